@@ -1,0 +1,135 @@
+"""What the driver's machine is told. Facts, in the past tense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelops.study.ids import AttemptId
+from modelops.worker.messages import AggregateReceipt, Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentReady:
+    """The job's environment was resolved and one worker has it; chunks may be submitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentFailed:
+    """The job's environment cannot be had: ends the job once, with uv's own words; nothing has failed to run."""
+
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker is ready to take chunks in ``slots`` threads."""
+
+    worker: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker is gone. ``died``: its process ended unasked; otherwise it was drained or partitioned."""
+
+    worker: str
+    died: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDone:
+    """A receipt came back. Nothing is committed by it."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkErred:
+    """The task raised: a fault of ModelOps or the machine (storage full, environment broken), not of the model.
+
+    ``final``: trying again has no hope.
+    """
+
+    attempt: AttemptId
+    error_type: str
+    message: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLost:
+    """An attempt ended without a receipt. ``worker_died``: its worker's process died while holding it."""
+
+    attempt: AttemptId
+    worker_died: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment."""
+
+    attempt: AttemptId
+    accepted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateDone:
+    """A receipt for an aggregate chunk came back."""
+
+    receipt: AggregateReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class TimerRang:
+    """The timer of this name rang."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """The user wants the job to stop. ``who`` goes into the job's record."""
+
+    who: str = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Finalized:
+    """The result files are written and verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLost:
+    """The database or the storage does not answer: intake pauses, nothing is acknowledged."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBack:
+    """The store answers again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """Another driver holds the job. This one stops without a word to the store."""
+
+
+Event = (
+    EnvironmentReady
+    | EnvironmentFailed
+    | WorkerJoined
+    | WorkerLeft
+    | ChunkDone
+    | ChunkErred
+    | AttemptLost
+    | Committed
+    | AggregateDone
+    | TimerRang
+    | CancelAsked
+    | Finalized
+    | StoreLost
+    | StoreBack
+    | LeaseLost
+)

@@ -1,0 +1,160 @@
+"""Every error ModelOps raises, cut by what the caller can do about it.
+
+`RequestError`: change the request. `RetryableError`: try again later. `ClusterError`: mend the machine,
+the pool or the storage. `BundleError`: mend the bundle. `InternalError`: report a bug.
+The CLI maps this tree to exit codes in one place, ``modelops.cli.exits``.
+Arguments reach ``super().__init__`` unchanged, so every error survives pickling.
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+class ModelOpsError(Exception):
+    """Base of all errors of ModelOps."""
+
+
+class RequestError(ModelOpsError):
+    """The request itself is wrong; ``str`` says what to change."""
+
+
+class NotFoundError(RequestError):
+    """What was named does not exist."""
+
+
+class RetryableError(ModelOpsError):
+    """Nothing is wrong with the request; the same call may succeed later."""
+
+
+class ClusterError(ModelOpsError):
+    """The machine, the worker pool, the database or the storage needs mending."""
+
+
+class StorageError(ClusterError):
+    """Bytes could not be stored or read; ``str`` names the volume or server."""
+
+
+class IntegrityError(ClusterError):
+    """Stored bytes do not have the digest that was recorded for them."""
+
+
+class InternalError(ModelOpsError):
+    """A rule of ModelOps itself was broken: a bug worth reporting."""
+
+
+class BundleError(ModelOpsError):
+    """The bundle needs mending; ``str`` names the file or the line to add."""
+
+
+class EnvironmentError_(ModelOpsError):
+    """Base of errors about a bundle's environment."""
+
+
+class ResolutionError(EnvironmentError_, BundleError):
+    """The dependencies cannot be resolved or built: final. Carries uv's own words.
+
+    Parameters
+    ----------
+    what
+        Name of the bundle or input file.
+    uv_output
+        What uv printed.
+    """
+
+    def __init__(self, what: str, uv_output: str) -> None:
+        super().__init__(what, uv_output)
+        self.what, self.uv_output = what, uv_output
+
+    def __str__(self) -> str:
+        return f"the dependencies of {self.what} cannot be installed:\n{self.uv_output}"
+
+
+class IndexUnreachableError(EnvironmentError_, RetryableError):
+    """The package index did not answer; nothing is known about the dependencies."""
+
+    def __init__(self, what: str, uv_output: str) -> None:
+        super().__init__(what, uv_output)
+        self.what, self.uv_output = what, uv_output
+
+    def __str__(self) -> str:
+        return f"the package index was not reachable while preparing {self.what}:\n{self.uv_output}"
+
+
+class NoInterpreterError(EnvironmentError_, ClusterError):
+    """No Python that the bundle accepts was found; lists those that were."""
+
+    def __init__(self, wanted: str, found: tuple[str, ...]) -> None:
+        super().__init__(wanted, found)
+        self.wanted, self.found = wanted, found
+
+    def __str__(self) -> str:
+        found = ", ".join(self.found) or "none"
+        return (
+            f"the bundle needs Python {self.wanted}, and none of the interpreters found here fits: {found}. "
+            "Install one that does, or change requires-python in the bundle."
+        )
+
+
+class EnvironmentDamagedError(EnvironmentError_, ClusterError):
+    """An environment was damaged and a rebuild did not mend it."""
+
+
+class ProcessError(ModelOpsError):
+    """Base of errors about a runner process."""
+
+
+class ProcessExitedError(ProcessError):
+    """A runner process ended before it answered.
+
+    Parameters
+    ----------
+    doing
+        What it had been asked to do, e.g. ``"initialize"``.
+    returncode
+        As ``Popen`` reports it: exit code, or -N for signal N.
+    stderr_tail
+        The last lines the process wrote.
+    """
+
+    def __init__(self, doing: str, returncode: int, stderr_tail: str) -> None:
+        super().__init__(doing, returncode, stderr_tail)
+        self.doing, self.returncode, self.stderr_tail = doing, returncode, stderr_tail
+
+    def __str__(self) -> str:
+        tail = f"\n{self.stderr_tail}" if self.stderr_tail else " (it wrote nothing to stderr)"
+        return f"the runner process ended while doing {self.doing}: {describe_exit(self.returncode)}{tail}"
+
+
+class HandshakeError(ProcessError):
+    """A runner process answered the handshake wrongly: another Python, bundle or protocol version."""
+
+
+class ProcessTimeoutError(ProcessError):
+    """A runner process did not answer in time and was killed."""
+
+
+class ProtocolError(ProcessError):
+    """The other side broke the rules of the protocol."""
+
+
+class RemoteError(ProcessError):
+    """The runner answered a request with an error; attributes say what the bundle's code raised."""
+
+    def __init__(self, error_type: str, message: str, traceback: str, stderr_tail: str = "") -> None:
+        super().__init__(error_type, message, traceback, stderr_tail)
+        self.error_type, self.message = error_type, message
+        self.traceback, self.stderr_tail = traceback, stderr_tail
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.message}\n{self.traceback}"
+
+
+def describe_exit(returncode: int) -> str:
+    """Say how a process ended: ``exit code 3`` or ``signal 9 (Killed)``.
+
+    ``Popen`` reports death by signal N as -N; 128+N is the shell's habit.
+    """
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    return f"signal {-returncode} ({signal.strsignal(-returncode) or 'unknown'})"

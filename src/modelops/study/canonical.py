@@ -1,0 +1,85 @@
+"""The canonical form of a parameter set, and its id.
+
+UTF-8 JSON without spaces, keys sorted by code point, integers and floats distinct (``1`` is not ``1.0``),
+floats as Python's shortest repr, non-finite floats tagged ``{"$float": "nan"}``. ``param_id`` is the
+16-byte BLAKE2b of it, as 32 hexadecimal digits. Reference: ``docs/reference/param-id.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from modelops.errors import RequestError
+from modelops.study.ids import ParamId
+
+_PERSON = b"modelops.parm.1"
+RESERVED = frozenset({"param", "param_id", "replicate", "seed", "status"})
+
+
+def canonical_json(params: Mapping[str, Any]) -> bytes:
+    """Return the canonical form of a parameter set.
+
+    Raises
+    ------
+    RequestError
+        A name is not text, or a value is not None, bool, int, float, text, a list or a dict of these
+        (numpy scalars and arrays are converted first, tuples become lists). The message names the key.
+    """
+    plain = _plain(params, "")
+    try:
+        return json.dumps(
+            plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except UnicodeEncodeError as e:
+        raise RequestError(f"a parameter holds text that is not valid Unicode: {e.object!r}") from e
+
+
+def parse_canonical(data: bytes | str) -> dict[str, Any]:
+    """Return the parameter set that has this canonical form; the inverse of `canonical_json`."""
+    value = json.loads(data, object_hook=_untag)
+    if not isinstance(value, dict):
+        raise ValueError(f"not a parameter set: {data!r}")  # noqa: TRY004  a wrong stored value, not a wrong type
+    return value
+
+
+def param_id(canonical: bytes) -> ParamId:
+    """Return the id of a parameter set from its canonical form."""
+    return ParamId(blake2b(canonical, digest_size=16, person=_PERSON).hexdigest())
+
+
+def _untag(obj: dict[str, Any]) -> Any:
+    if len(obj) == 1 and "$float" in obj:
+        return float(obj["$float"])
+    return obj
+
+
+def _plain(value: Any, where: str) -> Any:
+    match value:
+        case np.generic() | np.ndarray():
+            return _plain(value.tolist(), where)
+        case None | bool() | str():
+            return value if value is None or isinstance(value, bool) else str(value)
+        case int():
+            return int(value)
+        case float():
+            value = float(value)
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        case list() | tuple():
+            return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        case Mapping():
+            for key in value:
+                if not isinstance(key, str):
+                    raise RequestError(f"parameter {where or 'names'}: the key {key!r} is not text")
+                if key.startswith("$"):
+                    raise RequestError(f"parameter {where or key!r}: a name must not begin with '$' ({key!r})")
+            return {str(k): _plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+    raise RequestError(
+        f"parameter {where!r}: a {type(value).__name__} cannot be a parameter; "
+        "use None, bool, int, float, text, or lists and dicts of these"
+    )

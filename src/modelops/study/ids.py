@@ -1,0 +1,45 @@
+"""Identifiers: UUIDv7 (RFC 9562) behind a prefix that says what they name."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import NewType
+
+JobId = NewType("JobId", str)
+AttemptId = NewType("AttemptId", str)
+BundleDigest = NewType("BundleDigest", str)
+EnvironmentKey = NewType("EnvironmentKey", str)
+ParamId = NewType("ParamId", str)
+
+
+def uuid7(unix_ms: int, entropy: bytes) -> uuid.UUID:
+    """Return a UUIDv7: 48 bits of Unix milliseconds, then version, variant and 74 random bits.
+
+    Parameters
+    ----------
+    unix_ms
+        Milliseconds since the epoch, below 2**48.
+    entropy
+        At least 10 random bytes.
+    """
+    rand = int.from_bytes(entropy[:10], "big")
+    value = (unix_ms & (2**48 - 1)) << 80
+    value |= 0x7 << 76 | (rand >> 68 & 0xFFF) << 64
+    value |= 0b10 << 62 | (rand & (2**62 - 1))
+    return uuid.UUID(int=value)
+
+
+def _fresh(prefix: str) -> str:
+    return f"{prefix}_{uuid7(time.time_ns() // 1_000_000, os.urandom(10)).hex}"
+
+
+def new_job_id() -> JobId:
+    """Return an id that no other job has; ids sort by the time they were made."""
+    return JobId(_fresh("job"))
+
+
+def new_attempt_id() -> AttemptId:
+    """Return an id that no other attempt has."""
+    return AttemptId(_fresh("att"))

@@ -1,0 +1,136 @@
+"""The index line: every replicate of a job has one integer, given once and never changed.
+
+A job is a list of blocks. In a block, replicate ``r`` of parameter set ``p`` has the index
+``k = base + (p - p0) * n + (r - r0)`` (parameter-major). Extending a job appends a block.
+The reference is ``docs/reference/index-line.md``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+import msgspec
+
+from modelops.study.ranges import Ranges
+
+
+class Place(NamedTuple):
+    """Where an index lies: parameter set ordinal and replicate number."""
+
+    param: int
+    replicate: int
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A rectangle of parameter sets x replicates on the index line.
+
+    ``base``: first index. ``p0``, ``n_params``: parameter set ordinals ``p0 <= p < p0 + n_params``.
+    ``r0``, ``n_replicates``: replicate numbers ``r0 <= r < r0 + n_replicates``.
+    """
+
+    base: int
+    p0: int
+    n_params: int
+    r0: int
+    n_replicates: int
+
+    @property
+    def end(self) -> int:
+        """One past the last index of the block."""
+        return self.base + self.n_params * self.n_replicates
+
+
+class IndexLine(msgspec.Struct, frozen=True):
+    """The blocks of one job, in the order in which they were added; their bases follow one another."""
+
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        at = 0
+        for block in self.blocks:
+            if block.base != at or min(block.p0, block.n_params, block.r0, block.n_replicates) < 0:
+                raise ValueError(f"blocks must follow one another on the line: {block} does not begin at {at}")
+            at = block.end
+
+    @classmethod
+    def of(cls, n_params: int, n_replicates: int) -> IndexLine:
+        """Return the line of a new job: one block that begins at parameter set 0, replicate 0."""
+        return cls((Block(0, 0, n_params, 0, n_replicates),))
+
+    @property
+    def size(self) -> int:
+        """How many indices have been given."""
+        return self.blocks[-1].end if self.blocks else 0
+
+    @property
+    def n_params(self) -> int:
+        """How many parameter sets the line covers."""
+        return max((b.p0 + b.n_params for b in self.blocks), default=0)
+
+    def all(self) -> Ranges:
+        """Return every index of the line."""
+        return Ranges([(0, self.size)])
+
+    def block_of(self, k: int) -> Block:
+        """Return the block that holds index ``k``. Raises IndexError if no block does."""
+        i = bisect_right(self.blocks, k, key=lambda b: b.base) - 1
+        while i >= 0 and self.blocks[i].end == self.blocks[i].base:
+            i -= 1
+        if i < 0 or not self.blocks[i].base <= k < self.blocks[i].end:
+            raise IndexError(k)
+        return self.blocks[i]
+
+    def locate(self, k: int) -> Place:
+        """Return parameter set and replicate of index ``k``. Raises IndexError outside the line."""
+        block = self.block_of(k)
+        p, r = divmod(k - block.base, block.n_replicates)
+        return Place(block.p0 + p, block.r0 + r)
+
+    def index(self, param: int, replicate: int) -> int:
+        """Return the index of a replicate. Raises IndexError if the line does not hold it."""
+        for b in self.blocks:
+            p, r = param - b.p0, replicate - b.r0
+            if 0 <= p < b.n_params and 0 <= r < b.n_replicates:
+                return b.base + p * b.n_replicates + r
+        raise IndexError((param, replicate))
+
+    def of_param(self, param: int) -> Ranges:
+        """Return all indices of one parameter set."""
+        return self.of_params(param, param + 1)
+
+    def of_params(self, lo: int, hi: int) -> Ranges:
+        """Return all indices of the parameter sets ``lo <= p < hi``."""
+        out = []
+        for b in self.blocks:
+            first, last = max(lo, b.p0), min(hi, b.p0 + b.n_params)
+            if first < last:
+                n = b.n_replicates
+                out.append((b.base + (first - b.p0) * n, b.base + (last - b.p0) * n))
+        return Ranges(out)
+
+    def params_of(self, indices: Ranges) -> Ranges:
+        """Return the ordinals of the parameter sets that these indices belong to."""
+        out = []
+        for b in self.blocks:
+            if not b.n_replicates:
+                continue
+            for lo, hi in (indices & Ranges([(b.base, b.end)])).pairs:
+                first = b.p0 + (lo - b.base) // b.n_replicates
+                out.append((first, b.p0 + (hi - 1 - b.base) // b.n_replicates + 1))
+        return Ranges(out)
+
+    def ordered(self, lo_param: int, hi_param: int) -> list[tuple[int, int, int, int]]:
+        """Return the rows of these parameter sets in result order: (parameter set, replicate).
+
+        Returns
+        -------
+            Runs ``(param, first_replicate, first_index, n)``: ``n`` consecutive indices that are
+            ``n`` consecutive replicates of one parameter set.
+        """
+        runs = []
+        for b in self.blocks:
+            for p in range(max(lo_param, b.p0), min(hi_param, b.p0 + b.n_params)):
+                if b.n_replicates:
+                    runs.append((p, b.r0, b.base + (p - b.p0) * b.n_replicates, b.n_replicates))
+        return sorted(runs)

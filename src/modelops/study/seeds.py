@@ -1,0 +1,78 @@
+"""Seeds: a keyed bijection of the replicate number, so they never collide within a parameter set.
+
+``seed(r) = fmix32(r XOR a) XOR b``, where ``fmix32`` is the finalizer of MurmurHash3 (32 bits; Austin
+Appleby, public domain), a bijection of 32-bit integers, and ``a``, ``b`` are two 32-bit constants taken
+from BLAKE2b (RFC 7693) over study seed and ``param_id``. Byte layout and test vectors:
+``docs/reference/seeds.md``.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from modelops.study.ids import ParamId
+
+MAX_STUDY_SEED = 2**63 - 1
+MAX_EXPLICIT_SEED = 2**63 - 1
+MAX_REPLICATES = 2**32
+_SEED_PERSON = b"modelops.seed.1"
+_ENTROPY_PERSON = b"modelops.entr.1"
+
+
+class SeedKey(NamedTuple):
+    """The two 32-bit constants of one parameter set."""
+
+    a: int
+    b: int
+
+
+def seed_key(study_seed: int, param_id: ParamId | None) -> SeedKey:
+    """Derive the constants of a parameter set; ``param_id`` None means common random numbers."""
+    digest = blake2b(_key_material(study_seed, param_id), digest_size=8, person=_SEED_PERSON).digest()
+    return SeedKey(int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
+
+
+def entropy_key(study_seed: int, param_id: ParamId | None) -> bytes:
+    """Return the 16-byte key from which ``context.entropy`` of each replicate is derived.
+
+    The runner computes ``BLAKE2b(replicate as 8 bytes little-endian, key=entropy_key, digest_size=16)``
+    and reads it as a little-endian integer, a 128-bit value for ``numpy.random.SeedSequence``.
+    """
+    return blake2b(_key_material(study_seed, param_id), digest_size=16, person=_ENTROPY_PERSON).digest()
+
+
+def _key_material(study_seed: int, param_id: ParamId | None) -> bytes:
+    if not 0 <= study_seed <= MAX_STUDY_SEED:
+        raise ValueError(f"a study's seed must lie in 0..2**63-1, not {study_seed}")
+    return study_seed.to_bytes(8, "little") + (bytes.fromhex(param_id) if param_id else b"")
+
+
+def fmix32(h: int) -> int:
+    """MurmurHash3's 32-bit finalizer, a bijection of ``0 <= h < 2**32``."""
+    h ^= h >> 16
+    h = h * 0x85EBCA6B & 0xFFFFFFFF
+    h ^= h >> 13
+    h = h * 0xC2B2AE35 & 0xFFFFFFFF
+    return h ^ h >> 16
+
+
+def seed_of(key: SeedKey, replicate: int) -> int:
+    """Return the 32-bit seed of one replicate (``0 <= replicate < 2**32``)."""
+    return fmix32(replicate ^ key.a) ^ key.b
+
+
+def seeds_of(key: SeedKey, first: int, n: int) -> npt.NDArray[np.int64]:
+    """Return the seeds of the replicates ``first <= r < first + n``. Shape ``(n,)``, int64."""
+    h = np.arange(first, first + n, dtype=np.uint64).astype(np.uint32) ^ np.uint32(key.a)
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(0x85EBCA6B)
+    h ^= h >> np.uint32(13)
+    h *= np.uint32(0xC2B2AE35)
+    h ^= h >> np.uint32(16)
+    return (h ^ np.uint32(key.b)).astype(np.int64)

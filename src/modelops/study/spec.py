@@ -1,0 +1,92 @@
+"""The frozen record of what a job is: ``study.json`` in storage. Read by driver and workers.
+
+Parameters are not in it (``parameters.parquet`` holds them), nor is anything that is learned while running.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from modelops.errors import RequestError
+from modelops.states import ReplicateStatus
+from modelops.study.index_line import IndexLine
+
+FORMAT = 1
+ISOLATIONS = ("warm", "fork", "spawn")
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How often and when a replicate that did not succeed is tried again.
+
+    ``max_retries``: attempts are at most 1 + max_retries. ``initial_delay``: seconds before the first
+    retry. ``backoff``: factor on the delay for each further retry. ``max_delay``: seconds, upper bound
+    of a delay. ``on``: the statuses that are retried.
+    """
+
+    max_retries: int = 5
+    initial_delay: float = 30.0
+    backoff: float = 1.0
+    max_delay: float | None = None
+    on: frozenset[ReplicateStatus] = frozenset({ReplicateStatus.CRASHED})
+
+    def delay_s(self, failed_attempts: int) -> float:
+        """Return the seconds to wait after this many failed attempts (1 or more)."""
+        delay = self.initial_delay * self.backoff ** (failed_attempts - 1)
+        return min(delay, self.max_delay) if self.max_delay is not None else delay
+
+
+NO_RETRY = RetryPolicy(max_retries=0)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one replicate may use. None means unlimited."""
+
+    replicate_timeout_s: float | None = None
+    memory_bytes: int | None = None
+    threads: int = 1
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides the results of a job, except its parameters and its lock.
+
+    ``model`` and ``aggregates`` are entry points as the bundle writes them. ``seeds``: explicit seeds, one
+    per replicate number, or None, then seeds derive from ``study_seed``. ``min_success``: a float is a
+    fraction of the replicates of a parameter set, an int a count.
+    """
+
+    format: int = FORMAT
+    name: str
+    bundle: str
+    bundle_name: str
+    model: str
+    aggregates: tuple[str, ...] = ()
+    line: IndexLine
+    study_seed: int = 0
+    seeds: tuple[int, ...] | None = None
+    common_random_numbers: bool = False
+    isolation: str = "warm"
+    limits: Limits = Limits()
+    timeout_s: float | None = None
+    min_success: float | int = 1.0
+    retry: RetryPolicy = NO_RETRY
+    fail_fast: bool = True
+    max_failures: int | None = None
+
+    def needed(self, n_replicates: int) -> int:
+        """Return how many of ``n_replicates`` must succeed for an aggregate to run (at least 1)."""
+        if isinstance(self.min_success, int):
+            return self.min_success
+        return max(1, math.ceil(self.min_success * n_replicates - 1e-9))
+
+
+def decode_spec(data: bytes) -> JobSpec:
+    """Read ``study.json``; a newer format is refused with a sentence."""
+    head = msgspec.json.decode(data, type=dict)
+    if head.get("format", 0) > FORMAT:
+        raise RequestError(
+            f"this job was written by a newer ModelOps (study format {head['format']}, this one reads "
+            f"up to {FORMAT}); upgrade modelops"
+        )
+    return msgspec.json.decode(data, type=JobSpec)

@@ -1,0 +1,127 @@
+"""What driver and workers say to each other: chunks out, receipts back. Plain frozen values.
+
+They travel as Dask task arguments and results, so they stay small: ranges and counts, never parameters
+or outputs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from modelops.states import ReplicateStatus
+from modelops.study.ids import AttemptId, JobId
+from modelops.study.ranges import Range
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at a set of indices; what one Dask task runs.
+
+    ``attempt_number``: 1 for the first try; the same for all its replicates. ``retry_on``: outcomes that
+    are left out of the segment, because they will be tried again (empty on the last try).
+    """
+
+    job: JobId
+    attempt: AttemptId
+    epoch: int
+    ranges: tuple[Range, ...]
+    attempt_number: int = 1
+    retry_on: tuple[ReplicateStatus, ...] = ()
+
+
+class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored segment: the final outcomes of a set of indices.
+
+    ``name``: object name below ``v1/jobs/<job>/``. ``digest``: SHA-256 of the object, hexadecimal.
+    ``pack``: name of the object that holds its large outputs, or None; ``execution``: name of the object
+    with durations and hosts.
+    """
+
+    attempt: AttemptId
+    name: str
+    digest: str
+    n_bytes: int
+    ranges: tuple[Range, ...]
+    counts: dict[ReplicateStatus, int]
+    pack: str | None = None
+    pack_bytes: int = 0
+    execution: str | None = None
+
+
+class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
+    """One full example of an error, for a fingerprint (type and place)."""
+
+    fingerprint: str
+    status: ReplicateStatus
+    error_type: str
+    message: str
+    traceback: str = ""
+    stderr: str = ""
+    index: int = -1
+
+
+class FailureCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one fingerprint occurred in a chunk."""
+
+    example: ErrorExample
+    count: int
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a chunk. Every index of it is in exactly one of segment, retry, or unstarted.
+
+    ``retry``: outcomes that are to be tried again, not in the segment. ``unstarted``: given back because
+    the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
+    ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
+    """
+
+    job: JobId
+    attempt: AttemptId
+    worker: str
+    host: str
+    segment: SegmentRef | None = None
+    retry: tuple[tuple[ReplicateStatus, tuple[Range, ...]], ...] = ()
+    unstarted: tuple[Range, ...] = ()
+    failures: tuple[FailureCount, ...] = ()
+    model_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    missing_import: str | None = None
+
+
+class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameter sets to aggregate in one Dask task, and the segments that hold their replicates."""
+
+    job: JobId
+    attempt: AttemptId
+    epoch: int
+    params: tuple[Range, ...]
+    segments: tuple[SegmentRef, ...]
+
+
+class AggregateRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored aggregate segment: rows of (parameter set, aggregate entry point), every one of ``params``.
+
+    ``inputs``: digests of the segments it read; it is stale when they change.
+    """
+
+    attempt: AttemptId
+    name: str
+    digest: str
+    n_bytes: int
+    params: tuple[Range, ...]
+    counts: dict[str, int]  # AggregateStatus -> number of rows
+    inputs: tuple[str, ...]
+    pack: str | None = None
+    pack_bytes: int = 0
+
+
+class AggregateReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an aggregate chunk."""
+
+    job: JobId
+    attempt: AttemptId
+    worker: str
+    host: str
+    stored: AggregateRef | None = None
+    stopped: bool = False
+    failures: tuple[FailureCount, ...] = ()
+    wall_seconds: float = 0.0
