@@ -1,0 +1,87 @@
+"""Run a bundle's code on this machine without Dask: reports, checks, and ``modelops bundle run``."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from modelops.bundles import load_manifest, take_snapshot
+from modelops.environments import Environments, decode_lock
+from modelops.processes import ProcessPool, RunnerSpec
+from modelops.store.layout import job_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from modelops.bundles import Manifest
+    from modelops.client.job import Job
+    from modelops.environments import Environment
+    from modelops.home import Home
+
+
+class LocalRunner:
+    """A bundle with its environment and a process pool of one slot, for the length of a ``with`` block."""
+
+    def __init__(self, snapshot: Path, digest: str, manifest: Manifest, environment: Environment, home: Home) -> None:
+        self.snapshot, self.digest, self.manifest, self.environment = snapshot, digest, manifest, environment
+        self._home = home
+        self._stack = contextlib.ExitStack()
+        self.pool: ProcessPool
+
+    @classmethod
+    def of_bundle(
+        cls, source: Path, home: Home, *, upgrade: bool = False, on_progress: Callable[[str], None] | None = None
+    ) -> Self:
+        """Snapshot a bundle and make its environment ready.
+
+        Raises
+        ------
+        ModelOpsError
+            The bundle is wrong or its environment cannot be had.
+        """
+        snapshot, digest = take_snapshot(source, home.cache / "bundles")
+        manifest = load_manifest(snapshot)
+        environments = Environments(home.cache)
+        lock = environments.resolve(snapshot, upgrade=upgrade, on_progress=on_progress)
+        environment = environments.ensure(lock, bundle_root=snapshot, on_progress=on_progress)
+        return cls(snapshot, digest, manifest, environment, home)
+
+    @classmethod
+    def of_job(cls, job: Job) -> Self:
+        """Use the bundle and the environment of a job."""
+        home, manifest = job.home, job.manifest
+        lock = decode_lock(job.read_object(job_object(job.id, "lock")))
+        snapshot = job.snapshot()
+        environment = Environments(home.cache).ensure(lock, bundle_root=snapshot)
+        return cls(snapshot, job.spec.bundle, manifest, environment, home)
+
+    def spec(self, *, isolation: str | None = None, **limits: Any) -> RunnerSpec:
+        """Return what the pool needs to start a runner of this bundle."""
+        return RunnerSpec(
+            python=str(self.environment.python),
+            environment_key=self.environment.key,
+            environment_dir=str(self.environment.path),
+            bundle_digest=self.digest,
+            snapshot=str(self.snapshot),
+            isolation=isolation or self.manifest.isolation,
+            memory_bytes=limits.get("memory_bytes"),
+            replicate_timeout_s=limits.get("replicate_timeout_s"),
+            threads=limits.get("threads", 1),
+            wire=self.manifest.wire,
+            pycache=str(self._home.cache / "pycache" / self.environment.key),
+        )
+
+    def call(self, entry: str, args: Sequence[Any]) -> Any:
+        """Call a function of the bundle in its environment and return its value."""
+        return self.pool.call(self.spec(), entry, args)
+
+    def __enter__(self) -> Self:
+        self._home.state.mkdir(parents=True, exist_ok=True)
+        root = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="local-", dir=self._home.state))
+        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(Path(root), slots=1)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()

@@ -1,0 +1,82 @@
+"""What a worker knows of a job: its spec, its bundle's snapshot, its environment, its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelops.bundles import fetch_snapshot, load_manifest
+from modelops.environments import decode_lock
+from modelops.processes import RunnerSpec
+from modelops.store.layout import job_object
+from modelops.store.parameters import ParameterTable
+from modelops.study.seeds import entropy_key, seed_key, seeds_of
+from modelops.study.spec import JobSpec, decode_spec
+
+if TYPE_CHECKING:
+    from modelops.study.ids import JobId
+    from modelops.study.ranges import Ranges
+    from modelops.worker.runtime import WorkerRuntime
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """Immutable; shared by the worker's threads."""
+
+    job: JobId
+    spec: JobSpec
+    runner: RunnerSpec
+    parameters: ParameterTable
+
+    def sets(self, indices: Ranges) -> list[dict[str, Any]]:
+        """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
+        spec, line = self.spec, self.spec.line
+        sets = []
+        for lo, hi in indices.pairs:
+            k = lo
+            while k < hi:
+                block = line.block_of(k)
+                param, replicate = line.locate(k)
+                n = min(hi - k, block.r0 + block.n_replicates - replicate)
+                sets.append(self._set(spec, param, replicate, k, n))
+                k += n
+        return sets
+
+    def _set(self, spec: JobSpec, param: int, replicate: int, index: int, n: int) -> dict[str, Any]:
+        row = self.parameters[param]
+        key_of = None if spec.common_random_numbers else row.param_id
+        if spec.seeds is not None:
+            seeds = list(spec.seeds[replicate : replicate + n])
+        else:
+            seeds = seeds_of(seed_key(spec.study_seed, key_of), replicate, n).tolist()
+        return {
+            "params": row.canonical,
+            "param": param,
+            "index": index,
+            "replicate": replicate,
+            "seeds": seeds,
+            "entropy_key": entropy_key(spec.study_seed, key_of).hex(),
+        }
+
+
+def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
+    """Read the job's record from storage, and make its bundle and environment ready on this machine."""
+    objects, cache = runtime.objects, runtime.settings.cache
+    spec = decode_spec(objects.get(job_object(job, "study.json")))
+    lock = decode_lock(objects.get(job_object(job, "lock")))
+    snapshot = fetch_snapshot(objects, spec.bundle, cache / "bundles")
+    environment = runtime.environments.ensure(lock, bundle_root=snapshot)
+    runner = RunnerSpec(
+        python=str(environment.python),
+        environment_key=environment.key,
+        environment_dir=str(environment.path),
+        bundle_digest=spec.bundle,
+        snapshot=str(snapshot),
+        isolation=spec.isolation,
+        memory_bytes=spec.limits.memory_bytes,
+        replicate_timeout_s=spec.limits.replicate_timeout_s,
+        threads=spec.limits.threads,
+        wire=load_manifest(snapshot).wire,
+        pycache=str(cache / "pycache" / environment.key),
+    )
+    return JobContext(job, spec, runner, ParameterTable(objects, job))
