@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelops.client import Job, JobStatus, run
+    from modelops.client import Job, JobStatus, local_cluster, run
     from modelops.errors import ModelOpsError
     from modelops.study import Retry, Study, grid, integers, latin_hypercube, log_range, sobol
 
@@ -22,6 +22,7 @@ _WHERE = {
     "grid": "modelops.study",
     "integers": "modelops.study",
     "latin_hypercube": "modelops.study",
+    "local_cluster": "modelops.client",
     "log_range": "modelops.study",
     "run": "modelops.client",
     "sobol": "modelops.study",
@@ -35,6 +36,7 @@ __all__ = [  # noqa: PLE0604  the same names as _WHERE; spelled out for type che
     "grid",
     "integers",
     "latin_hypercube",
+    "local_cluster",
     "log_range",
     "run",
     "sobol",

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from modelops.bundles import Manifest
     from modelops.store import JobView
+    from modelops.study.spec import JobSpec
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Job:
 
     def __init__(self, id: str, home: Home | None = None) -> None:  # noqa: A002  the word of the field
         self.id = JobId(id)
-        self._home = home or Home.from_environ(os.environ)
+        self.home = home or Home.from_environ(os.environ)
 
     def __repr__(self) -> str:
         return f"<modelops.Job {self.id}>"
@@ -65,8 +67,8 @@ class Job:
     def _view(self) -> Iterator[JobView]:
         from modelops.store import JobView, Objects, Records
 
-        with contextlib.closing(Records.open(self._home.database_url)) as records:
-            yield JobView(records, Objects.open(str(self._home.objects)), self.id)
+        with contextlib.closing(Records.open(self.home.database_url)) as records:
+            yield JobView(records, Objects.open(str(self.home.objects)), self.id)
 
     def status(self) -> JobStatus:
         """Return the state, the counts by replicate status, the aggregates, and the reason of the state."""
@@ -156,10 +158,29 @@ class Job:
             return view.result_files()
 
     @cached_property
-    def spec(self) -> Any:
+    def spec(self) -> JobSpec:
         """The frozen record of what the job is."""
         with self._view() as view:
             return view.spec
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the job's bundle says of itself."""
+        from modelops.bundles import load_manifest
+
+        return load_manifest(self.snapshot())
+
+    def snapshot(self) -> Path:
+        """Return the read-only folder that holds the job's bundle, unpacking it if need be."""
+        from modelops.bundles import fetch_snapshot
+        from modelops.store import Objects
+
+        return fetch_snapshot(Objects.open(str(self.home.objects)), self.spec.bundle, self.home.cache / "bundles")
+
+    def params(self, param: int) -> dict[str, Any]:
+        """Return one parameter set, by its ordinal."""
+        with self._view() as view:
+            return view.params(param)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modelops.states import JobEvent
 from modelops.store.results import finalize
 from modelops.store.segments import SegmentWriter
 
@@ -51,6 +52,11 @@ class StoreLedger:
     def note(self, command: Note) -> None:
         """Append to the job's story."""
         self.records.add_event(self.job, who=self.who, kind=command.kind, text=command.text)
+
+    def abandon(self, why: str) -> None:
+        """Record that the job will not be driven: it was interrupted before a replicate could run."""
+        for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+            self.records.change_state(self.job, event, who=self.who, why=why, epoch=self.epoch)
 
     def finalize(self) -> None:
         """Write the result files."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from modelops.bundles import load_manifest, take_snapshot
 from modelops.environments import Environments, decode_lock
 from modelops.processes import ProcessPool, RunnerSpec
+from modelops.store import Objects
 from modelops.store.layout import job_object
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class LocalRunner:
     def of_job(cls, job: Job) -> Self:
         """Use the bundle and the environment of a job."""
         home, manifest = job.home, job.manifest
-        lock = decode_lock(job.read_object(job_object(job.id, "lock")))
+        lock = decode_lock(Objects.open(str(home.objects)).get(job_object(job.id, "lock")))
         snapshot = job.snapshot()
         environment = Environments(home.cache).ensure(lock, bundle_root=snapshot)
         return cls(snapshot, job.spec.bundle, manifest, environment, home)

@@ -48,10 +48,15 @@ def write_report(job: Job, folder: Path) -> str:
         return ""
     order = ranked_aggregates(job)
     if not order.num_rows:
-        order = job.aggregates()
+        return ""
     rows: list[dict[str, Any]] = [
-        {"param": p, "params": job.params(p), "aggregates": job.aggregates_of(p)} for p in order["param"].to_pylist()
+        {"param": p, "params": job.params(p), "aggregates": aggregates_of(job, p)} for p in order["param"].to_pylist()
     ]
     with LocalRunner.of_job(job) as runner:
         text = runner.call(entry, [rows, str(folder.absolute())])
     return "\n".join(text) if isinstance(text, (list, tuple)) else str(text or "")
+
+
+def aggregates_of(job: Job, param: int) -> dict[str, Any]:
+    """Return the aggregates of one parameter set by entry point, exactly as the bundle returned them."""
+    return {target: job.aggregate(param, target) for target in job.spec.aggregates}

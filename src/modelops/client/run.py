@@ -1,4 +1,4 @@
-"""``mo.run``: own an embedded cluster for the length of the call, drive one job to its end."""
+"""``mo.run``: drive one job to its end on this machine, on a cluster that the call owns or was given."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import getpass
 import os
 import signal
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from modelops.client.job import Job
 from modelops.home import Home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    from modelops.client.ledger import StoreLedger
     from modelops.client.prepare import PreparedJob
+    from modelops.cluster.embedded import EmbeddedCluster
     from modelops.driver.loop import DriverLoop
     from modelops.driver.machine import Machine
-    from modelops.store import Objects, Records
+    from modelops.store import Objects
     from modelops.study import Study
 
 
@@ -41,7 +44,12 @@ class Watcher:
 
 
 def run(
-    study: Study, *, workers: int | None = None, progress: bool | None = None, watcher: Watcher | None = None
+    study: Study,
+    *,
+    workers: int | None = None,
+    cluster: EmbeddedCluster | None = None,
+    progress: bool | None = None,
+    watcher: Watcher | None = None,
 ) -> Job:
     """Run a study on this machine and wait for it.
 
@@ -51,6 +59,8 @@ def run(
         What to run.
     workers
         Worker processes, one replicate at a time each; default: one for each core that this process may use.
+    cluster
+        A started cluster to use, see `modelops.local_cluster`; default: one for the length of this call.
     progress
         Show a progress bar; default: only when stderr is a terminal.
     watcher
@@ -66,18 +76,30 @@ def run(
         The study or the bundle is wrong; nothing ran.
     ClusterError
         The workers could not be started, or storage does not work.
+    KeyboardInterrupt
+        Ctrl-C before the first replicate could run; the job is recorded as cancelled.
     """
-    import sys
-
     from modelops.client.progress import ProgressBar
 
     if watcher is None:
         show = sys.stderr.isatty() if progress is None else progress
         watcher = ProgressBar() if show else Watcher()
+    home = cluster.home if cluster is not None else Home.from_environ(os.environ)
     with contextlib.ExitStack() as stack:
         if isinstance(watcher, contextlib.AbstractContextManager):
             stack.enter_context(watcher)
-        return _run(study, workers or usable_cores(), Home.from_environ(os.environ), watcher)
+        interrupts = stack.enter_context(Interrupts(watcher))
+        return _run(study, workers or usable_cores(), cluster, home, watcher, interrupts)
+
+
+def local_cluster(workers: int | None = None) -> EmbeddedCluster:
+    """Return a pool of workers on this machine that several `run` calls can share; use it in a ``with`` block.
+
+    ``workers``: worker processes; default: one for each core that this process may use.
+    """
+    from modelops.cluster.embedded import EmbeddedCluster
+
+    return EmbeddedCluster(Home.from_environ(os.environ), n_workers=workers or usable_cores())
 
 
 def usable_cores() -> int:
@@ -85,60 +107,74 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(study: Study, workers: int, home: Home, watcher: Watcher) -> Job:
+def _run(
+    study: Study,
+    workers: int,
+    cluster: EmbeddedCluster | None,
+    home: Home,
+    watcher: Watcher,
+    interrupts: Interrupts,
+) -> Job:
+    from modelops.client.ledger import StoreLedger
     from modelops.client.prepare import prepare_job
     from modelops.cluster.embedded import EmbeddedCluster
     from modelops.store import Objects, Records
-    from modelops.worker.settings import WorkerSettings
 
-    cluster = EmbeddedCluster(WorkerSettings.of_home(home), n_workers=workers)
-    # Starting Dask and preparing the job have nothing to do with each other: both take about a second.
-    with ThreadPoolExecutor(1, thread_name_prefix="modelops-cluster") as starter, contextlib.ExitStack() as stack:
-        watcher.stage("preparing the bundle")
+    with contextlib.ExitStack() as stack:
         objects = Objects.open(str(home.objects))
         records = stack.enter_context(contextlib.closing(Records.open(home.database_url)))
+        watcher.stage("preparing the bundle")
         prepared = prepare_job(study, home, records, objects)
-        starting = starter.submit(cluster.start)
-        stack.callback(cluster.close)
         job = Job(prepared.job, home)
         watcher.prepared(job, prepared.spec.line.size)
-        watcher.stage("starting workers")
-        loop = _driver(prepared, home, records, objects, starting.result(), watcher)
-        with _interrupts(loop, watcher):
-            loop.run()
+        epoch = records.take_lease(prepared.job, _who())
+        ledger = StoreLedger(prepared.job, prepared.spec, records, objects, epoch, _who())
+        try:
+            # Resolving and installing, and starting Dask, have nothing to do with each other.
+            preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
+            environment = preparer.submit(_prepare_environment, prepared, home, objects, watcher)
+            if cluster is None:
+                cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
+            loop = _driver(prepared, ledger, cluster, environment.result, watcher)
+        except BaseException as error:
+            ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
+            raise
+        interrupts.drive(loop)
+        loop.run()
         return job
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _prepare_environment(prepared: PreparedJob, home: Home, objects: Objects, watcher: Watcher) -> None:
+    from modelops.environments import Environments, encode_lock
+    from modelops.store.layout import job_object
+
+    environments = Environments(home.cache)
+    lock = environments.resolve(prepared.snapshot, on_progress=watcher.stage)
+    objects.put_new(job_object(prepared.job, "lock"), encode_lock(lock))
+    environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
 
 
 def _driver(
     prepared: PreparedJob,
-    home: Home,
-    records: Records,
-    objects: Objects,
+    ledger: StoreLedger,
     cluster: EmbeddedCluster,
+    prepare: Callable[[], None],
     watcher: Watcher,
 ) -> DriverLoop:
-    from modelops.client.ledger import StoreLedger
     from modelops.driver import events as e
     from modelops.driver.loop import DriverLoop, check_workers
     from modelops.driver.machine import Machine
-    from modelops.environments import Environments, encode_lock
-    from modelops.store.layout import job_object
-
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
-    epoch = records.take_lease(prepared.job, who)
-
-    def prepare_environment() -> None:
-        environments = Environments(home.cache)
-        lock = environments.resolve(prepared.snapshot, on_progress=watcher.stage)
-        objects.put_new(job_object(prepared.job, "lock"), encode_lock(lock), existing_ok=True)
-        environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
 
     loop = DriverLoop(
         job=prepared.job,
-        machine=Machine(prepared.spec, prepared.job, epoch=epoch),
-        ledger=StoreLedger(prepared.job, prepared.spec, records, objects, epoch, who),
+        machine=Machine(prepared.spec, prepared.job, epoch=ledger.epoch),
+        ledger=ledger,
         client=cluster.client,
-        prepare=prepare_environment,
+        prepare=prepare,
         on_change=watcher.changed,
     )
     cluster.on_workers(
@@ -152,27 +188,37 @@ def _driver(
     return loop
 
 
-@contextlib.contextmanager
-def _interrupts(loop: DriverLoop, watcher: Watcher) -> Iterator[None]:
-    """Ctrl-C once: stop cleanly and keep what is finished; twice: at once. Only the main thread gets signals."""
-    from modelops.driver import events as e
+class Interrupts:
+    """Ctrl-C once: stop cleanly and keep what is finished; twice: at once. Use as a context manager.
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    presses = 0
+    Before the driver runs, Ctrl-C is a KeyboardInterrupt as everywhere else. Only the main thread gets signals; in
+    any other thread this does nothing.
+    """
 
-    def pressed(_signum: int, _frame: object) -> None:
-        nonlocal presses
-        presses += 1
-        watcher.cancelling(hard=presses > 1)
-        loop.tell(e.CancelAsked("Ctrl-C"))
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._loop: DriverLoop | None = None
+        self._presses = 0
+        self._before: dict[int, object] = {}
 
-    before: list[tuple[int, Callable[..., object] | int | None]] = [
-        (s, signal.signal(s, pressed)) for s in (signal.SIGINT, signal.SIGTERM)
-    ]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
+
+    def drive(self, loop: DriverLoop) -> None:
+        """Send Ctrl-C to this loop from now on."""
+        self._loop = loop
+
+    def _pressed(self, _signum: int, _frame: object) -> None:
+        from modelops.driver import events as e
+
+        if self._loop is None:
+            raise KeyboardInterrupt
+        self._presses += 1
+        self._watcher.cancelling(hard=self._presses > 1)
+        self._loop.tell(e.CancelAsked("Ctrl-C"))

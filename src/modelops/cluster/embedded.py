@@ -16,13 +16,14 @@ from distributed.security import Security
 
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.worker.plugin import ModelOpsWorker
+from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from distributed.scheduler import Scheduler
 
-    from modelops.worker.settings import WorkerSettings
+    from modelops.home import Home
 
 WORKERS_TOPIC = "modelops-workers"
 
@@ -44,7 +45,7 @@ class AnnounceWorkers(SchedulerPlugin):  # type: ignore[misc]  # distributed has
 
 
 class EmbeddedCluster:
-    """``n_workers`` worker processes with ``threads`` slots each, for the length of a ``with`` block.
+    """A pool on this machine: ``n_workers`` worker processes with ``threads`` slots each, for the length of a ``with`` block.
 
     Raises
     ------
@@ -52,8 +53,10 @@ class EmbeddedCluster:
         The workers did not start.
     """
 
-    def __init__(self, settings: WorkerSettings, *, n_workers: int, threads: int = 1) -> None:
-        self._settings, self._n_workers, self._threads = settings, n_workers, threads
+    def __init__(self, home: Home, *, n_workers: int, threads: int = 1) -> None:
+        self.home = home
+        self._settings = WorkerSettings.of_home(home)
+        self._n_workers, self._threads = n_workers, threads
         self._stack = contextlib.ExitStack()
         self.client: Client
 
