@@ -1,0 +1,136 @@
+"""Builds one environment into its final folder; the manifest, written last, makes it one.
+
+In place and not moved there: scripts hold their interpreter's absolute path, and uv's relocatable form
+replaces each by a slower shell wrapper. What a crash leaves behind has no manifest, so it never looks whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from modelops.environments.interpreters import Interpreter
+from modelops.environments.lock import EnvironmentKey, Lock
+from modelops.environments.locking import IN_USE
+from modelops.environments.manifest import (
+    Damage,
+    Manifest,
+    Survey,
+    record_damage,
+    survey,
+    unlisted_hashes,
+    write_manifest,
+)
+from modelops.environments.resolve import copy_bundle
+from modelops.environments.uv import Progress, Uv
+from modelops.errors import EnvironmentDamagedError, InternalError
+
+_log = logging.getLogger(__name__)
+
+
+def build_environment(
+    root: Path,
+    key: EnvironmentKey,
+    lock: Lock,
+    interpreter: Interpreter,
+    uv: Uv,
+    *,
+    careful: bool,
+    scratch: Path,
+    bundle_root: Path | None = None,
+    on_progress: Progress | None = None,
+    note_pid: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Build an environment where nothing is yet.
+
+    Parameters
+    ----------
+    careful
+        After damage: copy instead of hard-linking from uv's cache, and check every content against RECORD.
+    bundle_root
+        The bundle's folder; needed when ``lock.bundle_digest`` is set.
+
+    Raises
+    ------
+    ResolutionError, IndexUnreachableError, StorageError
+        uv failed; see `modelops.environments.uv.explain`.
+    EnvironmentDamagedError
+        What was installed does not match the packages' RECORD, even after a fresh download.
+    """
+    started = time.monotonic()
+    what = f"environment {key}"
+    if lock.bundle_digest is not None and bundle_root is None:
+        raise InternalError(f"{what} installs from the bundle's folder, and none was given")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+
+    def call(*arguments: str | Path, cwd: Path) -> str:
+        return uv.run(arguments, what=what, volume=root, cwd=cwd, on_progress=on_progress, note_pid=note_pid)
+
+    with tempfile.TemporaryDirectory(prefix="build-", dir=scratch) as folder:
+        work = Path(folder)
+        call("venv", "-q", "--no-project", "--python", interpreter.executable, root, cwd=work)
+        (root / IN_USE).touch()
+        if lock.bundle_digest is not None and bundle_root is not None:
+            work = copy_bundle(bundle_root, work / bundle_root.name)
+        pylock = work / "pylock.modelops.toml"
+        pylock.write_text(lock.text, encoding="utf-8")
+        python = root / "bin" / "python"
+
+        def install(*options: str) -> None:
+            if lock.packages:
+                call("pip", "sync", "--python", python, *options, pylock.name, cwd=work)
+            if lock.install:
+                call("pip", "install", "--no-deps", "--python", python, *options, ".", cwd=work)
+
+        if on_progress is not None and (n := len(lock.packages) + lock.install):
+            on_progress(f"installing {n} package{'s' if n > 1 else ''} for Python {interpreter.version}")
+        copy = ("--link-mode", "copy") if careful else ()
+        install(*copy)
+        found = survey(root, freeze=True)
+        if bad := record_damage(root, found.stats, hashes=careful):
+            found = _mend(root, bad, install, call, work)
+    binary = os.stat(interpreter.executable)  # noqa: PTH116  a string
+    manifest = Manifest(
+        key=key,
+        interpreter=interpreter,
+        binary=(binary.st_size, binary.st_mtime_ns),
+        folders=found.folders,
+        links=found.links,
+        hashes=unlisted_hashes(root, found.stats),
+        n_bytes=found.n_bytes,
+        built_at=time.time(),
+        build_seconds=time.monotonic() - started,
+        packages=[f"{p['name']}=={p.get('version', '?')}" for p in lock.packages],
+    )
+    write_manifest(root, manifest)
+    return manifest
+
+
+def _mend(
+    root: Path,
+    bad: list[Damage],
+    install: Callable[..., None],
+    call: Callable[..., str],
+    work: Path,
+) -> Survey:
+    """Install damaged packages again from a fresh download: uv's cache itself holds the damage."""
+    packages = sorted({d.package for d in bad})
+    _log.warning(
+        "uv's cache is damaged (%s%s): downloading %s again",
+        bad[0], f" and {len(bad) - 1} more" if len(bad) > 1 else "", ", ".join(packages),
+    )  # fmt: skip
+    # --force: the default waits for every uv on this machine to end, and this package is of use to none.
+    call("cache", "clean", "--force", *packages, cwd=work)
+    install("--link-mode", "copy", *(f"--reinstall-package={p}" for p in packages))
+    found = survey(root, freeze=True)
+    if still := record_damage(root, found.stats, hashes=True):
+        raise EnvironmentDamagedError(
+            f"{root.name}: {still[0]}, also after a fresh download of {', '.join(packages)}. Check the disk, "
+            "then remove uv's cache (uv cache clean) and this environment (modelops env gc --all)."
+        )
+    return found
