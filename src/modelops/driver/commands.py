@@ -57,6 +57,15 @@ class CommitSynthetic:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitSyntheticAggregates:
+    """Write and commit ``failed`` aggregates that no worker could: aggregating these took its worker down."""
+
+    attempt: AttemptId
+    params: Ranges
+    error: ErrorExample
+
+
+@dataclass(frozen=True, slots=True)
 class CommitAggregates:
     """Write the row of an aggregate segment; answer Committed."""
 
@@ -108,6 +117,7 @@ Command = (
     | StopAttempt
     | CommitSegment
     | CommitSynthetic
+    | CommitSyntheticAggregates
     | CommitAggregates
     | SetTimer
     | ChangeState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modelops.study.ids import AttemptId
-from modelops.worker.messages import AggregateReceipt, Receipt
+from modelops.worker.messages import AggregateReceipt, Receipt, SegmentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,14 @@ class AttemptLost:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment."""
+    """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment.
+
+    ``segment``: what was written for a CommitSynthetic, so that aggregates can read it.
+    """
 
     attempt: AttemptId
     accepted: bool = True
+    segment: SegmentRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
