@@ -1,0 +1,153 @@
+"""Open the database: SQLite in a file (WAL, ``synchronous=FULL``) or PostgreSQL by URL, migrated to now.
+
+SQLite: writers begin with ``BEGIN IMMEDIATE``, so a transaction never discovers half-way that another
+writer was faster (that error cannot be waited out); waiting at the beginning can. Switching a new file
+to WAL and migrating happen under a file lock, because neither waits for another process by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from filelock import FileLock
+from sqlalchemy.exc import DBAPIError
+
+from modelops.errors import ClusterError, RequestError, StorageError
+from modelops.store.schema import HEAD, REVISIONS
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+BUSY_TIMEOUT_S: Final = 60
+
+
+class Database:
+    """Connections to one database, each use of them one transaction."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self.name = engine.url.render_as_string(hide_password=True)
+        self._readers = engine.execution_options(modelops_read=True)
+
+    @classmethod
+    def open(cls, url: str) -> Database:
+        """Connect, create what is missing and migrate what is older.
+
+        Raises
+        ------
+        ClusterError
+            The database was written by a newer ModelOps.
+        StorageError
+            The database does not answer, or its file cannot be written.
+        """
+        parsed = _parse(url)
+        on_file = parsed.get_backend_name() == "sqlite"
+        engine = sa.create_engine(
+            parsed, **({"connect_args": {"timeout": BUSY_TIMEOUT_S}} if on_file else {})
+        )
+        lock: Any = nullcontext()
+        if on_file:
+            lock = _lock_beside(parsed)
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin_sqlite)
+        self = cls(engine)
+        if self._revision() != HEAD:
+            with lock:
+                if on_file:
+                    self._switch_to_wal()
+                self._migrate()
+        return self
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One consistent view; waits for no writer on SQLite."""
+        with self._as_ours(), self._readers.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction: all of it is durable when the block ends, or none of it ever was."""
+        with self._as_ours(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _as_ours(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as e:
+            raise StorageError(f"the database {self.name} failed: {e.orig}") from e
+
+    def _revision(self) -> str | None:
+        with self.reading() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+
+    def _switch_to_wal(self) -> None:
+        with self._as_ours(), self.engine.connect() as connection:
+            raw = connection.connection.cursor()  # outside any transaction, as the pragma demands
+            raw.execute("PRAGMA journal_mode=WAL")
+            mode = raw.fetchone()
+            raw.close()
+        if mode != ("wal",):
+            raise StorageError(
+                f"the database {self.name} cannot use a write-ahead log (its file system allows {mode}); "
+                "put it on a local disk: set MODELOPS_HOME"
+            )
+
+    def _migrate(self) -> None:
+        # Here and not above: alembic takes 0.1 s to import, and an up-to-date database has no use for it.
+        from alembic import command
+        from alembic.config import Config
+
+        revision = self._revision()
+        if revision is not None and revision not in REVISIONS:
+            raise ClusterError(
+                f"the database {self.name} was written by a newer ModelOps (revision {revision}, this one knows "
+                f"up to {HEAD}); upgrade modelops, or use another MODELOPS_HOME"
+            )
+        config = Config()
+        config.set_main_option("script_location", "modelops.store:migrations")
+        with self.writing() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as e:
+        raise RequestError(f"{url!r} is no database URL: use sqlite:////path/to/modelops.db") from e
+    if parsed.get_backend_name() == "sqlite" and not parsed.database:
+        raise RequestError("a job's records need a file: use sqlite:////path/to/modelops.db")
+    return parsed
+
+
+def _lock_beside(url: sa.URL) -> FileLock:
+    path = Path(url.database or "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(f"the folder of the database {path} cannot be made: {e.strerror}") from e
+    return FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S)
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    connection.isolation_level = None  # type: ignore[attr-defined]  # we send BEGIN ourselves, see below
+    cursor = connection.cursor()
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    reads = connection.get_execution_options().get("modelops_read", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

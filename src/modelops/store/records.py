@@ -1,0 +1,393 @@
+"""The records of jobs: each method is one transaction.
+
+A driver writes with the epoch of its lease. Every such transaction first updates the job's row where
+the epoch still is that one: this takes the row's lock, so commits to one job follow one another, and no
+row means "I am no longer the driver" (`LeaseLostError`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+
+from modelops.errors import InternalError, ModelOpsError, NotFoundError, RetryableError
+from modelops.states import JobEvent, JobState, ReplicateStatus, next_state
+from modelops.store import schema
+from modelops.store.database import Database
+from modelops.store.objects import AlreadyExistsError
+from modelops.study.ids import AttemptId, JobId
+from modelops.study.ranges import Range, Ranges
+from modelops.worker.messages import AggregateRef, SegmentRef
+
+
+class LeaseLostError(ModelOpsError):
+    """Another driver has taken the job over; this one writes nothing more and stops."""
+
+    def __init__(self, job: JobId, epoch: int) -> None:
+        super().__init__(job, epoch)
+        self.job, self.epoch = job, epoch
+
+    def __str__(self) -> str:
+        return f"another driver holds job {self.job}; the lease of epoch {self.epoch} is over"
+
+
+class ChangedMeanwhileError(RetryableError):
+    """The job is no longer as the caller saw it: look again, then decide again."""
+
+
+class JobRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is recorded of a job. ``spec``: the bytes of its ``study.json``; times are aware, UTC."""
+
+    job: JobId
+    name: str
+    bundle: str
+    spec: bytes
+    state: JobState
+    reason: str
+    run: int
+    version: int
+    epoch: int
+    n_events: int
+    created_at: datetime
+    changed_at: datetime
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a job's story. ``number``: 1, 2, 3, ... within the job; pass it as ``after`` to read on."""
+
+    number: int
+    at: datetime
+    who: str
+    kind: str
+    text: str
+    data: dict[str, Any]
+
+
+class Records:
+    """The jobs of one database. Safe to use from many threads, and from many processes at once."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+    @classmethod
+    def open(cls, url: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Records:
+        """Open ``sqlite:////path/to/file`` (created and migrated as needed). See `Database.open` for errors."""
+        return cls(Database.open(url), clock)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()
+
+    # Jobs
+
+    def create_job(
+        self, job: JobId, spec: bytes, *, name: str = "", bundle: str = "", who: str = "user", why: str = ""
+    ) -> JobRow:
+        """Record a new job, ``queued``, with its first event ``created``.
+
+        Raises
+        ------
+        AlreadyExistsError
+            There is a job of that id.
+        """
+        now = self._clock()
+        row = JobRow(
+            job=job, name=name, bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1, version=1,
+            epoch=0, n_events=1, created_at=now, changed_at=now,
+        )  # fmt: skip
+        try:
+            with self._database.writing() as sql:
+                sql.execute(schema.jobs.insert().values(msgspec.structs.asdict(row)))
+                _insert_event(sql, job, 1, now, who, "created", why, {})
+        except SqlIntegrityError as e:
+            raise AlreadyExistsError(f"there is a job {job} already") from e
+        return row
+
+    def job(self, job: JobId) -> JobRow:
+        """Return one job. Raises NotFoundError."""
+        with self._database.reading() as sql:
+            return _job(sql, job)
+
+    def jobs(self, *, states: Iterable[JobState] | None = None) -> list[JobRow]:
+        """Return all jobs (in these states), newest first."""
+        query = sa.select(schema.jobs).order_by(schema.jobs.c.created_at.desc(), schema.jobs.c.job.desc())
+        if states is not None:
+            query = query.where(schema.jobs.c.state.in_(list(states)))
+        with self._database.reading() as sql:
+            return [_job_row(row) for row in sql.execute(query).mappings()]
+
+    def take_lease(self, job: JobId, owner: str) -> int:
+        """Take the job over and return the new epoch. Whoever held it before can write no more.
+
+        Parameters
+        ----------
+        owner
+            Who drives from now on, for the record: host, process id.
+        """
+        now = self._clock()
+        with self._database.writing() as sql:
+            before = _job(sql, job, lock=True)
+            epoch = before.epoch + 1
+            sql.execute(_update(job).values(epoch=epoch))
+            sql.execute(schema.leases.insert().values(job=job, epoch=epoch, owner=owner, taken_at=now))
+            self._append_event(sql, job, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
+        return epoch
+
+    def change_state(
+        self,
+        job: JobId,
+        event: JobEvent,
+        *,
+        who: str,
+        why: str = "",
+        epoch: int | None = None,
+        expected_version: int | None = None,
+        expected_state: JobState | None = None,
+    ) -> JobRow:
+        """Move a job along `modelops.states.JOB_NEXT`, with an event that says who, when and why.
+
+        ``why`` becomes the job's reason. ``resumed``, ``extended`` and ``repaired`` begin a new run.
+
+        Raises
+        ------
+        LeaseLostError
+            ``epoch`` is given and is not the job's.
+        ChangedMeanwhileError
+            Version or state is not the expected one.
+        InternalError
+            The table has no such transition.
+        """
+        with self._database.writing() as sql:
+            if epoch is not None:
+                _hold(sql, job, epoch)
+            old = _job(sql, job, lock=True)
+            if expected_version not in (None, old.version) or expected_state not in (None, old.state):
+                raise ChangedMeanwhileError(
+                    f"job {job} is {old.state} at version {old.version}, not "
+                    f"{expected_state or ''} {expected_version or ''}".rstrip()
+                )
+            state = next_state(old.state, event)
+            begins_again = event in (JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED)
+            sql.execute(
+                _update(job).values(
+                    state=state, reason=why, version=old.version + 1, run=old.run + begins_again,
+                    changed_at=self._clock(),
+                )
+            )  # fmt: skip
+            self._append_event(sql, job, who, event, why, {"from": old.state, "to": state})
+            return _job(sql, job)
+
+    # Events
+
+    def add_event(
+        self,
+        job: JobId,
+        who: str,
+        kind: str,
+        text: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
+    ) -> int:
+        """Append to the job's story; return the event's number. ``data``: anything JSON can hold."""
+        with self._database.writing() as sql:
+            if epoch is not None:
+                _hold(sql, job, epoch)
+            return self._append_event(sql, job, who, kind, text, dict(data or {}))
+
+    def events(self, job: JobId, after: int = 0, limit: int | None = None) -> list[EventRow]:
+        """Return the events with a number above ``after``, in order, at most ``limit``."""
+        e = schema.events.c
+        query = sa.select(e.number, e.at, e.who, e.kind, e.text, e.data)
+        query = query.where(e.job == job, e.number > after).order_by(e.number).limit(limit)
+        with self._database.reading() as sql:
+            return [EventRow(**row) for row in sql.execute(query).mappings()]
+
+    def _append_event(
+        self, sql: sa.Connection, job: JobId, who: str, kind: str, text: str, data: dict[str, Any]
+    ) -> int:
+        number = sql.scalar(
+            _update(job).values(n_events=schema.jobs.c.n_events + 1).returning(schema.jobs.c.n_events)
+        )
+        if number is None:
+            raise NotFoundError(f"there is no job {job}")
+        _insert_event(sql, job, number, self._clock(), who, kind, text, data)
+        return number
+
+    # Segments and aggregates
+
+    def commit_segment(self, job: JobId, epoch: int, ref: SegmentRef) -> bool:
+        """Make a stored segment count: the first to cover an index wins, a repeated commit is accepted.
+
+        Returns
+        -------
+            True: this attempt's segment counts, now or already. False: another covers one of its indices;
+            nothing was written, and the segment is an orphan.
+
+        Raises
+        ------
+        LeaseLostError
+            ``epoch`` is not the job's.
+        """
+        return self.commit_segments(job, epoch, [ref])[0]
+
+    def commit_segments(self, job: JobId, epoch: int, refs: Sequence[SegmentRef]) -> list[bool]:
+        """Commit several segments in one transaction, each by the rules of `commit_segment`, in this order."""
+        with self._database.writing() as sql:
+            _hold(sql, job, epoch)
+            return [self._commit_segment(sql, job, epoch, ref) for ref in refs]
+
+    def _commit_segment(self, sql: sa.Connection, job: JobId, epoch: int, ref: SegmentRef) -> bool:
+        columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": ref.execution}
+        ranges = Ranges(ref.ranges)
+        return self._commit(sql, job, epoch, ref, ranges, columns, schema.segments, schema.segment_ranges)
+
+    def commit_aggregates(self, job: JobId, epoch: int, ref: AggregateRef) -> bool:
+        """Make a stored aggregate segment count, by the rules of `commit_segment`."""
+        columns = {"counts": ref.counts, "inputs": list(ref.inputs)}
+        params = Ranges(ref.params)
+        with self._database.writing() as sql:
+            _hold(sql, job, epoch)
+            return self._commit(
+                sql, job, epoch, ref, params, columns, schema.aggregates, schema.aggregate_ranges
+            )
+
+    def _commit(
+        self,
+        sql: sa.Connection,
+        job: JobId,
+        epoch: int,
+        ref: SegmentRef | AggregateRef,
+        covers: Ranges,
+        columns: Mapping[str, Any],
+        table: sa.Table,
+        ranges: sa.Table,
+    ) -> bool:
+        if not covers:
+            raise InternalError(f"attempt {ref.attempt} wants to commit a segment that covers nothing")
+        known = sql.execute(
+            sa.select(table.c.digest, table.c.job).where(table.c.attempt == ref.attempt)
+        ).first()
+        if known is not None:
+            return bool(known == (ref.digest, job))
+        if any(_covered(sql, ranges, job, lo, hi) for lo, hi in covers.pairs):
+            return False
+        sql.execute(
+            table.insert().values(
+                job=job, epoch=epoch, attempt=ref.attempt, name=ref.name, digest=ref.digest,
+                n_bytes=ref.n_bytes, pack=ref.pack, pack_bytes=ref.pack_bytes,
+                committed_at=self._clock(), **columns,
+            )
+        )  # fmt: skip
+        rows = [{"job": job, "lo": lo, "hi": hi, "attempt": ref.attempt} for lo, hi in covers.pairs]
+        sql.execute(ranges.insert(), rows)
+        return True
+
+    def segments(self, job: JobId) -> list[SegmentRef]:
+        """Return the committed segments of a job, by their smallest index."""
+        rows, covers = self._stored(job, schema.segments, schema.segment_ranges)
+        refs = [
+            SegmentRef(
+                attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
+                ranges=covers[row.attempt], counts={ReplicateStatus(k): n for k, n in row.counts.items()},
+                pack=row.pack, pack_bytes=row.pack_bytes, execution=row.execution,
+            )
+            for row in rows
+        ]  # fmt: skip
+        return sorted(refs, key=lambda ref: ref.ranges)
+
+    def aggregates(self, job: JobId) -> list[AggregateRef]:
+        """Return the committed aggregate segments of a job, by their smallest parameter set."""
+        rows, covers = self._stored(job, schema.aggregates, schema.aggregate_ranges)
+        refs = [
+            AggregateRef(
+                attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
+                params=covers[row.attempt], counts=row.counts, inputs=tuple(row.inputs), pack=row.pack,
+                pack_bytes=row.pack_bytes,
+            )
+            for row in rows
+        ]  # fmt: skip
+        return sorted(refs, key=lambda ref: ref.params)
+
+    def covered(self, job: JobId) -> Ranges:
+        """Return the indices whose outcome is committed."""
+        r = schema.segment_ranges.c
+        with self._database.reading() as sql:
+            return Ranges((lo, hi) for lo, hi in sql.execute(sa.select(r.lo, r.hi).where(r.job == job)))
+
+    def counts(self, job: JobId) -> dict[ReplicateStatus, int]:
+        """Return how many committed replicates ended how; outcomes that did not occur are left out."""
+        total: Counter[ReplicateStatus] = Counter()
+        with self._database.reading() as sql:
+            for counts in sql.scalars(
+                sa.select(schema.segments.c.counts).where(schema.segments.c.job == job)
+            ):
+                total.update({ReplicateStatus(k): n for k, n in counts.items()})
+        return {status: n for status, n in total.items() if n}
+
+    def _stored(
+        self, job: JobId, table: sa.Table, ranges: sa.Table
+    ) -> tuple[list[sa.Row[Any]], dict[str, tuple[Range, ...]]]:
+        with self._database.reading() as sql:
+            rows = list(sql.execute(sa.select(table).where(table.c.job == job)))
+            r = ranges.c
+            query = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
+            covers: defaultdict[str, list[Range]] = defaultdict(list)
+            for attempt, lo, hi in sql.execute(query):
+                covers[attempt].append((lo, hi))
+        return rows, {attempt: tuple(pairs) for attempt, pairs in covers.items()}
+
+
+def _update(job: JobId) -> sa.Update:
+    return schema.jobs.update().where(schema.jobs.c.job == job)
+
+
+def _hold(sql: sa.Connection, job: JobId, epoch: int) -> None:
+    """Lock the job's row for this transaction, or learn that the lease is lost."""
+    held = sql.execute(_update(job).where(schema.jobs.c.epoch == epoch).values(epoch=epoch))
+    if held.rowcount == 0:
+        _job(sql, job)  # a job that does not exist is another error
+        raise LeaseLostError(job, epoch)
+
+
+def _job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:
+    query = sa.select(schema.jobs).where(schema.jobs.c.job == job)
+    row = sql.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job}")
+    return _job_row(row)
+
+
+def _job_row(row: Mapping[Any, Any]) -> JobRow:
+    return JobRow(**{**row, "state": JobState(row["state"])})
+
+
+def _insert_event(
+    sql: sa.Connection,
+    job: JobId,
+    number: int,
+    at: datetime,
+    who: str,
+    kind: str,
+    text: str,
+    data: dict[str, Any],
+) -> None:
+    sql.execute(
+        schema.events.insert().values(
+            job=job, number=number, at=at, who=who, kind=str(kind), text=text, data=data
+        )
+    )
+
+
+def _covered(sql: sa.Connection, ranges: sa.Table, job: JobId, lo: int, hi: int) -> bool:
+    """Say whether a committed range overlaps; they are disjoint, so only the last one below ``hi`` can."""
+    query = sa.select(ranges.c.hi).where(ranges.c.job == job, ranges.c.lo < hi)
+    last = sql.scalar(query.order_by(ranges.c.lo.desc()).limit(1))
+    return last is not None and last > lo

@@ -1,0 +1,124 @@
+"""The tables, as the newest migration leaves them. A test compares the two.
+
+Ranges of indices (of parameter sets, for aggregates) are rows of their own: disjoint within a job, so
+the row with the largest ``lo`` below a point is the only one that can cover it, and the primary key
+finds it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+REVISIONS: Final = ("0001",)  # every migration there is, oldest first; needed without importing alembic
+HEAD: Final = REVISIONS[-1]
+
+
+class UtcTime(sa.TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite would lose the zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Refuse a time without zone, store the rest as UTC."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"a time without zone: {value}")
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: Any | None, dialect: sa.Dialect) -> datetime | None:
+        """Give SQLite's naive times their zone back."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("bundle", sa.Text, nullable=False),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("n_events", sa.Integer, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("changed_at", UtcTime, nullable=False),
+)
+
+leases = sa.Table(  # one row per takeover: who drove the job, and since when
+    "leases",
+    metadata,
+    sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
+    sa.Column("epoch", sa.Integer, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("taken_at", UtcTime, nullable=False),
+)
+
+events = sa.Table(  # numbered per job under the lock of its row, so a reader's cursor never skips one
+    "events",
+    metadata,
+    sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+segments = sa.Table(
+    "segments",
+    metadata,
+    sa.Column("attempt", sa.String(64), primary_key=True),
+    sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False, index=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("n_bytes", sa.BigInteger, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("pack", sa.Text),
+    sa.Column("pack_bytes", sa.BigInteger, nullable=False),
+    sa.Column("execution", sa.Text),
+    sa.Column("committed_at", UtcTime, nullable=False),
+)
+
+segment_ranges = sa.Table(
+    "segment_ranges",
+    metadata,
+    sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
+    sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hi", sa.BigInteger, nullable=False),
+    sa.Column("attempt", sa.ForeignKey("segments.attempt"), nullable=False, index=True),
+)
+
+aggregates = sa.Table(
+    "aggregates",
+    metadata,
+    sa.Column("attempt", sa.String(64), primary_key=True),
+    sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False, index=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("n_bytes", sa.BigInteger, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("inputs", sa.JSON, nullable=False),
+    sa.Column("pack", sa.Text),
+    sa.Column("pack_bytes", sa.BigInteger, nullable=False),
+    sa.Column("committed_at", UtcTime, nullable=False),
+)
+
+aggregate_ranges = sa.Table(
+    "aggregate_ranges",
+    metadata,
+    sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
+    sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hi", sa.BigInteger, nullable=False),
+    sa.Column("attempt", sa.ForeignKey("aggregates.attempt"), nullable=False, index=True),
+)
