@@ -44,7 +44,7 @@ def parse_canonical(data: bytes | str) -> dict[str, Any]:
     """Return the parameter set that has this canonical form; the inverse of `canonical_json`."""
     value = json.loads(data, object_hook=_untag)
     if not isinstance(value, dict):
-        raise ValueError(f"not a parameter set: {data!r}")  # noqa: TRY004  a wrong stored value, not a wrong type
+        raise ValueError(f"not a parameter set: {data!r}")
     return value
 
 
