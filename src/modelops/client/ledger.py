@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelops.states import JobEvent
 from modelops.store.results import finalize
-from modelops.store.segments import SegmentWriter
+from modelops.store.segments import SegmentWriter, StoredError
 
 if TYPE_CHECKING:
     from modelops.driver.commands import ChangeState, CommitSynthetic, Note
@@ -34,10 +34,18 @@ class StoreLedger:
 
     def commit_synthetic(self, command: CommitSynthetic) -> bool:
         """Write and commit a segment that says of each index what no worker could say."""
-        writer = SegmentWriter(self.objects, self.job, command.attempt, worker="driver", host="")
+        writer = SegmentWriter(self.objects, self.job, command.attempt, worker="driver")
+        error = StoredError(
+            type=command.error.error_type,
+            message=command.error.message,
+            traceback=command.error.traceback,
+            stderr=command.error.stderr,
+            fingerprint=command.error.fingerprint,
+        )
         for index in command.indices:
-            writer.add_synthetic(index, command.status, command.error)
-        return self.records.commit_segment(self.job, self.epoch, writer.finish())
+            writer.add(index, command.status, True, (), error)
+        segment = writer.finish()
+        return segment is None or self.records.commit_segment(self.job, self.epoch, segment)
 
     def commit_aggregates(self, stored: AggregateRef) -> bool:
         """Write the row of an aggregate segment."""
@@ -45,13 +53,11 @@ class StoreLedger:
 
     def change_state(self, command: ChangeState) -> None:
         """Record a transition."""
-        self.records.change_state(
-            self.job, command.event, to=command.state, who=self.who, why=command.reason, epoch=self.epoch
-        )
+        self.records.change_state(self.job, command.event, who=self.who, why=command.reason, epoch=self.epoch)
 
     def note(self, command: Note) -> None:
         """Append to the job's story."""
-        self.records.add_event(self.job, who=self.who, kind=command.kind, text=command.text)
+        self.records.add_event(self.job, self.who, command.kind, command.text, epoch=self.epoch)
 
     def abandon(self, why: str) -> None:
         """Record that the job will not be driven: it was interrupted before a replicate could run."""

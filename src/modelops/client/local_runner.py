@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from modelops.bundles import load_manifest, take_snapshot
-from modelops.environments import Environments, decode_lock
+from modelops.environments import Environments, parse_lock
 from modelops.processes import ProcessPool, RunnerSpec
 from modelops.store import Objects
-from modelops.store.layout import job_object
+from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class LocalRunner:
         ModelOpsError
             The bundle is wrong or its environment cannot be had.
         """
-        snapshot, digest = take_snapshot(source, home.cache / "bundles")
+        digest, snapshot = take_snapshot(source, home.cache / "bundles")
         manifest = load_manifest(snapshot)
         environments = Environments(home.cache)
         lock = environments.resolve(snapshot, upgrade=upgrade, on_progress=on_progress)
@@ -53,7 +53,7 @@ class LocalRunner:
     def of_job(cls, job: Job) -> Self:
         """Use the bundle and the environment of a job."""
         home, manifest = job.home, job.manifest
-        lock = decode_lock(Objects.open(str(home.objects)).get(job_object(job.id, "lock")))
+        lock = parse_lock(Objects.open(str(home.objects)).get(f"{job_folder(job.id)}/lock").decode())
         snapshot = job.snapshot()
         environment = Environments(home.cache).ensure(lock, bundle_root=snapshot)
         return cls(snapshot, job.spec.bundle, manifest, environment, home)
@@ -70,7 +70,7 @@ class LocalRunner:
             memory_bytes=limits.get("memory_bytes"),
             replicate_timeout_s=limits.get("replicate_timeout_s"),
             threads=limits.get("threads", 1),
-            wire=self.manifest.wire,
+            wire=self.manifest.wire is not None,
             pycache=str(self._home.cache / "pycache" / self.environment.key),
         )
 

@@ -5,20 +5,23 @@ Bytes first, row second: the job exists when its row does, and then everything i
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.bundles import Manifest, load_manifest, pack_bundle, take_snapshot
-from modelops.store.layout import bundle_object, job_object
+from modelops.bundles import Manifest, job_spec, load_manifest, pack_bundle, take_snapshot
+from modelops.client.study_files import study_defaults, with_parameters_read
+from modelops.store import AlreadyExistsError
 from modelops.store.parameters import write_parameters
-from modelops.study import job_spec, parameter_rows
+from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest, JobId, new_job_id
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from modelops.home import Home
     from modelops.store import Objects, Records
     from modelops.study import Study
@@ -41,23 +44,31 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
     Raises
     ------
     RequestError
-        The study or the bundle is wrong; nothing was stored.
+        The study or the bundle is wrong; no job was recorded.
     """
-    source = study.bundle_path()
-    snapshot, digest = take_snapshot(source, home.cache / "bundles")
+    digest, snapshot = take_snapshot(Path(study.bundle), home.cache / "bundles")
     manifest = load_manifest(snapshot)
-    rows = parameter_rows(study, manifest)
-    spec = job_spec(study, manifest, digest, n_params=len(rows))
+    study = with_parameters_read(study.filled_from(study_defaults(manifest, snapshot)))
+    spec = job_spec(study, manifest, digest)
     job = new_job_id()
     store_bundle(objects, snapshot, digest)
-    write_parameters(objects, job, rows)
-    objects.put_new(job_object(job, "study.json"), msgspec.json.encode(spec))
-    records.create_job(job, name=spec.name, bundle=digest, n_replicates=spec.line.size, source=str(source))
+    write_parameters(objects, job, study.sets())
+    spec_bytes = msgspec.json.encode(spec)
+    objects.put_new(f"{job_folder(job)}/study.json", spec_bytes)
+    records.create_job(
+        job, spec_bytes, name=spec.name, bundle=digest, who=whoami(), why=f"submitted from {Path(study.bundle).resolve()}"
+    )
     return PreparedJob(job, spec, manifest, snapshot)
 
 
 def store_bundle(objects: Objects, snapshot: Path, digest: BundleDigest) -> None:
     """Keep the bundle's bytes, so that any worker and any later day can run the job."""
-    name = bundle_object(digest)
+    name = f"v1/bundles/{digest}"
     if not objects.exists(name):
-        objects.put_new(name, pack_bundle(snapshot), existing_ok=True)
+        with contextlib.suppress(AlreadyExistsError):  # somebody stored the same bytes meanwhile
+            objects.put_new(name, pack_bundle(snapshot))
+
+
+def whoami() -> str:
+    """Return user and host, for the record of who did something."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

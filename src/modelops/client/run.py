@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import signal
-import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +114,7 @@ def _run(
     interrupts: Interrupts,
 ) -> Job:
     from modelops.client.ledger import StoreLedger
-    from modelops.client.prepare import prepare_job
+    from modelops.client.prepare import prepare_job, whoami
     from modelops.cluster.embedded import EmbeddedCluster
     from modelops.store import Objects, Records
 
@@ -127,8 +125,8 @@ def _run(
         prepared = prepare_job(study, home, records, objects)
         job = Job(prepared.job, home)
         watcher.prepared(job, prepared.spec.line.size)
-        epoch = records.take_lease(prepared.job, _who())
-        ledger = StoreLedger(prepared.job, prepared.spec, records, objects, epoch, _who())
+        epoch = records.take_lease(prepared.job, whoami())
+        ledger = StoreLedger(prepared.job, prepared.spec, records, objects, epoch, whoami())
         try:
             # Resolving and installing, and starting Dask, have nothing to do with each other.
             preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
@@ -144,17 +142,13 @@ def _run(
         return job
 
 
-def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
-
-
 def _prepare_environment(prepared: PreparedJob, home: Home, objects: Objects, watcher: Watcher) -> None:
-    from modelops.environments import Environments, encode_lock
-    from modelops.store.layout import job_object
+    from modelops.environments import Environments
+    from modelops.store.segments import job_folder
 
     environments = Environments(home.cache)
     lock = environments.resolve(prepared.snapshot, on_progress=watcher.stage)
-    objects.put_new(job_object(prepared.job, "lock"), encode_lock(lock))
+    objects.put_new(f"{job_folder(prepared.job)}/lock", lock.text.encode())
     environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
 
 

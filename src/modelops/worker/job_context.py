@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles import fetch_snapshot, load_manifest
-from modelops.environments import decode_lock
+from modelops.environments import parse_lock
 from modelops.processes import RunnerSpec
-from modelops.store.layout import job_object
 from modelops.store.parameters import ParameterTable
+from modelops.store.segments import job_folder
 from modelops.study.seeds import entropy_key, seed_key, seeds_of
 from modelops.study.spec import JobSpec, decode_spec
 
@@ -62,8 +62,8 @@ class JobContext:
 def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
     """Read the job's record from storage, and make its bundle and environment ready on this machine."""
     objects, cache = runtime.objects, runtime.settings.cache
-    spec = decode_spec(objects.get(job_object(job, "study.json")))
-    lock = decode_lock(objects.get(job_object(job, "lock")))
+    spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
+    lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
     snapshot = fetch_snapshot(objects, spec.bundle, cache / "bundles")
     environment = runtime.environments.ensure(lock, bundle_root=snapshot)
     runner = RunnerSpec(

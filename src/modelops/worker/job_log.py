@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from modelops.store.layout import job_object
+from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
     from modelops.store import Objects
@@ -32,7 +32,7 @@ class JobLog:
     """Collect text in bounded memory; store it when the attempt ends. Nothing is stored if nothing was printed."""
 
     def __init__(self, objects: Objects, job: JobId, attempt: AttemptId) -> None:
-        self._objects, self._name = objects, job_object(job, f"logs/{attempt}.jsonl")
+        self._objects, self._name = objects, f"{job_folder(job)}/logs/{attempt}.jsonl"
         self._text: OrderedDict[int | None, bytearray] = OrderedDict()
         self._dropped: dict[int | None, int] = {}
         self._n_bytes = 0
