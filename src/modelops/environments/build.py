@@ -10,24 +10,30 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from modelops.environments.interpreters import Interpreter
-from modelops.environments.lock import EnvironmentKey, Lock
 from modelops.environments.locking import IN_USE
 from modelops.environments.manifest import (
     Damage,
     Manifest,
+    Recorded,
     Survey,
+    read_records,
     record_damage,
     survey,
     unlisted_hashes,
     write_manifest,
 )
 from modelops.environments.resolve import copy_bundle
-from modelops.environments.uv import Progress, Uv
 from modelops.errors import EnvironmentDamagedError, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelops.environments.interpreters import Interpreter
+    from modelops.environments.lock import EnvironmentKey, Lock
+    from modelops.environments.uv import Progress, Uv
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +98,15 @@ def build_environment(
         copy = ("--link-mode", "copy") if careful else ()
         install(*copy)
         found = survey(root, freeze=True)
-        if bad := record_damage(root, found.stats, hashes=careful):
-            found = _mend(root, bad, install, call, work)
+        recorded = read_records(root, found.stats)
+        if bad := record_damage(root, found.stats, recorded, hashes=careful):
+            # Whoever rebuilds after damage has said so already: one warning for one damage.
+            _log.log(
+                logging.INFO if careful else logging.WARNING,
+                "uv's cache is damaged: %s%s; downloading again",
+                bad[0], f" (and {len(bad) - 1} more)" if len(bad) > 1 else "",
+            )  # fmt: skip
+            found, recorded = _mend(root, bad, install, call, work)
     binary = os.stat(interpreter.executable)  # noqa: PTH116  a string
     manifest = Manifest(
         key=key,
@@ -101,7 +114,7 @@ def build_environment(
         binary=(binary.st_size, binary.st_mtime_ns),
         folders=found.folders,
         links=found.links,
-        hashes=unlisted_hashes(root, found.stats),
+        hashes=unlisted_hashes(root, found.stats, recorded),
         n_bytes=found.n_bytes,
         built_at=time.time(),
         build_seconds=time.monotonic() - started,
@@ -117,20 +130,17 @@ def _mend(
     install: Callable[..., None],
     call: Callable[..., str],
     work: Path,
-) -> Survey:
+) -> tuple[Survey, Recorded]:
     """Install damaged packages again from a fresh download: uv's cache itself holds the damage."""
     packages = sorted({d.package for d in bad})
-    _log.warning(
-        "uv's cache is damaged (%s%s): downloading %s again",
-        bad[0], f" and {len(bad) - 1} more" if len(bad) > 1 else "", ", ".join(packages),
-    )  # fmt: skip
     # --force: the default waits for every uv on this machine to end, and this package is of use to none.
     call("cache", "clean", "--force", *packages, cwd=work)
     install("--link-mode", "copy", *(f"--reinstall-package={p}" for p in packages))
     found = survey(root, freeze=True)
-    if still := record_damage(root, found.stats, hashes=True):
+    recorded = read_records(root, found.stats)
+    if still := record_damage(root, found.stats, recorded, hashes=True):
         raise EnvironmentDamagedError(
             f"{root.name}: {still[0]}, also after a fresh download of {', '.join(packages)}. Check the disk, "
             "then remove uv's cache (uv cache clean) and this environment (modelops env gc --all)."
         )
-    return found
+    return found, recorded

@@ -7,24 +7,41 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from modelops.environments.build import build_environment
+from modelops.environments.collect import (
+    NO_MANIFEST,
+    Collected,
+    EnvironmentInfo,
+    Verified,
+    choose,
+    list_environments,
+    lock_file,
+    remove,
+)
 from modelops.environments.failures import Failures
 from modelops.environments.inputs import dependency_inputs
-from modelops.environments.interpreters import Interpreter, Interpreters, write_whole
+from modelops.environments.interpreters import Interpreter, Interpreters, fits, write_whole
 from modelops.environments.lock import EnvironmentKey, Lock, environment_key, parse_lock
 from modelops.environments.locking import IN_USE, exclusive, share, unused
-from modelops.environments.manifest import NAME, Damage, Manifest, hash_damage, read_manifest, stat_damage
+from modelops.environments.manifest import Damage, Manifest, hash_damage, read_manifest, stat_damage
 from modelops.environments.resolve import inputs_digest, resolve_inputs
 from modelops.environments.uv import Progress, Uv, kill_tree, start_time
-from modelops.errors import IndexUnreachableError, RequestError, ResolutionError, StorageError
+from modelops.errors import (
+    IndexUnreachableError,
+    NoInterpreterError,
+    RequestError,
+    ResolutionError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 KEPT_IN_QUARANTINE: Final = 3
-_NO_MANIFEST: Final = Damage("", "it has no manifest: its build was interrupted, or the manifest was removed")
 
 
 @dataclass(frozen=True)
@@ -129,14 +146,20 @@ class Environments:
         return environment_key(lock, interpreter or self.interpreter_for(lock))
 
     def interpreter_for(self, lock: Lock) -> Interpreter:
-        """Return the interpreter of this machine that has the lock's X.Y.
+        """Return the interpreter of this machine that has the lock's X.Y, implementation and platform.
 
         Raises
         ------
         NoInterpreterError
             There is none.
         """
-        return self.interpreters.find(None, lock.python_version)
+        found = self.interpreters.all()
+        for interpreter in found:
+            same = (interpreter.implementation, interpreter.platform) == (lock.implementation, lock.platform)
+            if same and fits(interpreter, lock.requires_python, lock.python_version):
+                return interpreter
+        wanted = f"{lock.python_version} ({lock.implementation}, {lock.platform})"
+        raise NoInterpreterError(wanted, tuple(map(str, found)))
 
     def ensure(
         self,
@@ -200,10 +223,10 @@ class Environments:
             return environment(manifest, built=True)
 
     def validate(self, key: EnvironmentKey) -> list[Damage]:
-        """Return how an environment differs from what was built, by stats: milliseconds. Empty: it is whole."""
+        """Return how an environment differs from what was built, by stats: milliseconds."""
         root = self._envs / key
         manifest = read_manifest(root)
-        return [_NO_MANIFEST] if manifest is None else list(stat_damage(root, manifest))
+        return [NO_MANIFEST] if manifest is None else list(stat_damage(root, manifest))
 
     @contextlib.contextmanager
     def hold(self, environment: Environment) -> Iterator[None]:
@@ -222,6 +245,43 @@ class Environments:
         finally:
             os.close(fd)
 
+    def verify(self, key: EnvironmentKey) -> Verified:
+        """Compare every content with what was installed, seconds; set a damaged environment aside.
+
+        One that a process uses is compared too, but stays where it is.
+        """
+        root = self._envs / key
+        with self._storage(), self._building(key):
+            manifest = read_manifest(root)
+            damages = [NO_MANIFEST] if manifest is None else hash_damage(root, manifest)
+            with unused(root) as free:
+                set_aside = bool(damages) and free and root.exists()
+                if set_aside:
+                    self._set_aside(key, damages)
+        return Verified(key, tuple(damages), in_use=not free, set_aside=set_aside)
+
+    def list(self) -> list[EnvironmentInfo]:
+        """Return the environments of the cache, the most recently used first."""
+        return list_environments(self._envs)
+
+    def gc(
+        self, *, max_age_s: float | None = None, max_bytes: int | None = None, everything: bool = False
+    ) -> Collected:
+        """Remove environments that were not used for long, or the least recently used above a size, or all.
+
+        What is damaged or half built, quarantine, and what is remembered too long go in any case; what a
+        process uses or builds stays, and is reported.
+        """
+        with self._storage():
+            found = list_environments(self._envs)
+            chosen = choose(
+                found, now=time.time(), max_age_s=max_age_s, max_bytes=max_bytes, everything=everything
+            )
+            collected = remove(self._envs, chosen)
+            self._bound_quarantine(keep=0)
+            self._failures.forget_old()
+        return collected
+
     def _whole(self, root: Path) -> Manifest | None:
         """Return the manifest of a valid environment, and mark it as used now."""
         manifest = read_manifest(root)
@@ -231,34 +291,31 @@ class Environments:
             os.utime(root / IN_USE)
         return manifest
 
-    def _set_aside(self, key: EnvironmentKey) -> None:
+    def _set_aside(self, key: EnvironmentKey, damages: Sequence[Damage] = ()) -> None:
         """Move what is left of a damaged environment to quarantine and say what was wrong, in one line."""
         root = self._envs / key
         if not os.path.lexists(root):
             return
-        damages = self.validate(key)
+        damages = damages or self.validate(key)
         more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""
-        self._log.warning("environment %s is damaged: %s%s; rebuilding it", key, damages[0], more)
+        self._log.warning("environment %s is damaged: %s%s; it will be rebuilt", key, damages[0], more)
         self._quarantine.mkdir(parents=True, exist_ok=True)
         # A rename keeps the open files of a process that still runs from it.
         root.rename(self._quarantine / f"{key}-{time.time_ns()}")
         self._bound_quarantine()
 
-    def _bound_quarantine(self, keep: int = KEPT_IN_QUARANTINE) -> list[Path]:
+    def _bound_quarantine(self, keep: int = KEPT_IN_QUARANTINE) -> None:
         """Remove all but the newest in quarantine; those in use stay."""
         found = sorted(self._quarantine.glob("*-*"), key=lambda p: p.name.rpartition("-")[2], reverse=True)
-        removed = []
         for folder in found[keep:]:
             with unused(folder) as free:
                 if free:
                     shutil.rmtree(folder)
-                    removed.append(folder)
-        return removed
 
     @contextlib.contextmanager
     def _building(self, key: EnvironmentKey) -> Iterator[_NotePid]:
         """Be the only one that builds, moves or removes this environment."""
-        with exclusive(self._envs / f".{key}.lock") as fd:
+        with exclusive(lock_file(self._envs, key)) as fd:
             _stop_orphan(fd)
             try:
                 yield _NotePid(fd)
@@ -273,13 +330,13 @@ class Environments:
         except OSError as e:
             free = shutil.disk_usage(self.cache_dir).free if self.cache_dir.exists() else 0
             raise StorageError(
-                f"{e.strerror} on the volume of {self.cache_dir} ({free / 2**20:.0f} MiB free) at {e.filename}: "
-                "free some space there, or set MODELOPS_HOME to another folder"
+                f"{e.strerror} on the volume of {self.cache_dir} ({free / 2**20:.0f} MiB free), "
+                f"at {e.filename}: free some space there, or set MODELOPS_HOME to another folder"
             ) from e
 
 
 class _NotePid:
-    """Writes into the lock file which uv works under it; flock is released when its holder dies, uv may not be."""
+    """Writes into the lock file which uv works under it: a killed builder releases its lock, not its uv."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

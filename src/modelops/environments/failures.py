@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from modelops.environments.interpreters import write_whole
 from modelops.errors import IndexUnreachableError, ResolutionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT: Final = 1
 REMEMBER_S: Final = 600.0

@@ -6,13 +6,16 @@ import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from modelops.errors import BundleError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 Kind = Literal["uv.lock", "pylock.toml", "requirements.txt", "project", "pep723", "none"]
 _SCRIPT: Final = re.compile(r"(?m)^# /// script\s*$\n((?:^#(?: .*)?$\n)+?)^# ///\s*$")
+_PIN: Final = re.compile(r"(?:(?:cpython|python)[-@]?)?(\d+(?:\.\d+){0,2})\S*")
 _INCLUDE: Final = re.compile(r"^(?:-r|--requirement|-c|--constraint)[ =]\s*(\S+)")
 _LOCAL: Final = re.compile(
     r"^(?:-e\b|--editable\b|\.|/|file:)|@\s*(?:file:|\.)|\.(?:whl|tar\.gz|zip)(?:\s|$)"
@@ -135,7 +138,7 @@ def _contents(
         return contents, any(_LOCAL.search(line.split(" #")[0].strip()) for line in lines)
     if kind == "pep723":
         # The code below the metadata is no input: an edit must not resolve anew.
-        assert metadata is not None  # noqa: S101  the kind says so
+        assert metadata is not None
         stated = {key: metadata[key] for key in sorted(metadata)}
         return {file.name: repr(stated).encode()}, _has_local(metadata.get("dependencies", ()), metadata)
     if kind == "project":
@@ -196,9 +199,8 @@ def _read_requirements(root: Path, file: Path, contents: dict[str, bytes]) -> No
             f"{root.name}: {name} cannot be read ({e.strerror}); requirements.txt refers to it"
         ) from e
     for line in contents[name].decode(errors="replace").splitlines():
-        if match := _INCLUDE.match(line.strip()):
-            if "://" not in match[1]:
-                _read_requirements(root, (file.parent / match[1]).resolve(), contents)
+        if (match := _INCLUDE.match(line.strip())) and "://" not in match[1]:
+            _read_requirements(root, (file.parent / match[1]).resolve(), contents)
 
 
 def _only_script(root: Path) -> Path | None:
@@ -220,10 +222,10 @@ def _pin(root: Path) -> str | None:
         return None
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
-            match = re.fullmatch(r"(?:(?:cpython|python)[-@]?)?(\d+(?:\.\d+){0,2})\S*", line.strip())
+            match = _PIN.fullmatch(line.strip())
             if match is None:
                 raise BundleError(
-                    f"{root.name}/.python-version: {line.strip()!r} is no Python version; write for example 3.12"
+                    f"{root.name}/.python-version: {line.strip()!r} is no Python version; write e.g. 3.12"
                 )
             return match[1]
     return None

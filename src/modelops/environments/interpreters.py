@@ -12,15 +12,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from modelops.errors import BundleError, NoInterpreterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 OLDEST: Final = Version("3.9")  # the runner's floor
 PROBE_TIMEOUT_S: Final = 20.0
@@ -36,7 +38,8 @@ try:
 except (AttributeError, ValueError, OSError):
     libc = ""
 v = sys.version_info
-full = "%d.%d.%d" % v[:3] + ("" if v[3] == "final" else {"alpha": "a", "beta": "b", "candidate": "rc"}[v[3]] + str(v[4]))
+stage = {"final": "", "alpha": "a%d" % v[4], "beta": "b%d" % v[4], "candidate": "rc%d" % v[4]}[v[3]]
+full = "%d.%d.%d" % v[:3] + stage
 print("\\n".join([
     full, sys.implementation.name, sysconfig.get_platform(), libc.split(" ")[-1],
     sysconfig.get_config_var("SOABI") or "", os.path.realpath(sys.base_prefix),
@@ -62,7 +65,8 @@ class Interpreter(msgspec.Struct, frozen=True):
         return ".".join(self.version.split(".")[:2])
 
     def __str__(self) -> str:
-        return f"{'' if self.implementation == 'cpython' else self.implementation + ' '}{self.version} ({self.executable})"
+        name = "" if self.implementation == "cpython" else f"{self.implementation} "
+        return f"{name}{self.version} ({self.executable})"
 
 
 class _Remembered(msgspec.Struct):
@@ -242,8 +246,3 @@ def _preference(interpreter: Interpreter) -> tuple[bool, bool, bool, bool, list[
         version.is_prerelease,
         [-n for n in version.release],
     )
-
-
-def describe(interpreters: Iterable[Interpreter]) -> str:
-    """Return one line that lists interpreters, for messages."""
-    return ", ".join(map(str, interpreters)) or "none"

@@ -6,18 +6,21 @@ job's record is all a worker needs, and any installer can read it.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NewType
+from typing import TYPE_CHECKING, Any, Final, NewType
 
 from packaging.utils import canonicalize_name
 
-from modelops.environments.interpreters import Interpreter
 from modelops.errors import RequestError, ResolutionError
+
+if TYPE_CHECKING:
+    from modelops.environments.interpreters import Interpreter
 
 FORMAT: Final = 1
 EMPTY: Final = 'lock-version = "1.0"\ncreated-by = "modelops"\npackages = []\n'
@@ -48,15 +51,21 @@ class Lock:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @cached_property
+    def document(self) -> dict[str, Any]:
+        """The text, parsed."""
+        return tomllib.loads(self.text)
+
+    @property
     def packages(self) -> list[dict[str, Any]]:
         """The locked packages as the file holds them."""
-        found: list[dict[str, Any]] = tomllib.loads(self.text).get("packages", [])
+        found: list[dict[str, Any]] = self.document.get("packages", [])
         return found
 
     @property
-    def names(self) -> list[str]:
-        """The names of the locked packages."""
-        return [p["name"] for p in self.packages]
+    def requires_python(self) -> str | None:
+        """What the lock demands of the interpreter beyond ``python_version``; often as little as ``>=3.11``."""
+        found: str | None = self.document.get("requires-python")
+        return found
 
 
 def make_lock(
@@ -153,7 +162,7 @@ def check_hashes(what: str, pylock: str, listed: dict[str, set[str]], *, require
                 raise ResolutionError(what, f"hashes are required, and {what} lists none for {name}")
             continue
         files = [*package.get("wheels", []), *filter(None, [package.get("sdist"), package.get("archive")])]
-        found = {f.get("hashes", {}).get("sha256", "").lower() for f in files}
+        found = set(map(_sha256, files))
         if not found & listed[name]:
             raise ResolutionError(
                 what,
@@ -163,20 +172,37 @@ def check_hashes(what: str, pylock: str, listed: dict[str, set[str]], *, require
 
 
 def keep_listed_files(pylock: str, listed: dict[str, set[str]]) -> str:
-    """Drop from a pylock the wheels and sdists whose hash is not listed, line by line.
+    """Return the pylock without the wheels and sdists whose hash is not listed."""
+    document = tomllib.loads(pylock)
+    for package in document.get("packages", []):
+        allowed = listed.get(canonicalize_name(package["name"]), set())
+        kept = [w for w in package.get("wheels", []) if _sha256(w) in allowed]
+        package.pop("wheels", None)
+        if kept:
+            package["wheels"] = kept
+        if "sdist" in package and _sha256(package["sdist"]) not in allowed:
+            del package["sdist"]
+    packages = document.pop("packages", [])
+    lines = [f"{key} = {_toml(value)}" for key, value in document.items()]
+    for package in packages:
+        lines += ["", "[[packages]]", *(f"{key} = {_toml(value)}" for key, value in package.items())]
+    return "\n".join(lines) + "\n"
 
-    uv writes every source of a package on one line (``wheels = [...]``, ``sdist = {...}``), or one wheel a line.
-    """
-    allowed = set().union(*listed.values())
-    packages = {canonicalize_name(p["name"]): p for p in tomllib.loads(pylock).get("packages", [])}
-    text = pylock
-    for name in listed.keys() & packages.keys():
-        for source in [*packages[name].get("wheels", []), *filter(None, [packages[name].get("sdist")])]:
-            digest = source.get("hashes", {}).get("sha256", "")
-            if digest.lower() not in allowed:
-                text = re.sub(
-                    r"^sdist = \{[^}]*\{[^}]*" + digest + r"[^}]*\}\s*\}\n"
-                    r"|[ \t]*\{[^{}]*\{[^{}]*" + digest + r"[^{}]*\}\s*\},?[ \t]*\n?",
-                    "", text, flags=re.MULTILINE,
-                )  # fmt: skip
-    return re.sub(r"^wheels = \[\s*\]?\s*\n", "", text, flags=re.MULTILINE)
+
+def _sha256(file: dict[str, Any]) -> str:
+    return str(file.get("hashes", {}).get("sha256", "")).lower()
+
+
+def _toml(value: Any) -> str:
+    """Write a value of a pylock inline; such files hold nothing else than these types."""
+    match value:
+        case bool() | int() | float() | str():
+            return json.dumps(value, ensure_ascii=False)
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case list():
+            return f"[{', '.join(map(_toml, value))}]"
+        case dict():
+            return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+        case _:
+            raise TypeError(f"no TOML for {value!r}")

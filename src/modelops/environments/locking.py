@@ -9,22 +9,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 IN_USE = ".in-use"  # in an environment's folder; held shared by whoever runs from it
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[int]:
-    """Hold ``path`` alone, waiting for it; yields the descriptor of the lock file.
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold ``path`` alone; yields the descriptor of the lock file.
+
+    Without ``wait`` a held lock raises BlockingIOError.
 
     The file is made when missing and never removed: removing a lock file lets two holders lock two files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield fd
     finally:
         os.close(fd)
@@ -64,7 +69,7 @@ def share(folder: Path) -> int:
     fd = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
-        held, there = os.fstat(fd), os.stat(mark)
+        held, there = os.fstat(fd), mark.stat()
         if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
             raise FileNotFoundError(f"the environment {folder} was replaced just now")
     except BaseException:

@@ -13,13 +13,15 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from modelops.environments.interpreters import Interpreter, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 FORMAT: Final = 1
 NAME: Final = "modelops-manifest"
@@ -28,7 +30,7 @@ _HASH_BELOW_BYTES: Final = 65_536  # files that no RECORD lists are scripts and 
 
 
 class Damage(NamedTuple):
-    """One way in which an environment is not what was built. ``package`` is empty when no package is meant."""
+    """One way in which an environment is not what was built. ``package`` may be empty."""
 
     path: str
     what: str
@@ -219,14 +221,17 @@ def _owner(path: str) -> str:
 class Record(NamedTuple):
     """One line of a RECORD: path relative to the environment, SHA-256 (url-safe base64, or empty), size."""
 
-    package: str
     path: str
     sha256: str
     size: int | None
 
 
-def records(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, list[Record]]]:
-    """Yield each installed package and what its RECORD lists; an unreadable RECORD lists nothing."""
+Recorded = list[tuple[str, list[Record]]]
+
+
+def read_records(root: Path, paths: Iterable[str]) -> Recorded:
+    """Return each installed package and what its RECORD lists; an unreadable RECORD lists nothing."""
+    recorded: Recorded = []
     for path in paths:
         if not path.endswith(".dist-info/METADATA"):
             continue
@@ -237,22 +242,18 @@ def records(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, list[Record
             text = (root / info / "RECORD").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             text = ""
-        yield (
-            package,
-            [
-                Record(
-                    package,
-                    os.path.normpath(f"{site}/{row[0]}") if ".." in row[0] else f"{site}/{row[0]}",
-                    row[1].removeprefix("sha256=") if row[1].startswith("sha256=") else "",
-                    int(row[2]) if row[2].isdigit() else None,
-                )
-                for row in csv.reader(text.splitlines())
-                if len(row) == 3
-            ],
-        )
+        lines = []
+        for name, digest, size in (row for row in csv.reader(text.splitlines()) if len(row) == 3):
+            path = os.path.normpath(f"{site}/{name}") if ".." in name else f"{site}/{name}"
+            sha256 = digest.removeprefix("sha256=") if digest.startswith("sha256=") else ""
+            lines.append(Record(path, sha256, int(size) if size.isdigit() else None))
+        recorded.append((package, lines))
+    return recorded
 
 
-def record_damage(root: Path, found: dict[str, os.stat_result], *, hashes: bool) -> list[Damage]:
+def record_damage(
+    root: Path, found: dict[str, os.stat_result], recorded: Recorded, *, hashes: bool
+) -> list[Damage]:
     """Return what differs from the packages' own RECORD files.
 
     Sizes are compared for every file. Contents are hashed where ``hashes`` asks for it, and where a file
@@ -260,15 +261,13 @@ def record_damage(root: Path, found: dict[str, os.stat_result], *, hashes: bool)
     written to after it had been unpacked, possibly without changing its size.
     """
     damages: list[Damage] = []
-    listed: set[str] = set()
-    for package, lines in records(root, found):
+    for package, lines in recorded:
         if not lines:
             damages.append(Damage(package, "has no readable RECORD", package))
         wheel = next(
             (found[r.path].st_mtime_ns for r in lines if r.path.endswith("/WHEEL") and r.path in found), 0
         )
         for line in lines:
-            listed.add(line.path)
             seen = found.get(line.path)
             if seen is None:
                 if not line.path.endswith(".pyc") and not (root / line.path).is_symlink():
@@ -277,17 +276,18 @@ def record_damage(root: Path, found: dict[str, os.stat_result], *, hashes: bool)
                 damages.append(
                     Damage(line.path, f"has {seen.st_size} bytes, its RECORD says {line.size}", package)
                 )
-            elif line.sha256 and (hashes or (seen.st_nlink > 1 and wheel and seen.st_mtime_ns > wheel)):
-                if _record_hash(root / line.path) != line.sha256:
-                    damages.append(
-                        Damage(line.path, "does not have the content that its RECORD says", package)
-                    )
+            elif (
+                line.sha256
+                and (hashes or (seen.st_nlink > 1 and wheel and seen.st_mtime_ns > wheel))
+                and _record_hash(root / line.path) != line.sha256
+            ):
+                damages.append(Damage(line.path, "does not have the content that its RECORD says", package))
     return damages
 
 
-def unlisted_hashes(root: Path, found: dict[str, os.stat_result]) -> dict[str, str]:
+def unlisted_hashes(root: Path, found: dict[str, os.stat_result], recorded: Recorded) -> dict[str, str]:
     """Return the SHA-256 of small files that no RECORD lists: ``pyvenv.cfg``, activation scripts, patches."""
-    listed = {line.path for _, lines in records(root, found) for line in lines}
+    listed = {line.path for _, lines in recorded for line in lines}
     return {
         path: hashlib.sha256((root / path).read_bytes()).hexdigest()
         for path, seen in found.items()
@@ -302,7 +302,9 @@ def hash_damage(root: Path, manifest: Manifest) -> list[Damage]:
     built = {f"{f.path}/{n}" if f.path else n for f in manifest.folders for n in f.names}
     found = {path: seen for path, seen in here.stats.items() if path in built}
     named = {d.path for d in damages}
-    damages += [d for d in record_damage(root, found, hashes=True) if d.path not in named]
+    damages += [
+        d for d in record_damage(root, found, read_records(root, found), hashes=True) if d.path not in named
+    ]
     for path, digest in manifest.hashes.items():
         if (
             path in found

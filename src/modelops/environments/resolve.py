@@ -6,13 +6,17 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelops.environments.inputs import DependencyInputs, tree_digest
-from modelops.environments.interpreters import Interpreter
 from modelops.environments.lock import EMPTY, Lock, check_hashes, keep_listed_files, listed_hashes, make_lock
 from modelops.environments.uv import DECIDING, Progress, Uv
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelops.environments.interpreters import Interpreter
 
 _OUTPUT = "pylock.modelops.toml"
 _SKIPPED = shutil.ignore_patterns(

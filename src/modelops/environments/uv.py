@@ -24,16 +24,20 @@ Progress = Callable[[str], None]
 # environment stays: indexes, credentials, proxies, certificates, cache folder.
 _NOT_OURS: Final = frozenset(
     {
-        "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT", "UV_WORKING_DIR",
-        "UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "UV_MANAGED_PYTHON", "UV_NO_MANAGED_PYTHON", "UV_FROZEN",
-        "UV_LOCKED", "UV_VENV_SEED", "UV_VENV_CLEAR", "UV_VENV_RELOCATABLE", "UV_REQUIRE_HASHES", "PYTHONSTARTUP",
+        "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT",
+        "UV_WORKING_DIR",
+        "UV_PROJECT_ENVIRONMENT", "UV_SYSTEM_PYTHON", "UV_MANAGED_PYTHON", "UV_NO_MANAGED_PYTHON",
+        "UV_FROZEN",
+        "UV_LOCKED", "UV_VENV_SEED", "UV_VENV_CLEAR", "UV_VENV_RELOCATABLE", "UV_REQUIRE_HASHES",
+        "PYTHONSTARTUP",
     }
 )  # fmt: skip
 # Settings that decide what a resolution answers, so they are part of a lock's inputs.
 DECIDING: Final = (
     "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX",
     "UV_INDEX_STRATEGY", "UV_EXCLUDE_NEWER", "UV_RESOLUTION", "UV_PRERELEASE", "UV_CONSTRAINT", "UV_OVERRIDE",
-    "UV_CONFIG_FILE", "UV_TORCH_BACKEND", "UV_NO_BINARY", "UV_NO_BUILD", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
+    "UV_CONFIG_FILE", "UV_TORCH_BACKEND", "UV_NO_BINARY", "UV_NO_BUILD",
+    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
 )  # fmt: skip
 _UNREACHABLE: Final = re.compile(
     r"error sending request|Request failed after|dns error|tcp connect error|Connection (?:refused|reset)"
@@ -117,7 +121,7 @@ class Uv:
             try:
                 if note_pid is not None:
                     note_pid(process.pid)
-                assert process.stderr is not None  # noqa: S101  asked for above
+                assert process.stderr is not None
                 for line in process.stderr:
                     lines.append(line)
                     if on_progress is not None and not line.startswith((" ", "warning:", "error:")):
@@ -154,7 +158,7 @@ def explain(
 
 def shorten(output: str) -> str:
     """Return uv's words from its first error on; progress before it explains nothing."""
-    match = re.search(r"^(?:error:|  ×|thread ')", output, re.MULTILINE)
+    match = re.search(r"^(?:error:|thread ')", output, re.MULTILINE)
     return output[match.start() if match else 0 :].strip()
 
 
