@@ -60,14 +60,15 @@ JOB_NEXT: Final = MappingProxyType(
         (S.FINALIZING, E.ALL_SUCCEEDED): S.SUCCEEDED,
         (S.FINALIZING, E.SOME_SUCCEEDED): S.PARTIAL,
         (S.FINALIZING, E.NONE_SUCCEEDED): S.FAILED,
-        **{(state, E.CANCEL_ASKED): S.CANCELLING for state in (S.QUEUED, S.PREPARING, S.RUNNING, S.FINALIZING)},
+        **{
+            (state, E.CANCEL_ASKED): S.CANCELLING
+            for state in (S.QUEUED, S.PREPARING, S.RUNNING, S.FINALIZING)
+        },
         (S.CANCELLING, E.STOPPED): S.CANCELLED,
         **_BEGIN_AGAIN,
     }
 )
-FINAL_JOB_STATES: Final = frozenset(
-    {state for (state, event) in _BEGIN_AGAIN}
-)
+FINAL_JOB_STATES: Final = frozenset({state for (state, event) in _BEGIN_AGAIN})
 
 
 class ReplicateStatus(StrEnum):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from modelops.states import JobEvent, JobState, ReplicateStatus
-from modelops.study.ids import AttemptId
-from modelops.study.ranges import Ranges
-from modelops.worker.messages import AggregateChunk, AggregateRef, Chunk, ErrorExample, SegmentRef
+if TYPE_CHECKING:
+    from modelops.states import JobEvent, JobState, ReplicateStatus
+    from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Ranges
+    from modelops.worker.messages import AggregateChunk, AggregateRef, Chunk, ErrorExample, SegmentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class CommitAggregates:
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Answer TimerRang at ``at`` on the clock that ``now`` is read from. A later one of that name replaces it."""
+    """Answer TimerRang at ``at`` on the clock of ``now``. A later one of that name replaces it."""
 
     name: str
     at: float

@@ -77,9 +77,12 @@ def _plain(value: Any, where: str) -> Any:
                 if not isinstance(key, str):
                     raise RequestError(f"parameter {where or 'names'}: the key {key!r} is not text")
                 if key.startswith("$"):
-                    raise RequestError(f"parameter {where or key!r}: a name must not begin with '$' ({key!r})")
+                    raise RequestError(
+                        f"parameter {where or key!r}: a name must not begin with '$' ({key!r})"
+                    )
             return {str(k): _plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
-    raise RequestError(
-        f"parameter {where!r}: a {type(value).__name__} cannot be a parameter; "
-        "use None, bool, int, float, text, or lists and dicts of these"
-    )
+        case _:
+            raise RequestError(
+                f"parameter {where!r}: a {type(value).__name__} cannot be a parameter; "
+                "use None, bool, int, float, text, or lists and dicts of these"
+            )

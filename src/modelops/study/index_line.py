@@ -50,7 +50,9 @@ class IndexLine(msgspec.Struct, frozen=True):
         at = 0
         for block in self.blocks:
             if block.base != at or min(block.p0, block.n_params, block.r0, block.n_replicates) < 0:
-                raise ValueError(f"blocks must follow one another on the line: {block} does not begin at {at}")
+                raise ValueError(
+                    f"blocks must follow one another on the line: {block} does not begin at {at}"
+                )
             at = block.end
 
     @classmethod
