@@ -1,20 +1,20 @@
-"""Take outcomes from the workers and decisions from the driver; keep them as rows and objects; hand on results."""
+"""Take outcomes from workers and decisions from the driver, keep them, and hand on results."""
 
 from modelops.store.objects import AlreadyExistsError, Objects
 from modelops.store.records import ChangedMeanwhileError, EventRow, JobRow, LeaseLostError, Records
+from modelops.store.segment_table import SegmentTable, read_aggregates, read_segment
 from modelops.store.segments import (
+    AggregateRow,
     AggregateWriter,
     Execution,
     PackSlice,
-    SegmentTable,
     SegmentWriter,
     SpooledFile,
     StoredError,
-    read_aggregates,
-    read_segment,
 )
 
 __all__ = [
+    "AggregateRow",
     "AggregateWriter",
     "AlreadyExistsError",
     "ChangedMeanwhileError",

@@ -7,7 +7,6 @@ to WAL and migrating happen under a file lock, because neither waits for another
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,8 @@ from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.store.schema import HEAD, REVISIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
 BUSY_TIMEOUT_S: Final = 60

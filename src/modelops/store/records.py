@@ -8,9 +8,8 @@ row means "I am no longer the driver" (`LeaseLostError`).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
@@ -24,6 +23,9 @@ from modelops.store.objects import AlreadyExistsError
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 class LeaseLostError(ModelOpsError):

@@ -2,34 +2,41 @@
 
 A writer only appends to a list while replicates finish; the columns are built once, in `finish`. Bytes go
 first (pack, execution data, segment), the row in the database follows, and until it does the segment is
-an orphan that harms nobody. A reader verifies the digest before it looks at anything.
+an orphan that harms nobody.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from modelops.errors import IntegrityError, InternalError, RequestError
+from modelops.errors import IntegrityError, InternalError
 from modelops.states import OUTCOMES, AggregateStatus, ReplicateStatus
-from modelops.store.objects import AlreadyExistsError, Objects
-from modelops.study.ids import AttemptId, JobId
+from modelops.store import columns
+from modelops.store.objects import COPY_BYTES, AlreadyExistsError, Objects
 from modelops.study.ranges import Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from modelops.study.ids import AttemptId, JobId
 
 FORMAT: Final = 1
 INLINE_LIMIT_BYTES: Final = 65_536
 AGGREGATE_OUTCOMES: Final = tuple(AggregateStatus)  # the position is the code in the file, never renumbered
-_CODE: Final = {status: code for code, status in enumerate(OUTCOMES)}
-_AGGREGATE_CODE: Final = {status: code for code, status in enumerate(AGGREGATE_OUTCOMES)}
+OUTCOME_CODE: Final = {status: code for code, status in enumerate(OUTCOMES)}
+AGGREGATE_CODE: Final = {status: code for code, status in enumerate(AGGREGATE_OUTCOMES)}
 
 ERROR_TYPE: Final = pa.struct(
     [
@@ -47,11 +54,10 @@ OUTPUT_TYPE: Final = pa.struct(
         ("digest", pa.binary(32)),
     ]
 )
-_OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
 class SpooledFile(NamedTuple):
-    """A large output that the runner wrote; the file belongs to the writer, which moves it into the pack.
+    """A large output in a file that the runner wrote and that belongs to the segment's writer now.
 
     ``sha256``: hexadecimal.
     """
@@ -62,7 +68,10 @@ class SpooledFile(NamedTuple):
 
 
 class StoredError(NamedTuple):
-    """Why a replicate or an aggregate did not succeed. ``exit``: as Popen reports a death, None if it was none."""
+    """Why a replicate or an aggregate did not succeed.
+
+    ``exit``: how the process died, as Popen reports it; None if it was no death.
+    """
 
     type: str
     message: str
@@ -94,15 +103,24 @@ class PackSlice(NamedTuple):
         """Return the bytes. Raises IntegrityError if they are not those that were stored."""
         data = objects.read(self.pack, self.offset, self.length)
         if sha256(data).digest() != self.digest:
-            raise IntegrityError(
-                f"{self.pack} does not hold at {self.offset} the bytes that were stored there"
-            )
+            raise IntegrityError(f"{self.pack} does not hold the {self.length} bytes stored at {self.offset}")
         return data
 
+    def copy_to(self, objects: Objects, path: Path) -> None:
+        """Write the bytes to a new file, a piece at a time. Raises IntegrityError as `read` does."""
+        digest = sha256()
+        with path.open("xb") as f:
+            for at in range(0, self.length, COPY_BYTES):
+                piece = objects.read(self.pack, self.offset + at, min(COPY_BYTES, self.length - at))
+                digest.update(piece)
+                f.write(piece)
+        if digest.digest() != self.digest:
+            path.unlink()
+            raise IntegrityError(f"{self.pack} does not hold the {self.length} bytes stored at {self.offset}")
 
-OutputData = bytes | SpooledFile  # what a writer takes; any buffer of bytes will do, e.g. msgspec.Raw
+
+OutputData = bytes | SpooledFile  # bytes: any buffer of bytes will do, e.g. msgspec.Raw
 Output = tuple[str, str, OutputData]
-StoredOutput = tuple[str, str, bytes | PackSlice]
 
 
 class SegmentWriter:
@@ -126,7 +144,7 @@ class SegmentWriter:
     ) -> None:
         self._objects, self._job, self._attempt = objects, job, attempt
         self._who = {"modelops.worker": worker, "modelops.host": host, "modelops.pid": str(pid)}
-        self._rows: list[tuple[int, ReplicateStatus, bool, Iterable[Output], StoredError | None]] = []
+        self._rows: list[tuple[int, ReplicateStatus, bool, Sequence[Output], StoredError | None]] = []
         self._executions: list[tuple[int, ReplicateStatus, Execution]] = []
 
     def __len__(self) -> int:
@@ -137,7 +155,7 @@ class SegmentWriter:
         index: int,
         status: ReplicateStatus,
         returned_dict: bool,
-        outputs: Iterable[Output],
+        outputs: Sequence[Output],
         error: StoredError | None = None,
         execution: Execution | None = None,
     ) -> None:
@@ -147,7 +165,7 @@ class SegmentWriter:
         ----------
         outputs
             ``(name, kind, data)`` in the order of the model's dict, kinds as in docs/reference/values.md.
-            The iterable must not change until `finish`.
+            Kept as it is: it must not change until `finish`.
         """
         self._rows.append((index, status, returned_dict, outputs, error))
         if execution is not None:
@@ -176,56 +194,84 @@ class SegmentWriter:
         execution = self._store_executions()
         if not self._rows:
             return None
-        rows = sorted(self._rows, key=lambda row: row[0])
-        indices = np.array([row[0] for row in rows], np.int64)
-        if len(rows) > 1 and not (np.diff(indices) > 0).all():
+        rows = sorted(self._rows, key=itemgetter(0))
+        indices = _column(rows, 0, np.int64)
+        if not (np.diff(indices) > 0).all():
             raise InternalError(f"attempt {self._attempt} has two outcomes for one index")
         body = _Body(
             self._objects,
             self._job,
             self._attempt,
-            [(r[2], r[3], r[4]) for r in rows],
-            f"packs/{self._attempt}.pack",
+            [r[2] for r in rows],
+            [r[3] for r in rows],
+            [r[4] for r in rows],
         )
-        columns = {
-            "index": pa.array(indices),
-            "status": pa.array([_CODE[row[1]] for row in rows], pa.uint8()),
-            **body.columns,
-        }
-        name = f"segments/{self._attempt}.arrow"
-        data = _ipc_file(columns, {**_identity(self._job, self._attempt)})
-        _store_once(self._objects, f"{job_folder(self._job)}/{name}", data)
+        codes = np.fromiter((OUTCOME_CODE[row[1]] for row in rows), np.uint8, len(rows))
+        stored = _store_table(
+            self._objects,
+            self._job,
+            self._attempt,
+            "segments",
+            {
+                "index": columns.fixed(indices, pa.int64()),
+                "status": columns.fixed(codes, pa.uint8()),
+                **body.columns,
+            },
+        )
         body.remove_spooled()
+        counts = np.bincount(codes, minlength=len(OUTCOMES)).tolist()
         return SegmentRef(
             attempt=self._attempt,
-            name=name,
-            digest=sha256(data).hexdigest(),
-            n_bytes=len(data),
-            ranges=_ranges_of(indices).pairs,
-            counts=dict(Counter(row[1] for row in rows)),
+            name=stored.name,
+            digest=stored.digest,
+            n_bytes=stored.n_bytes,
+            ranges=ranges_of(indices).pairs,
+            counts={status: n for status, n in zip(OUTCOMES, counts, strict=True) if n},
             pack=body.pack,
             pack_bytes=body.pack_bytes,
             execution=execution,
         )
 
     def _store_executions(self) -> str | None:
-        rows = self._executions
+        rows, n = self._executions, len(self._executions)
         if not rows:
             return None
-        started_us = np.round(np.array([e.started_unix_s for _, _, e in rows]) * 1e6).astype(np.int64)
-        columns = {
-            "index": pa.array([index for index, _, _ in rows], pa.int64()),
-            "status": pa.array([_CODE[status] for _, status, _ in rows], pa.uint8()),
-            "attempt_number": pa.array([e.attempt_number for _, _, e in rows], pa.int32()),
-            "started_at": pa.array(started_us).cast(pa.timestamp("us", tz="UTC")),
-            "seconds": pa.array([e.seconds for _, _, e in rows], pa.float64()),
-            "cpu_seconds": pa.array([e.cpu_seconds for _, _, e in rows], pa.float64()),
-            "max_rss_bytes": pa.array([e.max_rss_bytes for _, _, e in rows], pa.int64()),
-        }
-        name = f"executions/{self._attempt}.arrow"
-        data = _ipc_file(columns, {**_identity(self._job, self._attempt), **self._who})
-        _store_once(self._objects, f"{job_folder(self._job)}/{name}", data)
-        return name
+        runs = [execution for _, _, execution in rows]
+        rss = [e.max_rss_bytes for e in runs]
+        known = np.fromiter((r is not None for r in rss), np.bool_, n)
+        started_us = np.round(_column(runs, 0, np.float64) * 1e6).astype(np.int64)
+        return _store_table(
+            self._objects,
+            self._job,
+            self._attempt,
+            "executions",
+            {
+                "index": columns.fixed(_column(rows, 0, np.int64), pa.int64()),
+                "status": columns.fixed(
+                    np.fromiter((OUTCOME_CODE[status] for _, status, _ in rows), np.uint8, n), pa.uint8()
+                ),
+                "attempt_number": columns.fixed(_column(runs, 4, np.int32), pa.int32()),
+                "started_at": columns.fixed(started_us, pa.timestamp("us", tz="UTC")),
+                "seconds": columns.fixed(_column(runs, 1, np.float64), pa.float64()),
+                "cpu_seconds": columns.fixed(_column(runs, 2, np.float64), pa.float64()),
+                "max_rss_bytes": columns.fixed(np.array([r or 0 for r in rss], np.int64), pa.int64(), known),
+            },
+            self._who,
+        ).name
+
+
+class AggregateRow(NamedTuple):
+    """How one aggregate (``target``, an entry point) of one parameter set ended."""
+
+    param: int
+    target: str
+    status: AggregateStatus
+    n_succeeded: int
+    n_replicates: int
+    reason: str = ""
+    returned_dict: bool = True
+    outputs: Sequence[Output] = ()
+    error: StoredError | None = None
 
 
 class AggregateWriter:
@@ -233,123 +279,111 @@ class AggregateWriter:
 
     def __init__(self, objects: Objects, job: JobId, attempt: AttemptId) -> None:
         self._objects, self._job, self._attempt = objects, job, attempt
-        self._rows: list[
-            tuple[int, str, AggregateStatus, int, int, str, bool, list[Output], StoredError | None]
-        ]
-        self._rows = []
+        self._rows: list[AggregateRow] = []
 
-    def add(
-        self,
-        param: int,
-        target: str,
-        status: AggregateStatus,
-        *,
-        n_succeeded: int,
-        n_replicates: int,
-        reason: str = "",
-        returned_dict: bool = True,
-        outputs: Iterable[Output] = (),
-        error: StoredError | None = None,
-    ) -> None:
-        """Take how the aggregate ``target`` (an entry point) of one parameter set ended."""
-        self._rows.append(
-            (param, target, status, n_succeeded, n_replicates, reason, returned_dict, list(outputs), error)
-        )
+    def add(self, row: AggregateRow) -> None:
+        """Take one row; the order of calls does not matter."""
+        self._rows.append(row)
 
     def finish(self, inputs: Iterable[str]) -> AggregateRef:
-        """Store pack and segment and return what to commit; ``inputs``: digests of the segments it read."""
-        rows = sorted(self._rows, key=lambda row: row[:2])
+        """Store pack and segment and return what to commit. ``inputs``: digests of the segments it read."""
+        rows = sorted(self._rows, key=itemgetter(0, 1))
         if len({row[:2] for row in rows}) < len(rows):
-            raise InternalError(
-                f"attempt {self._attempt} has two aggregates for one parameter set and target"
-            )
+            raise InternalError(f"attempt {self._attempt} has two rows for one parameter set and target")
         body = _Body(
-            self._objects, self._job, self._attempt, [row[6:] for row in rows], f"packs/{self._attempt}.pack"
+            self._objects,
+            self._job,
+            self._attempt,
+            [row.returned_dict for row in rows],
+            [row.outputs for row in rows],
+            [row.error for row in rows],
         )
-        params = np.array([row[0] for row in rows], np.int64)
-        targets = pa.array([row[1] for row in rows], pa.string()).dictionary_encode()
-        columns = {
-            "param": pa.array(params),
-            "target": targets.cast(pa.dictionary(pa.int8(), pa.string())),
-            "status": pa.array([_AGGREGATE_CODE[row[2]] for row in rows], pa.uint8()),
-            "n_succeeded": pa.array([row[3] for row in rows], pa.int64()),
-            "n_replicates": pa.array([row[4] for row in rows], pa.int64()),
-            "reason": pa.array([_valid_text(row[5]) for row in rows], pa.string()),
-            **body.columns,
-        }
-        name = f"aggregates/{self._attempt}.arrow"
-        data = _ipc_file(columns, _identity(self._job, self._attempt))
-        _store_once(self._objects, f"{job_folder(self._job)}/{name}", data)
+        params = _column(rows, 0, np.int64)
+        codes = np.fromiter((AGGREGATE_CODE[row.status] for row in rows), np.uint8, len(rows))
+        stored = _store_table(
+            self._objects,
+            self._job,
+            self._attempt,
+            "aggregates",
+            {
+                "param": columns.fixed(params, pa.int64()),
+                "target": columns.words([row.target for row in rows], pa.int8()),
+                "status": columns.fixed(codes, pa.uint8()),
+                "n_succeeded": columns.fixed(_column(rows, 3, np.int64), pa.int64()),
+                "n_replicates": columns.fixed(_column(rows, 4, np.int64), pa.int64()),
+                "reason": columns.text([row.reason for row in rows]),
+                **body.columns,
+            },
+        )
         body.remove_spooled()
         return AggregateRef(
             attempt=self._attempt,
-            name=name,
-            digest=sha256(data).hexdigest(),
-            n_bytes=len(data),
-            params=_ranges_of(np.unique(params)).pairs,
-            counts=dict(Counter(str(row[2]) for row in rows)),
+            name=stored.name,
+            digest=stored.digest,
+            n_bytes=stored.n_bytes,
+            params=ranges_of(np.unique(params)).pairs,
+            counts=dict(Counter(str(row.status) for row in rows)),
             inputs=tuple(inputs),
             pack=body.pack,
             pack_bytes=body.pack_bytes,
         )
 
 
+def job_folder(job: JobId) -> str:
+    """Return the name below which the objects of a job lie."""
+    return f"v1/jobs/{job}"
+
+
+def ranges_of(indices: npt.NDArray[np.int64]) -> Ranges:
+    """Return sorted, distinct integers as ranges."""
+    if not len(indices):
+        return Ranges()
+    breaks = np.flatnonzero(np.diff(indices) != 1)
+    starts = indices[np.concatenate(([0], breaks + 1))]
+    ends = indices[np.concatenate((breaks, [len(indices) - 1]))] + 1
+    return Ranges(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
 class _Body:
-    """The columns ``returned``, ``error`` and ``outputs`` of some rows; large outputs are stored in a pack."""
+    """The columns ``returned``, ``error`` and ``outputs``; storing the large outputs in a pack."""
 
     def __init__(
         self,
         objects: Objects,
         job: JobId,
         attempt: AttemptId,
-        rows: list[tuple[bool, Iterable[Output], StoredError | None]],
-        pack: str,
+        returned: list[bool],
+        outputs: list[Sequence[Output]],
+        errors: list[StoredError | None],
     ) -> None:
-        flat = [output for _, outputs, _ in rows for output in outputs]
-        lengths = [len(outputs) if isinstance(outputs, list | tuple) else -1 for _, outputs, _ in rows]
-        if -1 in lengths:
-            raise InternalError("outputs must be lists or tuples")
-        values: list[Any] = [data for _, _, data in flat]
-        self._large = [
-            (i, data)
-            for i, data in enumerate(values)
-            if isinstance(data, SpooledFile) or len(data) > INLINE_LIMIT_BYTES
-        ]
-        self.pack: str | None = pack if self._large else None
-        self.pack_bytes = sum(_size(data) for _, data in self._large)
+        flat = list(chain.from_iterable(outputs))
         n = len(flat)
-        offsets, sizes = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        digests: list[bytes | None] = [None] * n
-        inline = np.ones(n, bool)
-        at = 0
-        for i, data in self._large:
-            values[i], inline[i] = b"", False
-            offsets[i], sizes[i] = at, _size(data)
-            digests[i] = (
-                bytes.fromhex(data.sha256) if isinstance(data, SpooledFile) else sha256(data).digest()
-            )
-            at += _size(data)
-        if self._large:
-            _store_once(objects, f"{job_folder(job)}/{pack}", _Pack(self._large, self.pack_bytes))
-        names = pa.array([name for name, _, _ in flat], pa.string()).dictionary_encode()
-        kinds = pa.array([kind for _, kind, _ in flat], pa.string()).dictionary_encode()
-        outputs = pa.StructArray.from_arrays(
-            [
-                names.cast(pa.dictionary(pa.int32(), pa.string())),
-                kinds.cast(pa.dictionary(pa.int8(), pa.string())),
-                _large_binary(values, inline),
-                pa.array(offsets, mask=inline),
-                pa.array(sizes, mask=inline),
-                pa.array(digests, pa.binary(32)),
-            ],
-            fields=list(OUTPUT_TYPE),
-        )
-        ends = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum(lengths, out=ends[1:])
+        data: list[Any] = [value for _, _, value in flat]
+        self._large = _take_large(data)
+        self.pack: str | None = f"packs/{attempt}.pack" if self._large else None
+        self.pack_bytes = 0
+        packed = np.zeros(n, np.bool_)
+        offsets, sizes, digests = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((n, 32), np.uint8)
+        for i, value in self._large:
+            packed[i], offsets[i], sizes[i] = True, self.pack_bytes, _size(value)
+            digests[i] = np.frombuffer(_digest(value), np.uint8)
+            self.pack_bytes += _size(value)
+        if self.pack:
+            _store_once(objects, f"{job_folder(job)}/{self.pack}", _Pack(self._large))
+        fields = [
+            columns.words([name for name, _, _ in flat], pa.int32()),
+            columns.words([kind for _, kind, _ in flat], pa.int8()),
+            columns.binary(data, ~packed),
+            columns.fixed(offsets, pa.int64(), packed),
+            columns.fixed(sizes, pa.int64(), packed),
+            columns.fixed(digests, pa.binary(32), packed),
+        ]
         self.columns = {
-            "returned": pa.array([returned for returned, _, _ in rows], pa.bool_()),
-            "error": pa.array([_error_fields(error) for _, _, error in rows], ERROR_TYPE),
-            "outputs": pa.ListArray.from_arrays(pa.array(ends), outputs),
+            "returned": columns.bools(returned),
+            "error": _errors(errors),
+            "outputs": columns.lists(
+                map(len, outputs), len(outputs), pa.StructArray.from_arrays(fields, fields=list(OUTPUT_TYPE))
+            ),
         }
 
     def remove_spooled(self) -> None:
@@ -363,7 +397,6 @@ class _Pack:
     """The bytes of a pack, read from spooled files as they are asked for; can be iterated again."""
 
     large: list[tuple[int, Any]]
-    n_bytes: int
 
     def __iter__(self) -> Iterator[bytes]:
         for _, data in self.large:
@@ -373,154 +406,32 @@ class _Pack:
                 yield bytes(data)
 
 
-class SegmentTable:
-    """The rows of a verified segment.
-
-    Attributes
-    ----------
-    table
-        The Arrow table as stored.
-    index, status
-        Its first columns as arrays: int64, sorted; positions in ``OUTCOMES``.
-    """
-
-    def __init__(self, objects: Objects, job: JobId, ref: SegmentRef, table: pa.Table) -> None:
-        self._objects = objects
-        self._pack = f"{job_folder(job)}/{ref.pack}"
-        self.ref, self.table = ref, table
-        self.index: npt.NDArray[np.int64] = table["index"].to_numpy()
-        self.status: npt.NDArray[np.uint8] = table["status"].to_numpy()
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def row_of(self, index: int) -> int:
-        """Return the row that holds an index. Raises KeyError."""
-        row = int(np.searchsorted(self.index, index))
-        if row == len(self.index) or self.index[row] != index:
-            raise KeyError(index)
-        return row
-
-    def rows(
-        self, indices: Ranges | None = None, *, succeeded_only: bool = True
-    ) -> Iterator[tuple[int, bool, list[StoredOutput]]]:
-        """Yield ``(index, returned_dict, outputs)`` in order of index; large outputs as `PackSlice`."""
-        keep = (
-            np.ones(len(self), bool)
-            if not succeeded_only
-            else self.status == _CODE[ReplicateStatus.SUCCEEDED]
-        )
-        if indices is not None:
-            inside = np.zeros(len(self), bool)
-            for lo, hi in indices.pairs:
-                inside[slice(*np.searchsorted(self.index, (lo, hi)))] = True
-            keep &= inside
-        chosen = self.table if keep.all() else self.table.filter(pa.array(keep))
-        for batch in chosen.select(["index", "returned", "outputs"]).to_batches(max_chunksize=4096):
-            columns = (batch.column(i).to_pylist() for i in range(3))
-            for index, returned, outputs in zip(*columns, strict=True):
-                yield index, returned, [self._output(o) for o in outputs]
-
-    def outputs_of(self, index: int) -> Any:
-        """Return what the model returned for a replicate that succeeded, as it returned it.
-
-        Raises
-        ------
-        KeyError
-            The index is not in this segment, or its replicate did not succeed.
-        """
-        row = self.row_of(index)
-        if self.status[row] != _CODE[ReplicateStatus.SUCCEEDED]:
-            raise KeyError(index)
-        outputs = [self._output(o) for o in self.table["outputs"][row].as_py()]
-        return decoded(self._objects, bool(self.table["returned"][row].as_py()), outputs)
-
-    def error_of(self, index: int) -> StoredError | None:
-        """Return why a replicate did not succeed; None if it did. Raises KeyError."""
-        fields = self.table["error"][self.row_of(index)].as_py()
-        return None if fields is None else StoredError(**fields)
-
-    def _output(self, o: dict[str, Any]) -> StoredOutput:
-        if o["data"] is not None:
-            return o["name"], o["kind"], o["data"]
-        return o["name"], o["kind"], PackSlice(self._pack, o["offset"], o["length"], o["digest"])
+class _Stored(NamedTuple):
+    name: str
+    digest: str
+    n_bytes: int
 
 
-def decoded(objects: Objects, returned_dict: bool, outputs: Iterable[StoredOutput]) -> Any:
-    """Return the value that a model or an aggregate returned, from its stored outputs."""
-    from modelops_runner.values import decode  # the bundle's side of the same contract
-
-    values = {
-        name: decode(kind, data.read(objects) if isinstance(data, PackSlice) else data)
-        for name, kind, data in outputs
-    }
-    return values if returned_dict else values["value"]
-
-
-def read_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTable:
-    """Read a committed segment.
-
-    Raises
-    ------
-    IntegrityError
-        The stored bytes are not those that were committed, or they hold other indices.
-    NotFoundError
-        The object is gone.
-    """
-    table = SegmentTable(objects, job, ref, _read_table(objects, job, ref))
-    if _ranges_of(table.index).pairs != tuple(ref.ranges):
-        raise IntegrityError(f"segment {ref.name} of job {job} does not hold the indices that were committed")
-    return table
-
-
-def read_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> pa.Table:
-    """Read a committed aggregate segment, verified as `read_segment` does."""
-    return _read_table(objects, job, ref)
-
-
-def _read_table(objects: Objects, job: JobId, ref: SegmentRef | AggregateRef) -> pa.Table:
-    name = f"{job_folder(job)}/{ref.name}"
-    data = objects.get(name)
-    if len(data) != ref.n_bytes or sha256(data).hexdigest() != ref.digest:
-        raise IntegrityError(
-            f"{name} is damaged: {len(data)} bytes with another digest than the {ref.n_bytes} bytes committed "
-            f"by attempt {ref.attempt}"
-        )
-    return open_table(data, name)
-
-
-def open_table(data: bytes, name: str) -> pa.Table:
-    """Read an Arrow file of ours whose digest was verified, or which has none (execution data)."""
-    try:
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    except (pa.ArrowInvalid, OSError) as e:
-        raise IntegrityError(f"{name} is damaged: {e}") from e
-    metadata = table.schema.metadata or {}
-    found = int(metadata.get(b"modelops.format", b"0"))
-    if found > FORMAT:
-        raise RequestError(
-            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
-            "upgrade modelops"
-        )
-    return table
-
-
-def job_folder(job: JobId) -> str:
-    """Return the name below which the objects of a job lie."""
-    return f"v1/jobs/{job}"
-
-
-def _identity(job: JobId, attempt: AttemptId) -> dict[str, str]:
-    return {"modelops.format": str(FORMAT), "modelops.job": job, "modelops.attempt": attempt}
-
-
-def _ipc_file(columns: dict[str, pa.Array], metadata: dict[str, str]) -> bytes:
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    batch = batch.replace_schema_metadata(metadata)
+def _store_table(
+    objects: Objects,
+    job: JobId,
+    attempt: AttemptId,
+    folder: str,
+    named: Mapping[str, pa.Array],
+    metadata: Mapping[str, str] | None = None,
+) -> _Stored:
+    identity = {"modelops.format": str(FORMAT), "modelops.job": job, "modelops.attempt": attempt}
+    schema = pa.schema(
+        [pa.field(name, column.type) for name, column in named.items()], {**identity, **(metadata or {})}
+    )
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema, options=_OPTIONS) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    with pa.ipc.new_file(sink, schema, options=options) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(list(named.values()), schema=schema))
+    data = sink.getvalue().to_pybytes()
+    name = f"{folder}/{attempt}.arrow"
+    _store_once(objects, f"{job_folder(job)}/{name}", data)
+    return _Stored(name, sha256(data).hexdigest(), len(data))
 
 
 def _store_once(objects: Objects, name: str, content: bytes | _Pack) -> None:
@@ -528,53 +439,63 @@ def _store_once(objects: Objects, name: str, content: bytes | _Pack) -> None:
     try:
         objects.put_new(name, content)
     except AlreadyExistsError:
-        digest = sha256()
-        for piece in [content] if isinstance(content, bytes) else content:
-            digest.update(piece)
-        stored = sha256()
-        for piece in objects.stream(name):
-            stored.update(piece)
-        if stored.digest() != digest.digest():
+        pieces = [content] if isinstance(content, bytes) else content
+        if _digest_of(pieces) != _digest_of(objects.stream(name)):
             raise
 
 
-def _large_binary(values: list[Any], inline: npt.NDArray[np.bool_]) -> pa.Array:
-    ends = np.zeros(len(values) + 1, np.int64)
-    np.cumsum([len(v) for v in values], out=ends[1:])
-    validity = None if inline.all() else pa.py_buffer(np.packbits(inline, bitorder="little").tobytes())
-    buffers = [validity, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
-    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
+def _digest_of(pieces: Iterable[bytes]) -> bytes:
+    digest = sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
-def _error_fields(error: StoredError | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {k: _valid_text(v) if isinstance(v, str) else v for k, v in error._asdict().items()}
+def _take_large(data: list[Any]) -> list[tuple[int, Any]]:
+    """Take out of ``data`` what belongs into the pack, leaving ``b""``; return it with its positions."""
+    if SpooledFile in set(map(type, data)):
+        where = [i for i, v in enumerate(data) if isinstance(v, SpooledFile) or len(v) > INLINE_LIMIT_BYTES]
+    else:
+        sizes = np.fromiter(map(len, data), np.int64, len(data))
+        where = np.flatnonzero(sizes > INLINE_LIMIT_BYTES).tolist()
+    large = [(i, data[i]) for i in where]
+    for i in where:
+        data[i] = b""
+    return large
 
 
-def _valid_text(text: str) -> str:
-    """Return text that UTF-8 can hold; lone surrogates, as ``surrogateescape`` makes them, are spelt out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _errors(errors: list[StoredError | None]) -> pa.Array:
+    n = len(errors)
+    fields = []
+    for i, field in enumerate(ERROR_TYPE):
+        values = [None if e is None else e[i] for e in errors]
+        if field.type == pa.string():
+            fields.append(columns.text(values))
+        else:
+            known = np.fromiter((v is not None for v in values), np.bool_, n)
+            fields.append(columns.fixed(np.array([v or 0 for v in values], np.int32), field.type, known))
+    missing = columns.bools([e is None for e in errors])
+    return pa.StructArray.from_arrays(fields, fields=list(ERROR_TYPE), mask=missing)
+
+
+def _column(rows: Sequence[tuple[Any, ...]], i: int, dtype: Any) -> npt.NDArray[Any]:
+    return np.fromiter(map(itemgetter(i), rows), dtype, len(rows))
 
 
 def _size(data: Any) -> int:
     return data.n_bytes if isinstance(data, SpooledFile) else len(data)
 
 
+def _digest(data: Any) -> bytes:
+    return bytes.fromhex(data.sha256) if isinstance(data, SpooledFile) else sha256(data).digest()
+
+
 def _spooled(file: SpooledFile) -> Iterator[bytes]:
     digest, n_bytes = sha256(), 0
     with file.path.open("rb") as f:
-        while piece := f.read(1 << 20):
+        while piece := f.read(COPY_BYTES):
             digest.update(piece)
             n_bytes += len(piece)
             yield piece
     if n_bytes != file.n_bytes or digest.hexdigest() != file.sha256:
         raise IntegrityError(f"the spooled output {file.path} is not what the runner said it wrote")
-
-
-def _ranges_of(indices: npt.NDArray[np.int64]) -> Ranges:
-    """Return sorted, distinct integers as ranges."""
-    breaks = np.flatnonzero(np.diff(indices) != 1)
-    starts = indices[np.concatenate(([0], breaks + 1))] if len(indices) else indices
-    ends = indices[np.concatenate((breaks, [len(indices) - 1]))] + 1 if len(indices) else indices
-    return Ranges(zip(starts.tolist(), ends.tolist(), strict=True))

@@ -1,0 +1,102 @@
+"""Arrow arrays straight from buffers, and back.
+
+Not ``pyarrow.array``: converting a list or an array, it imports pandas where that is installed, half a
+second before a worker's first segment; and it looks at every value, which costs more than the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+
+def fixed(
+    values: npt.NDArray[Any], kind: pa.DataType, valid: npt.NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """Return an array of fixed width; ``values`` has the layout that ``kind`` has."""
+    return pa.Array.from_buffers(
+        kind, len(values), [_bitmap(valid), pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def bools(values: Sequence[bool]) -> pa.Array:
+    """Return an array of booleans."""
+    return pa.Array.from_buffers(
+        pa.bool_(), len(values), [None, _bits(np.fromiter(values, np.bool_, len(values)))]
+    )
+
+
+def binary(values: Sequence[Any], valid: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return large_binary from buffers of bytes."""
+    buffers = [_bitmap(valid), pa.py_buffer(_ends(values, np.int64)), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
+
+
+def text(values: Sequence[str | None]) -> pa.Array:
+    """Return strings, None as null; lone surrogates, as ``surrogateescape`` makes them, are spelt out."""
+    raw = [b"" if v is None else v.encode("utf-8", "backslashreplace") for v in values]
+    valid = np.fromiter((v is not None for v in values), np.bool_, len(values))
+    buffers = [_bitmap(valid), pa.py_buffer(_ends(raw, np.int32)), pa.py_buffer(b"".join(raw))]
+    return pa.Array.from_buffers(pa.string(), len(raw), buffers)
+
+
+def words(values: Sequence[str], code: pa.DataType) -> pa.Array:
+    """Return dictionary-encoded strings, the dictionary in order of first appearance."""
+    codes = {word: i for i, word in enumerate(dict.fromkeys(values))}
+    if len(codes) > 2 ** (code.bit_width - 1):
+        raise OverflowError(f"{len(codes)} different words do not fit {code}")
+    indices = np.fromiter(map(codes.__getitem__, values), code.to_pandas_dtype(), len(values))
+    return pa.DictionaryArray.from_arrays(fixed(indices, code), text(list(codes)), safe=False)
+
+
+def lists(lengths: Iterable[int], n: int, values: pa.Array) -> pa.Array:
+    """Return ``n`` lists of these lengths, cut from ``values``."""
+    ends = np.zeros(n + 1, np.int32)
+    np.cumsum(np.fromiter(lengths, np.int32, n), out=ends[1:])
+    return pa.ListArray.from_arrays(fixed(ends, pa.int32()), values)
+
+
+def fixed_values(array: pa.Array) -> npt.NDArray[Any]:
+    """View an array of fixed width as numpy; what stands for a null is undefined."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+
+
+def bool_values(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return booleans as numpy; what stands for a null is undefined."""
+    bits = np.frombuffer(array.buffers()[1], np.uint8)
+    return np.unpackbits(bits, count=array.offset + len(array), bitorder="little")[array.offset :].view(
+        np.bool_
+    )
+
+
+def binary_values(array: pa.Array) -> list[bytes]:
+    """Return the bytes of each value of an unsliced large_binary array; a null gives ``b""``."""
+    _, ends_buffer, data_buffer = array.buffers()
+    ends = np.frombuffer(ends_buffer, np.int64)[: len(array) + 1].tolist()
+    data = data_buffer.to_pybytes() if data_buffer is not None else b""
+    return [data[lo:hi] for lo, hi in zip(ends, ends[1:], strict=False)]
+
+
+def _ends(values: Sequence[Any], dtype: type[np.int32 | np.int64]) -> npt.NDArray[Any]:
+    ends = np.zeros(len(values) + 1, dtype)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    if lengths.sum() > np.iinfo(dtype).max:
+        raise OverflowError(f"{lengths.sum()} bytes do not fit one column")
+    np.cumsum(lengths, out=ends[1:])
+    return ends
+
+
+def _bitmap(valid: npt.NDArray[np.bool_] | None) -> pa.Buffer | None:
+    return None if valid is None or valid.all() else _bits(valid)
+
+
+def _bits(values: npt.NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(values, bitorder="little"))

@@ -1,0 +1,199 @@
+"""Reading segments back: the digest first, then rows, values and errors."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from modelops.errors import IntegrityError, RequestError
+from modelops.states import ReplicateStatus
+from modelops.store import columns
+from modelops.store.segments import FORMAT, OUTCOME_CODE, PackSlice, StoredError, job_folder, ranges_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy.typing as npt
+
+    from modelops.store.objects import Objects
+    from modelops.study.ids import JobId
+    from modelops.study.ranges import Ranges
+    from modelops.worker.messages import AggregateRef, SegmentRef
+
+StoredOutput = tuple[str, str, bytes | PackSlice]
+
+
+class OutputsColumn:
+    """The ``outputs`` of a stored table, row after row in flat arrays.
+
+    Attributes
+    ----------
+    ends
+        int64, ``ends[row]:ends[row + 1]`` are the outputs of a row.
+    name, kind
+        Codes, positions in ``names`` and ``kinds``.
+    data
+        large_binary; null where the bytes are in the pack.
+    """
+
+    def __init__(self, table: pa.Table, pack: str) -> None:
+        column = table["outputs"].combine_chunks()
+        struct = column.values
+        self.pack = pack
+        self.ends: npt.NDArray[np.int64] = columns.fixed_values(column.offsets).astype(np.int64)
+        name, kind = struct.field("name"), struct.field("kind")
+        self.name, self.names = columns.fixed_values(name.indices), name.dictionary.to_pylist()
+        self.kind, self.kinds = columns.fixed_values(kind.indices), kind.dictionary.to_pylist()
+        self.data = struct.field("data")
+        self._struct = struct
+
+    def rows(self) -> list[list[StoredOutput]]:
+        """Return ``(name, kind, bytes or PackSlice)`` of every output of every row."""
+        names = [self.names[i] for i in self.name.tolist()]
+        kinds = [self.kinds[i] for i in self.kind.tolist()]
+        data: list[bytes | PackSlice] = list(columns.binary_values(self.data))
+        if self.data.null_count:
+            for i in np.flatnonzero(~self.inline()).tolist():
+                data[i] = self.slice_of(i)
+        flat = list(zip(names, kinds, data, strict=True))
+        ends = self.ends.tolist()
+        return [flat[lo:hi] for lo, hi in zip(ends, ends[1:], strict=False)]
+
+    def inline(self) -> npt.NDArray[np.bool_]:
+        """Say of each output whether its bytes are in ``data``."""
+        return columns.bool_values(self.data.is_valid())
+
+    def slice_of(self, i: int) -> PackSlice:
+        """Return where the bytes of a large output lie."""
+        o = self._struct[i].as_py()
+        return PackSlice(self.pack, o["offset"], o["length"], o["digest"])
+
+
+class SegmentTable:
+    """The rows of a verified segment.
+
+    Attributes
+    ----------
+    table
+        The Arrow table as stored.
+    index, status
+        Its first columns as arrays: int64, sorted; positions in ``OUTCOMES``.
+    """
+
+    def __init__(self, objects: Objects, job: JobId, ref: SegmentRef, table: pa.Table) -> None:
+        self._objects = objects
+        self.pack = f"{job_folder(job)}/{ref.pack}"
+        self.ref, self.table = ref, table
+        self.index: npt.NDArray[np.int64] = columns.fixed_values(table["index"].combine_chunks())
+        self.status: npt.NDArray[np.uint8] = columns.fixed_values(table["status"].combine_chunks())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def row_of(self, index: int) -> int:
+        """Return the row that holds an index. Raises KeyError."""
+        row = int(np.searchsorted(self.index, index))
+        if row == len(self.index) or self.index[row] != index:
+            raise KeyError(index)
+        return row
+
+    def rows(
+        self, indices: Ranges | None = None, *, succeeded_only: bool = True
+    ) -> Iterator[tuple[int, bool, list[StoredOutput]]]:
+        """Yield ``(index, returned_dict, outputs)`` in order of index; large outputs as `PackSlice`.
+
+        Of indices that the segment does not hold nothing is said.
+        """
+        chosen = np.ones(len(self), np.bool_)
+        if indices is not None:
+            chosen[:] = False
+            for pair in indices.pairs:
+                lo, hi = np.searchsorted(self.index, pair).tolist()
+                chosen[lo:hi] = True
+        if succeeded_only:
+            chosen &= self.status == OUTCOME_CODE[ReplicateStatus.SUCCEEDED]
+        table = (
+            self.table if chosen.all() else self.table.take(columns.fixed(np.flatnonzero(chosen), pa.int64()))
+        )
+        returned = table["returned"].to_pylist()
+        outputs = OutputsColumn(table, self.pack).rows()
+        yield from zip(self.index[chosen].tolist(), returned, outputs, strict=True)
+
+    def outputs_of(self, index: int) -> Any:
+        """Return what the model returned for a replicate that succeeded, as it returned it.
+
+        Raises
+        ------
+        KeyError
+            The index is not in this segment, or its replicate did not succeed.
+        """
+        row = self.row_of(index)
+        if self.status[row] != OUTCOME_CODE[ReplicateStatus.SUCCEEDED]:
+            raise KeyError(index)
+        one = self.table.slice(row, 1).take(columns.fixed(np.zeros(1, np.int64), pa.int64()))
+        return decoded(self._objects, one["returned"][0].as_py(), OutputsColumn(one, self.pack).rows()[0])
+
+    def error_of(self, index: int) -> StoredError | None:
+        """Return why a replicate did not succeed; None if it did. Raises KeyError."""
+        fields = self.table["error"][self.row_of(index)].as_py()
+        return None if fields is None else StoredError(**fields)
+
+
+def decoded(objects: Objects, returned_dict: bool, outputs: Iterable[StoredOutput]) -> Any:
+    """Return the value that a model or an aggregate returned, from its stored outputs."""
+    from modelops_runner.values import decode  # the bundle's side of the same contract
+
+    values = {
+        name: decode(kind, data.read(objects) if isinstance(data, PackSlice) else data)
+        for name, kind, data in outputs
+    }
+    return values if returned_dict else values["value"]
+
+
+def read_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTable:
+    """Read a committed segment.
+
+    Raises
+    ------
+    IntegrityError
+        The stored bytes are not those that were committed, or they hold other indices.
+    NotFoundError
+        The object is gone.
+    """
+    segment = SegmentTable(objects, job, ref, _read_verified(objects, job, ref))
+    if ranges_of(segment.index).pairs != tuple(ref.ranges):
+        raise IntegrityError(f"segment {ref.name} of job {job} does not hold the indices that were committed")
+    return segment
+
+
+def read_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> pa.Table:
+    """Read a committed aggregate segment, verified as `read_segment` does."""
+    return _read_verified(objects, job, ref)
+
+
+def open_table(data: bytes, name: str) -> pa.Table:
+    """Read an Arrow file of ours; a newer format is refused with a sentence."""
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    except (pa.ArrowInvalid, OSError) as e:
+        raise IntegrityError(f"{name} is damaged: {e}") from e
+    found = int((table.schema.metadata or {}).get(b"modelops.format", b"0"))
+    if found > FORMAT:
+        raise RequestError(
+            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
+            "upgrade modelops"
+        )
+    return table
+
+
+def _read_verified(objects: Objects, job: JobId, ref: SegmentRef | AggregateRef) -> pa.Table:
+    name = f"{job_folder(job)}/{ref.name}"
+    data = objects.get(name)
+    if len(data) != ref.n_bytes or sha256(data).hexdigest() != ref.digest:
+        raise IntegrityError(
+            f"{name} is damaged: its {len(data)} bytes are not the {ref.n_bytes} that attempt {ref.attempt} stored"
+        )
+    return open_table(data, name)
