@@ -20,7 +20,16 @@ from distributed.scheduler import KilledWorker
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.errors import ClusterError, EnvironmentError_, IntegrityError, ModelOpsError, RequestError
+from modelops.errors import (
+    BundleError,
+    ClusterError,
+    EnvironmentError_,
+    HandshakeError,
+    IntegrityError,
+    ModelOpsError,
+    RemoteError,
+    RequestError,
+)
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.worker import tasks
 
@@ -34,13 +43,15 @@ if TYPE_CHECKING:
     from modelops.worker.messages import AggregateRef, SegmentRef
 
 log = logging.getLogger(__name__)
+NO_HOPE = (RequestError, BundleError, EnvironmentError_, IntegrityError, HandshakeError, RemoteError)
 
 
 class Ledger(Protocol):
     """Where the loop writes what has become true. Every write checks the driver's epoch."""
 
     def commit_segment(self, segment: SegmentRef) -> bool: ...  # noqa: D102  named after the command
-    def commit_synthetic(self, command: c.CommitSynthetic) -> bool: ...  # noqa: D102
+    def commit_synthetic(self, command: c.CommitSynthetic) -> tuple[bool, SegmentRef]: ...  # noqa: D102
+    def commit_synthetic_aggregates(self, command: c.CommitSyntheticAggregates) -> bool: ...  # noqa: D102
     def commit_aggregates(self, stored: AggregateRef) -> bool: ...  # noqa: D102
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102
     def note(self, command: c.Note) -> None: ...  # noqa: D102
@@ -121,7 +132,10 @@ class DriverLoop:
             case c.CommitSegment():
                 return e.Committed(command.segment.attempt, self.ledger.commit_segment(command.segment))
             case c.CommitSynthetic():
-                return e.Committed(command.attempt, self.ledger.commit_synthetic(command))
+                accepted, segment = self.ledger.commit_synthetic(command)
+                return e.Committed(command.attempt, accepted, segment)
+            case c.CommitSyntheticAggregates():
+                return e.Committed(command.attempt, self.ledger.commit_synthetic_aggregates(command))
             case c.CommitAggregates():
                 return e.Committed(command.stored.attempt, self.ledger.commit_aggregates(command.stored))
             case c.StopAttempt():
@@ -180,7 +194,7 @@ class DriverLoop:
         except (KilledWorker, FutureCancelledError) as error:
             self.tell(e.AttemptLost(attempt, worker_died=isinstance(error, KilledWorker)))
         except ModelOpsError as error:
-            final = isinstance(error, (RequestError, EnvironmentError_, IntegrityError))
+            final = isinstance(error, NO_HOPE)
             self.tell(e.ChunkErred(attempt, type(error).__name__, str(error), final=final))
         except Exception as error:  # noqa: BLE001  whatever a task raised is told to the machine, by name
             self.tell(e.ChunkErred(attempt, type(error).__name__, str(error) or repr(error), final=False))
