@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.bundles import Manifest, fetch_snapshot, load_manifest
+from modelops.bundles import Manifest, load_manifest
 from modelops.environments import parse_lock
 from modelops.processes import ReplicateSet, RunnerSpec
+from modelops.store.fetch import fetch_snapshot
 from modelops.store.parameters import ParameterTable
 from modelops.store.segments import job_folder
+from modelops.study.ids import BundleDigest
 from modelops.study.seeds import entropy_key, seed_key, seeds_of
 from modelops.study.spec import JobSpec, decode_spec
 
@@ -67,7 +69,7 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
     objects, cache = runtime.objects, runtime.settings.cache
     spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
     lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
-    snapshot = fetch_snapshot(objects, spec.bundle, cache / "bundles")
+    snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     environment = runtime.environments.ensure(lock, bundle_root=snapshot)
     manifest = load_manifest(snapshot)
     runner = RunnerSpec(
