@@ -64,7 +64,9 @@ class FrameSplitter:
                     end = buffer.find(_END, at, at + MAX_HEADER_BYTES)
                     if end < 0:
                         if len(buffer) - at >= MAX_HEADER_BYTES:
-                            raise FrameError(f"no header ends within {MAX_HEADER_BYTES} bytes: {_show(buffer, at)}")
+                            raise FrameError(
+                                f"no header ends within {MAX_HEADER_BYTES} bytes: {_show(buffer, at)}"
+                            )
                         break
                     self._length = self._content_length(buffer, at, end)
                     at = end + len(_END)

@@ -62,7 +62,7 @@ def take_snapshot(bundle: Path, cache: Path) -> tuple[BundleDigest, Path]:
         before = find_files(bundle)
         entries = [read_entry(found) for found in before]
         digest = digest_of(entries)
-        if _is_whole(cache / digest):
+        if is_whole_snapshot(cache / digest):
             return digest, cache / digest
         with staging(cache) as aside:
             copied = [_copy(found, aside) for found in before]
@@ -100,7 +100,7 @@ def publish(aside: Path, digest: BundleDigest, cache: Path) -> Path:
     """Turn a staged folder into the snapshot of this digest. First one wins; a damaged one is replaced."""
     place = cache / digest
     with FileLock(cache / f"{digest}.lock"):
-        if _is_whole(place) or _adopt(place, digest):
+        if is_whole_snapshot(place) or _adopt(place, digest):
             return place
         _stats_file(place).unlink(missing_ok=True)
         remove_tree(place)
@@ -163,7 +163,8 @@ def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _is_whole(snapshot: Path) -> bool:
+def is_whole_snapshot(snapshot: Path) -> bool:
+    """Say whether the cache has this snapshot, unchanged by its stats."""
     return snapshot.is_dir() and not snapshot_changed(snapshot)
 
 

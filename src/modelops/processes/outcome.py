@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
-from modelops.states import ReplicateStatus
+from modelops.states import ReplicateStatus  # noqa: TC001 - msgspec reads the annotations
 
 LogSink = Callable[[int | None, bytes], None]
 """Takes what was printed: ``(index, text)``, in order; None: outside of any replicate (imports)."""
@@ -38,6 +38,54 @@ class RunnerSpec:
     env: tuple[tuple[str, str], ...] = ()
     pycache: str | None = None
     python_version: str | None = None
+
+
+class ReplicateSet(msgspec.Struct, frozen=True):
+    """Consecutive replicates of one parameter set, as ``replicates/run`` carries them.
+
+    ``params``: the tagged JSON object. ``index``, ``replicate``: of the first. ``entropy_key``: hexadecimal.
+    """
+
+    params: msgspec.Raw
+    param: int
+    index: int
+    replicate: int
+    seeds: list[int]
+    entropy_key: str
+
+    def after(self, n: int) -> ReplicateSet:
+        """Return what is left behind the first ``n`` replicates."""
+        return ReplicateSet(
+            self.params, self.param, self.index + n, self.replicate + n, self.seeds[n:], self.entropy_key
+        )
+
+    def first(self, n: int) -> ReplicateSet:
+        """Return the first ``n`` replicates."""
+        return ReplicateSet(
+            self.params, self.param, self.index, self.replicate, self.seeds[:n], self.entropy_key
+        )
+
+
+def after(sets: list[ReplicateSet], n: int) -> list[ReplicateSet]:
+    """Return what is left of a chunk behind its first ``n`` replicates."""
+    for i, one in enumerate(sets):
+        if n < len(one.seeds):
+            return [one.after(n), *sets[i + 1 :]]
+        n -= len(one.seeds)
+    return []
+
+
+def indices(sets: list[ReplicateSet]) -> list[int]:
+    """Return all indices of a chunk, in order."""
+    return [index for one in sets for index in range(one.index, one.index + len(one.seeds))]
+
+
+class FileSlice(msgspec.Struct, frozen=True):
+    """Bytes of an output that lie in a file (a pack)."""
+
+    path: str
+    offset: int
+    bytes: int
 
 
 class SpooledFile(msgspec.Struct, frozen=True):
@@ -94,6 +142,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float = 0.0
     max_rss_bytes: int | None = None
     started_at: float = 0.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One succeeded replicate as an aggregate sees it; inline bytes, or where they lie."""
+
+    index: int
+    returned_dict: bool
+    outputs: Sequence[tuple[str, str, bytes | SpooledFile | FileSlice]]
 
 
 class AggregateOutcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,309 @@
+"""Run replicates in one process until they are done, it is told to stop, or it is dead.
+
+The runner works through them in order and tells of each at once, so the first one without an outcome is the
+one that was running: a death is that replicate's, exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from binascii import a2b_base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from modelops.errors import describe_exit
+from modelops.processes.outcome import (
+    Outcome,
+    Output,
+    ReplicateError,
+    ReplicateSet,
+    SpooledFile,
+    fingerprint,
+    indices,
+)
+from modelops.processes.process import (
+    ErrorObject,
+    Kill,
+    decode_message,
+)
+from modelops.states import ReplicateStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelops.processes.process import RunnerProcess
+    from modelops.processes.stop import StopSignal
+
+DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
+LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The parameters of ``replicate/finished``."""
+
+    index: int
+    status: ReplicateStatus
+    outputs: list[tuple[str, str, msgspec.Raw]] = []
+    returned: Literal["dict", "value"] = "dict"
+    seconds: float = 0.0
+    cpu: float = 0.0
+    error: ErrorObject | None = None
+
+
+class _FinishedMessage(msgspec.Struct, frozen=True):
+    method: Literal["replicate/finished"]
+    params: Finished
+
+
+class _SpooledData(msgspec.Struct, frozen=True):
+    path: str = msgspec.field(name="$file")
+    bytes: int
+    sha256: str
+
+
+_decode_finished = msgspec.json.Decoder(_FinishedMessage).decode
+_decode_spooled = msgspec.json.Decoder(_SpooledData).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    """How far one process came.
+
+    ``n``: replicates that have an outcome. ``stopped``: the rest was asked back. ``healthy``: the process can
+    be used again. ``not_begun``: it died before it began with the first one.
+    """
+
+    n: int
+    stopped: bool = False
+    healthy: bool = True
+    not_begun: bool = False
+
+
+def output_of(name: str, kind: str, data: msgspec.Raw) -> Output:
+    """Return an output as the protocol carries it: inline, or in a file."""
+    raw = bytes(data)
+    if raw.startswith(b'{"$file"'):  # no value looks like this: keys that begin with $ are tagged
+        spooled = _decode_spooled(raw)
+        return Output(name, kind, SpooledFile(spooled.path, spooled.bytes, spooled.sha256))
+    return Output(name, kind, raw if kind == "json" else a2b_base64(_decode_text(raw)))
+
+
+def error_of(error: ErrorObject, stderr: str) -> ReplicateError:
+    """Return an error that the bundle's code raised, with what the process printed."""
+    return ReplicateError(
+        type=error.type,
+        message=error.message,
+        traceback=error.traceback,
+        stderr=stderr,
+        fingerprint=fingerprint(error.type, f"{error.file}:{error.line}"),
+        exit=error.exit,
+        file=error.file,
+        line=error.line,
+        missing_module=error.missing_module,
+    )
+
+
+class ChunkRun:
+    """One request ``replicates/run`` and what comes of it.
+
+    Parameters
+    ----------
+    start_timeout_s
+        How long importing the bundle may take if the process has not imported the entry point yet.
+    """
+
+    def __init__(
+        self,
+        process: RunnerProcess,
+        entry: str,
+        sets: list[ReplicateSet],
+        *,
+        on_outcome: Callable[[Outcome], None],
+        stop: StopSignal,
+        start_timeout_s: float,
+        checkpoint_root: str | None = None,
+    ) -> None:
+        self._process, self._entry, self._sets = process, entry, sets
+        self._on_outcome, self._stop = on_outcome, stop
+        self._start_timeout_s = start_timeout_s
+        self._checkpoint_root = checkpoint_root
+        self._indices = indices(sets)
+        self._n = 0
+        self._clock = time.time() - time.monotonic()  # one reading, so that times of a run are in order
+
+    def run(self) -> PartEnd:
+        """Run them; calls ``on_outcome`` for each replicate that ended, in order."""
+        process = self._process
+        params = {
+            "entry": self._entry,
+            "wire": process.spec.wire,
+            "sets": self._sets,
+            "checkpoint_root": self._checkpoint_root,
+        }
+        request_id, frame = process.encode("replicates/run", params)
+        self._importing = self._entry not in process.entries
+        self._since = self._sent = time.monotonic()
+        cancelled = False
+        with self._stop.waking(process.wake):
+            process.send(frame)
+            while True:
+                if self._stop.stopped and not cancelled:
+                    process.send(process.notification("$/cancelRequest", {"id": request_id}))
+                    cancelled = True
+                bodies = process.receive(self._deadline())
+                dead = not bodies and process.dead
+                if dead:
+                    bodies = process.receive_rest()
+                for body in bodies:
+                    try:
+                        self._finished(_decode_finished(body).params)
+                    except msgspec.ValidationError:
+                        message = decode_message(body)
+                        if message.id == request_id and message.method is None:
+                            if message.error is not None:
+                                raise process.remote_error(message.error, "replicates/run") from None
+                            return self._answered()
+                if dead:
+                    return self._died()
+                if not bodies:
+                    self._enforce()
+
+    def _answered(self) -> PartEnd:
+        process = self._process
+        process.entries.add(self._entry)
+        process.runs += 1
+        if self._n:
+            process.drain.wait_closed(self._indices[self._n - 1], DRAIN_S)
+        if self._n == len(self._indices) or self._stop.stopped:
+            return PartEnd(self._n, stopped=self._n < len(self._indices), healthy=not process.dead)
+        process.kill(Kill("protocol", f"it answered after {self._n} of {len(self._indices)} replicates"))
+        raise process.death("replicates/run")
+
+    # --- deadlines -----------------------------------------------------------------------------------
+
+    def _deadline(self) -> float | None:
+        deadlines = [at for at in (self._replicate_deadline(), self._stop.deadline) if at is not None]
+        if self._importing and deadlines:
+            deadlines.append(time.monotonic() + LOOK_S)
+        return min(deadlines, default=None)
+
+    def _replicate_deadline(self) -> float | None:
+        timeout_s = self._process.spec.replicate_timeout_s
+        if timeout_s is None or self._n == len(self._indices):
+            return None
+        if self._importing:
+            begun = self._process.drain.opened(self._indices[0])
+            if begun is None:
+                return self._sent + self._start_timeout_s + timeout_s
+            self._since, self._importing = begun, False
+        return self._since + timeout_s
+
+    def _enforce(self) -> None:
+        """Kill the process if a deadline has passed; its death is then seen like any other."""
+        now = time.monotonic()
+        if self._stop.deadline is not None and now >= self._stop.deadline:
+            self._process.kill(Kill("cancelled", "the run was stopped"))
+        deadline = self._replicate_deadline()
+        if deadline is not None and now >= deadline:
+            self._process.kill(Kill("timeout", "", index=self._indices[self._n]))
+
+    # --- outcomes --------------------------------------------------------------------------------------
+
+    def _finished(self, finished: Finished) -> None:
+        process, n = self._process, self._n
+        if n >= len(self._indices) or finished.index != self._indices[n]:
+            expected = self._indices[n] if n < len(self._indices) else "none"
+            process.kill(Kill("protocol", f"it finished replicate {finished.index}, expected was {expected}"))
+            raise process.death("replicates/run")
+        now = time.monotonic()
+        outputs = tuple([output_of(*output) for output in finished.outputs]) if finished.outputs else ()
+        for output in outputs:
+            if type(output.data) is SpooledFile:
+                process.owned.add(output.data.path)
+        error, status = None, finished.status
+        if finished.error is not None:
+            process.drain.wait_closed(finished.index, DRAIN_S)
+            error = error_of(finished.error, process.drain.tail(finished.index))
+            if process.new_oom_kills():  # the kernel took a child of the model, and the model failed by it
+                status, error = ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(error)
+        self._on_outcome(
+            Outcome(
+                index=finished.index,
+                status=status,
+                returned_dict=finished.returned == "dict",
+                outputs=outputs,
+                error=error,
+                seconds=finished.seconds,
+                cpu_seconds=finished.cpu,
+                max_rss_bytes=process.max_rss_bytes(now, finished.seconds),
+                started_at=now + self._clock - finished.seconds,
+            )
+        )
+        self._n, self._since, self._importing = n + 1, now, False
+
+    def _out_of_memory(
+        self, error: ReplicateError | None, *, returncode: int | None = None
+    ) -> ReplicateError:
+        return ReplicateError(
+            type="OutOfMemory",
+            message=self._process.memory_message(),
+            traceback=error.traceback if error else "",
+            stderr=error.stderr if error else "",
+            fingerprint=fingerprint("OutOfMemory", f"{error.file}:{error.line}" if error else ""),
+            exit=returncode,
+        )
+
+    def _died(self) -> PartEnd:
+        process = self._process
+        returncode = process.returncode()
+        process.drain.wait_ended(DRAIN_S)
+        if self._n == len(self._indices):
+            return PartEnd(self._n, healthy=False)
+        killed, index = process.killed, self._indices[self._n]
+        if killed is not None and killed.kind == "cancelled":
+            return PartEnd(self._n, stopped=True, healthy=False)
+        if killed is not None and killed.kind == "timeout" and killed.index != index:
+            return PartEnd(self._n, healthy=False)  # the one that was meant had just finished
+        if killed is None and self._n == 0 and process.drain.opened(index) is None:
+            return PartEnd(0, healthy=False, not_begun=True)
+        status, error = self._verdict(killed, returncode)
+        now = time.monotonic()
+        stderr = process.drain.tail(index)
+        seconds = now - self._since
+        self._on_outcome(
+            Outcome(
+                index=index,
+                status=status,
+                error=msgspec.structs.replace(error, stderr=stderr),
+                seconds=seconds,
+                max_rss_bytes=process.exit_peak(),
+                started_at=now + self._clock - seconds,
+            )
+        )
+        return PartEnd(self._n + 1, healthy=False)
+
+    def _verdict(self, killed: Kill | None, returncode: int) -> tuple[ReplicateStatus, ReplicateError]:
+        process = self._process
+        how = describe_exit(returncode)
+        if (killed is not None and killed.kind == "memory") or process.new_oom_kills():
+            return ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(None, returncode=returncode)
+        if killed is not None and killed.kind == "timeout":
+            limit = process.spec.replicate_timeout_s
+            error = ReplicateError(
+                type="ReplicateTimeout",
+                message=f"still running after {limit:g} s (replicate_timeout); its process was killed",
+                fingerprint=fingerprint("ReplicateTimeout", ""),
+                exit=returncode,
+            )
+            return ReplicateStatus.TIMED_OUT, error
+        message = how if killed is None else f"{how}: {killed.text}"
+        error = ReplicateError(
+            type="ProcessExited",
+            message=message,
+            fingerprint=fingerprint("ProcessExited", message),
+            exit=returncode,
+        )
+        return ReplicateStatus.CRASHED, error
