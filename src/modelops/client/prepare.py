@@ -54,7 +54,7 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
     spec = job_spec(study, manifest, digest)
     job = new_job_id()
     store_bundle(objects, snapshot, digest)
-    write_parameters(objects, job, study.sets())
+    write_parameters(objects, job, study.sets().canonicals())
     spec_bytes = msgspec.json.encode(spec)
     objects.put_new(f"{job_folder(job)}/study.json", spec_bytes)
     records.create_job(

@@ -11,7 +11,7 @@ from modelops.bundles import Manifest, load_manifest
 from modelops.environments import parse_lock
 from modelops.processes import ReplicateSet, RunnerSpec
 from modelops.store.fetch import fetch_snapshot
-from modelops.store.parameters import ParameterTable
+from modelops.store.parameters import Parameters
 from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest
 from modelops.study.seeds import entropy_key, seed_key, seeds_of
@@ -31,7 +31,7 @@ class JobContext:
     spec: JobSpec
     manifest: Manifest
     runner: RunnerSpec
-    parameters: ParameterTable
+    parameters: Parameters
 
     def sets(self, indices: Ranges) -> list[ReplicateSet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
@@ -85,4 +85,4 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
         wire=manifest.wire is not None,
         pycache=str(cache / "pycache" / environment.key),
     )
-    return JobContext(job, spec, manifest, runner, ParameterTable(objects, job))
+    return JobContext(job, spec, manifest, runner, Parameters(objects, job))
