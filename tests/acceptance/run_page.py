@@ -66,7 +66,9 @@ def compare(expected: str, output: str) -> None:
     for wanted in filter(None, (" ".join(line.split()) for line in expected.splitlines())):
         pattern = re.compile(".*".join(map(re.escape, wanted.split("..."))))
         if not any(pattern.fullmatch(line) for line in lines):
-            raise ExampleError(f"the output has no line (after the ones before it)\n  {wanted}\nit is\n{output}")
+            raise ExampleError(
+                f"the output has no line (after the ones before it)\n  {wanted}\nit is\n{output}"
+            )
 
 
 def run_step(step: dict[str, Any], namespace: dict[str, Any], makefile: str) -> None:

@@ -117,7 +117,9 @@ def steps(markdown: str, page: str) -> list[Step]:
         elif block.language in NOT_RUN:
             continue
         else:
-            raise ValueError(f"{where}: a fence must say python, sh, console, toml, json or text, not {block.language!r}")
+            raise ValueError(
+                f"{where}: a fence must say python, sh, console, toml, json or text, not {block.language!r}"
+            )
         found.append(step)
     return found
 
@@ -292,7 +294,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A b: c\n[x](page.md#a-b-c) [y](#nowhere) ![z](no.png) `[code](no)`\n```text\n[c](no)\n```\n")
+    page.write_text(
+        "# A b: c\n[x](page.md#a-b-c) [y](#nowhere) ![z](no.png) `[code](no)`\n```text\n[c](no)\n```\n"
+    )
     assert broken_links(page) == ["#nowhere", "no.png"]
 
 
@@ -317,7 +321,9 @@ def test_every_public_name_is_described() -> None:
     headings = re.findall(r"^#+ `(?:mo\.)?(\w+)", page.read_text("utf-8"), re.MULTILINE)
     assert sorted(set(mo.__all__) - set(headings)) == []
     words = " ".join(_code_words(page))
-    members = [f"{name}(" for name, value in getmembers(mo.Job) if callable(value) and not name.startswith("_")]
+    members = [
+        f"{name}(" for name, value in getmembers(mo.Job) if callable(value) and not name.startswith("_")
+    ]
     members += [f.name for f in (*fields(mo.Study), *fields(mo.JobStatus))]
     assert [m for m in members if not re.search(rf"\b{re.escape(m)}", words)] == []
 
@@ -354,7 +360,9 @@ def test_every_error_is_described() -> None:
     from modelops import errors
 
     page = (DOCS / "reference" / "errors.md").read_text("utf-8")
-    names = [n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.ModelOpsError)]
+    names = [
+        n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.ModelOpsError)
+    ]
     assert [n for n in names if f"`{n}`" not in page] == []
 
 

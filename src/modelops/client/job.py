@@ -177,7 +177,9 @@ class Job:
 
         targets = self.spec.aggregates
         if target is None and len(targets) != 1:
-            raise RequestError(f"job {self.id} has {len(targets)} aggregates; name one of {', '.join(targets) or 'none'}")
+            raise RequestError(
+                f"job {self.id} has {len(targets)} aggregates; name one of {', '.join(targets) or 'none'}"
+            )
         with _found():
             return aggregate_value(self._contents(), param, target or targets[0])
 
@@ -193,7 +195,9 @@ class Job:
         if state not in FINAL_JOB_STATES:
             raise RequestError(f"job {self.id} is {state}; its result files are written when it ends")
         prefix = f"v1/jobs/{self.id}/results/"
-        paths = {name.removeprefix(prefix): self._objects.local_path(name) for name in self._objects.list(prefix)}
+        paths = {
+            name.removeprefix(prefix): self._objects.local_path(name) for name in self._objects.list(prefix)
+        }
         return {name: path for name, path in paths.items() if path is not None}
 
     @cached_property

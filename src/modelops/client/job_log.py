@@ -43,8 +43,12 @@ def read_log(contents: JobContents, param: int | str | None, replicate: int | No
             wanted_index = line.index(ordinal, replicate)
             return "".join(x.text for x in log_lines(contents) if x.index == wanted_index)
     except (KeyError, IndexError):
-        raise NotFoundError(f"job {contents.job} has no replicate {replicate} of parameter set {param}") from None
-    return "".join(_headed(contents, x) for x in log_lines(contents) if x.index is not None and x.index in wanted)
+        raise NotFoundError(
+            f"job {contents.job} has no replicate {replicate} of parameter set {param}"
+        ) from None
+    return "".join(
+        _headed(contents, x) for x in log_lines(contents) if x.index is not None and x.index in wanted
+    )
 
 
 def _headed(contents: JobContents, line: LogLine) -> str:

@@ -60,7 +60,12 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
     spec_bytes = msgspec.json.encode(spec)
     objects.put_new(f"{job_folder(job)}/study.json", spec_bytes)
     records.create_job(
-        job, spec_bytes, name=spec.name, bundle=digest, who=whoami(), why=f"submitted from {Path(study.bundle).resolve()}"
+        job,
+        spec_bytes,
+        name=spec.name,
+        bundle=digest,
+        who=whoami(),
+        why=f"submitted from {Path(study.bundle).resolve()}",
     )
     return PreparedJob(job, spec, manifest, snapshot)
 

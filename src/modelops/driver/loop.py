@@ -156,7 +156,9 @@ class DriverLoop:
                 return e.Finalized()
             case c.Finish():
                 if command.state not in FINAL_JOB_STATES:
-                    raise ModelOpsError(f"the driver finished job {self.job} in {command.state}, which is not final")
+                    raise ModelOpsError(
+                        f"the driver finished job {self.job} in {command.state}, which is not final"
+                    )
                 self._final = command.state
             case _:
                 assert_never(command)
