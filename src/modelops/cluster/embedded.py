@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WORKERS_TOPIC = "modelops-workers"
 
 
-class AnnounceWorkers(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types for plugins
+class AnnounceWorkers(SchedulerPlugin):
     """Tell every client which workers come and go."""
 
     name = "modelops-announce-workers"

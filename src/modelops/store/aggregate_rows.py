@@ -84,32 +84,101 @@ class AggregateRows:
             yield self._group(np.arange(lo, min(lo + ROW_GROUP, n_params), dtype=np.int64), covers)
 
     def _group(self, params: npt.NDArray[np.int64], covers: dict[str, Cover[_Loaded]]) -> Group:
-        n = len(params)
+        contents, n = self._contents, len(params)
         codes = np.full((len(covers), n), _ABSENT, np.int64)
         n_succeeded, known = np.zeros(n, np.int64), np.zeros(n, np.bool_)
-        n_replicates = _replicates_of(self._contents, params)
+        n_replicates = _replicates_of(contents, params)
         reasons: defaultdict[int, list[str]] = defaultdict(list)
         cells: dict[str, Cells] = {}
         dropped: defaultdict[str, set[str]] = defaultdict(set)
         for nth, (target, prefix) in enumerate(self._prefixes.items()):
-            pieces = []
+            pieces, first_row, first = [], n, None
             for loaded, at in covers[target].find(params):
-                of = np.searchsorted(loaded.stored.key, params[at])
-                held = (of < len(loaded.stored.key)) & (
-                    loaded.stored.key[np.minimum(of, len(loaded.stored.key) - 1)] == params[at]
-                )
-                of, rows = of[held], at[held]
+                of, rows = _held(loaded.stored.key, params, at)
                 codes[nth, rows] = loaded.status[of]
                 n_succeeded[rows], n_replicates[rows] = loaded.n_succeeded[of], loaded.n_replicates[of]
                 known[rows] = True
                 pieces.append(loaded.stored.pick(of, rows))
-                self._explain(loaded, of, rows, prefix, reasons)
+                good = np.flatnonzero(loaded.status[of] == _CODE[AggregateStatus.SUCCEEDED])
+                if len(good) and rows[good[0]] < first_row:
+                    first_row, first = int(rows[good[0]]), loaded.stored.names_of(int(of[good[0]]))
+                for i in np.flatnonzero(loaded.status[of] != _CODE[AggregateStatus.SUCCEEDED]).tolist():
+                    said = _explanation(loaded, int(of[i]))
+                    reasons[int(rows[i])] += [f"{prefix.removesuffix('.')}: {said}" if prefix else said]
                 for name, labels in loaded.stored.labels.items():
                     dropped[prefix + name] |= labels
-                good = np.flatnonzero(loaded.status[of] == _CODE[AggregateStatus.SUCCEEDED])
-                if len(good) and prefix not in self._first and rows[good[0]] == _first_succeeded(codes[nth]):
-                    names = loaded.stored.names_of(int(of[good[0]]))
-                    firsts = (rows[good[0]], [prefix + name for name in names])
-                    self._candidates.append(firsts)
-            cells |= {prefix + name: c for name, c in cells_of(pieces).items()}
-        return Group(self._base(params, codes, n_succeeded, known, n_replicates, reasons), cells, dropped, None)
+            cells |= {prefix + name: found for name, found in cells_of(pieces).items()}
+            if first is not None:
+                self._first.setdefault(prefix, [prefix + name for name in first])
+        sets, parameters = contents.view.read(int(params[0]), int(params[-1]) + 1)
+        base = {
+            "param": columns.fixed(params, pa.int64()),
+            "param_id": columns.text([s.param_id for s in sets]),
+            **{self._names[name]: column for name, column in parameters.items()},
+            "status": columns.text(_statuses(codes, contents.rest)),
+            "n_succeeded": columns.fixed(n_succeeded, pa.int64(), known),
+            "n_replicates": columns.fixed(n_replicates, pa.int64()),
+            "reason": columns.text(["; ".join(reasons[i]) if i in reasons else None for i in range(n)]),
+        }
+        return Group(base, cells, dropped, None)
+
+    def _load(self, ref: AggregateRef, target: str) -> _Loaded:
+        contents = self._contents
+        table = read_aggregates(contents.objects, contents.job, ref).combine_chunks()
+        names = table["target"].chunk(0)
+        words = names.dictionary.to_pylist()
+        of_target = np.array([word == target for word in words], np.bool_)[
+            columns.fixed_values(names.indices)
+        ]
+        table = table.take(columns.fixed(np.flatnonzero(of_target), pa.int64())).combine_chunks()
+        status, param, n_succeeded, n_replicates = (
+            columns.fixed_values(columns.only_chunk(table, name))
+            for name in ("status", "param", "n_succeeded", "n_replicates")
+        )
+        pack = f"{job_folder(contents.job)}/{ref.pack}"
+        stored = Stored(param, status == _CODE[AggregateStatus.SUCCEEDED], OutputsColumn(table, pack))
+        return _Loaded(stored, status, n_succeeded, n_replicates, table["reason"], table["error"])
+
+
+def _held(
+    key: npt.NDArray[np.int64], params: npt.NDArray[np.int64], at: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the stored rows, and rows of the group, of those parameter sets that ``key`` holds."""
+    if not len(key):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    of = np.minimum(np.searchsorted(key, params[at]), len(key) - 1)
+    held = key[of] == params[at]
+    return of[held], at[held]
+
+
+def _statuses(codes: npt.NDArray[np.int64], rest: ReplicateStatus) -> list[str]:
+    """Join the targets' statuses of each parameter set: the worst one; absent ones are still to come, or not run."""
+    absent = str(ReplicateStatus.PENDING if rest == ReplicateStatus.PENDING else AggregateStatus.NOT_RUN)
+    out = np.full(codes.shape[1], str(AggregateStatus.SUCCEEDED), object)
+    out[(codes == _ABSENT).any(axis=0)] = absent
+    for status in reversed(_WORST_FIRST):
+        out[(codes == _CODE[status]).any(axis=0)] = str(status)
+    return [str(word) for word in out]
+
+
+def _explanation(loaded: _Loaded, row: int) -> str:
+    said, error = loaded.reason[row].as_py(), loaded.error[row].as_py()
+    if said or error is None:
+        return said or str(AGGREGATE_OUTCOMES[loaded.status[row]])
+    return f"{error['type']}: {error['message']}"
+
+
+def _replicates_of(contents: JobContents, params: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    n = np.zeros(len(params), np.int64)
+    for b in contents.spec.line.blocks:
+        n[(params >= b.p0) & (params < b.p0 + b.n_params)] += b.n_replicates
+    return n
+
+
+def _prefixes(targets: tuple[str, ...]) -> dict[str, str]:
+    """Return what goes before the outputs of each target: nothing if there is one, else its function's name."""
+    if len(targets) == 1:
+        return {targets[0]: ""}
+    functions = {target: re.split("[:/]", target)[-1] for target in targets}
+    often = Counter(functions.values())
+    return {t: (name if often[name] == 1 else t) + "." for t, name in functions.items()}

@@ -63,6 +63,14 @@ def lists(lengths: Iterable[int], n: int, values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(fixed(ends, pa.int32()), values)
 
 
+def only_chunk(table: pa.Table, name: str) -> pa.Array:
+    """Return a column as one array."""
+    column = table[name]
+    if column.num_chunks == 0:
+        return pa.nulls(0, column.type)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
 def fixed_values(array: pa.Array) -> npt.NDArray[Any]:
     """View an array of fixed width as numpy; what stands for a null is undefined."""
     dtype = np.dtype(array.type.to_pandas_dtype())

@@ -42,7 +42,9 @@ class Stored:
         What was dropped: reasons by output.
     """
 
-    def __init__(self, key: npt.NDArray[np.int64], succeeded: npt.NDArray[np.bool_], outputs: OutputsColumn) -> None:
+    def __init__(
+        self, key: npt.NDArray[np.int64], succeeded: npt.NDArray[np.bool_], outputs: OutputsColumn
+    ) -> None:
         self.key, self.succeeded, self._outputs = key, succeeded, outputs
         self.labels: defaultdict[str, set[str]] = defaultdict(set)
         row = np.repeat(np.arange(len(key)), np.diff(outputs.ends))
@@ -92,7 +94,9 @@ class Stored:
         return keep
 
 
-def _one_of_each(o: OutputsColumn, dropped: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> list[int]:
+def _one_of_each(
+    o: OutputsColumn, dropped: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]
+) -> list[int]:
     """Return dropped outputs such that every combination of name, kind and first bytes occurs."""
     where = np.flatnonzero(dropped)
     if not len(where):

@@ -83,7 +83,8 @@ def places(line: IndexLine, indices: npt.NDArray[np.int64]) -> Rows:
     if len(indices) and not (0 <= indices.min() and indices.max() < line.size):
         raise IndexError(f"an index outside 0..{line.size - 1}")
     blocks = np.array(
-        [(b.base, b.p0, b.r0, b.n_replicates) for b in line.blocks if b.end > b.base] or [(0, 0, 0, 1)], np.int64
+        [(b.base, b.p0, b.r0, b.n_replicates) for b in line.blocks if b.end > b.base] or [(0, 0, 0, 1)],
+        np.int64,
     )
     base, p0, r0, n = blocks[np.searchsorted(blocks[:, 0], indices, side="right") - 1].T
     nth, within = np.divmod(indices - base, n)

@@ -35,7 +35,8 @@ class ParameterView:
             for name in set().union(*raws):
                 found[name] |= _kinds([raw[name] for raw in raws if name in raw])
         self.kinds = {
-            name: next(iter(kinds)) if len(kinds) == 1 else _CANONICAL for name, kinds in sorted(found.items())
+            name: next(iter(kinds)) if len(kinds) == 1 else _CANONICAL
+            for name, kinds in sorted(found.items())
         }
 
     def types(self) -> dict[str, pa.DataType]:
@@ -46,7 +47,9 @@ class ParameterView:
         """Return the sets ``lo <= param < hi``, and their columns; a name that a set lacks is null."""
         sets = self._parameters.read(lo, hi)
         raws = [s.raw() for s in sets]
-        return sets, {name: _column(kind, [raw.get(name, _ABSENT) for raw in raws]) for name, kind in self.kinds.items()}
+        return sets, {
+            name: _column(kind, [raw.get(name, _ABSENT) for raw in raws]) for name, kind in self.kinds.items()
+        }
 
 
 _ABSENT: Any = object()
@@ -69,7 +72,9 @@ def _kinds(found: list[Any]) -> set[str]:
 def _column(kind: str, found: list[Any]) -> pa.Array:
     present = np.fromiter((v is not _ABSENT for v in found), np.bool_, len(found))
     if kind == "int64":
-        return columns.fixed(np.array([0 if v is _ABSENT else v for v in found], np.int64), pa.int64(), present)
+        return columns.fixed(
+            np.array([0 if v is _ABSENT else v for v in found], np.int64), pa.int64(), present
+        )
     if kind == "float64":
         return columns.fixed(np.array([_float(v) for v in found], np.float64), pa.float64(), present)
     if kind == "bool":

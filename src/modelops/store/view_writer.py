@@ -66,7 +66,9 @@ class Layout(NamedTuple):
 class _Seen:
     """What is known of the outputs after some groups."""
 
-    def __init__(self, base_names: Sequence[str], order_all: Callable[[Iterable[str]], list[str]] | None) -> None:
+    def __init__(
+        self, base_names: Sequence[str], order_all: Callable[[Iterable[str]], list[str]] | None
+    ) -> None:
         self._base_names = base_names
         self._order_all = order_all
         self._labels: defaultdict[str, set[str]] = defaultdict(set)
@@ -143,7 +145,9 @@ def write_view(
             sink.write(_table(base, layout, group, converted))
 
 
-def _table(base: Sequence[pa.Field], layout: Layout, group: Group, converted: Mapping[str, Column]) -> pa.Table:
+def _table(
+    base: Sequence[pa.Field], layout: Layout, group: Group, converted: Mapping[str, Column]
+) -> pa.Table:
     arrays = [group.base[field.name] for field in base]
     n_rows = len(arrays[0])
     for name, _, label in layout.columns:

@@ -104,7 +104,11 @@ def _numbers(texts: pa.Array) -> Column | None:
         fractional = pc.or_(fractional, pc.match_substring(texts, "e", ignore_case=True))
     label = "float64" if pc.all(fractional).as_py() else "int64"
     if label == "int64" and pc.any(fractional).as_py():
-        return Column(frozenset(["int64", "float64"]), None) if _fit_int64(texts.filter(pc.invert(fractional))) else None
+        return (
+            Column(frozenset(["int64", "float64"]), None)
+            if _fit_int64(texts.filter(pc.invert(fractional)))
+            else None
+        )
     try:
         return Column(frozenset([label]), texts.cast(ARROW_TYPES[label]))
     except pa.ArrowInvalid:
