@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from modelops.bundles.digest import EXECUTABLE, FILE, LINK, Entry, digest_of
 from modelops.bundles.files import BLOCK_BYTES, find_files, link_leads_out, read_entry
@@ -123,7 +123,7 @@ def _opened(archive: Path, limits: tuple[int, int]) -> Iterator[Iterator[_Member
     try:
         with gzip.open(archive, "rb") as compressed:
             bounded = _Bounded(compressed, archive)
-            with tarfile.open(fileobj=bounded, mode="r|") as tar:
+            with tarfile.open(fileobj=cast("BinaryIO", bounded), mode="r|") as tar:
                 yield _checked(tar, bounded, archive, limits)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeError, ValueError) as e:
         raise IntegrityError(f"{archive} is no bundle archive, or a damaged one: {e}") from e

@@ -113,15 +113,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 _README = """\
 # @PROJECT@
 
-    modelops bundle check .                            # does it build, import, reproduce; how long does it take
+    modelops bundle check .                                # does it build, import, reproduce; how long it takes
     modelops bundle run . -p beta=0.3 -p gamma=0.1 -n 5    # five replicates, their outputs
-    modelops run .                                     # the study in pyproject.toml
+    modelops run .                                         # the study in pyproject.toml
 
 | file | |
 |---|---|
 | `@MODULE@.py` | the model and its summary |
 | `pyproject.toml` | what it depends on, and the study that runs by default |
-| `tests/` | run them with `uv run --no-project --with numpy --with pytest pytest tests` |
+| `tests/` | run them with `uv run --no-project --with numpy,pytest pytest` |
 
 What should not travel with the bundle goes into `.modelopsignore`, written like a `.gitignore`.
 """

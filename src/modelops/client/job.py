@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.errors import RequestError
 from modelops.home import Home
 from modelops.states import FINAL_JOB_STATES, JobState
-from modelops.study.ids import JobId
+from modelops.study.ids import BundleDigest, JobId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,10 +172,11 @@ class Job:
 
     def snapshot(self) -> Path:
         """Return the read-only folder that holds the job's bundle, unpacking it if need be."""
-        from modelops.bundles import fetch_snapshot
         from modelops.store import Objects
+        from modelops.store.fetch import fetch_snapshot
 
-        return fetch_snapshot(Objects.open(str(self.home.objects)), self.spec.bundle, self.home.cache / "bundles")
+        objects = Objects.open(str(self.home.objects))
+        return fetch_snapshot(objects, BundleDigest(self.spec.bundle), self.home.cache / "bundles")
 
     def params(self, param: int) -> dict[str, Any]:
         """Return one parameter set, by its ordinal."""

@@ -53,9 +53,9 @@ def read_parameters(path: str | Path) -> ParameterSets:
         case ".jsonl" | ".ndjson":
             lines = enumerate(file.read_text("utf-8").splitlines(), 1)
             return _of_rows(file, [[_json(file, line, n) for n, line in lines if line.strip()]])
-    raise RequestError(
-        f"{file}: parameter sets can be read from .csv, .tsv, .parquet, .json and .jsonl files"
-    )
+        case _:
+            kinds = ".csv, .tsv, .parquet, .json and .jsonl"
+            raise RequestError(f"{file}: parameter sets can be read from {kinds} files")
 
 
 def value_of_text(text: str) -> Any:

@@ -384,11 +384,9 @@ class Machine:
             )
         if not late:
             self._retry(work, again, now)
-            back = work.ranges - tried
-            if back:
-                unasked = not tried and not self._draining and receipt.missing_import is None
-                plain = replace(work, errors=0)
-                self._requeue(plain, now + GIVEN_BACK_DELAY_S if unasked else None)
+            unasked = not tried and not self._draining and receipt.missing_import is None
+            back = replace(work, ranges=work.ranges - tried, errors=0)
+            self._requeue(back, now + GIVEN_BACK_DELAY_S if unasked else None)
         if receipt.missing_import is not None:
             self._stop_early(receipt.missing_import, now)
         elif not late and again and work.number == 1:
@@ -738,10 +736,10 @@ class Machine:
 
     def _conclude(self) -> None:
         """Begin to finalize when nothing is left to do."""
-        if self._finalizing or self.over:
+        if self._finalizing or self.over or self._commits:
             return
         if self._draining:
-            if self._roster.attempts or self._commits:
+            if self._roster.attempts:
                 return
         elif self.state is not JobState.RUNNING or not self._all_settled():
             return

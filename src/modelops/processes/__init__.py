@@ -7,7 +7,6 @@ from modelops.processes.outcome import (
     Outcome,
     Output,
     ReplicateError,
-    ReplicateSet,
     Row,
     RunEnd,
     RunnerSpec,
@@ -15,6 +14,7 @@ from modelops.processes.outcome import (
 )
 from modelops.processes.pool import ProcessPool
 from modelops.processes.stop import StopSignal
+from modelops.rpc import ReplicateSet
 
 __all__ = [
     "AggregateOutcome",

@@ -6,7 +6,6 @@ Rows are read from their source only as fast as the runner takes them. Large val
 from __future__ import annotations
 
 import time
-from binascii import b2a_base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +21,32 @@ from modelops.processes.outcome import (
     SpooledFile,
     fingerprint,
 )
-from modelops.processes.process import ErrorObject, Kill, decode_error_object, decode_message
+from modelops.processes.process import Kill
+from modelops.rpc import (
+    AggregateAdd,
+    AggregateFinish,
+    AggregateResult,
+    AggregateStart,
+    Answer,
+    Failure,
+    FunctionCall,
+    FunctionResult,
+    Output,
+    SpoolFile,
+)
+from modelops.rpc.messages import encode_output
 from modelops.states import ReplicateStatus
 from modelops_runner import values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from modelops.processes.process import Message, RunnerProcess
+
+    from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
 
 FRAME_BYTES = 4 * 1024 * 1024  # rows are gathered up to here; a frame stays below the 8 MiB of the protocol
 INLINE_BYTES = 1024 * 1024
-BUNDLE_RAISED = -32001
-
-
-class _Result(msgspec.Struct, frozen=True):
-    outputs: list[tuple[str, str, msgspec.Raw]]
-    returned: str = "dict"
-    seconds: float = 0.0
-    cpu: float = 0.0
-
-
-class _Value(msgspec.Struct, frozen=True):
-    value: tuple[str, msgspec.Raw]
+_EncodedRow = tuple[int, str, tuple[Output, ...]]
 
 
 class AggregateRun:
@@ -59,55 +61,51 @@ class AggregateRun:
             timeout_s += start_timeout_s  # the import happens on the way
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._spilled = 0
-        self._answers: dict[int, Message] = {}
-        self._failed: Message | None = None
+        self._answers: dict[int, Answer] = {}
+        self._failed: Failure | None = None
 
     def run(
         self, *, params: bytes, param: int, n: int, rows: Iterable[Row], target_data: Any
     ) -> AggregateOutcome:
         """Feed the rows and return the outcome."""
         process = self._process
-        start: dict[str, Any] = {
-            "id": process.runs + 1,
-            "entry": self._entry,
-            "wire": process.spec.wire,
-            "params": msgspec.Raw(params),
-            "param": param,
-            "n": n,
-        }
-        if target_data is not None:
-            start["target_data"] = target_data
+        aggregate_id = process.runs + 1
+        start = AggregateStart(
+            id=aggregate_id,
+            entry=self._entry,
+            params=msgspec.Raw(params),
+            param=param,
+            n=n,
+            wire=process.spec.wire,
+            target_data=msgspec.Raw(values.dumps(target_data).encode()),
+        )
         process.runs += 1
         spill = process.folder / "rows"
         spill.mkdir(exist_ok=True)
         try:
             with self._stop.waking(process.wake):
-                _, frame = process.encode("aggregate/start", start)
-                alive = self._push(frame)
+                process.request(start)
                 for batch in self._batches(rows, spill):
-                    if not alive:
+                    if not self._taken():
                         break
-                    add = {"id": start["id"], "rows": batch}
-                    alive = self._push(process.notification("aggregate/add", add))
-                if not alive:
+                    process.notify(AggregateAdd(id=aggregate_id, rows=batch))
+                if not self._taken():
                     return self._ended()
-                finish_id, frame = process.encode("aggregate/finish", {"id": start["id"]})
-                process.send(frame)
+                finish_id = process.request(AggregateFinish(id=aggregate_id))
                 while self._failed is None and finish_id not in self._answers:
                     if not self._pump():
                         return self._ended()
                 if self._failed is not None:
                     return self._raised(self._failed)
                 process.entries.add(self._entry)
-                return self._result(self._answers[finish_id])
+                return self._result(self._answers[finish_id].result)
         finally:
             for file in spill.iterdir():
                 file.unlink()
             spill.rmdir()
 
-    def _push(self, frame: bytes) -> bool:
-        """Send a frame and wait until the process has taken most of it; False: it is of no use any more."""
-        self._process.send(frame)
+    def _taken(self) -> bool:
+        """Wait until the process has taken most of what was sent; False: it is of no use any more."""
         while self._process.unsent > INLINE_BYTES:
             if not self._pump():
                 return False
@@ -118,24 +116,21 @@ class AggregateRun:
         process = self._process
         if self._stop.stopped:  # an aggregate has no part that could be kept
             process.kill(Kill("cancelled", "the run was stopped"))
-        bodies = process.receive(self._deadline)
-        dead = not bodies and process.dead
+        messages = process.receive(self._deadline)
+        dead = not messages and process.dead
         if dead:
-            bodies = process.receive_rest()
-        for body in bodies:
-            message = decode_message(body)
-            if message.method is None and message.id is not None:
+            messages = process.receive_rest()
+        for message in messages:
+            if isinstance(message, Answer):
                 self._answers[message.id] = message
-                if message.error is not None:
-                    self._failed = message
-        if dead:
-            return bool(bodies)
-        if not bodies and self._deadline is not None and time.monotonic() >= self._deadline:
+            elif isinstance(message, Failure):
+                self._failed = message
+        if not messages and not dead and self._deadline is not None and time.monotonic() >= self._deadline:
             process.kill(Kill("timeout", ""))
-        return True
+        return bool(messages) or not dead
 
-    def _batches(self, rows: Iterable[Row], spill: Path) -> Iterator[list[Any]]:
-        batch: list[Any] = []
+    def _batches(self, rows: Iterable[Row], spill: Path) -> Iterator[tuple[_EncodedRow, ...]]:
+        batch: list[_EncodedRow] = []
         size = 0
         source = iter(rows)
         while True:
@@ -149,29 +144,27 @@ class AggregateRun:
             batch.append(encoded)
             size += row_size
             if size >= FRAME_BYTES:
-                yield batch
+                yield tuple(batch)
                 batch, size = [], 0
         if batch:
-            yield batch
+            yield tuple(batch)
 
-    def _encode(self, row: Row, spill: Path) -> tuple[Any, int]:
+    def _encode(self, row: Row, spill: Path) -> tuple[_EncodedRow, int]:
         size = 0
-        outputs: list[tuple[str, str, Any]] = []
+        outputs = []
         for name, kind, data in row.outputs:
             if isinstance(data, bytes):
                 if len(data) > INLINE_BYTES or size + len(data) > 2 * INLINE_BYTES:
                     data = self._spill(data, spill)
                 else:
                     size += len(data) * 4 // 3 + len(name) + 32
-                    inline = msgspec.Raw(data) if kind == "json" else b2a_base64(data, newline=False).decode()
-                    outputs.append((name, kind, inline))
+                    outputs.append((name, kind, encode_output(kind, data)))
                     continue
-            place: dict[str, Any] = {"$file": data.path, "bytes": data.bytes}
-            if isinstance(data, FileSlice):
-                place["offset"] = data.offset
+            offset = data.offset if isinstance(data, FileSlice) else 0
+            file = SpoolFile(path=data.path, bytes=data.bytes, sha256="", offset=offset)
             size += len(data.path) + len(name) + 64
-            outputs.append((name, kind, place))
-        return (row.index, "dict" if row.returned_dict else "value", outputs), size
+            outputs.append((name, kind, msgspec.Raw(msgspec.json.encode(file))))
+        return (row.index, "dict" if row.returned_dict else "value", tuple(outputs)), size
 
     def _spill(self, data: bytes, folder: Path) -> FileSlice:
         self._spilled += 1
@@ -181,8 +174,8 @@ class AggregateRun:
 
     # --- the end ---------------------------------------------------------------------------------------
 
-    def _result(self, message: Message) -> AggregateOutcome:
-        result = msgspec.json.decode(message.result, type=_Result)
+    def _result(self, result: object) -> AggregateOutcome:
+        assert isinstance(result, AggregateResult)
         outputs = tuple(output_of(*output) for output in result.outputs)
         self._process.owned.update(o.data.path for o in outputs if isinstance(o.data, SpooledFile))
         return AggregateOutcome(
@@ -193,13 +186,10 @@ class AggregateRun:
             cpu_seconds=result.cpu,
         )
 
-    def _raised(self, message: Message) -> AggregateOutcome:
-        assert message.error is not None
-        if message.error.code != BUNDLE_RAISED:
-            raise self._process.remote_error(message.error, "aggregate")
-        raised = decode_error_object(message.error.data) or ErrorObject(
-            type="Error", message=message.error.message
-        )
+    def _raised(self, failure: Failure) -> AggregateOutcome:
+        raised = failure.raised
+        if raised is None:
+            raise self._process.failure(failure, "aggregate")
         status = ReplicateStatus.INVALID_OUTPUT if raised.invalid_output else ReplicateStatus.FAILED
         return AggregateOutcome(status=status, error=error_of(raised, self._process.drain.tail(None)))
 
@@ -236,12 +226,10 @@ def call_function(
     process: RunnerProcess, entry: str, args: Sequence[Any], *, cwd: str | None, timeout_s: float | None
 ) -> Any:
     """Call ``entry`` there with these values and return its value."""
-    encoded = []
-    for value in args:
-        kind, data = values.encode(value)
-        encoded.append([kind, msgspec.Raw(data) if kind == "json" else b2a_base64(data, newline=False).decode()])
-    params = {"entry": entry, "args": encoded, "cwd": cwd}
-    result = msgspec.json.decode(process.request("function/call", params, timeout_s=timeout_s), type=_Value)
+    encoded = tuple((kind, encode_output(kind, data)) for kind, data in map(values.encode, args))
+    request_id = process.request(FunctionCall(entry=entry, args=encoded, cwd=cwd))
+    result = process.answer(request_id, "function/call", timeout_s=timeout_s).result
+    assert isinstance(result, FunctionResult)
     process.runs += 1
     output = output_of("value", *result.value)
     if not isinstance(output.data, SpooledFile):

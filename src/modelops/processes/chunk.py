@@ -7,9 +7,8 @@ one that was running: a death is that replicate's, exactly.
 from __future__ import annotations
 
 import time
-from binascii import a2b_base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,54 +17,26 @@ from modelops.processes.outcome import (
     Outcome,
     Output,
     ReplicateError,
-    ReplicateSet,
     SpooledFile,
     fingerprint,
     indices,
 )
-from modelops.processes.process import (
-    ErrorObject,
-    Kill,
-    decode_message,
-)
-from modelops.states import ReplicateStatus
+from modelops.processes.process import Kill
+from modelops.rpc import Answer, Cancel, Failure, Finished, ReplicatesRun, decode_output, spool_file
+from modelops.states import OUTCOMES, ReplicateStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
+    from modelops.rpc import ErrorObject, ReplicateSet
 
 DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """The parameters of ``replicate/finished``."""
-
-    index: int
-    status: ReplicateStatus
-    outputs: list[tuple[str, str, msgspec.Raw]] = []
-    returned: Literal["dict", "value"] = "dict"
-    seconds: float = 0.0
-    cpu: float = 0.0
-    error: ErrorObject | None = None
-
-
-class _FinishedMessage(msgspec.Struct, frozen=True):
-    method: Literal["replicate/finished"]
-    params: Finished
-
-
-class _SpooledData(msgspec.Struct, frozen=True):
-    path: str = msgspec.field(name="$file")
-    bytes: int
-    sha256: str
-
-
-_decode_finished = msgspec.json.Decoder(_FinishedMessage).decode
-_decode_spooled = msgspec.json.Decoder(_SpooledData).decode
-_decode_text = msgspec.json.Decoder(str).decode
+_STATUS = {str(status): status for status in OUTCOMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +55,13 @@ class PartEnd:
 
 def output_of(name: str, kind: str, data: msgspec.Raw) -> Output:
     """Return an output as the protocol carries it: inline, or in a file."""
-    raw = bytes(data)
-    if raw.startswith(b'{"$file"'):  # no value looks like this: keys that begin with $ are tagged
-        spooled = _decode_spooled(raw)
-        return Output(name, kind, SpooledFile(spooled.path, spooled.bytes, spooled.sha256))
-    return Output(name, kind, raw if kind == "json" else a2b_base64(_decode_text(raw)))
+    file = spool_file(data)
+    if file is not None:
+        return Output(name, kind, SpooledFile(file.path, file.bytes, file.sha256))
+    return Output(name, kind, decode_output(kind, data))
 
 
-def error_of(error: ErrorObject, stderr: str) -> ReplicateError:
+def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> ReplicateError:
     """Return an error that the bundle's code raised, with what the process printed."""
     return ReplicateError(
         type=error.type,
@@ -99,7 +69,7 @@ def error_of(error: ErrorObject, stderr: str) -> ReplicateError:
         traceback=error.traceback,
         stderr=stderr,
         fingerprint=fingerprint(error.type, f"{error.file}:{error.line}"),
-        exit=error.exit,
+        exit=exit_,
         file=error.file,
         line=error.line,
         missing_module=error.missing_module,
@@ -137,38 +107,37 @@ class ChunkRun:
     def run(self) -> PartEnd:
         """Run them; calls ``on_outcome`` for each replicate that ended, in order."""
         process = self._process
-        params = {
-            "entry": self._entry,
-            "wire": process.spec.wire,
-            "sets": self._sets,
-            "checkpoint_root": self._checkpoint_root,
-        }
-        request_id, frame = process.encode("replicates/run", params)
         self._importing = self._entry not in process.entries
         self._since = self._sent = time.monotonic()
+        request_id = process.request(
+            ReplicatesRun(
+                entry=self._entry,
+                sets=tuple(self._sets),
+                wire=process.spec.wire,
+                checkpoint_root=self._checkpoint_root,
+                replicate_timeout_s=process.spec.replicate_timeout_s,
+            )
+        )
         cancelled = False
         with self._stop.waking(process.wake):
-            process.send(frame)
             while True:
                 if self._stop.stopped and not cancelled:
-                    process.send(process.notification("$/cancelRequest", {"id": request_id}))
+                    process.notify(Cancel(id=request_id))
                     cancelled = True
-                bodies = process.receive(self._deadline())
-                dead = not bodies and process.dead
+                messages = process.receive(self._deadline())
+                dead = not messages and process.dead
                 if dead:
-                    bodies = process.receive_rest()
-                for body in bodies:
-                    try:
-                        self._finished(_decode_finished(body).params)
-                    except msgspec.ValidationError:
-                        message = decode_message(body)
-                        if message.id == request_id and message.method is None:
-                            if message.error is not None:
-                                raise process.remote_error(message.error, "replicates/run") from None
-                            return self._answered()
+                    messages = process.receive_rest()
+                for message in messages:
+                    if type(message) is Finished:
+                        self._finished(message)
+                    elif type(message) is Failure:
+                        raise process.failure(message, "replicates/run")
+                    elif type(message) is Answer and message.id == request_id:
+                        return self._answered()
                 if dead:
                     return self._died()
-                if not bodies:
+                if not messages:
                     self._enforce()
 
     def _answered(self) -> PartEnd:
@@ -223,10 +192,10 @@ class ChunkRun:
         for output in outputs:
             if type(output.data) is SpooledFile:
                 process.owned.add(output.data.path)
-        error, status = None, finished.status
+        error, status = None, _STATUS[finished.status]
         if finished.error is not None:
             process.drain.wait_closed(finished.index, DRAIN_S)
-            error = error_of(finished.error, process.drain.tail(finished.index))
+            error = error_of(finished.error, process.drain.tail(finished.index), finished.exit)
             if process.new_oom_kills():  # the kernel took a child of the model, and the model failed by it
                 status, error = ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(error)
         self._on_outcome(

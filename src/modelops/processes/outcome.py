@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from modelops.states import ReplicateStatus  # noqa: TC001 - msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from modelops.rpc import ReplicateSet
 
 LogSink = Callable[[int | None, bytes], None]
 """Takes what was printed: ``(index, text)``, in order; None: outside of any replicate (imports)."""
@@ -40,37 +43,19 @@ class RunnerSpec:
     python_version: str | None = None
 
 
-class ReplicateSet(msgspec.Struct, frozen=True):
-    """Consecutive replicates of one parameter set, as ``replicates/run`` carries them.
-
-    ``params``: the tagged JSON object. ``index``, ``replicate``: of the first. ``entropy_key``: hexadecimal.
-    """
-
-    params: msgspec.Raw
-    param: int
-    index: int
-    replicate: int
-    seeds: list[int]
-    entropy_key: str
-
-    def after(self, n: int) -> ReplicateSet:
-        """Return what is left behind the first ``n`` replicates."""
-        return ReplicateSet(
-            self.params, self.param, self.index + n, self.replicate + n, self.seeds[n:], self.entropy_key
-        )
-
-    def first(self, n: int) -> ReplicateSet:
-        """Return the first ``n`` replicates."""
-        return ReplicateSet(
-            self.params, self.param, self.index, self.replicate, self.seeds[:n], self.entropy_key
-        )
+def first(one: ReplicateSet, n: int) -> ReplicateSet:
+    """Return the first ``n`` replicates of a set."""
+    return msgspec.structs.replace(one, seeds=one.seeds[:n])
 
 
 def after(sets: list[ReplicateSet], n: int) -> list[ReplicateSet]:
     """Return what is left of a chunk behind its first ``n`` replicates."""
     for i, one in enumerate(sets):
         if n < len(one.seeds):
-            return [one.after(n), *sets[i + 1 :]]
+            rest = msgspec.structs.replace(
+                one, index=one.index + n, replicate=one.replicate + n, seeds=one.seeds[n:]
+            )
+            return [rest, *sets[i + 1 :]]
         n -= len(one.seeds)
     return []
 

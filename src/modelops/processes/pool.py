@@ -23,7 +23,7 @@ from modelops.errors import ProcessError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, PartEnd
-from modelops.processes.outcome import RunEnd, after, indices
+from modelops.processes.outcome import RunEnd, after, first, indices
 from modelops.processes.process import Kill, RunnerProcess
 from modelops.processes.reaper import Reaper
 from modelops.processes.stop import StopSignal
@@ -36,14 +36,15 @@ if TYPE_CHECKING:
         AggregateOutcome,
         LogSink,
         Outcome,
-        ReplicateSet,
         Row,
         RunnerSpec,
     )
+    from modelops.rpc import ReplicateSet
 
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
 FRAME_BYTES = 8 * 1024 * 1024
+FORGOTTEN_AFTER_S = 24 * 3600.0
 _AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
 
 
@@ -168,7 +169,7 @@ class ProcessPool:
         checkpoint_root: str | None,
     ) -> PartEnd:
         alone = spec.isolation == "spawn"  # a new interpreter for every replicate
-        batch = [pending[0].first(1)] if alone else first_frame(pending, FRAME_BYTES)
+        batch = [first(pending[0], 1)] if alone else first_frame(pending, FRAME_BYTES)
         with self._process(spec, [entry], log) as process:
             reused = process.runs > 0
             part = ChunkRun(
@@ -361,7 +362,7 @@ class ProcessPool:
         self._watch.close()
         os.close(self._lock_fd)
         if not busy:
-            _remove_pool(self.folder, keep_logs=self.logs.is_relative_to(self.folder))
+            _remove_pool(self.folder)
 
 
 def first_frame(sets: list[ReplicateSet], limit_bytes: int) -> list[ReplicateSet]:
@@ -373,22 +374,27 @@ def first_frame(sets: list[ReplicateSet], limit_bytes: int) -> list[ReplicateSet
         if n < len(one.seeds):
             if i and n < 1:
                 return sets[:i]
-            return [*sets[:i], one.first(max(n, 1))]
+            return [*sets[:i], first(one, max(n, 1))]
         size += len(bytes(one.params)) + 200 + 21 * len(one.seeds)
     return sets
 
 
-def _remove_pool(folder: Path, *, keep_logs: bool = False) -> None:
+def _remove_pool(folder: Path) -> None:
     """Remove a pool's folder, but for spooled files that outcomes own (their folders are not empty)."""
-    if not keep_logs:
-        shutil.rmtree(folder / "logs", ignore_errors=True)
+    shutil.rmtree(folder / "logs", ignore_errors=True)
     (folder / ".lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Remove the folders of pools of which nothing lives any more."""
+    """Remove the folders of pools of which nothing lives any more.
+
+    One without a lock was closed in order but for outputs that somebody was to fetch.
+    """
+    for folder in root.glob("pool-*"):
+        if not (folder / ".lock").exists() and time.time() - folder.stat().st_mtime > FORGOTTEN_AFTER_S:
+            shutil.rmtree(folder, ignore_errors=True)
     for lock in root.glob("pool-*/.lock"):
         try:
             fd = os.open(lock, os.O_RDWR)

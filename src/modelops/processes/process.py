@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from modelops.errors import (
     HandshakeError,
     ProcessExitedError,
@@ -36,16 +34,18 @@ from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
 from modelops.processes.watch import Watch, Watched, peak_resident_bytes
-from modelops_runner.frames import FrameError, FrameSplitter, encode_frame
+from modelops.rpc import Answer, Failure, Initialize, Initialized, Message, Peer, Shutdown
+from modelops.rpc.messages import PROTOCOL
 from modelops_runner.launch import runner_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from modelops.processes.outcome import LogSink, RunnerSpec
     from modelops.processes.reaper import Child, Reaper
+    from modelops.rpc.messages import Wire
 
-PROTOCOL = 1
+REFUSED = -32003
 INLINE_LIMIT = 65_536
 READ_BYTES = 1 << 18
 PIPE_BYTES = 1 << 20
@@ -66,55 +66,6 @@ class Kill:
     text: str
     index: int | None = None
     peak_bytes: int | None = None
-
-
-class Message(msgspec.Struct, frozen=True):
-    """Any JSON-RPC message from a runner."""
-
-    method: str | None = None
-    id: int | None = None
-    params: msgspec.Raw = msgspec.Raw(b"null")
-    result: msgspec.Raw = msgspec.Raw(b"null")
-    error: RpcError | None = None
-
-
-class RpcError(msgspec.Struct, frozen=True):
-    """The error of a response."""
-
-    code: int
-    message: str
-    data: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class ErrorObject(msgspec.Struct, frozen=True):
-    """What the bundle's code raised, as the protocol tells it."""
-
-    type: str = ""
-    message: str = ""
-    traceback: str = ""
-    file: str = ""
-    line: int = 0
-    missing_module: str | None = None
-    invalid_output: bool = False
-    exit: int | None = None
-
-
-class InitializeResult(msgspec.Struct, frozen=True):
-    """What a runner says of itself."""
-
-    protocol: int
-    pid: int
-    python: str
-    prefix: str
-    bundle_digest: str
-    implementation: str = ""
-    executable: str = ""
-    platform: str = ""
-    capabilities: dict[str, Any] = {}
-
-
-decode_message = msgspec.json.Decoder(Message).decode
-decode_error_object = msgspec.json.Decoder(ErrorObject | None).decode
 
 
 class RunnerProcess:
@@ -142,14 +93,13 @@ class RunnerProcess:
         self.runs = 0  # requests it has served
         self.idle_since = 0.0
         self.owned: set[str] = set()  # spooled files that outcomes name
-        self.info: InitializeResult | None = None
+        self.info: Initialized | None = None
         self.killed: Kill | None = None
         self._reaper, self._watch = reaper, watch
         self._lock = threading.Lock()
         self._closed = False
-        self._ids = 0
         self._marker = secrets.token_hex(16)
-        self._splitter = FrameSplitter()
+        self._peer = Peer()
         self._outgoing = bytearray()
         self._eof = False
         self._peak: int | None = None
@@ -227,26 +177,27 @@ class RunnerProcess:
         HandshakeError
             It is another Python, another prefix, another bundle or another protocol.
         """
-        params = {
-            "protocol": PROTOCOL,
-            "bundle_digest": self.spec.bundle_digest,
-            "snapshot": self.spec.snapshot,
-            "workdir": str(self.folder / "work"),
-            "tmpdir": str(self.folder / "tmp"),
-            "spool": str(self.folder / "spool"),
-            "inline_limit": INLINE_LIMIT,
-            "isolation": self.spec.isolation,
-            "marker": self._marker,
-            "preload": list(preload),
-        }
-        if self.spec.wire:
-            params["wire"] = True
-        result = self.request("initialize", params, timeout_s=timeout_s)
-        self.info = msgspec.json.decode(result, type=InitializeResult)
-        self._check(self.info)
+        request_id = self.request(
+            Initialize(
+                bundle_digest=self.spec.bundle_digest,
+                snapshot=self.spec.snapshot,
+                workdir=str(self.folder / "work"),
+                tmpdir=str(self.folder / "tmp"),
+                spool=str(self.folder / "spool"),
+                marker=self._marker,
+                isolation=self.spec.isolation,
+                inline_limit=INLINE_LIMIT,
+                preload=tuple(preload),
+                wire=self.spec.wire,
+            )
+        )
+        result = self.answer(request_id, "initialize", timeout_s=timeout_s).result
+        assert isinstance(result, Initialized)
+        self.info = result
+        self._check(result)
         self.entries.update(preload)
 
-    def _check(self, info: InitializeResult) -> None:
+    def _check(self, info: Initialized) -> None:
         spec = self.spec
         if info.protocol != PROTOCOL:
             raise HandshakeError(f"the runner speaks protocol {info.protocol}, this worker {PROTOCOL}")
@@ -294,7 +245,7 @@ class RunnerProcess:
                     os.write(self._wake_w, b"!")
 
     @contextlib.contextmanager
-    def watched(self) -> Any:
+    def watched(self) -> Iterator[None]:
         """Have memory (where no cgroup does it) and stalls watched within this block."""
         limit = self.spec.memory_bytes
         watched = Watched(
@@ -348,7 +299,7 @@ class RunnerProcess:
     def close(self, *, graceful: bool = False) -> None:
         """End it and remove what it leaves: cgroup, folders, files that nobody owns."""
         if graceful and not self.dead and self.killed is None:
-            self.send(self.encode("shutdown", {})[1])
+            self.request(Shutdown())
             self._child.exited.wait(LINGER_S)
         if not self._child.exited.is_set():
             self.kill(Kill("closing", "no longer needed"))
@@ -378,17 +329,17 @@ class RunnerProcess:
 
     # --- messages ----------------------------------------------------------------------------------
 
-    def encode(self, method: str, params: Mapping[str, Any]) -> tuple[int, bytes]:
-        """Return a request's id and its frame."""
-        self._ids += 1
-        body = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params}
-        return self._ids, encode_frame(msgspec.json.encode(body))
+    def request(self, params: Wire) -> int:
+        """Send a request and return its id; its answer comes by `receive`."""
+        request_id, frame = self._peer.request(params)
+        self._send(frame)
+        return request_id
 
-    def notification(self, method: str, params: Mapping[str, Any]) -> bytes:
-        """Return a notification's frame."""
-        return encode_frame(msgspec.json.encode({"jsonrpc": "2.0", "method": method, "params": params}))
+    def notify(self, params: Wire) -> None:
+        """Send a notification."""
+        self._send(self._peer.notify(params))
 
-    def send(self, frame: bytes) -> None:
+    def _send(self, frame: bytes) -> None:
         """Queue a frame and send what the pipe takes; `receive` sends the rest."""
         self._outgoing += frame
         self._flush()
@@ -411,8 +362,8 @@ class RunnerProcess:
         with contextlib.suppress(KeyError):
             self._poll.unregister(self._stdin)
 
-    def receive(self, deadline: float | None) -> list[bytes]:
-        """Return the bodies that arrive next; none when woken, at the deadline, or when it is dead.
+    def receive(self, deadline: float | None) -> list[Message]:
+        """Return the messages that arrive next; none when woken, at the deadline, or when it is dead.
 
         Parameters
         ----------
@@ -422,30 +373,30 @@ class RunnerProcess:
         if self._child.exited.is_set() or self._eof:
             return []
         wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
-        bodies: list[bytes] = []
+        messages: list[Message] = []
         for fd, _flags in self._poll.poll(wait_ms):
             if fd == self._stdout:
-                bodies = self._read()
+                messages = self._read()
             elif fd == self._wake_r:
                 os.read(self._wake_r, 4096)
             else:
                 self._flush()
-        return bodies
+        return messages
 
-    def receive_rest(self) -> list[bytes]:
-        """Return the bodies that a dead process still had sent."""
-        bodies: list[bytes] = []
+    def receive_rest(self) -> list[Message]:
+        """Return what a dead process still had sent."""
+        messages: list[Message] = []
         while not self._eof:
             more = self._read()
             if not more and not self._more_to_read():
                 break
-            bodies += more
-        return bodies
+            messages += more
+        return messages
 
     def _more_to_read(self) -> bool:
         return any(fd == self._stdout and flags & select.POLLIN for fd, flags in self._poll.poll(0))
 
-    def _read(self) -> list[bytes]:
+    def _read(self) -> list[Message]:
         try:
             data = os.read(self._stdout, READ_BYTES)
         except BlockingIOError:
@@ -454,58 +405,56 @@ class RunnerProcess:
             self._end_of_stream()
             return []
         try:
-            return self._splitter.feed(data)
-        except FrameError as error:
+            return self._peer.receive(data)
+        except ProtocolError as error:
             self._end_of_stream()
-            self.kill(Kill("protocol", f"it sent what is no message: {error}"))
+            self.kill(Kill("protocol", str(error)))
             return []
 
     def _end_of_stream(self) -> None:
         self._eof = True
         self._poll.unregister(self._stdout)
 
-    def request(self, method: str, params: Mapping[str, Any], *, timeout_s: float | None) -> bytes:
-        """Send a request and return the JSON of its result.
+    def answer(self, request_id: int, doing: str, *, timeout_s: float | None) -> Answer:
+        """Wait for the answer to a request; other messages are passed over.
 
         Raises
         ------
         ProcessExitedError, ProcessTimeoutError, RemoteError, HandshakeError, ProtocolError
             As in `handshake`.
         """
-        request_id, frame = self.encode(method, params)
-        self.send(frame)
-        return self.response(request_id, method, timeout_s=timeout_s)
-
-    def response(self, request_id: int, doing: str, *, timeout_s: float | None) -> bytes:
-        """Wait for the response to a request that was sent; other messages are passed over."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            bodies = self.receive(deadline)
-            dead = not bodies and self.dead
+            messages = self.receive(deadline)
+            dead = not messages and self.dead
             if dead:
-                bodies = self.receive_rest()
-            for body in bodies:
-                message = decode_message(body)
-                if message.id == request_id and message.method is None:
-                    if message.error is not None:
-                        raise self.remote_error(message.error, doing)
-                    return bytes(message.result)
+                messages = self.receive_rest()
+            for message in messages:
+                if isinstance(message, Failure) and message.id == request_id:
+                    raise self.failure(message, doing)
+                if isinstance(message, Answer) and message.id == request_id:
+                    return message
             if dead:
                 raise self.death(doing)
-            if not bodies and deadline is not None and time.monotonic() >= deadline:
+            if not messages and deadline is not None and time.monotonic() >= deadline:
                 self.kill(Kill("timeout", f"no answer to {doing} within {timeout_s:g} s"))
 
-    def remote_error(self, error: RpcError, doing: str) -> Exception:
-        """Return the exception that says what a response's error says."""
-        if error.code == -32001:
-            data = decode_error_object(error.data) or ErrorObject(type="Error", message=error.message)
-            tail = self.drain.tail(None)
+    def failure(self, failure: Failure, doing: str) -> Exception:
+        """Return the exception that says what a refused request says."""
+        if failure.raised is not None:
+            raised, tail = failure.raised, self.drain.tail(None)
             return RemoteError(
-                data.type, data.message, data.traceback, tail, data.missing_module, data.file, data.line
+                raised.type,
+                raised.message,
+                raised.traceback,
+                tail,
+                raised.missing_module,
+                raised.file,
+                raised.line,
             )
-        if error.code == -32003:
-            return HandshakeError(error.message)
-        return ProtocolError(f"the runner refused {doing}: {error.message} ({error.code})")
+        if failure.code == REFUSED:
+            return HandshakeError(failure.message)
+        return ProtocolError(f"the runner refused {doing}: {failure.message} ({failure.code})")
 
     def death(self, doing: str) -> Exception:
         """Return the exception that says how it ended; waits for its end."""

@@ -7,7 +7,7 @@ Bytes in, messages out; no pipe, thread or clock. What the runner does against t
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -84,6 +84,17 @@ class _Envelope(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
 
+class _FinishedNote(msgspec.Struct, frozen=True):
+    """The message that comes once per replicate, read in one go."""
+
+    jsonrpc: Literal["2.0"]
+    method: Literal["replicate/finished"]
+    params: Finished
+    id: None = None
+
+
+_FINISHED_NOTE: Final = msgspec.json.Decoder(_FinishedNote)
+_FINISHED_HEAD: Final = b'{"jsonrpc":"2.0","method":"replicate/finished"'  # as our runner writes it
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 _ERROR_OBJECT: Final = msgspec.json.Decoder(ErrorObject)
 
@@ -146,6 +157,8 @@ class Peer:
 
     def _message(self, body: bytes) -> Message:
         try:
+            if body.startswith(_FINISHED_HEAD):
+                return _FINISHED_NOTE.decode(body).params
             envelope = _ENVELOPE.decode(body)
             if envelope.jsonrpc != "2.0":
                 raise ProtocolError(f"not JSON-RPC 2.0: {_show(body)}")

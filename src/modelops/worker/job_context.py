@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.bundles import Manifest, fetch_snapshot, load_manifest
+from modelops.bundles import Manifest, load_manifest
 from modelops.environments import parse_lock
 from modelops.processes import ReplicateSet, RunnerSpec
-from modelops.store.parameters import ParameterTable
+from modelops.store.fetch import fetch_snapshot
+from modelops.store.parameters import Parameters
 from modelops.store.segments import job_folder
+from modelops.study.ids import BundleDigest
 from modelops.study.seeds import entropy_key, seed_key, seeds_of
 from modelops.study.spec import JobSpec, decode_spec
 
@@ -29,7 +31,7 @@ class JobContext:
     spec: JobSpec
     manifest: Manifest
     runner: RunnerSpec
-    parameters: ParameterTable
+    parameters: Parameters
 
     def sets(self, indices: Ranges) -> list[ReplicateSet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
@@ -67,7 +69,7 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
     objects, cache = runtime.objects, runtime.settings.cache
     spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
     lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
-    snapshot = fetch_snapshot(objects, spec.bundle, cache / "bundles")
+    snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     environment = runtime.environments.ensure(lock, bundle_root=snapshot)
     manifest = load_manifest(snapshot)
     runner = RunnerSpec(
@@ -83,4 +85,4 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
         wire=manifest.wire is not None,
         pycache=str(cache / "pycache" / environment.key),
     )
-    return JobContext(job, spec, manifest, runner, ParameterTable(objects, job))
+    return JobContext(job, spec, manifest, runner, Parameters(objects, job))
