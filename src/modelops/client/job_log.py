@@ -13,7 +13,7 @@ from modelops.worker.job_log import LogLine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelops.store.results import JobContents
+    from modelops.store.contents import JobContents
 
 
 def log_lines(contents: JobContents) -> Iterator[LogLine]:
