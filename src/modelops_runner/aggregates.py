@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 from modelops_runner import values
 from modelops_runner.entrypoints import resolve
 from modelops_runner.spool import read_output
@@ -76,6 +74,7 @@ def _parameter_names(function: Any) -> list[str]:
 
 def _sim_return(index: int, outputs: dict[str, Any]) -> dict[str, Any]:
     from binascii import b2a_base64
+    from hashlib import blake2b
 
     def artifact(data: bytes) -> dict[str, Any]:
         return {

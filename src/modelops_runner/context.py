@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from hashlib import blake2b
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ class Context:
     @property
     def entropy(self) -> int:
         """128 bits that belong to this replicate alone, for ``numpy.random.SeedSequence``."""
+        from hashlib import blake2b
+
         key = bytes.fromhex(self._entropy_key)
         digest = blake2b(self.replicate.to_bytes(8, "little"), key=key, digest_size=16).digest()
         return int.from_bytes(digest, "little")

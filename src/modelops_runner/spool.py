@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from binascii import b2a_base64
-from hashlib import sha256
 
 from modelops_runner import values
 
@@ -89,6 +88,8 @@ class _Sink:
         """Do nothing: there is no buffer once a file is open."""
 
     def _spill(self) -> None:
+        from hashlib import sha256  # loads OpenSSL
+
         path = self._spool.new_path()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._path, self._hash = path, sha256()

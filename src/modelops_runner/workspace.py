@@ -10,7 +10,6 @@ would otherwise leave the same time.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 
 TYPE_CHECKING = False
@@ -133,7 +132,9 @@ def _remove(path: str) -> None:
         return
     for folder, _, _ in os.walk(path):  # the model may have made them unreadable
         os.chmod(folder, 0o700)
-    shutil.rmtree(path)
+    from shutil import rmtree
+
+    rmtree(path)
 
 
 class _Inotify:
