@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modelops.client import Job, JobStatus, local_cluster, run
     from modelops.errors import ModelOpsError
-    from modelops.study import Retry, Study, grid, integers, latin_hypercube, log_range, sobol
+    from modelops.study import Retry, Study, grid, ints, latin_hypercube, log_range, sobol
 
 _WHERE = {
     "Job": "modelops.client",
@@ -20,7 +20,7 @@ _WHERE = {
     "Retry": "modelops.study",
     "Study": "modelops.study",
     "grid": "modelops.study",
-    "integers": "modelops.study",
+    "ints": "modelops.study",
     "latin_hypercube": "modelops.study",
     "local_cluster": "modelops.client",
     "log_range": "modelops.study",
@@ -34,7 +34,7 @@ __all__ = [  # noqa: PLE0604  the same names as _WHERE; spelled out for type che
     "Retry",
     "Study",
     "grid",
-    "integers",
+    "ints",
     "latin_hypercube",
     "local_cluster",
     "log_range",

@@ -91,15 +91,17 @@ def _write_polars(frame: Any, sink: Any) -> None:
 def _write_frame(frame: Any, sink: Any) -> None:
     table = _from_frame(frame, "a pandas.DataFrame")
     back = _to_frame(table.slice(0, 0))
-    for what, ours, theirs in (
+    pairs: tuple[tuple[str, Any, Any], ...] = (
         ("columns", frame.columns, back.columns),
         ("dtypes", list(frame.dtypes), list(back.dtypes)),
         ("index", _index_type(frame.index), _index_type(back.index)),
-    ):
+    )
+    for what, ours, theirs in pairs:
         same = ours.equals(theirs) and ours.names == theirs.names if what == "columns" else ours == theirs
         if not same:
             raise InvalidOutputError(
-                f"a pandas.DataFrame whose {what} Arrow cannot carry exactly: {ours!r} would come back as {theirs!r}"
+                f"a pandas.DataFrame whose {what} Arrow cannot carry exactly: "
+                f"{ours!r} would come back as {theirs!r}"
             )
     _write_table(table, sink)
 
@@ -117,10 +119,12 @@ def _from_frame(frame: Any, what: str, **more: Any) -> Any:
     try:
         import pyarrow as pa
     except ImportError:
-        raise InvalidOutputError(f'{what} needs pyarrow to be returned: add "pyarrow" to dependencies') from None
+        raise InvalidOutputError(
+            f'{what} needs pyarrow to be returned: add "pyarrow" to dependencies'
+        ) from None
     objects = []
     for i, dtype in enumerate(frame.dtypes):
-        if dtype == object:
+        if dtype.kind == "O" and dtype.name == "object":
             _check_texts(frame.iloc[:, i], what)
             objects.append(i)
     if any(_holds_objects(level) for level in _levels(frame.index)):
@@ -139,7 +143,7 @@ def _to_frame(table: Any) -> Any:
     for i in extra["objects"]:
         if i < 0:
             frame.index = _as_objects(frame.index)
-        elif frame.dtypes.iloc[i] != object:
+        elif frame.dtypes.iloc[i].name != "object":
             frame.isetitem(i, frame.iloc[:, i].astype(object).where(frame.iloc[:, i].notna(), None))
     if extra["freq"] is not None and len(frame.index):
         frame.index.freq = extra["freq"]
@@ -157,7 +161,8 @@ def _check_texts(column: Any, what: str) -> None:
     for value in column:
         if value is not None and type(value) is not str:
             raise InvalidOutputError(
-                f"{what} with a {type_name(value)} in the object column {column.name!r}; give that column a dtype"
+                f"{what} with a {type_name(value)} in the object column {column.name!r}; "
+                "give that column a dtype"
             )
 
 

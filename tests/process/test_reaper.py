@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
 DEADLINE_S = 60.0
 
-# Leaves behind: a child; one in a session of its own; one that double-forked, called setsid and holds nothing.
+# Leaves behind a child, one in a session of its own, and one that double-forked and holds no descriptor.
 FAMILY = """
 import os, subprocess, sys, time
 def write(name):
@@ -108,12 +108,12 @@ def test_a_process_gets_its_descriptors_its_folder_and_only_the_variables_it_was
     read, write = os.pipe()
     code = """
         import os, resource
-        print(os.getcwd(), sorted(os.environ), os.getsid(0) == os.getpid(), open("/proc/self/oom_score_adj").read().strip(),
-              resource.getrlimit(resource.RLIMIT_CORE), sorted(os.listdir("/proc/self/fd"), key=int))
+        print(os.getcwd(), sorted(os.environ), os.getsid(0) == os.getpid(),
+              open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE), sorted(os.listdir("/proc/self/fd"), key=int))
     """
     child = spawn(reaper, code, stdout=write, cwd=tmp_path)
     os.close(write)
-    with open(read) as file:
+    with os.fdopen(read) as file:
         text = file.read()
     assert child.exited.wait(DEADLINE_S)
     # Python itself adds LC_CTYPE to the environment of a process in the C locale; 3 is the listing itself.
@@ -157,7 +157,8 @@ from pathlib import Path
 from modelops.processes.reaper import Reaper
 reaper = Reaper()
 null = os.open(os.devnull, os.O_RDWR)
-reaper.spawn([sys.executable, "-S", "-c", sys.argv[1] + "\\ntime.sleep(600)", sys.argv[2]], env={}, cwd=Path("/"), fds=[null] * 3)
+argv = [sys.executable, "-S", "-c", sys.argv[1] + "\\ntime.sleep(600)", sys.argv[2]]
+reaper.spawn(argv, env={}, cwd=Path("/"), fds=[null] * 3)
 if sys.argv[3] == "fork" and os.fork() == 0:  # somebody in the worker inherited its end of the socket
     Path(sys.argv[2], "bystander").write_text(str(os.getpid()))
     time.sleep(600)

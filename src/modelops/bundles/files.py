@@ -32,6 +32,11 @@ class Found:
     stamp: tuple[int, int, int, int]
     target: str = ""
 
+    @property
+    def size(self) -> int:
+        """Bytes it had when it was found."""
+        return self.stamp[1]
+
 
 def find_files(bundle: Path, *, ignore: Ignore | None = None) -> list[Found]:
     """List what belongs to a bundle: a folder without what it ignores, or one `.py` file. Sorted by path.

@@ -62,7 +62,7 @@ def take_snapshot(bundle: Path, cache: Path) -> tuple[BundleDigest, Path]:
         before = find_files(bundle)
         entries = [read_entry(found) for found in before]
         digest = digest_of(entries)
-        if _is_whole(cache / digest):
+        if is_whole_snapshot(cache / digest):
             return digest, cache / digest
         with staging(cache) as aside:
             copied = [_copy(found, aside) for found in before]
@@ -100,7 +100,7 @@ def publish(aside: Path, digest: BundleDigest, cache: Path) -> Path:
     """Turn a staged folder into the snapshot of this digest. First one wins; a damaged one is replaced."""
     place = cache / digest
     with FileLock(cache / f"{digest}.lock"):
-        if _is_whole(place) or _adopt(place, digest):
+        if is_whole_snapshot(place) or _adopt(place, digest):
             return place
         _stats_file(place).unlink(missing_ok=True)
         remove_tree(place)
@@ -141,7 +141,7 @@ def check_snapshot(snapshot: Path) -> None:
     IntegrityError
         They differ.
     """
-    if digest_of(_entries(snapshot)) != snapshot.name:
+    if not _holds(snapshot, snapshot.name):
         raise IntegrityError(
             f"the bundle snapshot {snapshot} was changed: {'; '.join(snapshot_changed(snapshot))}"
         )
@@ -163,20 +163,26 @@ def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _is_whole(snapshot: Path) -> bool:
+def is_whole_snapshot(snapshot: Path) -> bool:
+    """Say whether the cache has this snapshot, unchanged by its stats."""
     return snapshot.is_dir() and not snapshot_changed(snapshot)
 
 
 def _adopt(snapshot: Path, digest: BundleDigest) -> bool:
     """Take over a snapshot whose maker was killed before it wrote the stats: its bytes decide."""
-    if not snapshot.is_dir() or digest_of(_entries(snapshot)) != digest:
+    if not snapshot.is_dir() or not _holds(snapshot, digest):
         return False
     _write_stats(snapshot)
     return True
 
 
-def _entries(snapshot: Path) -> list[Entry]:
-    return [read_entry(found) for found in find_files(snapshot, ignore=ONLY_CACHES)]
+def _holds(snapshot: Path, digest: str) -> bool:
+    """Read a snapshot and say whether its bytes have this digest."""
+    # Unlike in a bundle nothing is ignored here: every file counts but Python's own caches.
+    try:
+        return digest_of(read_entry(found) for found in find_files(snapshot, ignore=ONLY_CACHES)) == digest
+    except BundleError:  # something appeared in it that no bundle can hold
+        return False
 
 
 def _stats_file(snapshot: Path) -> Path:

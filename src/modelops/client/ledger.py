@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelops.states import JobEvent
-from modelops.store.results import finalize
-from modelops.store.segments import SegmentWriter, StoredError
+from modelops.errors import InternalError
+from modelops.states import AggregateStatus, JobEvent
+from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
 
 if TYPE_CHECKING:
-    from modelops.driver.commands import ChangeState, CommitSynthetic, Note
+    from modelops.driver.commands import ChangeState, CommitSynthetic, CommitSyntheticAggregates, Note
     from modelops.store import Objects, Records
     from modelops.study.ids import JobId
     from modelops.study.spec import JobSpec
-    from modelops.worker.messages import AggregateRef, SegmentRef
+    from modelops.worker.messages import AggregateRef, ErrorExample, SegmentRef
 
 
 @dataclass
@@ -32,20 +32,26 @@ class StoreLedger:
         """Write the row of a segment; False if its indices are covered already."""
         return self.records.commit_segment(self.job, self.epoch, segment)
 
-    def commit_synthetic(self, command: CommitSynthetic) -> bool:
+    def commit_synthetic(self, command: CommitSynthetic) -> tuple[bool, SegmentRef]:
         """Write and commit a segment that says of each index what no worker could say."""
         writer = SegmentWriter(self.objects, self.job, command.attempt, worker="driver")
-        error = StoredError(
-            type=command.error.error_type,
-            message=command.error.message,
-            traceback=command.error.traceback,
-            stderr=command.error.stderr,
-            fingerprint=command.error.fingerprint,
-        )
         for index in command.indices:
-            writer.add(index, command.status, True, (), error)
+            writer.add(index, command.status, True, (), _stored(command.error))
         segment = writer.finish()
-        return segment is None or self.records.commit_segment(self.job, self.epoch, segment)
+        if segment is None:
+            raise InternalError(f"attempt {command.attempt} was to commit outcomes of no replicate")
+        return self.records.commit_segment(self.job, self.epoch, segment), segment
+
+    def commit_synthetic_aggregates(self, command: CommitSyntheticAggregates) -> bool:
+        """Write and commit aggregates that failed without a worker that could say so."""
+        writer = AggregateWriter(self.objects, self.job, command.attempt)
+        error = _stored(command.error)
+        for param in command.params:
+            n = len(self.spec.line.of_param(param))
+            for target in self.spec.aggregates:
+                reason = f"{error.type}: {error.message}"
+                writer.add(AggregateRow(param, target, AggregateStatus.FAILED, 0, n, reason, error=error))
+        return self.commit_aggregates(writer.finish(inputs=()))
 
     def commit_aggregates(self, stored: AggregateRef) -> bool:
         """Write the row of an aggregate segment."""
@@ -66,10 +72,16 @@ class StoreLedger:
 
     def finalize(self) -> None:
         """Write the result files."""
-        finalize(
-            self.objects,
-            self.job,
-            self.spec,
-            self.records.segments(self.job),
-            self.records.aggregates(self.job),
-        )
+        from modelops.store.results import JobContents, finalize
+
+        finalize(JobContents.of(self.objects, self.records, self.job))
+
+
+def _stored(error: ErrorExample) -> StoredError:
+    return StoredError(
+        type=error.error_type,
+        message=error.message,
+        traceback=error.traceback,
+        stderr=error.stderr,
+        fingerprint=error.fingerprint,
+    )

@@ -13,14 +13,23 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.errors import ClusterError, EnvironmentError_, IntegrityError, ModelOpsError, RequestError
+from modelops.errors import (
+    BundleError,
+    ClusterError,
+    EnvironmentError_,
+    HandshakeError,
+    IntegrityError,
+    ModelOpsError,
+    RemoteError,
+    RequestError,
+)
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.worker import tasks
 
@@ -34,13 +43,15 @@ if TYPE_CHECKING:
     from modelops.worker.messages import AggregateRef, SegmentRef
 
 log = logging.getLogger(__name__)
+NO_HOPE = (RequestError, BundleError, EnvironmentError_, IntegrityError, HandshakeError, RemoteError)
 
 
 class Ledger(Protocol):
     """Where the loop writes what has become true. Every write checks the driver's epoch."""
 
     def commit_segment(self, segment: SegmentRef) -> bool: ...  # noqa: D102  named after the command
-    def commit_synthetic(self, command: c.CommitSynthetic) -> bool: ...  # noqa: D102
+    def commit_synthetic(self, command: c.CommitSynthetic) -> tuple[bool, SegmentRef]: ...  # noqa: D102
+    def commit_synthetic_aggregates(self, command: c.CommitSyntheticAggregates) -> bool: ...  # noqa: D102
     def commit_aggregates(self, stored: AggregateRef) -> bool: ...  # noqa: D102
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102
     def note(self, command: c.Note) -> None: ...  # noqa: D102
@@ -65,7 +76,7 @@ class DriverLoop:
     clock: Callable[[], float] = time.monotonic
     _inbox: queue.SimpleQueue[e.Event] = field(default_factory=queue.SimpleQueue)
     _timers: list[tuple[float, str]] = field(default_factory=list)
-    _futures: dict[AttemptId, Future] = field(default_factory=dict)
+    _futures: dict[AttemptId, Future[Any]] = field(default_factory=dict)
     _final: JobState | None = None
     _lease_lost: bool = False
     _shown_at: float = 0.0
@@ -121,7 +132,10 @@ class DriverLoop:
             case c.CommitSegment():
                 return e.Committed(command.segment.attempt, self.ledger.commit_segment(command.segment))
             case c.CommitSynthetic():
-                return e.Committed(command.attempt, self.ledger.commit_synthetic(command))
+                accepted, segment = self.ledger.commit_synthetic(command)
+                return e.Committed(command.attempt, accepted, segment)
+            case c.CommitSyntheticAggregates():
+                return e.Committed(command.attempt, self.ledger.commit_synthetic_aggregates(command))
             case c.CommitAggregates():
                 return e.Committed(command.stored.attempt, self.ledger.commit_aggregates(command.stored))
             case c.StopAttempt():
@@ -142,7 +156,9 @@ class DriverLoop:
                 return e.Finalized()
             case c.Finish():
                 if command.state not in FINAL_JOB_STATES:
-                    raise ModelOpsError(f"the driver finished job {self.job} in {command.state}, which is not final")
+                    raise ModelOpsError(
+                        f"the driver finished job {self.job} in {command.state}, which is not final"
+                    )
                 self._final = command.state
             case _:
                 assert_never(command)
@@ -173,14 +189,14 @@ class DriverLoop:
         self._futures[chunk.attempt] = future
         future.add_done_callback(lambda f, attempt=chunk.attempt: self._settled(attempt, f))
 
-    def _settled(self, attempt: AttemptId, future: Future) -> None:
+    def _settled(self, attempt: AttemptId, future: Future[Any]) -> None:
         """Turn a finished future into an event. Runs on Dask's callback thread."""
         try:
             answer = future.result()
         except (KilledWorker, FutureCancelledError) as error:
             self.tell(e.AttemptLost(attempt, worker_died=isinstance(error, KilledWorker)))
         except ModelOpsError as error:
-            final = isinstance(error, (RequestError, EnvironmentError_, IntegrityError))
+            final = isinstance(error, NO_HOPE)
             self.tell(e.ChunkErred(attempt, type(error).__name__, str(error), final=final))
         except Exception as error:  # noqa: BLE001  whatever a task raised is told to the machine, by name
             self.tell(e.ChunkErred(attempt, type(error).__name__, str(error) or repr(error), final=False))

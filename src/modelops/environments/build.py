@@ -19,6 +19,7 @@ from modelops.environments.manifest import (
     Manifest,
     Recorded,
     Survey,
+    file_digest,
     read_records,
     record_damage,
     survey,
@@ -99,6 +100,7 @@ def build_environment(
         install(*copy)
         found = survey(root, freeze=True)
         recorded = read_records(root, found.stats)
+        accepted: list[str] = []
         if bad := record_damage(root, found.stats, recorded, hashes=careful):
             # Whoever rebuilds after damage has said so already: one warning for one damage.
             _log.log(
@@ -106,7 +108,10 @@ def build_environment(
                 "uv's cache is damaged: %s%s; downloading again",
                 bad[0], f" (and {len(bad) - 1} more)" if len(bad) > 1 else "",
             )  # fmt: skip
-            found, recorded = _mend(root, bad, install, call, work)
+            found, recorded, wrong = _mend(root, bad, install, call, work)
+            if wrong:
+                _log.info("%s: %s, as published", root.name, "; ".join(map(str, wrong)))
+            accepted = [d.path for d in wrong]
     binary = os.stat(interpreter.executable)  # noqa: PTH116  a string
     manifest = Manifest(
         key=key,
@@ -114,7 +119,7 @@ def build_environment(
         binary=(binary.st_size, binary.st_mtime_ns),
         folders=found.folders,
         links=found.links,
-        hashes=unlisted_hashes(root, found.stats, recorded),
+        hashes=unlisted_hashes(root, found.stats, recorded, also=accepted),
         n_bytes=found.n_bytes,
         built_at=time.time(),
         build_seconds=time.monotonic() - started,
@@ -130,17 +135,26 @@ def _mend(
     install: Callable[..., None],
     call: Callable[..., str],
     work: Path,
-) -> tuple[Survey, Recorded]:
-    """Install damaged packages again from a fresh download: uv's cache itself holds the damage."""
-    packages = sorted({d.package for d in bad})
-    # --force: the default waits for every uv on this machine to end, and this package is of use to none.
-    call("cache", "clean", "--force", *packages, cwd=work)
-    install("--link-mode", "copy", *(f"--reinstall-package={p}" for p in packages))
-    found = survey(root, freeze=True)
-    recorded = read_records(root, found.stats)
-    if still := record_damage(root, found.stats, recorded, hashes=True):
-        raise EnvironmentDamagedError(
-            f"{root.name}: {still[0]}, also after a fresh download of {', '.join(packages)}. Check the disk, "
-            "then remove uv's cache (uv cache clean) and this environment (modelops env gc --all)."
-        )
-    return found, recorded
+) -> tuple[Survey, Recorded, list[Damage]]:
+    """Install damaged packages again from fresh downloads: uv's cache itself holds the damage.
+
+    uv checks an archive against the lock. So where two downloads differ from their RECORD in the same way,
+    the wheel was published with a wrong RECORD; such differences are returned, and are no damage.
+    """
+    before = None
+    for _ in range(3):
+        packages = sorted({d.package for d in bad})
+        # --force: the default waits for every uv on this machine to end, and this package is of use to none.
+        call("cache", "clean", "--force", *packages, cwd=work)
+        install("--link-mode", "copy", *(f"--reinstall-package={p}" for p in packages))
+        found = survey(root, freeze=True)
+        recorded = read_records(root, found.stats)
+        bad = record_damage(root, found.stats, recorded, hashes=True)
+        digests = {(d.path, file_digest(root / d.path)) for d in bad}
+        if not bad or digests == before:
+            return found, recorded, bad
+        before = digests
+    raise EnvironmentDamagedError(
+        f"{root.name}: {bad[0]}, also after fresh downloads of {', '.join(packages)}, each time differently. "
+        "Check the disk, then remove uv's cache (uv cache clean) and run this again."
+    )

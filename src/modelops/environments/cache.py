@@ -359,7 +359,5 @@ def _stop_orphan(fd: int) -> None:
 def _read_lock(file: Path) -> Lock | None:
     try:
         return parse_lock(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (RequestError, UnicodeDecodeError):
-        return None  # written by another version, or damaged: resolving again is the remedy
+    except (OSError, RequestError, UnicodeDecodeError):
+        return None  # not there, written by another version, or damaged: resolving is the remedy

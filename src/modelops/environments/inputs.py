@@ -18,7 +18,7 @@ _SCRIPT: Final = re.compile(r"(?m)^# /// script\s*$\n((?:^#(?: .*)?$\n)+?)^# ///
 _PIN: Final = re.compile(r"(?:(?:cpython|python)[-@]?)?(\d+(?:\.\d+){0,2})\S*")
 _INCLUDE: Final = re.compile(r"^(?:-r|--requirement|-c|--constraint)[ =]\s*(\S+)")
 _LOCAL: Final = re.compile(
-    r"^(?:-e\b|--editable\b|\.|/|file:)|@\s*(?:file:|\.)|\.(?:whl|tar\.gz|zip)(?:\s|$)"
+    r"^(?:-e\b|--editable\b|\.|/|file:)|@\s*(?:file:|\.)|^[^:]*\.(?:whl|tar\.gz|zip)(?:\s|$)"
 )
 _IGNORED_FOLDERS: Final = frozenset(
     {".git", ".venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}

@@ -161,8 +161,11 @@ class Interpreters:
         return memory if memory.format == FORMAT else _Memory()
 
     def _write(self, memory: _Memory) -> None:
-        self._memory_file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._memory_file, msgspec.json.encode(memory))
+        try:
+            self._memory_file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._memory_file, msgspec.json.encode(memory))
+        except OSError as e:  # probing again next time is slower, and no reason to fail
+            _log.debug("%s cannot be written: %s", self._memory_file, e)
 
 
 def fits(interpreter: Interpreter, requires_python: str | None, pin: str | None = None) -> bool:

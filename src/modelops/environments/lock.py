@@ -63,7 +63,7 @@ class Lock:
 
     @property
     def requires_python(self) -> str | None:
-        """What the lock demands of the interpreter beyond ``python_version``; often as little as ``>=3.11``."""
+        """What the lock demands of the interpreter beyond ``python_version``."""
         found: str | None = self.document.get("requires-python")
         return found
 
@@ -197,12 +197,13 @@ def _toml(value: Any) -> str:
     """Write a value of a pylock inline; such files hold nothing else than these types."""
     match value:
         case bool() | int() | float() | str():
-            return json.dumps(value, ensure_ascii=False)
+            # JSON's escapes are TOML's, except that TOML knows no surrogate pairs and escapes DEL.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case datetime.date() | datetime.time():
             return value.isoformat()
         case list():
             return f"[{', '.join(map(_toml, value))}]"
         case dict():
-            return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+            return "{ " + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + " }"
         case _:
             raise TypeError(f"no TOML for {value!r}")

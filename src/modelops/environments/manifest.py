@@ -222,7 +222,7 @@ class Record(NamedTuple):
     """One line of a RECORD: path relative to the environment, SHA-256 (url-safe base64, or empty), size."""
 
     path: str
-    sha256: str
+    digest: str
     size: int | None
 
 
@@ -244,9 +244,10 @@ def read_records(root: Path, paths: Iterable[str]) -> Recorded:
             text = ""
         lines = []
         for name, digest, size in (row for row in csv.reader(text.splitlines()) if len(row) == 3):
-            path = os.path.normpath(f"{site}/{name}") if ".." in name else f"{site}/{name}"
-            sha256 = digest.removeprefix("sha256=") if digest.startswith("sha256=") else ""
-            lines.append(Record(path, sha256, int(size) if size.isdigit() else None))
+            if name.startswith("/") or name.endswith(".dist-info/RECORD"):
+                continue  # outside the environment; and RECORD cannot hold its own hash
+            file = os.path.normpath(f"{site}/{name}") if ".." in name else f"{site}/{name}"
+            lines.append(Record(file, digest, int(size) if size.isdigit() else None))
         recorded.append((package, lines))
     return recorded
 
@@ -277,45 +278,54 @@ def record_damage(
                     Damage(line.path, f"has {seen.st_size} bytes, its RECORD says {line.size}", package)
                 )
             elif (
-                line.sha256
+                line.digest.startswith("sha256=")
                 and (hashes or (seen.st_nlink > 1 and wheel and seen.st_mtime_ns > wheel))
-                and _record_hash(root / line.path) != line.sha256
+                and file_digest(root / line.path) != _hexadecimal(line.digest)
             ):
                 damages.append(Damage(line.path, "does not have the content that its RECORD says", package))
     return damages
 
 
-def unlisted_hashes(root: Path, found: dict[str, os.stat_result], recorded: Recorded) -> dict[str, str]:
-    """Return the SHA-256 of small files that no RECORD lists: ``pyvenv.cfg``, activation scripts, patches."""
+def unlisted_hashes(
+    root: Path, found: dict[str, os.stat_result], recorded: Recorded, *, also: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return the SHA-256 of small files that no RECORD lists (``pyvenv.cfg``, scripts), and of ``also``."""
     listed = {line.path for _, lines in recorded for line in lines}
-    return {
-        path: hashlib.sha256((root / path).read_bytes()).hexdigest()
+    paths = [
+        path
         for path, seen in found.items()
         if path not in listed and seen.st_size <= _HASH_BELOW_BYTES and not path.endswith(".pyc")
-    }
+    ]
+    return {path: file_digest(root / path) for path in (*paths, *also)}
 
 
 def hash_damage(root: Path, manifest: Manifest) -> list[Damage]:
     """Return every difference, contents included; reads the whole environment."""
     damages = list(stat_damage(root, manifest))
+    named = {d.path for d in damages}
     here = survey(root, freeze=False)
     built = {f"{f.path}/{n}" if f.path else n for f in manifest.folders for n in f.names}
     found = {path: seen for path, seen in here.stats.items() if path in built}
-    named = {d.path for d in damages}
     damages += [
-        d for d in record_damage(root, found, read_records(root, found), hashes=True) if d.path not in named
+        d
+        for d in record_damage(root, found, read_records(root, found), hashes=True)
+        if d.path not in named and d.path not in manifest.hashes
     ]
     for path, digest in manifest.hashes.items():
-        if (
-            path in found
-            and path not in named
-            and hashlib.sha256((root / path).read_bytes()).hexdigest() != digest
-        ):
+        if path not in named and file_digest(root / path) != digest:
             damages.append(Damage(path, "does not have the content that was installed"))
     return damages
 
 
-def _record_hash(path: Path) -> str:
-    with path.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal; empty when there is none."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def _hexadecimal(digest: str) -> str:
+    """Turn ``sha256=<url-safe base64 without padding>``, as RECORD has it, into hexadecimal."""
+    return base64.urlsafe_b64decode(digest.removeprefix("sha256=") + "=").hex()

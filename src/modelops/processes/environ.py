@@ -72,6 +72,6 @@ def runner_environ(
         NUMBA_CACHE_DIR=str(cache_dir / "numba"),
     )
     if pycache is not None:
-        env["PYTHONPYCACHEPREFIX"] = pycache
+        env["MODELOPS_PYCACHE"] = pycache
     env.update(extra)
     return env

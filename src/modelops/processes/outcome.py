@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from modelops.states import ReplicateStatus
+from modelops.states import ReplicateStatus  # noqa: TC001 - msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from modelops.rpc import ReplicateSet
 
 LogSink = Callable[[int | None, bytes], None]
 """Takes what was printed: ``(index, text)``, in order; None: outside of any replicate (imports)."""
@@ -40,6 +43,36 @@ class RunnerSpec:
     python_version: str | None = None
 
 
+def first(one: ReplicateSet, n: int) -> ReplicateSet:
+    """Return the first ``n`` replicates of a set."""
+    return msgspec.structs.replace(one, seeds=one.seeds[:n])
+
+
+def after(sets: list[ReplicateSet], n: int) -> list[ReplicateSet]:
+    """Return what is left of a chunk behind its first ``n`` replicates."""
+    for i, one in enumerate(sets):
+        if n < len(one.seeds):
+            rest = msgspec.structs.replace(
+                one, index=one.index + n, replicate=one.replicate + n, seeds=one.seeds[n:]
+            )
+            return [rest, *sets[i + 1 :]]
+        n -= len(one.seeds)
+    return []
+
+
+def indices(sets: list[ReplicateSet]) -> list[int]:
+    """Return all indices of a chunk, in order."""
+    return [index for one in sets for index in range(one.index, one.index + len(one.seeds))]
+
+
+class FileSlice(msgspec.Struct, frozen=True):
+    """Bytes of an output that lie in a file (a pack)."""
+
+    path: str
+    offset: int
+    bytes: int
+
+
 class SpooledFile(msgspec.Struct, frozen=True):
     """A large output, written by the runner to a file that now belongs to whoever holds this."""
 
@@ -48,15 +81,11 @@ class SpooledFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Output(NamedTuple):
-    """One output: its name, its kind (docs/reference/values.md) and its bytes, or the file that holds them.
+Output: TypeAlias = tuple[str, str, bytes | SpooledFile]
+"""One output: its name, its kind (docs/reference/values.md) and its bytes, or the file that holds them.
 
-    With kind ``json`` the bytes are the tagged JSON itself.
-    """
-
-    name: str
-    kind: str
-    data: bytes | SpooledFile
+With kind ``json`` the bytes are the tagged JSON itself. A plain tuple: there are many of them.
+"""
 
 
 class ReplicateError(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +123,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float = 0.0
     max_rss_bytes: int | None = None
     started_at: float = 0.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One succeeded replicate as an aggregate sees it; inline bytes, or where they lie."""
+
+    index: int
+    returned_dict: bool
+    outputs: Sequence[tuple[str, str, bytes | SpooledFile | FileSlice]]
 
 
 class AggregateOutcome(msgspec.Struct, frozen=True, kw_only=True):

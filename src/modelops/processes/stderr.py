@@ -1,6 +1,6 @@
-"""Cut a runner's stderr at its marks and keep a bounded tail per replicate. Bytes in, text out; no I/O.
+r"""Cut a runner's stderr at its marks and keep a bounded tail per replicate. Bytes in, text out; no I/O.
 
-A runner writes ``\\x1e<marker>:<index>\\n`` before a replicate and ``\\x1e<marker>:-\\n`` after the last one
+A runner writes ``\x1e<marker>:<index>\n`` before a replicate and ``\x1e<marker>:-\n`` after the last one
 of a request (docs/reference/protocol.md). The marker is a secret of the process, so what a model prints is
 never taken for a mark by chance.
 """
@@ -8,8 +8,11 @@ never taken for a mark by chance.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_DIGITS = 19
 TAIL_BYTES = 16 * 1024

@@ -25,7 +25,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Watched:
     """One runner that is at work.
 
-    ``limit_bytes``: resident size of the whole tree at which ``on_memory(peak)`` is called; None: not watched.
+    ``limit_bytes``: resident size of the whole tree above which ``on_memory(peak)`` is called; None: any.
     ``on_stall`` is called when it has been stopped (by a signal) for `STALLED_AFTER_S`.
     """
 

@@ -69,10 +69,20 @@ def seed_of(key: SeedKey, replicate: int) -> int:
 
 def seeds_of(key: SeedKey, first: int, n: int) -> npt.NDArray[np.int64]:
     """Return the seeds of the replicates ``first <= r < first + n``. Shape ``(n,)``, int64."""
-    h = np.arange(first, first + n, dtype=np.uint64).astype(np.uint32) ^ np.uint32(key.a)
+    replicates = np.arange(first, first + n, dtype=np.int64)
+    return seeds_at(np.uint32(key.a), np.uint32(key.b), replicates)
+
+
+def seeds_at(
+    a: npt.NDArray[np.uint32] | np.uint32,
+    b: npt.NDArray[np.uint32] | np.uint32,
+    replicates: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return the seed of each replicate, whose parameter set has the constants ``a`` and ``b``; they broadcast."""
+    h = replicates.astype(np.uint32) ^ a
     h ^= h >> np.uint32(16)
     h *= np.uint32(0x85EBCA6B)
     h ^= h >> np.uint32(13)
     h *= np.uint32(0xC2B2AE35)
     h ^= h >> np.uint32(16)
-    return (h ^ np.uint32(key.b)).astype(np.int64)
+    return (h ^ b).astype(np.int64)

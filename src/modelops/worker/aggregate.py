@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from modelops.errors import ProcessError
 from modelops.states import AggregateStatus, ReplicateStatus
-from modelops.store.segments import AggregateWriter, SegmentReader
+from modelops.store import AggregateWriter
+from modelops.store.segments import AggregateRow
 from modelops.study.ranges import Ranges
 from modelops.worker.attempts import Attempt
+from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
+from modelops.worker.replicates import ReplicateReader
+from modelops.worker.stored import stored_error, stored_outputs
 
 if TYPE_CHECKING:
-    from modelops.processes import AggregateOutcome
+    from modelops.processes import AggregateOutcome, LogSink, ReplicateError
     from modelops.worker.job_context import JobContext
     from modelops.worker.messages import AggregateChunk
     from modelops.worker.runtime import WorkerRuntime
@@ -29,90 +34,106 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateR
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, stopped=True)
     try:
-        context = runtime.job(chunk.job)
-        writer = AggregateWriter(runtime.objects, chunk.job, chunk.attempt, runtime.spool)
-        failures: dict[str, FailureCount] = {}
-        reader = SegmentReader(runtime.objects, chunk.job, chunk.segments)
-        for param in Ranges(chunk.params):
-            for target in context.spec.aggregates:
-                if attempt.stop.stopped:
-                    writer.discard()
-                    return _receipt(runtime, chunk, stopped=True)
-                _aggregate_one(runtime, context, reader, writer, param, target, failures)
-        stored = writer.finish(params=chunk.params, inputs=tuple(s.digest for s in chunk.segments))
+        run = _AggregateRun(runtime, runtime.job(chunk.job), chunk, attempt)
+        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+            finished = run.all(job_log.write)
+        if not finished:
+            return _receipt(runtime, chunk, stopped=True)
         return _receipt(
             runtime,
             chunk,
-            stored=stored,
-            failures=tuple(failures.values()),
+            stored=run.writer.finish(inputs=tuple(s.digest for s in chunk.segments)),
+            failures=tuple(run.failures.values()),
             wall_seconds=time.perf_counter() - began,
         )
     finally:
         runtime.attempts.leave(attempt)
 
 
-def _aggregate_one(
-    runtime: WorkerRuntime,
-    context: JobContext,
-    reader: SegmentReader,
-    writer: AggregateWriter,
-    param: int,
-    target: str,
-    failures: dict[str, FailureCount],
-) -> None:
-    spec = context.spec
-    indices = spec.line.of_param(param)
-    n_succeeded = reader.count(indices, ReplicateStatus.SUCCEEDED)
-    needed = spec.needed(len(indices))
-    if n_succeeded < needed:
-        reason = f"{n_succeeded} of {len(indices)} replicates succeeded, min_success needs {needed}"
-        writer.add(param, target, AggregateStatus.SKIPPED, n_succeeded, len(indices), reason=reason)
-        return
-    outcome = runtime.pool.aggregate(
-        context.runner,
-        target,
-        params=context.parameters[param].canonical,
-        param=param,
-        n=n_succeeded,
-        rows=reader.rows(context.spec.line, param),
-    )
-    if outcome.error is None:
-        writer.add(
-            param,
+class _AggregateRun:
+    """The aggregates of one chunk while they are made."""
+
+    def __init__(
+        self, runtime: WorkerRuntime, context: JobContext, chunk: AggregateChunk, attempt: Attempt
+    ) -> None:
+        self.runtime, self.context, self.chunk, self.attempt = runtime, context, chunk, attempt
+        self.writer = AggregateWriter(runtime.objects, chunk.job, chunk.attempt)
+        self.reader = ReplicateReader(runtime.objects, chunk.job, chunk.segments, context.spec.line)
+        self.failures: dict[str, FailureCount] = {}
+
+    def all(self, log: LogSink) -> bool:
+        """Make them all; False if the attempt was stopped."""
+        for param in Ranges(self.chunk.params):
+            for target in self.context.spec.aggregates:
+                if self.attempt.stop.stopped or not self._one(param, target, log):
+                    return False
+        return True
+
+    def _one(self, param: int, target: str, log: LogSink) -> bool:
+        spec = self.context.spec
+        n, n_succeeded = len(spec.line.of_param(param)), self.reader.count(param, ReplicateStatus.SUCCEEDED)
+        needed = spec.needed(n)
+        if n_succeeded < needed:
+            reason = f"{n_succeeded} of {n} replicates succeeded, min_success needs {needed}"
+            self.writer.add(AggregateRow(param, target, AggregateStatus.SKIPPED, n_succeeded, n, reason))
+            return True
+        outcome = self._call(param, target, n_succeeded, log)
+        if outcome.stopped:
+            return False
+        error = outcome.error
+        if error is None:
+            self.writer.add(
+                AggregateRow(
+                    param,
+                    target,
+                    AggregateStatus.SUCCEEDED,
+                    n_succeeded,
+                    n,
+                    returned_dict=outcome.returned_dict,
+                    outputs=stored_outputs(outcome.outputs),
+                )
+            )
+        else:
+            reason = f"{error.type}: {error.message}"
+            row = AggregateRow(
+                param, target, AggregateStatus.FAILED, n_succeeded, n, reason, error=stored_error(error)
+            )
+            self.writer.add(row)
+            self._count(outcome.status, error)
+        return True
+
+    def _call(self, param: int, target: str, n_succeeded: int, log: LogSink) -> AggregateOutcome:
+        return self.runtime.pool.aggregate(
+            self.context.runner,
             target,
-            AggregateStatus.SUCCEEDED,
-            n_succeeded,
-            len(indices),
-            returned_dict=outcome.returned_dict,
-            outputs=outcome.outputs,
+            params=self.context.parameters[param].canonical,
+            param=param,
+            n=n_succeeded,
+            rows=self.reader.rows(param),
+            stop=self.attempt.stop,
+            log=log,
         )
-        return
-    reason = f"{outcome.error.type}: {outcome.error.message}"
-    writer.add(param, target, AggregateStatus.FAILED, n_succeeded, len(indices), reason=reason, error=outcome.error)
-    _count(failures, outcome)
 
-
-def _count(failures: dict[str, FailureCount], outcome: AggregateOutcome) -> None:
-    error = outcome.error
-    if error is None:
-        return
-    before = failures.get(error.fingerprint)
-    example = (
-        before.example
-        if before
-        else ErrorExample(
+    def _count(self, status: ReplicateStatus, error: ReplicateError) -> None:
+        before = self.failures.get(error.fingerprint)
+        example = ErrorExample(
             fingerprint=error.fingerprint,
-            status=ReplicateStatus.FAILED,
+            status=status,
             error_type=error.type,
             message=error.message,
             traceback=error.traceback,
             stderr=error.stderr,
         )
-    )
-    failures[error.fingerprint] = FailureCount(example=example, count=(before.count if before else 0) + 1)
+        self.failures[error.fingerprint] = FailureCount(
+            example=before.example if before else example, count=(before.count if before else 0) + 1
+        )
 
 
 def _receipt(runtime: WorkerRuntime, chunk: AggregateChunk, **what: object) -> AggregateReceipt:
     return AggregateReceipt(
-        job=chunk.job, attempt=chunk.attempt, worker=runtime.address, host=runtime.host, **what  # type: ignore[arg-type]  # one constructor, three callers
+        job=chunk.job,
+        attempt=chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        **what,  # type: ignore[arg-type]  # one constructor, three callers
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from modelops.bundles import fetch_snapshot, load_manifest
+import msgspec
+
+from modelops.bundles import Manifest, load_manifest
 from modelops.environments import parse_lock
-from modelops.processes import RunnerSpec
-from modelops.store.parameters import ParameterTable
+from modelops.processes import ReplicateSet, RunnerSpec
+from modelops.store.fetch import fetch_snapshot
+from modelops.store.parameters import Parameters
 from modelops.store.segments import job_folder
+from modelops.study.ids import BundleDigest
 from modelops.study.seeds import entropy_key, seed_key, seeds_of
 from modelops.study.spec import JobSpec, decode_spec
 
@@ -25,10 +29,11 @@ class JobContext:
 
     job: JobId
     spec: JobSpec
+    manifest: Manifest
     runner: RunnerSpec
-    parameters: ParameterTable
+    parameters: Parameters
 
-    def sets(self, indices: Ranges) -> list[dict[str, Any]]:
+    def sets(self, indices: Ranges) -> list[ReplicateSet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
         spec, line = self.spec, self.spec.line
         sets = []
@@ -42,21 +47,21 @@ class JobContext:
                 k += n
         return sets
 
-    def _set(self, spec: JobSpec, param: int, replicate: int, index: int, n: int) -> dict[str, Any]:
+    def _set(self, spec: JobSpec, param: int, replicate: int, index: int, n: int) -> ReplicateSet:
         row = self.parameters[param]
         key_of = None if spec.common_random_numbers else row.param_id
         if spec.seeds is not None:
             seeds = list(spec.seeds[replicate : replicate + n])
         else:
             seeds = seeds_of(seed_key(spec.study_seed, key_of), replicate, n).tolist()
-        return {
-            "params": row.canonical,
-            "param": param,
-            "index": index,
-            "replicate": replicate,
-            "seeds": seeds,
-            "entropy_key": entropy_key(spec.study_seed, key_of).hex(),
-        }
+        return ReplicateSet(
+            params=msgspec.Raw(row.canonical),
+            param=param,
+            index=index,
+            replicate=replicate,
+            seeds=seeds,
+            entropy_key=entropy_key(spec.study_seed, key_of).hex(),
+        )
 
 
 def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
@@ -64,8 +69,9 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
     objects, cache = runtime.objects, runtime.settings.cache
     spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
     lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
-    snapshot = fetch_snapshot(objects, spec.bundle, cache / "bundles")
+    snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     environment = runtime.environments.ensure(lock, bundle_root=snapshot)
+    manifest = load_manifest(snapshot)
     runner = RunnerSpec(
         python=str(environment.python),
         environment_key=environment.key,
@@ -76,7 +82,7 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
         memory_bytes=spec.limits.memory_bytes,
         replicate_timeout_s=spec.limits.replicate_timeout_s,
         threads=spec.limits.threads,
-        wire=load_manifest(snapshot).wire,
+        wire=manifest.wire is not None,
         pycache=str(cache / "pycache" / environment.key),
     )
-    return JobContext(job, spec, runner, ParameterTable(objects, job))
+    return JobContext(job, spec, manifest, runner, Parameters(objects, job))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 from distributed.diagnostics.plugin import WorkerPlugin
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from modelops.worker.settings import WorkerSettings
 
 
-class ModelOpsWorker(WorkerPlugin):  # type: ignore[misc]  # distributed has no types for plugins
+class ModelOpsWorker(WorkerPlugin):
     """Own the worker's runtime: process pool, environments, attempts."""
 
     name = "modelops"
@@ -26,6 +28,9 @@ class ModelOpsWorker(WorkerPlugin):  # type: ignore[misc]  # distributed has no 
         """Start the runtime; Dask calls this before the worker takes tasks."""
         from modelops.worker.runtime import WorkerRuntime
 
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl-C in a terminal reaches the whole process group. The driver decides what stops, not the signal.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.runtime = WorkerRuntime(self.settings, address=worker.address, slots=worker.state.nthreads)
 
     def teardown(self, worker: Worker) -> None:
