@@ -38,7 +38,9 @@ class Home:
             return (Path(given) if given.startswith("/") else user / default) / "modelops"
 
         return cls(
-            xdg("XDG_DATA_HOME", ".local/share"), xdg("XDG_CACHE_HOME", ".cache"), xdg("XDG_STATE_HOME", ".local/state")
+            xdg("XDG_DATA_HOME", ".local/share"),
+            xdg("XDG_CACHE_HOME", ".cache"),
+            xdg("XDG_STATE_HOME", ".local/state"),
         )
 
     @classmethod

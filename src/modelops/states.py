@@ -10,6 +10,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from modelops.errors import InternalError
+
 
 class JobState(StrEnum):
     """What a job is doing, or how it ended."""
@@ -115,8 +117,6 @@ def next_state(state: JobState, event: JobEvent) -> JobState:
     InternalError
         The table has no such transition.
     """
-    from modelops.errors import InternalError
-
     try:
         return JOB_NEXT[state, event]
     except KeyError:

@@ -36,8 +36,20 @@ FAULTS = [
     Fault("os._exit", "import os; os._exit(3)", "crashed", "exit code 3"),
     Fault("killed", "import os; os.kill(os.getpid(), 9)", "crashed", "signal 9 (Killed)"),
     Fault("segfault", "import ctypes; ctypes.string_at(0)", "crashed", "signal 11 (Segmentation fault)"),
-    Fault("never returns", "import threading; threading.Event().wait()", "timed_out", "1", replicate_timeout="1s"),
-    Fault("memory", "x = bytearray(2_000_000_000); x[::4096] = x[::4096]", "out_of_memory", "limit", memory="300MiB"),
+    Fault(
+        "never returns",
+        "import threading; threading.Event().wait()",
+        "timed_out",
+        "1",
+        replicate_timeout="1s",
+    ),
+    Fault(
+        "memory",
+        "x = bytearray(2_000_000_000); x[::4096] = x[::4096]",
+        "out_of_memory",
+        "limit",
+        memory="300MiB",
+    ),
     Fault("returns a set", "return {'x': {1, 2}}", "invalid_output", "set"),
 ]
 
@@ -119,7 +131,9 @@ def test_what_the_bundle_prints_is_in_the_jobs_log_with_its_replicate(
 
 
 @pytest.mark.parametrize("empty", ["{}", "''", "None"])
-def test_an_empty_answer_is_a_success(empty: str, cluster: EmbeddedCluster, write_bundle: Callable[..., Path]) -> None:
+def test_an_empty_answer_is_a_success(
+    empty: str, cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
+) -> None:
     bundle = write_bundle(f"def simulate(params, seed):\n    return {empty}\n")
     job = mo.run(mo.Study(bundle=bundle, parameters=[{"a": 1}], replicates=3), cluster=cluster)
     assert job.status().state == JobState.SUCCEEDED

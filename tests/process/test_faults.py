@@ -89,7 +89,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def value(outcome: Outcome) -> Any:
-    data = outcome.outputs[0].data
+    data = outcome.outputs[0][2]
     assert isinstance(data, bytes)
     return msgspec.json.decode(data)
 
@@ -425,7 +425,7 @@ def test_large_outputs_arrive_as_files_that_outlive_the_process(bench: Bench) ->
     outcomes = bench.run(spec, n=2)
     bench.pool.close()
     for outcome in outcomes:
-        data = outcome.outputs[0].data
+        data = outcome.outputs[0][2]
         assert not isinstance(data, bytes)
         path = Path(data.path)
         assert path.stat().st_size == data.bytes == 200_000_000

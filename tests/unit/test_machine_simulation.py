@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
-
 from simulator import BrokenRule, simulate
 
 from modelops.driver import commands as c

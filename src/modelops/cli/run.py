@@ -18,22 +18,32 @@ if TYPE_CHECKING:
 
 
 def run(
-    target: Annotated[str, typer.Argument(help="A study file (.toml), a bundle folder, or a bundle .py file.")],
+    target: Annotated[
+        str, typer.Argument(help="A study file (.toml), a bundle folder, or a bundle .py file.")
+    ],
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="NAME=VALUE[,VALUE...]; several make a grid. Repeat for more names."),
+        typer.Option(
+            "--parameter", "-p", help="NAME=VALUE[,VALUE...]; several make a grid. Repeat for more names."
+        ),
     ] = None,
     parameters: Annotated[
         Path | None, typer.Option(help="A table of parameter sets: .csv, .parquet, .json or .jsonl.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model entry point or its name in the bundle.")] = None,
-    replicates: Annotated[int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")] = None,
+    replicates: Annotated[
+        int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The study's seed, 0 to 2**63-1.")] = None,
     aggregate: Annotated[
         list[str] | None, typer.Option("--aggregate", "-a", help="Aggregate entry point. Repeat for more.")
     ] = None,
-    isolation: Annotated[str | None, typer.Option(help="warm, fork or spawn; default: the bundle's choice.")] = None,
-    replicate_timeout: Annotated[str | None, typer.Option(help="Longest time of one replicate, as 10m.")] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="warm, fork or spawn; default: the bundle's choice.")
+    ] = None,
+    replicate_timeout: Annotated[
+        str | None, typer.Option(help="Longest time of one replicate, as 10m.")
+    ] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest time of the job, as 12h.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory limit of one replicate, as 2GiB.")] = None,
     min_success: Annotated[
@@ -108,7 +118,7 @@ def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
         "counts": status.counts,
         "aggregates": status.aggregates,
         "best": best_sets(job).to_pylist(),
-        "failures": job.failure_summary(),
+        "failures": job.failure_summary().to_pylist(),
         "files": [str(f) for f in files],
         "report": report,
     }
@@ -134,10 +144,12 @@ def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     best = best_sets(job)
     if best.num_rows:
         show_table(console, best, title="best parameter sets")
-    show_failures(console, job.failure_summary())
+    show_failures(console, job.failure_summary().to_pylist())
     if report:
         console.print(report, markup=False, highlight=False)
     console.print("files: " + ", ".join(str(f) for f in files), markup=False, highlight=False, soft_wrap=True)
     pictures = sorted(p for p in folder.iterdir() if p.suffix in {".png", ".svg", ".pdf"})
     if pictures:
-        console.print("pictures: " + ", ".join(map(str, pictures)), markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            "pictures: " + ", ".join(map(str, pictures)), markup=False, highlight=False, soft_wrap=True
+        )

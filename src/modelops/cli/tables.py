@@ -51,4 +51,6 @@ def show_failures(console: Console, summary: list[dict[str, Any]], *, limit: int
         if entry.get("command"):
             console.print(f"run it again: {entry['command']}", markup=False, highlight=False, soft_wrap=True)
     if len(summary) > limit:
-        console.print(f"({len(summary) - limit} more kinds of failure; see job.failure_summary())", highlight=False)
+        console.print(
+            f"({len(summary) - limit} more kinds of failure; see job.failure_summary())", highlight=False
+        )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from modelops.errors import RequestError
+from modelops.errors import NotFoundError, RequestError
 from modelops.home import Home
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.study.ids import BundleDigest, JobId
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from modelops.bundles import Manifest
-    from modelops.store import JobView
+    from modelops.store import Objects, Records
+    from modelops.store.contents import JobContents
     from modelops.study.spec import JobSpec
 
 
@@ -64,21 +66,39 @@ class Job:
         return f"<modelops.Job {self.id}>"
 
     @contextlib.contextmanager
-    def _view(self) -> Iterator[JobView]:
-        from modelops.store import JobView, Objects, Records
+    def _records(self) -> Iterator[Records]:
+        from modelops.store import Records
 
         with contextlib.closing(Records.open(self.home.database_url)) as records:
-            yield JobView(records, Objects.open(str(self.home.objects)), self.id)
+            yield records
+
+    def _contents(self) -> JobContents:
+        from modelops.store.contents import JobContents
+
+        with self._records() as records:
+            return JobContents.of(self._objects, records, self.id)
+
+    @cached_property
+    def _objects(self) -> Objects:
+        from modelops.store import Objects
+
+        return Objects.open(str(self.home.objects))
 
     def status(self) -> JobStatus:
         """Return the state, the counts by replicate status, the aggregates, and the reason of the state."""
-        with self._view() as view:
-            return JobStatus(
-                state=view.row.state,
-                counts={str(k): v for k, v in view.counts().items()},
-                aggregates=view.aggregate_counts(),
-                reason=view.row.reason,
-            )
+        with self._records() as records:
+            row, counts = records.job(self.id), records.counts(self.id)
+            aggregates = [ref.counts for ref in records.aggregates(self.id)]
+        by_status = {str(status): n for status, n in counts.items() if n}
+        left = self.spec.line.size - sum(by_status.values())
+        if left:
+            by_status[str(self._contents().rest)] = left
+        return JobStatus(
+            state=row.state,
+            counts=by_status,
+            aggregates={str(k): n for k, n in sum(map(Counter, aggregates), Counter()).items()},
+            reason=row.reason,
+        )
 
     def results(self) -> pa.Table:
         """Return one row per replicate, sorted by (parameter set, replicate).
@@ -87,33 +107,45 @@ class Job:
         scalar output whose values all have one type. What was left out, and why, is in the table's schema metadata
         under ``modelops.left_out``. Answers also while the job runs.
         """
-        with self._view() as view:
-            return view.replicates_table()
+        from modelops.store.results import replicates_table
+
+        return replicates_table(self._contents())
 
     def aggregates(self) -> pa.Table:
         """Return one row per parameter set: parameters, status, how many replicates, scalar outputs."""
-        with self._view() as view:
-            return view.aggregates_table()
+        from modelops.store.results import aggregates_table
+
+        return aggregates_table(self._contents())
 
     def failures(self) -> pa.Table:
         """Return one row per replicate that did not succeed, with its error, traceback and last stderr."""
-        with self._view() as view:
-            return view.failures_table()
+        from modelops.store.failures import failures_table
 
-    def failure_summary(self) -> list[dict[str, Any]]:
-        """Return one entry per fingerprint (type and place): count, statuses, one full example, how to run it again."""
-        with self._view() as view:
-            return view.failure_summary()
+        return failures_table(self._contents())
+
+    def failure_summary(self) -> pa.Table:
+        """Return one row per fingerprint (type and place), the most frequent first.
+
+        Each has its count, one full example with traceback and stderr, and the command that runs that replicate
+        again on this machine. What did not run is not in it.
+        """
+        from modelops.store.failures import failure_summary
+
+        return failure_summary(self.failures(), self._rerun_command)
+
+    def _rerun_command(self, row: dict[str, Any]) -> str:
+        return f"modelops bundle run --job {self.id} --param {row['param']} --replicate {row['replicate']}"
 
     def attempts(self) -> pa.Table:
         """Return durations, attempts, workers and hosts: what depends on where and when the job ran."""
-        with self._view() as view:
-            return view.attempts_table()
+        from modelops.store.results import attempts_table
+
+        return attempts_table(self._contents())
 
     def events(self) -> list[JobEventRecord]:
         """Return the job's story: who changed what, when and why, oldest first."""
-        with self._view() as view:
-            return [JobEventRecord(x.at, x.who, x.kind, x.text) for x in view.events()]
+        with self._records() as records:
+            return [JobEventRecord(x.at, x.who, x.kind, x.text) for x in records.events(self.id)]
 
     def output(self, param: int | str, replicate: int, name: str | None = None) -> Any:
         """Return an output exactly as the model returned it.
@@ -133,8 +165,9 @@ class Job:
         NotFoundError
             There is no such replicate, it has not succeeded (the message says its status), or no such output.
         """
-        with self._view() as view:
-            return view.output(param, replicate, name)
+        with _found():
+            value = self._contents().output(param, replicate, name)
+        return {"value": value} if name is None and not isinstance(value, dict) else value
 
     def aggregate(self, param: int | str, target: str | None = None) -> Any:
         """Return an aggregate of one parameter set exactly as the bundle returned it.
@@ -142,26 +175,40 @@ class Job:
         ``target`` names the aggregate entry point; it may be left out when the job has one. Raises NotFoundError
         if it was skipped or failed; the message says why.
         """
-        with self._view() as view:
-            return view.aggregate(param, target)
+        from modelops.store.aggregate_value import aggregate_value
+
+        targets = self.spec.aggregates
+        if target is None and len(targets) != 1:
+            raise RequestError(
+                f"job {self.id} has {len(targets)} aggregates; name one of {', '.join(targets) or 'none'}"
+            )
+        with _found():
+            return aggregate_value(self._contents(), param, target or targets[0])
 
     def log(self, param: int | str | None = None, replicate: int | None = None) -> str:
         """Return what the bundle printed: of one replicate, one parameter set, or the whole job."""
-        with self._view() as view:
-            return view.log(param, replicate)
+        from modelops.client.job_log import read_log
+
+        return read_log(self._contents(), param, replicate)
 
     def result_files(self) -> dict[str, Path]:
         """Return the paths of the result files by name. Raises RequestError while the job is not final."""
-        with self._view() as view:
-            if view.row.state not in FINAL_JOB_STATES:
-                raise RequestError(f"job {self.id} is {view.row.state}; its result files are written when it ends")
-            return view.result_files()
+        state = self.status().state
+        if state not in FINAL_JOB_STATES:
+            raise RequestError(f"job {self.id} is {state}; its result files are written when it ends")
+        prefix = f"v1/jobs/{self.id}/results/"
+        paths = {
+            name.removeprefix(prefix): self._objects.local_path(name) for name in self._objects.list(prefix)
+        }
+        return {name: path for name, path in paths.items() if path is not None}
 
     @cached_property
     def spec(self) -> JobSpec:
         """The frozen record of what the job is."""
-        with self._view() as view:
-            return view.spec
+        from modelops.study.spec import decode_spec
+
+        with self._records() as records:
+            return decode_spec(records.job(self.id).spec)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -172,16 +219,22 @@ class Job:
 
     def snapshot(self) -> Path:
         """Return the read-only folder that holds the job's bundle, unpacking it if need be."""
-        from modelops.store import Objects
         from modelops.store.fetch import fetch_snapshot
 
-        objects = Objects.open(str(self.home.objects))
-        return fetch_snapshot(objects, BundleDigest(self.spec.bundle), self.home.cache / "bundles")
+        return fetch_snapshot(self._objects, BundleDigest(self.spec.bundle), self.home.cache / "bundles")
 
     def params(self, param: int) -> dict[str, Any]:
         """Return one parameter set, by its ordinal."""
-        with self._view() as view:
-            return view.params(param)
+        return self._contents().parameters[param].values()
+
+
+@contextlib.contextmanager
+def _found() -> Iterator[None]:
+    """Tell a caller who names what is not there so in a sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise NotFoundError(error.args[0] if error.args else str(error)) from error
 
 
 @dataclass(frozen=True)

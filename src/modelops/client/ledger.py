@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelops.errors import InternalError
 from modelops.states import AggregateStatus, JobEvent
-from modelops.store.results import finalize
-from modelops.store.segments import AggregateWriter, SegmentWriter, StoredError
+from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
 
 if TYPE_CHECKING:
     from modelops.driver.commands import ChangeState, CommitSynthetic, CommitSyntheticAggregates, Note
@@ -50,15 +49,8 @@ class StoreLedger:
         for param in command.params:
             n = len(self.spec.line.of_param(param))
             for target in self.spec.aggregates:
-                writer.add(
-                    param,
-                    target,
-                    AggregateStatus.FAILED,
-                    n_succeeded=0,
-                    n_replicates=n,
-                    reason=f"{error.type}: {error.message}",
-                    error=error,
-                )
+                reason = f"{error.type}: {error.message}"
+                writer.add(AggregateRow(param, target, AggregateStatus.FAILED, 0, n, reason, error=error))
         return self.commit_aggregates(writer.finish(inputs=()))
 
     def commit_aggregates(self, stored: AggregateRef) -> bool:
@@ -80,13 +72,10 @@ class StoreLedger:
 
     def finalize(self) -> None:
         """Write the result files."""
-        finalize(
-            self.objects,
-            self.job,
-            self.spec,
-            self.records.segments(self.job),
-            self.records.aggregates(self.job),
-        )
+        from modelops.store.contents import JobContents
+        from modelops.store.results import finalize
+
+        finalize(JobContents.of(self.objects, self.records, self.job))
 
 
 def _stored(error: ErrorExample) -> StoredError:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class LocalRunner:
     """A bundle with its environment and a process pool of one slot, for the length of a ``with`` block."""
 
-    def __init__(self, snapshot: Path, digest: str, manifest: Manifest, environment: Environment, home: Home) -> None:
+    def __init__(
+        self, snapshot: Path, digest: str, manifest: Manifest, environment: Environment, home: Home
+    ) -> None:
         self.snapshot, self.digest, self.manifest, self.environment = snapshot, digest, manifest, environment
         self._home = home
         self._stack = contextlib.ExitStack()
@@ -33,7 +35,12 @@ class LocalRunner:
 
     @classmethod
     def of_bundle(
-        cls, source: Path, home: Home, *, upgrade: bool = False, on_progress: Callable[[str], None] | None = None
+        cls,
+        source: Path,
+        home: Home,
+        *,
+        upgrade: bool = False,
+        on_progress: Callable[[str], None] | None = None,
     ) -> Self:
         """Snapshot a bundle and make its environment ready.
 

@@ -21,6 +21,7 @@ from modelops.store import AlreadyExistsError
 from modelops.store.fetch import bundle_object
 from modelops.store.parameters import write_parameters
 from modelops.store.segments import job_folder
+from modelops.study import parameter_table
 from modelops.study.ids import BundleDigest, JobId, new_job_id
 
 if TYPE_CHECKING:
@@ -52,13 +53,19 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
     manifest = load_manifest(snapshot)
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
+    parameters = parameter_table(study.sets())  # refuses duplicates
     job = new_job_id()
     store_bundle(objects, snapshot, digest)
-    write_parameters(objects, job, study.sets().canonicals())
+    write_parameters(objects, job, (text.encode() for text in parameters["canonical"].to_pylist()))
     spec_bytes = msgspec.json.encode(spec)
     objects.put_new(f"{job_folder(job)}/study.json", spec_bytes)
     records.create_job(
-        job, spec_bytes, name=spec.name, bundle=digest, who=whoami(), why=f"submitted from {Path(study.bundle).resolve()}"
+        job,
+        spec_bytes,
+        name=spec.name,
+        bundle=digest,
+        who=whoami(),
+        why=f"submitted from {Path(study.bundle).resolve()}",
     )
     return PreparedJob(job, spec, manifest, snapshot)
 

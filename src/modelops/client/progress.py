@@ -71,7 +71,9 @@ class ProgressBar(Watcher):
     def cancelling(self, hard: bool) -> None:
         """Show that Ctrl-C was understood."""
         self._line(
-            "stopping at once" if hard else "stopping: finished replicates are kept; press Ctrl-C again to stop at once"
+            "stopping at once"
+            if hard
+            else "stopping: finished replicates are kept; press Ctrl-C again to stop at once"
         )
 
     def changed(self, machine: Machine) -> None:
@@ -89,7 +91,9 @@ class ProgressBar(Watcher):
         if not self.plain:
             state = str(machine.state)
             text = self._stage if state in ("queued", "preparing") and self._stage else state
-            self._progress.update(self._task, description=text, completed=done, rate=rate, counts=shown, left=left)
+            self._progress.update(
+                self._task, description=text, completed=done, rate=rate, counts=shown, left=left
+            )
         elif done and (now - self._plain_at > PLAIN_EVERY_S or done == self._total):
             self._plain_at = now
             self._line(f"{machine.state}: {done:,}/{self._total:,}  {rate}  {shown}  {left}".rstrip())

@@ -50,7 +50,8 @@ def write_report(job: Job, folder: Path) -> str:
     if not order.num_rows:
         return ""
     rows: list[dict[str, Any]] = [
-        {"param": p, "params": job.params(p), "aggregates": aggregates_of(job, p)} for p in order["param"].to_pylist()
+        {"param": p, "params": job.params(p), "aggregates": aggregates_of(job, p)}
+        for p in order["param"].to_pylist()
     ]
     with LocalRunner.of_job(job) as runner:
         text = runner.call(entry, [rows, str(folder.absolute())])

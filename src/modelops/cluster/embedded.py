@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WORKERS_TOPIC = "modelops-workers"
 
 
-class AnnounceWorkers(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types for plugins
+class AnnounceWorkers(SchedulerPlugin):
     """Tell every client which workers come and go."""
 
     name = "modelops-announce-workers"
@@ -120,7 +120,9 @@ class EmbeddedCluster:
 @contextlib.contextmanager
 def _quiet_dask() -> Iterator[None]:
     """Keep Dask's own log lines off the terminal: what they report reaches the driver as events."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.scheduler", "distributed.nanny")]
+    loggers = [
+        logging.getLogger(name) for name in ("distributed", "distributed.scheduler", "distributed.nanny")
+    ]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

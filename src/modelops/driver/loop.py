@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
@@ -76,7 +76,7 @@ class DriverLoop:
     clock: Callable[[], float] = time.monotonic
     _inbox: queue.SimpleQueue[e.Event] = field(default_factory=queue.SimpleQueue)
     _timers: list[tuple[float, str]] = field(default_factory=list)
-    _futures: dict[AttemptId, Future] = field(default_factory=dict)
+    _futures: dict[AttemptId, Future[Any]] = field(default_factory=dict)
     _final: JobState | None = None
     _lease_lost: bool = False
     _shown_at: float = 0.0
@@ -156,7 +156,9 @@ class DriverLoop:
                 return e.Finalized()
             case c.Finish():
                 if command.state not in FINAL_JOB_STATES:
-                    raise ModelOpsError(f"the driver finished job {self.job} in {command.state}, which is not final")
+                    raise ModelOpsError(
+                        f"the driver finished job {self.job} in {command.state}, which is not final"
+                    )
                 self._final = command.state
             case _:
                 assert_never(command)
@@ -187,7 +189,7 @@ class DriverLoop:
         self._futures[chunk.attempt] = future
         future.add_done_callback(lambda f, attempt=chunk.attempt: self._settled(attempt, f))
 
-    def _settled(self, attempt: AttemptId, future: Future) -> None:
+    def _settled(self, attempt: AttemptId, future: Future[Any]) -> None:
         """Turn a finished future into an event. Runs on Dask's callback thread."""
         try:
             answer = future.result()

@@ -34,7 +34,7 @@ from modelops.states import (
     ReplicateStatus,
     next_state,
 )
-from modelops.study.ids import AttemptId, JobId
+from modelops.study.ids import AttemptId, JobId, attempt_id
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import (
     AggregateChunk,
@@ -426,16 +426,16 @@ class Machine:
             stopped = receipt.stopped or stored is not None
             self._requeue(replace(work, ranges=back), None if stopped else now + GIVEN_BACK_DELAY_S)
 
-    def _take_over(self, attempt_id: AttemptId, kind: Kind) -> tuple[Work | None, bool]:
+    def _take_over(self, name: AttemptId, kind: Kind) -> tuple[Work | None, bool]:
         """Return the work of an attempt whose receipt came, and whether it had been given up before."""
-        attempt = self._roster.attempts.get(attempt_id)
+        attempt = self._roster.attempts.get(name)
         if attempt is not None and attempt.work.kind is kind:
-            self._roster.remove(attempt_id)
+            self._roster.remove(name)
             return attempt.work, False
-        work = self._given_up.get(attempt_id)
+        work = self._given_up.get(name)
         if work is None or work.kind is not kind:
             return None, False  # twice, or of another driver: it says nothing new
-        del self._given_up[attempt_id]
+        del self._given_up[name]
         return work, True
 
     # Commits.
@@ -627,8 +627,8 @@ class Machine:
 
     def _abandon(self) -> None:
         """Wait for no attempt any longer."""
-        for attempt_id in list(self._roster.attempts):
-            self._roster.remove(attempt_id)
+        for attempt in list(self._roster.attempts):
+            self._roster.remove(attempt)
 
     def _on_timer(self, name: str, now: float) -> None:
         self._timers.pop(name, None)  # if it rang early, what is still due sets it again
@@ -730,7 +730,7 @@ class Machine:
 
     def _next_attempt_id(self) -> AttemptId:
         self._n_attempts += 1
-        return AttemptId(f"{self.epoch:04d}-{self._n_attempts:06d}")
+        return attempt_id(self.epoch, self._n_attempts)
 
     # The end.
 

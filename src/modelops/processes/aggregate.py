@@ -177,7 +177,7 @@ class AggregateRun:
     def _result(self, result: object) -> AggregateOutcome:
         assert isinstance(result, AggregateResult)
         outputs = tuple(output_of(*output) for output in result.outputs)
-        self._process.owned.update(o.data.path for o in outputs if isinstance(o.data, SpooledFile))
+        self._process.owned.update(data.path for _, _, data in outputs if isinstance(data, SpooledFile))
         return AggregateOutcome(
             status=ReplicateStatus.SUCCEEDED,
             returned_dict=result.returned == "dict",
@@ -231,11 +231,11 @@ def call_function(
     result = process.answer(request_id, "function/call", timeout_s=timeout_s).result
     assert isinstance(result, FunctionResult)
     process.runs += 1
-    output = output_of("value", *result.value)
-    if not isinstance(output.data, SpooledFile):
-        return values.decode(output.kind, output.data)
-    path = Path(output.data.path)
+    _, kind, data = output_of("value", *result.value)
+    if not isinstance(data, SpooledFile):
+        return values.decode(kind, data)
+    path = Path(data.path)
     try:
-        return values.decode(output.kind, path.read_bytes())
+        return values.decode(kind, path.read_bytes())
     finally:
         path.unlink()

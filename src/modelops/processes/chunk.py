@@ -36,6 +36,7 @@ DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds l
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
 
 
+FILE_HEAD = b'{"$file"'
 _STATUS = {str(status): status for status in OUTCOMES}
 
 
@@ -57,8 +58,8 @@ def output_of(name: str, kind: str, data: msgspec.Raw) -> Output:
     """Return an output as the protocol carries it: inline, or in a file."""
     file = spool_file(data)
     if file is not None:
-        return Output(name, kind, SpooledFile(file.path, file.bytes, file.sha256))
-    return Output(name, kind, decode_output(kind, data))
+        return name, kind, SpooledFile(file.path, file.bytes, file.sha256)
+    return name, kind, decode_output(kind, data)
 
 
 def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> ReplicateError:
@@ -188,10 +189,15 @@ class ChunkRun:
             process.kill(Kill("protocol", f"it finished replicate {finished.index}, expected was {expected}"))
             raise process.death("replicates/run")
         now = time.monotonic()
-        outputs = tuple([output_of(*output) for output in finished.outputs]) if finished.outputs else ()
-        for output in outputs:
-            if type(output.data) is SpooledFile:
-                process.owned.add(output.data.path)
+        # The hot path: a small output that is JSON needs no look at what else it could be.
+        outputs = tuple(
+            [
+                (name, kind, raw)
+                if kind == "json" and not (raw := bytes(data)).startswith(FILE_HEAD)
+                else self._other_output(name, kind, data)
+                for name, kind, data in finished.outputs
+            ]
+        )
         error, status = None, _STATUS[finished.status]
         if finished.error is not None:
             process.drain.wait_closed(finished.index, DRAIN_S)
@@ -212,6 +218,12 @@ class ChunkRun:
             )
         )
         self._n, self._since, self._importing = n + 1, now, False
+
+    def _other_output(self, name: str, kind: str, data: msgspec.Raw) -> Output:
+        output = output_of(name, kind, data)
+        if isinstance(output[2], SpooledFile):
+            self._process.owned.add(output[2].path)
+        return output
 
     def _out_of_memory(
         self, error: ReplicateError | None, *, returncode: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -81,15 +81,11 @@ class SpooledFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Output(NamedTuple):
-    """One output: its name, its kind (docs/reference/values.md) and its bytes, or the file that holds them.
+Output: TypeAlias = tuple[str, str, bytes | SpooledFile]
+"""One output: its name, its kind (docs/reference/values.md) and its bytes, or the file that holds them.
 
-    With kind ``json`` the bytes are the tagged JSON itself.
-    """
-
-    name: str
-    kind: str
-    data: bytes | SpooledFile
+With kind ``json`` the bytes are the tagged JSON itself. A plain tuple: there are many of them.
+"""
 
 
 class ReplicateError(msgspec.Struct, frozen=True, kw_only=True):

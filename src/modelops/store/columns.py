@@ -63,6 +63,14 @@ def lists(lengths: Iterable[int], n: int, values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(fixed(ends, pa.int32()), values)
 
 
+def only_chunk(table: pa.Table, name: str) -> pa.Array:
+    """Return a column as one array."""
+    column = table[name]
+    if column.num_chunks == 0:
+        return pa.nulls(0, column.type)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
 def fixed_values(array: pa.Array) -> npt.NDArray[Any]:
     """View an array of fixed width as numpy; what stands for a null is undefined."""
     dtype = np.dtype(array.type.to_pandas_dtype())
@@ -78,11 +86,30 @@ def bool_values(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def binary_values(array: pa.Array) -> list[bytes]:
-    """Return the bytes of each value of an unsliced large_binary array; a null gives ``b""``."""
+    """Return the bytes of each value of a large_binary array; a null gives ``b""``."""
     _, ends_buffer, data_buffer = array.buffers()
-    ends = np.frombuffer(ends_buffer, np.int64)[: len(array) + 1].tolist()
-    data = data_buffer.to_pybytes() if data_buffer is not None else b""
-    return [data[lo:hi] for lo, hi in zip(ends, ends[1:], strict=False)]
+    if not len(array):
+        return []
+    ends = np.frombuffer(ends_buffer, np.int64, len(array) + 1, array.offset * 8)
+    first, last = int(ends[0]), int(ends[-1])
+    data = data_buffer.slice(first, last - first).to_pybytes() if last > first else b""
+    edges = (ends - first).tolist()
+    return [data[lo:hi] for lo, hi in zip(edges, edges[1:], strict=False)]
+
+
+def starts_and_sizes(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where the bytes of each value of a large_binary array begin in its buffer, and how many there are."""
+    if not len(array):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    ends = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
+    return ends[:-1], np.diff(ends)
+
+
+def bytes_at(array: pa.Array, where: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return the bytes at these places of a large_binary array's buffer; 0 beyond its end."""
+    buffer = array.buffers()[2]
+    data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.zeros(1, np.uint8)
+    return np.where(where < len(data), data[np.minimum(where, len(data) - 1)], np.uint8(0))
 
 
 def _ends(values: Sequence[Any], dtype: type[np.int32 | np.int64]) -> npt.NDArray[Any]:

@@ -40,7 +40,7 @@ class OutputsColumn:
     """
 
     def __init__(self, table: pa.Table, pack: str) -> None:
-        column = table["outputs"].combine_chunks()
+        column = columns.only_chunk(table, "outputs")
         struct = column.values
         self.pack = pack
         self.ends: npt.NDArray[np.int64] = columns.fixed_values(column.offsets).astype(np.int64)
@@ -87,8 +87,8 @@ class SegmentTable:
         self._objects = objects
         self.pack = f"{job_folder(job)}/{ref.pack}"
         self.ref, self.table = ref, table
-        self.index: npt.NDArray[np.int64] = columns.fixed_values(table["index"].combine_chunks())
-        self.status: npt.NDArray[np.uint8] = columns.fixed_values(table["status"].combine_chunks())
+        self.index: npt.NDArray[np.int64] = columns.fixed_values(columns.only_chunk(table, "index"))
+        self.status: npt.NDArray[np.uint8] = columns.fixed_values(columns.only_chunk(table, "status"))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -130,11 +130,21 @@ class SegmentTable:
         KeyError
             The index is not in this segment, or its replicate did not succeed.
         """
+        return decoded(self._objects, *self._row(index))
+
+    def output_of(self, index: int, name: str) -> Any:
+        """Return one output of a replicate that succeeded. Raises KeyError, also if it has no such output."""
+        _, outputs = self._row(index)
+        if name not in (found := [output[0] for output in outputs]):
+            raise KeyError(f"there is no output {name!r}; there are: {', '.join(found) or 'none'}")
+        return decoded(self._objects, True, [output for output in outputs if output[0] == name])[name]
+
+    def _row(self, index: int) -> tuple[bool, list[StoredOutput]]:
         row = self.row_of(index)
         if self.status[row] != OUTCOME_CODE[ReplicateStatus.SUCCEEDED]:
             raise KeyError(index)
-        one = self.table.slice(row, 1).take(columns.fixed(np.zeros(1, np.int64), pa.int64()))
-        return decoded(self._objects, one["returned"][0].as_py(), OutputsColumn(one, self.pack).rows()[0])
+        one = self.table.take(columns.fixed(np.array([row]), pa.int64()))
+        return one["returned"][0].as_py(), OutputsColumn(one, self.pack).rows()[0]
 
     def error_of(self, index: int) -> StoredError | None:
         """Return why a replicate did not succeed; None if it did. Raises KeyError."""

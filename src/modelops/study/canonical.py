@@ -31,13 +31,15 @@ def canonical_json(params: Mapping[str, Any]) -> bytes:
         A name is not text, or a value is not None, bool, int, float, text, a list or a dict of these
         (numpy scalars and arrays are converted first, tuples become lists). The message names the key.
     """
-    plain = _plain(params, "")
     try:
+        plain = _plain(params, "")
         return json.dumps(
             plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         ).encode()
     except UnicodeEncodeError as e:
         raise RequestError(f"a parameter holds text that is not valid Unicode: {e.object!r}") from e
+    except (ValueError, RecursionError) as e:  # an integer of thousands of digits, a list inside itself
+        raise RequestError(f"a parameter set has no canonical form: {e}") from e
 
 
 def parse_canonical(data: bytes | str) -> dict[str, Any]:

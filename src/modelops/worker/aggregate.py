@@ -53,7 +53,9 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateR
 class _AggregateRun:
     """The aggregates of one chunk while they are made."""
 
-    def __init__(self, runtime: WorkerRuntime, context: JobContext, chunk: AggregateChunk, attempt: Attempt) -> None:
+    def __init__(
+        self, runtime: WorkerRuntime, context: JobContext, chunk: AggregateChunk, attempt: Attempt
+    ) -> None:
         self.runtime, self.context, self.chunk, self.attempt = runtime, context, chunk, attempt
         self.writer = AggregateWriter(runtime.objects, chunk.job, chunk.attempt)
         self.reader = ReplicateReader(runtime.objects, chunk.job, chunk.segments, context.spec.line)
@@ -93,7 +95,9 @@ class _AggregateRun:
             )
         else:
             reason = f"{error.type}: {error.message}"
-            row = AggregateRow(param, target, AggregateStatus.FAILED, n_succeeded, n, reason, error=stored_error(error))
+            row = AggregateRow(
+                param, target, AggregateStatus.FAILED, n_succeeded, n, reason, error=stored_error(error)
+            )
             self.writer.add(row)
             self._count(outcome.status, error)
         return True
@@ -127,5 +131,9 @@ class _AggregateRun:
 
 def _receipt(runtime: WorkerRuntime, chunk: AggregateChunk, **what: object) -> AggregateReceipt:
     return AggregateReceipt(
-        job=chunk.job, attempt=chunk.attempt, worker=runtime.address, host=runtime.host, **what  # type: ignore[arg-type]  # one constructor, three callers
+        job=chunk.job,
+        attempt=chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        **what,  # type: ignore[arg-type]  # one constructor, three callers
     )

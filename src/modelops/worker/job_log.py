@@ -69,7 +69,11 @@ class JobLog:
         order = sorted(self._text, key=lambda i: -1 if i is None else i)
         return [
             msgspec.json.encode(
-                LogLine(index=i, text=self._text[i].decode(errors="replace"), dropped_bytes=self._dropped.get(i, 0))
+                LogLine(
+                    index=i,
+                    text=self._text[i].decode(errors="replace"),
+                    dropped_bytes=self._dropped.get(i, 0),
+                )
             )
             + b"\n"
             for i in order

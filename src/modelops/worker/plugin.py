@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from modelops.worker.settings import WorkerSettings
 
 
-class ModelOpsWorker(WorkerPlugin):  # type: ignore[misc]  # distributed has no types for plugins
+class ModelOpsWorker(WorkerPlugin):
     """Own the worker's runtime: process pool, environments, attempts."""
 
     name = "modelops"

@@ -105,7 +105,9 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
     try:
         context = runtime.job(chunk.job)
-        writer = SegmentWriter(runtime.objects, chunk.job, chunk.attempt, worker=runtime.address, host=runtime.host)
+        writer = SegmentWriter(
+            runtime.objects, chunk.job, chunk.attempt, worker=runtime.address, host=runtime.host
+        )
         sorter = _Chunk(chunk, writer, attempt.stop)
         unstarted = Ranges(chunk.ranges)
         with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
@@ -130,7 +132,9 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
             segment=writer.finish(),
             retry=tuple((status, Ranges.of(ks).pairs) for status, ks in sorter.retry.items()),
             unstarted=unstarted.pairs,
-            failures=tuple(FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()),
+            failures=tuple(
+                FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()
+            ),
             model_seconds=sorter.model_seconds,
             wall_seconds=time.perf_counter() - began,
             missing_import=sorter.missing_import,
@@ -141,5 +145,9 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
 
 def _receipt(runtime: WorkerRuntime, chunk: Chunk, **what: object) -> Receipt:
     return Receipt(
-        job=chunk.job, attempt=chunk.attempt, worker=runtime.address, host=runtime.host, **what  # type: ignore[arg-type]  # one constructor, two callers
+        job=chunk.job,
+        attempt=chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        **what,  # type: ignore[arg-type]  # one constructor, two callers
     )

@@ -33,4 +33,6 @@ def stored_error(error: ReplicateError | None) -> StoredError | None:
     """Return an error as a writer takes it."""
     if error is None:
         return None
-    return StoredError(error.type, error.message, error.traceback, error.stderr, error.fingerprint, error.exit)
+    return StoredError(
+        error.type, error.message, error.traceback, error.stderr, error.fingerprint, error.exit
+    )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from distributed import get_worker
 
+from modelops.errors import InternalError
 from modelops.worker.messages import AggregateChunk, AggregateReceipt, Chunk, Receipt
+from modelops.worker.plugin import ModelOpsWorker
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -39,5 +41,7 @@ def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
 
 
 def _runtime(worker: Worker) -> WorkerRuntime:
-    runtime: WorkerRuntime = worker.plugins["modelops"].runtime
-    return runtime
+    plugin = worker.plugins["modelops"]
+    if not isinstance(plugin, ModelOpsWorker):
+        raise InternalError(f"the worker's plugin 'modelops' is a {type(plugin).__name__}")
+    return plugin.runtime

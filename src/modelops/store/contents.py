@@ -1,0 +1,106 @@
+"""What is committed of a job at one moment: where every table and every output is read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from modelops.states import OUTCOMES, JobState, ReplicateStatus
+from modelops.store.parameter_view import ParameterView
+from modelops.store.parameters import Parameters
+from modelops.store.segment_table import SegmentTable, read_segment
+from modelops.study.ranges import EMPTY, Ranges
+from modelops.study.spec import JobSpec, decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelops.store.objects import Objects
+    from modelops.store.records import Records
+    from modelops.study.ids import JobId
+    from modelops.worker.messages import AggregateRef, SegmentRef
+
+_REST: Final = {
+    JobState.CANCELLING: ReplicateStatus.CANCELLED,
+    JobState.CANCELLED: ReplicateStatus.CANCELLED,
+    **dict.fromkeys(
+        (JobState.FINALIZING, JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED), ReplicateStatus.NOT_RUN
+    ),
+}
+
+
+@dataclass(frozen=True)
+class JobContents:
+    """What is committed of a job at one moment.
+
+    ``rest``: the status of replicates without a committed outcome. ``running``: those of them that a live
+    attempt holds.
+    """
+
+    objects: Objects
+    job: JobId
+    spec: JobSpec
+    segments: Sequence[SegmentRef]
+    aggregates: Sequence[AggregateRef] = ()
+    rest: ReplicateStatus = ReplicateStatus.PENDING
+    running: Ranges = field(default=EMPTY)
+
+    @classmethod
+    def of(cls, objects: Objects, records: Records, job: JobId, running: Ranges = EMPTY) -> JobContents:
+        """Look at a job's records. Raises NotFoundError."""
+        row = records.job(job)
+        return cls(
+            objects,
+            job,
+            decode_spec(row.spec),
+            records.segments(job),
+            records.aggregates(job),
+            _REST.get(row.state, ReplicateStatus.PENDING),
+            running,
+        )
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The job's parameter sets."""
+        return Parameters(self.objects, self.job)
+
+    @cached_property
+    def view(self) -> ParameterView:
+        """The job's parameters as columns."""
+        return ParameterView(self.parameters)
+
+    def read(self, number: int) -> SegmentTable:
+        """Read segment ``number`` of ``segments``, verified."""
+        return read_segment(self.objects, self.job, self.segments[number])
+
+    def output(self, param: int | str, replicate: int, name: str | None = None) -> Any:
+        """Return what the model returned for one replicate: one output, or all as it returned them.
+
+        Parameters
+        ----------
+        param
+            Ordinal or ``param_id``.
+
+        Raises
+        ------
+        KeyError
+            There is no such replicate or output, or it has not succeeded; the text says which.
+        """
+        ordinal = self.parameters.param_of(param) if isinstance(param, str) else param
+        try:
+            index = self.spec.line.index(ordinal, replicate)
+        except IndexError:
+            raise KeyError(f"job {self.job} has no replicate {replicate} of parameter set {param}") from None
+        for number, ref in enumerate(self.segments):
+            if any(lo <= index < hi for lo, hi in ref.ranges):
+                segment = self.read(number)
+                status = OUTCOMES[segment.status[segment.row_of(index)]]
+                break
+        else:
+            status = ReplicateStatus.RUNNING if index in self.running else self.rest
+        if status != ReplicateStatus.SUCCEEDED:
+            raise KeyError(f"replicate {replicate} of parameter set {param} is {status}: it has no outputs")
+        if name is None:
+            return segment.outputs_of(index)
+        return segment.output_of(index, name)

@@ -1,0 +1,168 @@
+"""Replicates that did not succeed, one by one and grouped by fingerprint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from modelops.states import FAILURES, OUTCOMES, ReplicateStatus
+from modelops.store import columns
+from modelops.store.order import places
+from modelops.store.replicate_rows import replicate_statuses, row_seeds
+from modelops.store.segment_table import open_table
+from modelops.store.segments import job_folder
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from modelops.store.contents import JobContents
+    from modelops.worker.messages import SegmentRef
+
+FAILURES_SCHEMA: Final = pa.schema(
+    [
+        ("param", pa.int64()),
+        ("param_id", pa.string()),
+        ("replicate", pa.int64()),
+        ("seed", pa.int64()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("traceback", pa.string()),
+        ("stderr", pa.string()),
+        ("attempts", pa.int32()),
+        ("fingerprint", pa.string()),
+    ]
+)
+SUMMARY_SCHEMA: Final = pa.schema(
+    [
+        ("fingerprint", pa.string()),
+        ("count", pa.int64()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("traceback", pa.string()),
+        ("stderr", pa.string()),
+        ("param", pa.int64()),
+        ("param_id", pa.string()),
+        ("replicate", pa.int64()),
+        ("seed", pa.int64()),
+        ("command", pa.string()),
+    ]
+)
+_SUCCEEDED: Final = OUTCOMES.index(ReplicateStatus.SUCCEEDED)
+_ERROR_FIELDS: Final = (
+    ("error_type", "type"),
+    ("message", "message"),
+    ("traceback", "traceback"),
+    ("stderr", "stderr"),
+    ("fingerprint", "fingerprint"),
+)
+
+
+def failures_table(contents: JobContents) -> pa.Table:
+    """Return one row per replicate that did not succeed, sorted by (parameter set, replicate).
+
+    Replicates that failed have an error. Those that are pending do not appear; once the job has ended,
+    those that were cancelled or not run do, without an error.
+    """
+    tables = list(_failed(contents))
+    if contents.rest != ReplicateStatus.PENDING:
+        tables += _not_run(contents)
+    if not tables:
+        return FAILURES_SCHEMA.empty_table()
+    return (
+        pa.concat_tables(tables)
+        .sort_by([("param", "ascending"), ("replicate", "ascending")])
+        .combine_chunks()
+    )
+
+
+def failure_summary(failures: pa.Table, command: Callable[[dict[str, Any]], str] | None = None) -> pa.Table:
+    """Group real failures by fingerprint: how often, and one full example, the most frequent first.
+
+    Parameters
+    ----------
+    failures
+        What `failures_table` returned.
+    command
+        Given an example (a row of ``failures``), the shell command that runs that replicate again.
+    """
+    real = {str(status) for status in FAILURES}
+    examples: dict[str, dict[str, Any]] = {}
+    for batch in failures.to_batches(max_chunksize=4096):
+        for row in batch.to_pylist():
+            if row["status"] in real:
+                known = examples.setdefault(row["fingerprint"] or "", {**row, "count": 0})
+                known["count"] += 1
+    found = sorted(examples.values(), key=lambda e: (-e["count"], e["param"], e["replicate"]))
+    for example in found:
+        example["command"] = command(example) if command is not None else None
+    return pa.Table.from_pylist(
+        [{name: e[name] for name in SUMMARY_SCHEMA.names} for e in found], SUMMARY_SCHEMA
+    )
+
+
+def _failed(contents: JobContents) -> Iterator[pa.Table]:
+    for number, ref in enumerate(contents.segments):
+        if not any(n for status, n in ref.counts.items() if status != ReplicateStatus.SUCCEEDED):
+            continue
+        segment = contents.read(number)
+        bad = np.flatnonzero(segment.status != _SUCCEEDED)
+        at = columns.fixed(bad, pa.int64())
+        error = columns.only_chunk(segment.table, "error").take(at)
+        named = {theirs: error.field(ours) for theirs, ours in _ERROR_FIELDS}
+        present = columns.bool_values(error.is_valid())
+        named = {k: _masked(v, present) for k, v in named.items()}
+        named["attempts"] = _attempts(contents, ref, segment.index[bad])
+        yield _table(contents, segment.index[bad], segment.status[bad].astype(np.int64), named)
+
+
+def _not_run(contents: JobContents) -> list[pa.Table]:
+    covered = Ranges(pair for ref in contents.segments for pair in ref.ranges)
+    missing = contents.spec.line.all() - covered - contents.running
+    if not missing:
+        return []
+    indices = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in missing.pairs])
+    _, rest, _ = replicate_statuses(contents)
+    none = {theirs: pa.nulls(len(indices), pa.string()) for theirs, _ in _ERROR_FIELDS}
+    none["attempts"] = pa.nulls(len(indices), pa.int32())
+    return [_table(contents, indices, np.full(len(indices), rest, np.int64), none)]
+
+
+def _table(contents: JobContents, indices: Any, codes: Any, named: dict[str, pa.Array]) -> pa.Table:
+    rows = places(contents.spec.line, indices)
+    words, _, _ = replicate_statuses(contents)
+    params, nth = np.unique(rows.param, return_inverse=True)
+    ids = [contents.parameters[p].param_id for p in params.tolist()]
+    named = {
+        **named,
+        "param": columns.fixed(rows.param, pa.int64()),
+        "param_id": columns.text(ids).take(columns.fixed(nth.astype(np.int64), pa.int64())),
+        "replicate": columns.fixed(rows.replicate, pa.int64()),
+        "seed": columns.fixed(row_seeds(contents.spec, ids, nth, rows.replicate), pa.int64()),
+        "status": columns.text([str(w) for w in words]).take(columns.fixed(codes, pa.int64())),
+    }
+    return pa.Table.from_arrays([named[f.name] for f in FAILURES_SCHEMA], schema=FAILURES_SCHEMA)
+
+
+def _masked(array: pa.Array, present: Any) -> pa.Array:
+    """Return the array, null where a struct around it is null."""
+    at = columns.fixed(np.arange(len(array), dtype=np.int64), pa.int64(), present)
+    return array.take(at)
+
+
+def _attempts(contents: JobContents, ref: SegmentRef, indices: Any) -> pa.Array:
+    """Return how often each replicate was tried, null where nothing is known of its execution."""
+    if ref.execution is None:
+        return pa.nulls(len(indices), pa.int32())
+    name = f"{job_folder(contents.job)}/{ref.execution}"
+    stored = open_table(contents.objects.get(name), name)
+    index = columns.fixed_values(columns.only_chunk(stored, "index"))
+    number = columns.fixed_values(columns.only_chunk(stored, "attempt_number"))
+    order = np.argsort(index, kind="stable")
+    at = np.minimum(np.searchsorted(index[order], indices), max(len(index) - 1, 0))
+    known = index[order][at] == indices
+    return columns.fixed(number[order][at].astype(np.int32), pa.int32(), known)

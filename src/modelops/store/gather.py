@@ -1,0 +1,192 @@
+"""From committed segments to the cells of a table: which stored row lies where, in bounded memory.
+
+Tables are made of groups of at most 65,536 rows in result order. A group needs some rows of some
+segments; segments are loaded when a group asks for them and kept while they fit a budget. What cannot be
+a column (arrays, lists, tables, whatever is in a pack) is dropped when a segment is loaded; only the
+reason stays.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from modelops.store import columns
+from modelops.store.views import Cells, dropped_label
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from modelops.store.segment_table import OutputsColumn
+    from modelops.study.ranges import Range
+
+CACHE_BYTES: Final = 256 << 20
+_LONGEST_TAGGED: Final = 512  # bytes; of what a column can hold only {"$np":["U",...]} is a longer object
+_KINDS: Final = ("json", "npy0")
+T = TypeVar("T")
+
+
+class Stored:
+    """The outputs of a stored table that may become columns, flat and by row.
+
+    Attributes
+    ----------
+    key
+        int64, sorted: the index (or parameter set) of each row.
+    labels
+        What was dropped: reasons by output.
+    """
+
+    def __init__(
+        self, key: npt.NDArray[np.int64], succeeded: npt.NDArray[np.bool_], outputs: OutputsColumn
+    ) -> None:
+        self.key, self.succeeded, self._outputs = key, succeeded, outputs
+        self.labels: defaultdict[str, set[str]] = defaultdict(set)
+        row = np.repeat(np.arange(len(key)), np.diff(outputs.ends))
+        keep = succeeded[row] & self._may_be_columns(succeeded[row])
+        self._row, self._name, self._kind = row[keep], outputs.name[keep], outputs.kind[keep]
+        self._data = outputs.data if keep.all() else outputs.data.filter(columns.bools(keep))
+        self.names: list[str] = outputs.names
+        self._all_json = all(outputs.kinds[k] == "json" for k in np.unique(self._kind).tolist())
+
+    def names_of(self, row: int) -> list[str]:
+        """Return the outputs of a row, in the order of the model's dict."""
+        o = self._outputs
+        return [o.names[code] for code in o.name[o.ends[row] : o.ends[row + 1]].tolist()]
+
+    def pick(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> _Piece:
+        """Return the outputs of these rows, which lie at these rows of a group. Both ascend."""
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+            lo, hi = np.searchsorted(self._row, (rows[0], rows[-1] + 1)).tolist()
+            chosen: Any = slice(lo, hi)
+            data = self._data.slice(lo, hi - lo)
+        else:
+            wanted = np.zeros(len(self.key), np.bool_)
+            wanted[rows] = True
+            chosen = np.flatnonzero(wanted[self._row])
+            data = self._data.take(columns.fixed(chosen, pa.int64()))
+        where = at[np.searchsorted(rows, self._row[chosen])]
+        kinds = None if self._all_json else [self._outputs.kinds[k] for k in self._kind[chosen].tolist()]
+        return _Piece(where, self._name[chosen], self.names, kinds, data)
+
+    def _may_be_columns(self, counts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Say which outputs to keep; note the reasons of the others, where the row counts."""
+        o = self._outputs
+        good_kind = np.array([kind in _KINDS for kind in o.kinds], np.bool_)[o.kind]
+        keep = good_kind & o.inline()
+        starts, sizes = columns.starts_and_sizes(o.data)
+        if len(starts):
+            first = columns.bytes_at(o.data, starts)
+            is_json = np.array([kind == "json" for kind in o.kinds], np.bool_)[o.kind]
+            numpy_text = (columns.bytes_at(o.data, starts + 2) == ord("$")) & (
+                columns.bytes_at(o.data, starts + 3) == ord("n")
+            )
+            long_object = (first == ord("{")) & (sizes > _LONGEST_TAGGED) & ~numpy_text
+            keep &= ~(is_json & ((first == ord("[")) | long_object))
+        for i in _one_of_each(o, ~keep & counts, starts):
+            head = o.data[i].as_py() if o.data[i].is_valid else None
+            self.labels[o.names[o.name[i]]].add(dropped_label(o.kinds[o.kind[i]], head))
+        return keep
+
+
+def _one_of_each(
+    o: OutputsColumn, dropped: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]
+) -> list[int]:
+    """Return dropped outputs such that every combination of name, kind and first bytes occurs."""
+    where = np.flatnonzero(dropped)
+    if not len(where):
+        return []
+    marks = np.zeros((len(where), 11), np.int64)
+    marks[:, 0], marks[:, 1], marks[:, 2] = o.name[where], o.kind[where], o.inline()[where]
+    for i in range(8):  # enough to tell tags apart
+        marks[:, 3 + i] = columns.bytes_at(o.data, starts[where] + i)
+    return [int(i) for i in where[np.unique(marks, axis=0, return_index=True)[1]]]
+
+
+class _Piece(NamedTuple):
+    at: npt.NDArray[np.int64]
+    name: npt.NDArray[np.int32]
+    names: list[str]
+    kinds: list[str] | None
+    data: pa.Array
+
+
+def cells_of(pieces: Sequence[_Piece]) -> dict[str, Cells]:
+    """Join what a group took from several segments into cells by output, rows ascending."""
+    codes: dict[str, int] = {}
+    names = []
+    for piece in pieces:
+        known = np.array([codes.setdefault(name, len(codes)) for name in piece.names], np.int64)
+        names.append(known[piece.name] if len(known) else np.zeros(0, np.int64))
+    if not codes:
+        return {}
+    at, name = np.concatenate([piece.at for piece in pieces]), np.concatenate(names)
+    data = pa.concat_arrays([piece.data for piece in pieces])
+    kinds = None
+    if any(piece.kinds is not None for piece in pieces):
+        kinds = np.array([k for piece in pieces for k in piece.kinds or ["json"] * len(piece.at)], object)
+    ascending = bool((np.diff(at) >= 0).all())
+    out = {}
+    for word, code in codes.items():
+        where = np.flatnonzero(name == code)
+        if not ascending:
+            where = where[np.argsort(at[where], kind="stable")]
+        if not len(where):
+            continue
+        of_these: list[str] | None = None if kinds is None else kinds[where].tolist()
+        if of_these is not None and set(of_these) == {"json"}:
+            of_these = None
+        out[word] = Cells(at[where], of_these, data.take(columns.fixed(where, pa.int64())))
+    return out
+
+
+class Cover(Generic[T]):
+    """Which of some stored tables holds a key. Loads them on demand, keeps the last ones within a budget.
+
+    Parameters
+    ----------
+    ranges
+        Those of each table; disjoint.
+    load, size
+        Load table number ``i``; say how many bytes it takes.
+    """
+
+    def __init__(
+        self, ranges: Sequence[Sequence[Range]], load: Callable[[int], T], size: Callable[[T], int]
+    ) -> None:
+        flat = sorted((lo, hi, i) for i, pairs in enumerate(ranges) for lo, hi in pairs)
+        self._lo, self._hi, self._which = np.array(flat, np.int64).reshape(-1, 3).T
+        self._load, self._size = load, size
+        self._kept: OrderedDict[int, T] = OrderedDict()
+        self._kept_bytes = 0
+
+    def find(self, keys: npt.NDArray[np.int64]) -> Iterator[tuple[T, npt.NDArray[np.int64]]]:
+        """Yield each table that holds some of the keys, with their positions in ``keys``, ascending."""
+        if not len(self._lo):
+            return
+        nearest = np.maximum(np.searchsorted(self._lo, keys, side="right") - 1, 0)
+        held = (self._lo[nearest] <= keys) & (keys < self._hi[nearest])
+        at = np.flatnonzero(held)
+        which = self._which[nearest[at]]
+        order = np.argsort(which, kind="stable")
+        at, which = at[order], which[order]
+        edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(which)]
+        for lo, hi in zip(edges, edges[1:], strict=False):
+            if lo < hi:
+                yield self._get(int(which[lo])), at[lo:hi]
+
+    def _get(self, i: int) -> T:
+        if i in self._kept:
+            self._kept.move_to_end(i)
+            return self._kept[i]
+        table = self._load(i)
+        self._kept[i] = table
+        self._kept_bytes += self._size(table)
+        while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._size(self._kept.popitem(last=False)[1])
+        return table

@@ -1,0 +1,91 @@
+"""The order of result rows, (parameter set, replicate), over an index line of several blocks. Arrays throughout.
+
+The axis of parameter sets is cut where a block begins or ends. Within such a band the same blocks cover
+every parameter set, so place and index of the row at a given rank are a division and a table look-up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from modelops.study.index_line import Block, IndexLine
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of a result: parameter set, replicate and index of each. Shape ``(n,)``, int64."""
+
+    param: npt.NDArray[np.int64]
+    replicate: npt.NDArray[np.int64]
+    index: npt.NDArray[np.int64]
+
+
+class _Band(NamedTuple):
+    first_row: int
+    first_param: int
+    blocks: tuple[Block, ...]  # by replicate number
+    per_param: int
+
+
+class ResultOrder:
+    """Every replicate of a line, sorted by (parameter set, replicate)."""
+
+    def __init__(self, line: IndexLine) -> None:
+        blocks = [b for b in line.blocks if b.end > b.base]
+        cuts = sorted({b.p0 for b in blocks} | {b.p0 + b.n_params for b in blocks})
+        self._bands: list[_Band] = []
+        self.size = 0
+        for lo, hi in zip(cuts, cuts[1:], strict=False):
+            inside = sorted((b for b in blocks if b.p0 <= lo < b.p0 + b.n_params), key=lambda b: b.r0)
+            per_param = sum(b.n_replicates for b in inside)
+            if per_param:
+                self._bands.append(_Band(self.size, lo, tuple(inside), per_param))
+                self.size += per_param * (hi - lo)
+
+    def rows(self, lo: int, hi: int) -> Rows:
+        """Return the rows ``lo <= row < hi``."""
+        hi = min(hi, self.size)
+        parts = []
+        while lo < hi:
+            at = bisect_right(self._bands, lo, key=lambda band: band.first_row) - 1
+            end = self._bands[at + 1].first_row if at + 1 < len(self._bands) else self.size
+            parts.append(_rows_of_band(self._bands[at], lo, min(hi, end)))
+            lo = min(hi, end)
+        if not parts:
+            nothing = np.zeros(0, np.int64)
+            return Rows(nothing, nothing, nothing)
+        return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _rows_of_band(band: _Band, lo: int, hi: int) -> Rows:
+    nth, within = np.divmod(np.arange(lo, hi, dtype=np.int64) - band.first_row, band.per_param)
+    param = nth + band.first_param
+    starts = np.cumsum([0, *(b.n_replicates for b in band.blocks)])
+    block = np.searchsorted(starts, within, side="right") - 1
+    column = np.array([(b.base, b.p0, b.r0, b.n_replicates) for b in band.blocks], np.int64)[block].T
+    offset = within - starts[block]
+    return Rows(param, column[2] + offset, column[0] + (param - column[1]) * column[3] + offset)
+
+
+def places(line: IndexLine, indices: npt.NDArray[np.int64]) -> Rows:
+    """Return parameter set and replicate of each index; `IndexLine.locate` for arrays.
+
+    Raises
+    ------
+    IndexError
+        An index is not on the line.
+    """
+    if len(indices) and not (0 <= indices.min() and indices.max() < line.size):
+        raise IndexError(f"an index outside 0..{line.size - 1}")
+    blocks = np.array(
+        [(b.base, b.p0, b.r0, b.n_replicates) for b in line.blocks if b.end > b.base] or [(0, 0, 0, 1)],
+        np.int64,
+    )
+    base, p0, r0, n = blocks[np.searchsorted(blocks[:, 0], indices, side="right") - 1].T
+    nth, within = np.divmod(indices - base, n)
+    return Rows(p0 + nth, r0 + within, indices)

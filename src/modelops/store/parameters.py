@@ -1,0 +1,159 @@
+"""``parameters.parquet``: the parameter sets of a job, written once at submission, read by row group."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from itertools import islice
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modelops.errors import IntegrityError, RequestError
+from modelops.store import columns
+from modelops.store.segments import FORMAT, job_folder
+from modelops.study.canonical import param_id, parse_canonical
+from modelops.study.ids import ParamId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from modelops.store.objects import Objects
+    from modelops.study.ids import JobId
+
+ROW_GROUP: Final = 65_536
+_SCHEMA: Final = pa.schema(
+    [("param", pa.int64()), ("param_id", pa.string()), ("canonical", pa.large_string())],
+    metadata={"modelops.format": str(FORMAT)},
+)
+
+
+class ParameterSet(NamedTuple):
+    """One parameter set: its ordinal, its id, its canonical JSON."""
+
+    param: int
+    param_id: ParamId
+    canonical: bytes
+
+    def values(self) -> dict[str, Any]:
+        """Return names and values."""
+        return parse_canonical(self.canonical)
+
+    def raw(self) -> dict[str, Any]:
+        """Return the canonical JSON as parsed, tags and all; several times faster than `values`."""
+        return msgspec.json.decode(self.canonical)  # type: ignore[no-any-return]  # canonical JSON is an object
+
+
+def write_parameters(objects: Objects, job: JobId, canonicals: Iterable[bytes]) -> int:
+    """Store the parameter sets, in the order of their ordinals, and return how many there are.
+
+    Parameters
+    ----------
+    canonicals
+        What `modelops.study.canonical.canonical_json` made of each; never held all at once.
+
+    Raises
+    ------
+    AlreadyExistsError
+        The job has parameters.
+    """
+    it, n = iter(canonicals), 0
+    with TemporaryFile() as f:
+        with pq.ParquetWriter(f, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
+            while group := list(islice(it, ROW_GROUP)):
+                params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
+                ids = columns.text([param_id(c) for c in group])
+                texts = columns.binary(group).cast(pa.large_string())
+                writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
+                n += len(group)
+        f.seek(0)
+        objects.put_new(_name(job), iter(lambda: f.read(1 << 20), b""))
+    return n
+
+
+class Parameters:
+    """The parameter sets of a job. Safe to use from several threads.
+
+    Raises
+    ------
+    NotFoundError
+        The job has no parameters.
+    RequestError
+        A newer ModelOps wrote them.
+    """
+
+    def __init__(self, objects: Objects, job: JobId) -> None:
+        path = objects.local_path(_name(job))
+        if path is None or not path.exists():
+            self._file = _open(pa.BufferReader(objects.get(_name(job))), _name(job))
+        else:
+            self._file = _open(path, _name(job))
+        self._lock = threading.Lock()
+        self._group = lru_cache(maxsize=2)(self._read_group)
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def __getitem__(self, param: int) -> ParameterSet:
+        if not 0 <= param < len(self):
+            raise IndexError(param)
+        return self.read(param, param + 1)[0]
+
+    def read(self, lo: int, hi: int) -> list[ParameterSet]:
+        """Return the parameter sets ``lo <= param < hi``."""
+        out: list[ParameterSet] = []
+        while lo < min(hi, len(self)):
+            group, at = divmod(lo, ROW_GROUP)
+            with self._lock:
+                sets = self._group(group)[at : at + hi - lo]
+            out += sets
+            lo += len(sets)
+        return out
+
+    def groups(self) -> Iterator[list[ParameterSet]]:
+        """Yield all parameter sets in order, a row group at a time."""
+        for group in range(self._file.num_row_groups):
+            with self._lock:
+                sets = self._group(group)
+            yield sets
+
+    def param_of(self, wanted: str) -> int:
+        """Return the ordinal that a ``param_id`` has. Raises KeyError."""
+        for group in range(self._file.num_row_groups):
+            with self._lock:
+                ids = self._file.read_row_group(group, columns=["param_id"])["param_id"].combine_chunks()
+            at = ids.index(wanted).as_py()
+            if at >= 0:
+                return group * ROW_GROUP + int(at)
+        raise KeyError(wanted)
+
+    def _read_group(self, group: int) -> list[ParameterSet]:
+        table = self._file.read_row_group(group).combine_chunks()
+        ids = table["param_id"].to_pylist()
+        texts = columns.binary_values(table["canonical"].chunk(0).cast(pa.large_binary()))
+        first = group * ROW_GROUP
+        return [
+            ParameterSet(first + i, ParamId(p), c) for i, (p, c) in enumerate(zip(ids, texts, strict=True))
+        ]
+
+
+def _open(source: Any, name: str) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise IntegrityError(f"{name} is damaged: {e}") from e
+    found = int((file.metadata.metadata or {}).get(b"modelops.format", b"0"))
+    if found > FORMAT:
+        raise RequestError(
+            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
+            "upgrade modelops"
+        )
+    return file
+
+
+def _name(job: JobId) -> str:
+    return f"{job_folder(job)}/parameters.parquet"

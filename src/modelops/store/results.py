@@ -1,0 +1,98 @@
+"""Results of a job: tables of what is committed, during the job and after it, and the files at its end.
+
+Everything is computed from committed segments, verified as they are read; see docs/reference/results.md.
+"""
+
+from __future__ import annotations
+
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+from modelops.store.aggregate_rows import AggregateRows
+from modelops.store.attempts import write_attempts
+from modelops.store.replicate_rows import replicate_fields, replicate_groups
+from modelops.store.segments import job_folder
+from modelops.store.view_writer import MemorySink, ParquetSink, write_view
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+
+    from modelops.store.contents import JobContents
+
+
+def replicates_table(contents: JobContents) -> pa.Table:
+    """Return one row per replicate, sorted by (parameter set, replicate)."""
+    return _in_memory(lambda open_sink: _write_replicates(contents, open_sink, None))
+
+
+def aggregates_table(contents: JobContents) -> pa.Table:
+    """Return one row per parameter set, in order; no rows if the job has no aggregate."""
+    return _in_memory(lambda open_sink: _write_aggregates(contents, open_sink))
+
+
+def attempts_table(contents: JobContents) -> pa.Table:
+    """Return one row per finished try at a replicate: when, how long, where. Never part of a result."""
+    return _in_memory(lambda open_sink: write_attempts(contents, open_sink))
+
+
+def finalize(contents: JobContents, *, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write ``results/{replicates,aggregates,attempts}.parquet``, in memory that does not grow with the job.
+
+    Parameters
+    ----------
+    progress
+        Called with rows done and rows in all, after each row group of replicates.
+
+    Raises
+    ------
+    IntegrityError
+        A committed segment is damaged; nothing was written for its table.
+    """
+    _to_file(contents, "replicates", lambda open_sink: _write_replicates(contents, open_sink, progress))
+    _to_file(contents, "aggregates", lambda open_sink: _write_aggregates(contents, open_sink))
+    _to_file(contents, "attempts", lambda open_sink: write_attempts(contents, open_sink))
+
+
+def _in_memory(write: Callable[[Callable[[pa.Schema], MemorySink]], None]) -> pa.Table:
+    sinks: list[MemorySink] = []
+
+    def open_sink(schema: pa.Schema) -> MemorySink:
+        sinks[:] = [MemorySink(schema)]
+        return sinks[0]
+
+    write(open_sink)
+    return sinks[0].table()
+
+
+def _to_file(
+    contents: JobContents, name: str, write: Callable[[Callable[[pa.Schema], ParquetSink]], None]
+) -> None:
+    sinks: list[ParquetSink] = []
+    with TemporaryFile() as file:
+
+        def open_sink(schema: pa.Schema) -> ParquetSink:
+            for sink in sinks:  # an earlier attempt at the same table: its bytes are cut off
+                sink.close()
+            sinks[:] = [ParquetSink(file, schema)]
+            return sinks[0]
+
+        write(open_sink)
+        sinks[0].close()
+        file.seek(0)
+        contents.objects.put(
+            f"{job_folder(contents.job)}/results/{name}.parquet", iter(lambda: file.read(1 << 20), b"")
+        )
+
+
+def _write_replicates(
+    contents: JobContents, open_sink: Callable[[pa.Schema], Any], progress: Callable[[int, int], None] | None
+) -> None:
+    fields, _ = replicate_fields(contents)
+    write_view(fields, lambda: replicate_groups(contents, progress), open_sink)
+
+
+def _write_aggregates(contents: JobContents, open_sink: Callable[[pa.Schema], Any]) -> None:
+    rows = AggregateRows(contents)
+    write_view(rows.fields, rows.groups, open_sink, rows.order)
