@@ -82,7 +82,7 @@ def run(
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
     status = job.status()
-    folder = out or Path("results") / study.name
+    folder = out or Path("results") / job.spec.name
     files = write_files(job, folder)
     report = _report(job, study, folder) if status.counts.get("succeeded") else ""
     if as_json:

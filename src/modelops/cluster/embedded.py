@@ -74,8 +74,8 @@ class EmbeddedCluster:
                     host="127.0.0.1",
                     protocol="tls://",
                     security=security,
-                    dashboard_address=None,
-                    worker_dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # no dashboard: these serve health and nothing else
+                    worker_dashboard_address="127.0.0.1:0",
                     memory_limit=0,
                     local_directory=str(self._settings.scratch),
                     silence_logs=logging.CRITICAL,
