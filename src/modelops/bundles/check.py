@@ -65,20 +65,21 @@ def check_same_seed(runs: Mapping[str, Outputs]) -> Finding:
 
 
 _LEFT_OVER = (
-    "something is left over from the run before (a module global, a cache, a random generator made at import); "
-    'make it inside the model, or set isolation = "fork"'
+    "something is left over from the run before (a module global, a cache, a random generator "
+    'made at import); make it inside the model, or set isolation = "fork"'
 )
 _WHY_DIFFERENT = {
     "again in the same process": _LEFT_OVER,
     "in another order": _LEFT_OVER,
     "in a fresh process": (
-        "look for the order of a set or of hash(), the time, the process id, a random generator without a seed"
+        "look for the order of a set or of hash(), the time, the process id, "
+        "a random generator without a seed"
     ),
 }
 
 
 def check_other_seeds(outputs: Sequence[Outputs]) -> Finding:
-    """Compare runs with different seeds and the same parameters: a stochastic model differs in something."""
+    """Compare runs with different seeds and the same parameters: chance should change something."""
     if all(not differing(outputs[0], other) for other in outputs[1:]):
         return Finding(
             Level.WARNING,
@@ -99,7 +100,7 @@ def check_stdout(printed: str) -> Finding:
 
 
 def check_global_random(changed: Iterable[str]) -> Finding:
-    """Judge the use of global random states; ``changed`` names them, e.g. ``"random"``, ``"numpy.random"``."""
+    """Judge the use of global random states; ``changed`` names them, e.g. ``"random"``."""
     names = sorted(changed)
     if not names:
         return Finding(Level.OK, "leaves the global random state alone")
