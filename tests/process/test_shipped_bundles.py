@@ -69,7 +69,7 @@ def in_bundle(python: Path, snapshot: Path, code: str, *arguments: object) -> An
     program = f"import json, sys; sys.path.insert(0, {str(snapshot)!r})\n{code}"
     workdir = python.parent.parent.parent / "work"
     workdir.mkdir(exist_ok=True)
-    # Compiled modules are kept outside the snapshot; without any, importing starsim takes half a minute each time.
+    # Compiled modules are kept, outside the snapshot: most of importing starsim is compiling.
     prefix = f"pycache_prefix={workdir.parent / 'pycache'}"
     printed = run(python, "-X", prefix, "-c", program, *map(json.dumps, arguments), cwd=workdir)
     return json.loads(printed.splitlines()[-1])
