@@ -112,12 +112,9 @@ def test_a_nan_with_a_payload_keeps_it() -> None:
 
 
 def test_no_value_can_look_like_a_spooled_file_or_a_tag() -> None:
-    for value in (
-        {"$file": "/etc/passwd", "bytes": 1, "sha256": ""},
-        {"$float": "nan"},
-        {"$": 1},
-        {"$dict": []},
-    ):
+    file = {"$file": "/etc/passwd", "bytes": 1, "sha256": ""}
+    value: dict[str, Any]
+    for value in (file, {"$float": "nan"}, {"$": 1}, {"$dict": []}):
         assert dumps(value).startswith('{"$dict":')
         assert same(round_trip(value), value)
 
@@ -181,16 +178,15 @@ def test_special_arrays_come_back() -> None:
     titled = np.zeros(2, np.dtype([("é", ">i4"), ("b c", "S3")]))
     void = np.zeros((), [("x", "f4"), ("y", "i8")])[()]
     wide = np.zeros(1, [(f"a_long_column_name_{i}", "f8") for i in range(4_000)])
-    for value in (
-        np.array(5),
-        np.zeros((0, 3)),
-        np.arange(12).reshape(3, 4).T,
-        np.arange(10)[::2],
-        aligned,
-        titled,
-    ):
+    transposed = np.arange(12).reshape(3, 4).T
+    for value in (np.array(5), np.zeros((0, 3)), transposed, np.arange(10)[::2], titled):
         assert same(round_trip(value), value)
     assert same(round_trip(void), void)
+    back: Any = round_trip(aligned)
+    assert (back.dtype, back.tolist()) == (
+        aligned.dtype,
+        aligned.tolist(),
+    )  # what lies between the fields is noise
     assert same(round_trip(wide), wide)
 
 
