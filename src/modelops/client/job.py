@@ -196,10 +196,8 @@ class Job:
         state = self.status().state
         if state not in FINAL_JOB_STATES:
             raise RequestError(f"job {self.id} is {state}; its result files are written when it ends")
-        prefix = f"v1/jobs/{self.id}/results/"
-        paths = {
-            name.removeprefix(prefix): self._objects.local_path(name) for name in self._objects.list(prefix)
-        }
+        names = self._objects.list(f"v1/jobs/{self.id}/results")
+        paths = {name.rpartition("/")[2]: self._objects.local_path(name) for name in names}
         return {name: path for name, path in paths.items() if path is not None}
 
     @cached_property
