@@ -1,185 +1,252 @@
-"""What ``modelops bundle check`` makes of its observations: findings, and the sentences for the author.
-
-Pure: whoever runs the processes passes in what they returned.
-"""
+"""Judge what was seen of a bundle. Pure: observations in, one line (`Check`) for each question out."""
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Collection, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from modelops.checks import Check, failed, ok, warning
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from modelops.processes.outcome import Outcome
 
-Outputs = list[list[Any]]
-"""The outputs of one replicate as the runner sends them: ``[[name, kind, data], ...]``."""
-
-
-class Level(StrEnum):
-    """How much a finding matters."""
-
-    OK = "ok"
-    NOTE = "note"  # good to know
-    WARNING = "warning"  # jobs run, but may not do what their author thinks
-    PROBLEM = "problem"  # jobs fail, or their results cannot be trusted
+Digests = Mapping[str, str]  # name of an output -> its kind and the SHA-256 of its encoded bytes
+TWICE, FRESH, REORDERED = "twice in one process", "in a fresh process", "in another order"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. ``advice``: what to change, empty when nothing needs to be."""
-
-    level: Level
-    text: str
-    advice: str = ""
-
-
-def differing(first: Outputs, second: Outputs) -> list[str]:
-    """Name the outputs in which two runs differ, sorted; those that only one of them has, too.
-
-    Values are compared as bytes, so NaN equals itself and 1 differs from 1.0.
-    """
-    one, two = _by_name(first), _by_name(second)
-    return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
-
-
-def check_same_seed(runs: Mapping[str, Outputs]) -> Finding:
-    """Compare runs with one seed.
+def reproducible(reference: Mapping[int, Digests], again: Mapping[str, Mapping[int, Digests]], isolation: str) -> Check:
+    """Say whether a seed always gives the same outputs, bit for bit.
 
     Parameters
     ----------
-    runs
-        By how they were run, the first being what the others are compared with, e.g. ``"first"``,
-        ``"again in the same process"``, ``"in a fresh process"``, ``"in another order"``.
+    reference
+        What each seed gave the first time.
+    again
+        What it gave in other circumstances, by `TWICE`, `FRESH`, `REORDERED`.
     """
-    (_, reference), *others = runs.items()
-    for how, outputs in others:
-        if names := differing(reference, outputs):
-            return Finding(
-                Level.PROBLEM,
-                f"the same seed gives another result {how}: {_listed(names)}",
-                _WHY_DIFFERENT.get(how, "take all randomness from the seed"),
-            )
-    return Finding(Level.OK, f"the same seed gives the same result ({', '.join(how for how, _ in others)})")
-
-
-_LEFT_OVER = (
-    "something is left over from the run before (a module global, a cache, a random generator made at import); "
-    'make it inside the model, or set isolation = "fork"'
-)
-_WHY_DIFFERENT = {
-    "again in the same process": _LEFT_OVER,
-    "in another order": _LEFT_OVER,
-    "in a fresh process": (
-        "look for the order of a set or of hash(), the time, the process id, a random generator without a seed"
-    ),
-}
-
-
-def check_other_seeds(outputs: Sequence[Outputs]) -> Finding:
-    """Compare runs with different seeds and the same parameters: a stochastic model differs in something."""
-    if all(not differing(outputs[0], other) for other in outputs[1:]):
-        return Finding(
-            Level.WARNING,
-            f"{len(outputs)} different seeds all give the same result",
-            "pass the seed to the random generator; if the model is deterministic, one replicate is enough",
-        )
-    return Finding(Level.OK, "different seeds give different results")
-
-
-def check_stdout(printed: str) -> Finding:
-    """Judge what a replicate printed."""
-    lines = printed.splitlines()
-    if not lines:
-        return Finding(Level.OK, "prints nothing")
-    return Finding(
-        Level.NOTE, f"prints {len(lines)} lines per replicate (first: {lines[0][:60]!r}); they go to the log"
-    )
-
-
-def check_global_random(changed: Iterable[str]) -> Finding:
-    """Judge the use of global random states; ``changed`` names them, e.g. ``"random"``, ``"numpy.random"``."""
-    names = sorted(changed)
-    if not names:
-        return Finding(Level.OK, "leaves the global random state alone")
-    return Finding(
-        Level.NOTE,
-        f"uses the global random state of {_listed(names)}",
-        "a generator of its own, e.g. numpy.random.default_rng(seed), cannot be disturbed by a library",
-    )
-
-
-def check_cost(
-    seconds: Sequence[float],
-    peak_bytes: int | None,
-    *,
-    n_replicates: int,
-    slots: int,
-    memory_bytes: int | None,
-) -> Finding:
-    """Say what a replicate costs, and so how long the bundle's own study takes on this machine.
-
-    Parameters
-    ----------
-    seconds
-        Of each replicate that was run, the first of a process left out (it pays for caches and compilation).
-    peak_bytes
-        Largest resident size of the process, or None if unknown.
-    n_replicates, slots
-        How many the study has, and how many run at once.
-    memory_bytes
-        What this machine has, or None if unknown.
-    """
-    median = statistics.median(seconds)
-    text = f"one replicate takes {duration(median)}"
-    if peak_bytes is not None:
-        text += f" and {peak_bytes / 2**20:.0f} MiB"
-    whole = duration(n_replicates * median / slots)
-    text += f"; {n_replicates} of them take about {whole} on this machine ({slots} at once)"
-    if peak_bytes is not None and memory_bytes is not None and peak_bytes * slots > memory_bytes:
-        fit = max(1, memory_bytes // peak_bytes)
-        return Finding(Level.WARNING, text, f"memory is enough for {fit} at once; start fewer workers")
-    return Finding(Level.OK, text)
-
-
-def report_lines(findings: Iterable[Finding]) -> list[str]:
-    """Return the report, a line per finding and one below it for what to change."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.level:>8}  {finding.text}")
-        if finding.advice:
-            lines.append(f"{'':>8}  -> {finding.advice}")
-    return lines
-
-
-def passed(findings: Iterable[Finding]) -> bool:
-    """Say whether the bundle may be submitted: no finding is a problem."""
-    return all(finding.level is not Level.PROBLEM for finding in findings)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as people say it: ``"0.4 ms"``, ``"12 s"``, ``"3 min 20 s"``, ``"2 h 5 min"``."""
-    if seconds < 1:
-        return f"{seconds * 1000:.2g} ms" if seconds < 0.0995 else f"{seconds * 1000:.0f} ms"
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    if seconds < 3599.5:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def _by_name(outputs: Outputs) -> dict[str, tuple[str, Any]]:
-    # A large value travels as a file; its digest stands for it, the path differs from run to run.
-    return {
-        name: (kind, data["sha256"] if isinstance(data, dict) and "sha256" in data else data)
-        for name, kind, data in outputs
+    differing = {
+        how: sorted({name for seed, digests in seen.items() for name in differences(reference.get(seed, {}), digests)})
+        for how, seen in again.items()
     }
+    details = {"seeds": list(reference), "differs": {how: names for how, names in differing.items() if names}}
+    if not details["differs"]:
+        return ok("reproducible", f"a seed gives the same outputs {', '.join(again)}", **details)
+    what = "; ".join(f"{how}: {_listed(names)}" for how, names in differing.items() if names)
+    if differing.get(FRESH) or isolation != "warm":
+        advice = (
+            "take all randomness from the seed (numpy.random.default_rng(seed), random.Random(seed)); look for "
+            "generators that are not seeded, the clock, process ids, and threads"
+        )
+    else:
+        advice = (
+            "something of one replicate is left for the next (a module-level variable, a cache, the global random "
+            'state): make it anew in each call, or write isolation = "fork" in [tool.modelops]'
+        )
+    return failed("reproducible", f"the same seed gives other outputs {what}", advice, **details)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:5]) + (
-        f" and {len(names) - 5} more" if len(names) > 5 else ""
+def unreliable_outputs(check: Check) -> set[str]:
+    """Return the names of the outputs that `reproducible` found to differ."""
+    return {name for names in check.details["differs"].values() for name in names}
+
+
+def differences(one: Digests, other: Digests) -> list[str]:
+    """Return the names of the outputs that are not the same in both."""
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
+def seeds_differ(by_seed: Mapping[int, Digests], unreliable: Collection[str] = ()) -> Check:
+    """Say whether seeds matter; outputs that differ for one seed already are ``unreliable`` and tell nothing."""
+    first, *rest = by_seed.values()
+    differing = sorted({name for other in rest for name in differences(first, other)} - set(unreliable))
+    if not differing and unreliable:
+        return warning("seeds", f"cannot be told: {_listed(sorted(unreliable))} differ for one seed already", outputs=[])
+    if not differing:
+        return warning(
+            "seeds",
+            f"{len(by_seed)} seeds give the same outputs",
+            "if the model is stochastic, it does not use its argument seed",
+            outputs=[],
+        )
+    return ok("seeds", f"different seeds give different outputs ({_listed(differing)})", outputs=differing)
+
+
+def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, Any]]) -> Check:
+    """Say whether all entry points, ``(kind, entry)``, can be imported."""
+    bad = [(kind, entry, e) for (kind, entry), e in zip(entries, errors, strict=True) if e]
+    if not bad:
+        names = ", ".join(dict.fromkeys(f"{entry} ({kind})" for kind, entry in entries))
+        return ok("imports", names, entries=[entry for _, entry in entries])
+    kind, entry, error = bad[0]
+    place = f" at {error['file']}:{error['line']}" if error.get("file") else ""
+    others = f" (and {len(bad) - 1} more entry points)" if len(bad) > 1 else ""
+    message = f"{kind} {entry}: {error['type']}: {error['message']}{place}{others}"
+    details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}
+    if missing := error.get("missing_module"):
+        return failed("imports", message, missing_module_advice(missing), **details)
+    advice = f"mend {error['file']}" if place else "correct the entry point in [tool.modelops], or the module's name"
+    return failed("imports", message, advice, **details)
+
+
+def missing_module_advice(module: str) -> str:
+    """Say which line brings a module that is not there."""
+    package = _PACKAGES.get(module.partition(".")[0], module.partition(".")[0].replace("_", "-"))
+    return f'add "{package}" to dependencies under [project] in pyproject.toml'
+
+
+# Where people trip most often; all others are looked for under the module's own name.
+_PACKAGES = {
+    "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
+    "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
+}  # fmt: skip
+
+
+def runs(outcomes: Sequence[Outcome], tried: Mapping[int, str]) -> Check:
+    """Say whether replicates succeed. ``tried``: index -> which parameter set and seed that was."""
+    bad = [o for o in outcomes if o.error is not None]
+    if not bad:
+        return ok("runs", f"{len(outcomes)} replicates succeeded", n=len(outcomes), failures=[])
+    first = bad[0]
+    error = first.error
+    assert error is not None  # noqa: S101  chosen so
+    place = f" at {error.file}:{error.line}" if error.file else ""
+    message = (
+        f"{len(bad)} of {len(outcomes)} replicates did not succeed; {tried[first.index]}: {first.status}: "
+        f"{error.type}: {error.message}{place}"
     )
+    advice = missing_module_advice(error.missing_module) if error.missing_module else _advice_of(first)
+    failures = [
+        {"what": tried[o.index], "status": str(o.status), "type": o.error.type, "message": o.error.message,
+         "traceback": o.error.traceback, "stderr": o.error.stderr}
+        for o in bad if o.error
+    ]  # fmt: skip
+    return failed("runs", message, advice, n=len(outcomes), failures=failures)
+
+
+def _advice_of(outcome: Outcome) -> str:
+    match str(outcome.status):
+        case "invalid_output":
+            return "return numbers, text, lists, dicts, numpy arrays, tables or bytes: docs/reference/values.md"
+        case "timed_out":
+            return "raise replicate_timeout, or find what it waits for"
+        case "crashed":
+            return "it took its process down; the last lines it wrote are in --json under stderr"
+    return "mend the model; run it again with 'modelops bundle run'"
+
+
+def prints(seen: Mapping[str, Any], n_replicates: int) -> Check:
+    """Say whether the model writes to stdout, and what that makes of a job."""
+    at_import, each = seen["stdout_import_bytes"], seen["stdout_bytes"]
+    details = {"import_bytes": at_import, "replicate_bytes": each, "begins": seen["stdout_text"]}
+    if not at_import and not each:
+        return ok("stdout", "writes nothing to stdout", **details)
+    where = " and ".join(
+        ([f"{shown_bytes(each)} in each replicate"] if each else [])
+        + ([f"{shown_bytes(at_import)} when imported"] if at_import else [])
+    )
+    job = f", {shown_bytes(each * n_replicates)} in a job of {n_replicates:,} replicates" if each else ""
+    first = seen["stdout_text"].strip().splitlines()
+    quoted = f" ({first[0][:60]!r}...)" if first else ""
+    return warning(
+        "stdout", f"writes {where}{job}{quoted}", "it goes to the job's log and costs time; return it as an output, or "
+        "write it with the module logging", **details,
+    )  # fmt: skip
+
+
+def random_state(seen: Mapping[str, Any]) -> Check:
+    """Say whether the model draws from, or seeds, a generator that all code of the process shares."""
+    at_import, each = seen["random_at_import"], seen["random_state"]
+    details = {"at_import": at_import, "in_replicate": each}
+    if not at_import and not each:
+        return ok("random state", "leaves the global random state alone", **details)
+    what = " and ".join(
+        ([f"a replicate changes that of {' and '.join(each)}"] if each else [])
+        + ([f"the import changes that of {' and '.join(at_import)}"] if at_import else [])
+    )
+    advice = (
+        "use a generator of your own, rng = numpy.random.default_rng(seed) or random.Random(seed), and pass it on: "
+        "a library that draws from the global one would change your results"
+    )
+    return warning("random state", f"global random state: {what}", advice, **details)
+
+
+def leaves(seen: Mapping[str, Any]) -> Check:
+    """Say what a replicate leaves behind; the runner undoes it, so this is for information."""
+    said = []
+    for key, place in (("workdir_files", "its working directory"), ("tmpdir_files", "TMPDIR")):
+        if n := seen["n_" + key]:
+            said.append(f"writes {n} file{'s' if n > 1 else ''} to {place} ({_listed(seen[key])})")
+    if seen["cwd_changed"]:
+        said.append("changes the working directory")
+    if seen["environ"]:
+        said.append(f"changes the environment variables {_listed(seen['environ'])}")
+    keys = ("workdir_files", "tmpdir_files", "cwd_changed", "environ")
+    details = {key: seen[key] for key in keys}
+    if not said:
+        return ok("leaves behind", "nothing", **details)
+    return ok("leaves behind", f"{'; '.join(said)}: undone after each replicate", **details)
+
+
+def cost(
+    *, first_s: float, seconds: Sequence[float], peak_bytes: int, n_replicates: int, cores: int, available_bytes: int | None
+) -> list[Check]:
+    """Say how long and how much memory a replicate takes, and so how long the job takes on this machine.
+
+    Parameters
+    ----------
+    first_s
+        From asking for a process to its first outcome: interpreter, imports, first replicate.
+    seconds
+        Of the replicates behind the first.
+    available_bytes
+        Memory that processes can still get here; None: unknown.
+    """
+    typical = median(seconds)
+    each = ok(
+        "time",
+        f"{shown_seconds(typical)} per replicate; the first takes {shown_seconds(first_s)} with starting and importing",
+        median_seconds=typical, first_seconds=first_s, n=len(seconds),
+    )  # fmt: skip
+    total_s = first_s + n_replicates * typical / min(cores, n_replicates)
+    job = ok(
+        "job",
+        f"{n_replicates:,} replicates on {cores} core{'s' if cores > 1 else ''}: about {shown_seconds(total_s)}",
+        replicates=n_replicates, cores=cores, seconds=total_s,
+    )  # fmt: skip
+    return [each, _memory(peak_bytes, min(cores, n_replicates), available_bytes), job]
+
+
+def _memory(peak_bytes: int, processes: int, available_bytes: int | None) -> Check:
+    message = f"{shown_bytes(peak_bytes)} in a process"
+    details = {"peak_bytes": peak_bytes, "processes": processes, "available_bytes": available_bytes}
+    if available_bytes is not None and peak_bytes * processes > available_bytes:
+        return warning(
+            "memory",
+            f"{message}, {shown_bytes(peak_bytes * processes)} in {processes} at once, but only "
+            f"{shown_bytes(available_bytes)} are free here",
+            f"run with fewer workers: --workers {max(1, available_bytes // peak_bytes)}",
+            **details,
+        )
+    return ok("memory", message, **details)
+
+
+def shown_bytes(n: float) -> str:
+    """Return an amount as people read it: ``512 B``, ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+def shown_seconds(s: float) -> str:
+    """Return a duration as people read it: ``12 us``, ``1.5 s``, ``3.2 h``."""
+    for limit, unit, name in ((1e-3, 1e-6, "us"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min")):
+        if s < limit:
+            return f"{s / unit:.2g} {name}" if s / unit < 10 else f"{s / unit:.0f} {name}"
+    return f"{s / 3600:.1f} h" if s < 48 * 3600 else f"{s / 86400:.1f} days"
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from modelops.cli.bundle import bundle_app
 from modelops.cli.doctor import doctor
@@ -14,8 +15,28 @@ from modelops.cli.env import env_app
 from modelops.cli.run import run
 from modelops.errors import ModelOpsError
 
+
+class Commands(TyperGroup):
+    """Turns what a command raises into a sentence on stderr and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        from modelops.cli.exits import Exit, exit_of_error
+
+        try:
+            return super().invoke(ctx)
+        except ModelOpsError as error:
+            logging.getLogger(__name__).info("the error in full", exc_info=error)
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(exit_of_error(error)) from error
+        except KeyboardInterrupt:
+            typer.echo("stopped", err=True)
+            raise typer.Exit(Exit.CANCELLED) from None
+
+
 app = typer.Typer(
     name="modelops",
+    cls=Commands,
     help="Run stochastic simulations: parameter sets x replicates, each in its bundle's own environment.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -53,18 +74,5 @@ def options(
 
 
 def run_app() -> None:
-    """Run a command; a `ModelOpsError` becomes a sentence on stderr and an exit code, never a traceback."""
-    from modelops.cli.exits import Exit, exit_of_error
-
-    try:
-        app()
-    except ModelOpsError as error:
-        logging.getLogger(__name__).debug("", exc_info=True)
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(exit_of_error(error))
-    except KeyboardInterrupt:
-        sys.exit(Exit.CANCELLED)
-    except BrokenPipeError:
-        # The reader of our output went away, as in `modelops ... | head`; a write at exit must not fail again.
-        sys.stderr.close()
-        sys.exit(Exit.FAILED)
+    """Run the command that the shell asked for; the process ends with its exit code."""
+    app()

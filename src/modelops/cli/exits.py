@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from modelops.errors import BundleError, ModelOpsError, RequestError
 from modelops.states import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from modelops.checks import Check
 
 
 class Exit(IntEnum):
@@ -35,3 +41,15 @@ def exit_of_state(state: JobState) -> Exit:
 def exit_of_error(error: ModelOpsError) -> Exit:
     """Return the exit code of a command that raised this."""
     return Exit.WRONG_REQUEST if isinstance(error, (RequestError, BundleError)) else Exit.FAILED
+
+
+def exit_of_checks(checks: Iterable[Check]) -> Exit:
+    """Return the exit code of a command that looked at something: a warning stops nothing."""
+    return Exit.FAILED if any(c.status == "FAILED" for c in checks) else Exit.SUCCEEDED
+
+
+def exit_of_counts(succeeded: int, others: int) -> Exit:
+    """Return the exit code for so many replicates."""
+    if not others:
+        return Exit.SUCCEEDED
+    return Exit.PARTIAL if succeeded else Exit.FAILED

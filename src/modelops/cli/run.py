@@ -63,7 +63,7 @@ def run(
     from modelops.cli.exits import exit_of_state
     from modelops.client import run as run_study
     from modelops.client.progress import ProgressBar
-    from modelops.client.study_files import study_of_target
+    from modelops.client.study_arguments import min_success_of_text, seeds_of_text, study_of_target
 
     study = study_of_target(
         target,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from modelops.client.job import Job
     from modelops.environments import Environment
     from modelops.home import Home
+    from modelops.processes import LogSink, Outcome, ReplicateSet
+    from modelops.study.spec import Limits
 
 
 class LocalRunner:
@@ -31,6 +33,7 @@ class LocalRunner:
         self.snapshot, self.digest, self.manifest, self.environment = snapshot, digest, manifest, environment
         self._home = home
         self._stack = contextlib.ExitStack()
+        self._root: Path
         self.pool: ProcessPool
 
     @classmethod
@@ -57,16 +60,16 @@ class LocalRunner:
         return cls(snapshot, digest, manifest, environment, home)
 
     @classmethod
-    def of_job(cls, job: Job) -> Self:
+    def of_job(cls, job: Job, *, on_progress: Callable[[str], None] | None = None) -> Self:
         """Use the bundle and the environment of a job."""
         home, manifest = job.home, job.manifest
         lock = parse_lock(Objects.open(str(home.objects)).get(f"{job_folder(job.id)}/lock").decode())
         snapshot = job.snapshot()
-        environment = Environments(home.cache).ensure(lock, bundle_root=snapshot)
+        environment = Environments(home.cache).ensure(lock, bundle_root=snapshot, on_progress=on_progress)
         return cls(snapshot, job.spec.bundle, manifest, environment, home)
 
-    def spec(self, *, isolation: str | None = None, **limits: Any) -> RunnerSpec:
-        """Return what the pool needs to start a runner of this bundle."""
+    def spec(self, *, isolation: str | None = None, limits: Limits | None = None) -> RunnerSpec:
+        """Return what the pool needs to start a runner of this bundle; isolation as the bundle says."""
         return RunnerSpec(
             python=str(self.environment.python),
             environment_key=self.environment.key,
@@ -74,21 +77,35 @@ class LocalRunner:
             bundle_digest=self.digest,
             snapshot=str(self.snapshot),
             isolation=isolation or self.manifest.isolation,
-            memory_bytes=limits.get("memory_bytes"),
-            replicate_timeout_s=limits.get("replicate_timeout_s"),
-            threads=limits.get("threads", 1),
+            memory_bytes=limits.memory_bytes if limits else None,
+            replicate_timeout_s=limits.replicate_timeout_s if limits else None,
+            threads=limits.threads if limits else 1,
             wire=self.manifest.wire is not None,
             pycache=str(self._home.cache / "pycache" / self.environment.key),
         )
 
-    def call(self, entry: str, args: Sequence[Any]) -> Any:
+    def call(self, entry: str, args: Sequence[Any], *, spec: RunnerSpec | None = None) -> Any:
         """Call a function of the bundle in its environment and return its value."""
-        return self.pool.call(self.spec(), entry, args)
+        return self.pool.call(spec or self.spec(), entry, args)
+
+    def replicates(
+        self, spec: RunnerSpec, entry: str, sets: Sequence[ReplicateSet], *, log: LogSink | None = None
+    ) -> list[Outcome]:
+        """Run replicates one after another and return their outcomes, in the order of ``sets``."""
+        outcomes: list[Outcome] = []
+        self.pool.run(spec, entry, sets, on_outcome=outcomes.append, log=log)
+        return outcomes
+
+    def start_afresh(self) -> None:
+        """End the processes, so that the next call gets a new one."""
+        self.pool.close()
+        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self._root, slots=1)))
 
     def __enter__(self) -> Self:
         self._home.state.mkdir(parents=True, exist_ok=True)
-        root = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="local-", dir=self._home.state))
-        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(Path(root), slots=1)))
+        folder = tempfile.TemporaryDirectory(prefix="local-", dir=self._home.state)
+        self._root = Path(self._stack.enter_context(folder))
+        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self._root, slots=1)))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from modelops.errors import (
+    ClusterError,
     EnvironmentError_,
     IndexUnreachableError,
     InternalError,
@@ -74,6 +75,13 @@ def uv_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def _installed_uv() -> Path:
+    try:
+        return find_uv()
+    except FileNotFoundError as e:
+        raise ClusterError(f"uv is missing beside ModelOps: pip install uv ({e})") from e
+
+
 class Uv:
     """The uv program, started for one command at a time."""
 
@@ -107,7 +115,7 @@ class Uv:
         ResolutionError, IndexUnreachableError, StorageError
             What uv's output means.
         """
-        command = [str(self._path or find_uv()), *map(str, arguments)]
+        command = [str(self._path or _installed_uv()), *map(str, arguments)]
         environ = uv_environ(os.environ if self._environ is None else self._environ)
         try:
             process = subprocess.Popen(
