@@ -15,6 +15,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
 from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.nanny import DetachedNanny
 from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
@@ -68,6 +69,7 @@ class EmbeddedCluster:
             security = Security.temporary()
             cluster = self._stack.enter_context(
                 LocalCluster(
+                    worker_class=DetachedNanny,
                     n_workers=self._n_workers,
                     threads_per_worker=self._threads,
                     processes=True,
