@@ -37,9 +37,7 @@ def main() -> None:
     for python in sys.argv[1:] or [sys.executable]:
         start, times = measure(python)
         shown = " ".join(f"{t:.2f}" for t in times)
-        print(
-            f"{python}: start to handshake {start * 1e3:.0f} ms; us per replicate: best {min(times):.2f} ({shown})"
-        )
+        print(f"{python}: {start * 1e3:.0f} ms to the handshake; {min(times):.2f} us per replicate ({shown})")
 
 
 def measure(python: str) -> tuple[float, list[float]]:
@@ -52,7 +50,9 @@ def measure(python: str) -> tuple[float, list[float]]:
         with subprocess.Popen(
             runner_argv(python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
-            assert process.stdin and process.stdout and process.stderr
+            assert process.stdin
+            assert process.stdout
+            assert process.stderr
             stderr = process.stderr.fileno()
             for pipe in (process.stdout, process.stderr):
                 fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
@@ -89,7 +89,8 @@ def measure(python: str) -> tuple[float, list[float]]:
 
 def ask(process: subprocess.Popen[bytes], peer: Peer, frame: bytes) -> int:
     """Send, and read until the answer; return the number of messages. Decoding waits until all is read."""
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     process.stdin.write(frame)
     process.stdin.flush()
     fd, chunks = process.stdout.fileno(), []

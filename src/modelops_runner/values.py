@@ -146,11 +146,13 @@ def _tagged_dict(value: dict[Any, Any], depth: int) -> Any:
     try:
         for key, item in value.items():
             if type(key) is not str or key[:1] == "$":
-                return {"$dict": _tagged_pairs(value, depth)}
+                break
             out[key] = tagged(item, depth + 1)
+        else:
+            return out
     except InvalidOutputError as e:
         raise e.within(f".{key}") from None
-    return out
+    return {"$dict": _tagged_pairs(value, depth)}
 
 
 def _tagged_pairs(value: dict[Any, Any], depth: int) -> list[Any]:

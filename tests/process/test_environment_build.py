@@ -212,6 +212,22 @@ def test_a_dependency_that_does_not_compile_is_a_final_error_with_the_compilers_
     assert environments.list() == []
 
 
+def test_a_wheel_that_was_published_with_a_wrong_record_is_no_damage(
+    environments: Environments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
+    root = slow_bundle(tmp_path / "one")
+    wrong = BACKEND.replace('"".join(', '"slow.py,sha256=AAAA,999\\n" + "".join(')
+    (root / "libs" / "slow" / "backend.py").write_text(wrong)
+    lock = environments.resolve(root)
+
+    environment = environments.ensure(lock, bundle_root=root)
+
+    assert run(environment, "import slow; print(slow.answer)") == "42"
+    assert not environments.ensure(lock, bundle_root=root).built
+    assert environments.verify(environment.key).damages == ()
+
+
 def test_bundles_that_differ_only_in_code_share_an_environment(
     environments: Environments, tmp_path: Path
 ) -> None:

@@ -38,6 +38,10 @@ def site(environment: Environment) -> Path:
     return next((environment.path / "lib").glob("python3*")) / "site-packages"
 
 
+def info(environment: Environment, name: str) -> Path:
+    return site(environment) / "six-1.17.0.dist-info" / name
+
+
 def rewrite_in_place(path: Path, content: bytes) -> None:
     """Change a file without changing its inode: what uv's cache holds changes with it."""
     path.chmod(0o644)
@@ -93,6 +97,12 @@ CASES = [
         "six.py was written to",
     ),
     Case("module removed", lambda e: (site(e) / "six.py").unlink(), "six.py is missing"),
+    Case(
+        "METADATA truncated in place", lambda e: rewrite_in_place(info(e, "METADATA"), b""), "METADATA has 0"
+    ),
+    Case("WHEEL truncated in place", lambda e: rewrite_in_place(info(e, "WHEEL"), b""), "WHEEL has 0"),
+    Case("RECORD truncated in place", lambda e: rewrite_in_place(info(e, "RECORD"), b""), "RECORD has 0"),
+    Case("dist-info removed", lambda e: shutil.rmtree(info(e, "RECORD").parent), "dist-info is missing"),
     Case("mode changed", lambda e: (site(e) / "six.py").chmod(0o000), "six.py has mode"),
     Case("pyvenv.cfg removed", lambda e: (e.path / "pyvenv.cfg").unlink(), "pyvenv.cfg is missing"),
     Case("lib64 link changed", lambda e: relink(e.path / "lib64", "bin"), "lib64 is a link to"),
@@ -152,6 +162,19 @@ def test_damage_in_uvs_cache_does_not_reach_a_bundle_that_is_built_first(
     assert run(second, "import idna, six; print(six.__version__)") == "1.17.0"
     assert environments.verify(second.key).damages == ()
     assert environments.validate(first.key)
+
+
+def test_a_wheel_that_uv_cannot_unpack_from_its_cache_is_downloaded_again(
+    environments: Environments, tmp_path: Path
+) -> None:
+    environments.ensure(environments.resolve(bundle(tmp_path / "one", "six==1.17.0")))
+    for cached in (tmp_path / "uv-cache").rglob("six-1.17.0.dist-info"):
+        if cached.is_dir():
+            shutil.rmtree(cached)
+
+    second = environments.ensure(environments.resolve(bundle(tmp_path / "two", "six==1.17.0", "idna")))
+
+    assert run(second, "import idna, six; print(six.__version__)") == "1.17.0"
 
 
 def test_what_a_model_writes_is_no_damage(environments: Environments, tmp_path: Path) -> None:

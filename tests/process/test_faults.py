@@ -314,9 +314,9 @@ def test_folders_variables_and_directory_are_as_they_were_for_the_next_replicate
     code = """
     import os, tempfile
     def model(params, seed):
-        seen = [sorted(os.listdir(".")), os.listdir(os.environ["TMPDIR"]), os.environ.get("SEEN"), os.getcwd()]
+        folders = [sorted(os.listdir(".")), os.listdir(os.environ["TMPDIR"])]
+        seen = [*folders, os.environ.get("SEEN"), os.getcwd()]
         open("left", "w").close(); tempfile.mkdtemp(); os.environ["SEEN"] = "yes"
-        open("m.py", "a") if False else None
         os.chdir("/")
         return {"seen": seen}
     """
@@ -462,8 +462,8 @@ def test_a_soft_stop_lets_the_running_replicate_finish_and_keeps_the_process(
     bench: Bench, tmp_path: Path
 ) -> None:
     started, go = tmp_path / "started", tmp_path / "go"
-    code = "open(params['started'], 'w').close()\n            while not os.path.exists(params['go']): time.sleep(0.01)"
-    spec = bench.spec(MODEL.format(code))
+    wait = "[time.sleep(0.01) for _ in iter(lambda: os.path.exists(params['go']), True)]"
+    spec = bench.spec(MODEL.format("open(params['started'], 'w').close(); " + wait))
     stop = StopSignal(grace_s=DEADLINE_S)
 
     def stop_when_started() -> None:

@@ -109,7 +109,8 @@ def test_a_process_gets_its_descriptors_its_folder_and_only_the_variables_it_was
     code = """
         import os, resource
         print(os.getcwd(), sorted(os.environ), os.getsid(0) == os.getpid(),
-              open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE), sorted(os.listdir("/proc/self/fd"), key=int))
+              open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE),
+              sorted(os.listdir("/proc/self/fd"), key=int))
     """
     child = spawn(reaper, code, stdout=write, cwd=tmp_path)
     os.close(write)

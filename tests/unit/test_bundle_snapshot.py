@@ -100,7 +100,7 @@ def test_every_kind_of_change_is_named(bundle: Path, tmp_path: Path) -> None:
         "changed: model.py",
         "missing: src/tool.sh",
     ]
-    with pytest.raises(IntegrityError, match="changed: model.py"):
+    with pytest.raises(IntegrityError, match=r"changed: model\.py"):
         check_snapshot(place)
 
 

@@ -86,7 +86,7 @@ def test_a_line_number_belongs_to_the_table_and_not_to_a_key_of_that_name_elsewh
 def test_a_path_without_a_bundle_says_what_a_bundle_is(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such file or folder"):
         load_manifest(tmp_path / "nothing")
-    with pytest.raises(BundleError, match="it has no pyproject.toml"):
+    with pytest.raises(BundleError, match=r"it has no pyproject\.toml"):
         load_manifest(tmp_path)
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     with pytest.raises(BundleError, match=r"has no \[tool.modelops\] table; add one"):
@@ -204,3 +204,18 @@ def test_a_manifest_is_read_from_a_relative_path_too(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "here")
     assert load_manifest(Path()).name == "here"
     assert load_manifest(Path(os.curdir)).models == {"f": "m:f"}
+
+
+DECLARED = {
+    "group": ("farm.entry:run", True),
+    "manifest_module": ("farm.entry:call", False),
+    "manifest_file": ("tools/entry.py:call", False),
+    "wire_file": ("wire.py:wire", False),
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_wire_bundles_of_the_test_data_declare_it_each_in_its_way(name: str) -> None:
+    manifest = load_manifest(Path(__file__).parents[1] / "data" / "wire" / name)
+    assert manifest.wire
+    assert (manifest.wire.function, manifest.install) == DECLARED[name]

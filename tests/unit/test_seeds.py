@@ -28,9 +28,9 @@ def seed_by_the_page(study_seed: int, param_id: str | None, replicate: int) -> i
     digest = blake2b(material, digest_size=8, person=b"modelops.seed.1\0").digest()
     a = sum(byte * 256**i for i, byte in enumerate(digest[:4]))
     b = sum(byte * 256**i for i, byte in enumerate(digest[4:]))
-    h = replicate ^ a
+    h: int = replicate ^ a
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        h = (h ^ h // 2**shift) * factor % 2**32
+        h = (h ^ h // (1 << shift)) * factor % 2**32
     return h ^ b
 
 

@@ -113,7 +113,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 _README = """\
 # @PROJECT@
 
-    modelops bundle check .                                # does it build, import, reproduce; how long it takes
+    modelops bundle check .                                # does it build, import, reproduce
     modelops bundle run . -p beta=0.3 -p gamma=0.1 -n 5    # five replicates, their outputs
     modelops run .                                         # the study in pyproject.toml
 

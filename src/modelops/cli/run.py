@@ -125,7 +125,7 @@ def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
         "counts": status.counts,
         "aggregates": status.aggregates,
         "best": best_sets(job).to_pylist(),
-        "failures": job.failure_summary(),
+        "failures": job.failure_summary().to_pylist(),
         "files": [str(f) for f in files],
         "report": report,
     }
@@ -151,7 +151,7 @@ def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     best = best_sets(job)
     if best.num_rows:
         show_table(console, best, title="best parameter sets")
-    show_failures(console, job.failure_summary())
+    show_failures(console, job.failure_summary().to_pylist())
     if report:
         console.print(report, markup=False, highlight=False)
     console.print("files: " + ", ".join(str(f) for f in files), markup=False, highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from modelops.bundles import Manifest
     from modelops.store import Objects, Records
-    from modelops.store.results import JobContents
+    from modelops.store.contents import JobContents
     from modelops.study.spec import JobSpec
 
 
@@ -73,7 +73,7 @@ class Job:
             yield records
 
     def _contents(self) -> JobContents:
-        from modelops.store.results import JobContents
+        from modelops.store.contents import JobContents
 
         with self._records() as records:
             return JobContents.of(self._objects, records, self.id)
@@ -86,15 +86,13 @@ class Job:
 
     def status(self) -> JobStatus:
         """Return the state, the counts by replicate status, the aggregates, and the reason of the state."""
-        from modelops.store.results import rest_of
-
         with self._records() as records:
             row, counts = records.job(self.id), records.counts(self.id)
             aggregates = [ref.counts for ref in records.aggregates(self.id)]
         by_status = {str(status): n for status, n in counts.items() if n}
         left = self.spec.line.size - sum(by_status.values())
         if left:
-            by_status[str(rest_of(row.state))] = left
+            by_status[str(self._contents().rest)] = left
         return JobStatus(
             state=row.state,
             counts=by_status,
@@ -125,18 +123,22 @@ class Job:
 
         return failures_table(self._contents())
 
-    def failure_summary(self) -> list[dict[str, Any]]:
-        """Return one entry per fingerprint (type and place): count, statuses, one full example, how to run it again."""
+    def failure_summary(self) -> pa.Table:
+        """Return one row per fingerprint (type and place), the most frequent first.
+
+        Each has its count, one full example with traceback and stderr, and the command that runs that replicate
+        again on this machine. What did not run is not in it.
+        """
         from modelops.store.failures import failure_summary
 
-        return failure_summary(self._contents(), self._rerun_command)
+        return failure_summary(self.failures(), self._rerun_command)
 
-    def _rerun_command(self, param: int, replicate: int) -> str:
-        return f"modelops bundle run --job {self.id} --param {param} --replicate {replicate}"
+    def _rerun_command(self, row: dict[str, Any]) -> str:
+        return f"modelops bundle run --job {self.id} --param {row['param']} --replicate {row['replicate']}"
 
     def attempts(self) -> pa.Table:
         """Return durations, attempts, workers and hosts: what depends on where and when the job ran."""
-        from modelops.store.attempts import attempts_table
+        from modelops.store.results import attempts_table
 
         return attempts_table(self._contents())
 
@@ -173,7 +175,7 @@ class Job:
         ``target`` names the aggregate entry point; it may be left out when the job has one. Raises NotFoundError
         if it was skipped or failed; the message says why.
         """
-        from modelops.store.aggregate_rows import aggregate_value
+        from modelops.store.aggregate_value import aggregate_value
 
         targets = self.spec.aggregates
         if target is None and len(targets) != 1:

@@ -13,13 +13,13 @@ from modelops.worker.job_log import LogLine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelops.store.results import JobContents
+    from modelops.store.contents import JobContents
 
 
 def log_lines(contents: JobContents) -> Iterator[LogLine]:
     """Yield what was printed, attempt by attempt; ``index`` None is the import and what came between replicates."""
     objects = contents.objects
-    for name in objects.list(f"{job_folder(contents.job)}/logs/"):
+    for name in objects.list(f"{job_folder(contents.job)}/logs"):
         for line in objects.get(name).splitlines():
             yield msgspec.json.decode(line, type=LogLine)
 

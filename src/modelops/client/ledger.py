@@ -72,7 +72,8 @@ class StoreLedger:
 
     def finalize(self) -> None:
         """Write the result files."""
-        from modelops.store.results import JobContents, finalize
+        from modelops.store.contents import JobContents
+        from modelops.store.results import finalize
 
         finalize(JobContents.of(self.objects, self.records, self.job))
 

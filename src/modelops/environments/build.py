@@ -27,7 +27,7 @@ from modelops.environments.manifest import (
     write_manifest,
 )
 from modelops.environments.resolve import copy_bundle
-from modelops.errors import EnvironmentDamagedError, InternalError
+from modelops.errors import EnvironmentDamagedError, InternalError, ResolutionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,16 @@ def build_environment(
         if on_progress is not None and (n := len(lock.packages) + lock.install):
             on_progress(f"installing {n} package{'s' if n > 1 else ''} for Python {interpreter.version}")
         copy = ("--link-mode", "copy") if careful else ()
-        install(*copy)
+        try:
+            install(*copy)
+        except ResolutionError as e:
+            # What uv cannot unpack from its own cache, it can after a fresh download.
+            broken = [name for name in _names(lock) if f"({name}==" in e.uv_output]
+            if "Failed to install" not in e.uv_output or not broken:
+                raise
+            _log.warning("uv's cache is damaged: %s; downloading again", e.uv_output)
+            call("cache", "clean", "--force", *broken, cwd=work)
+            install("--link-mode", "copy")
         found = survey(root, freeze=True)
         recorded = read_records(root, found.stats)
         accepted: list[str] = []
@@ -127,6 +136,10 @@ def build_environment(
     )
     write_manifest(root, manifest)
     return manifest
+
+
+def _names(lock: Lock) -> list[str]:
+    return [package["name"] for package in lock.packages]
 
 
 def _mend(

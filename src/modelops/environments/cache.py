@@ -32,6 +32,7 @@ from modelops.environments.uv import Progress, Uv, kill_tree, start_time
 from modelops.errors import (
     IndexUnreachableError,
     NoInterpreterError,
+    NotFoundError,
     RequestError,
     ResolutionError,
     StorageError,
@@ -249,8 +250,15 @@ class Environments:
         """Compare every content with what was installed, seconds; set a damaged environment aside.
 
         One that a process uses is compared too, but stays where it is.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such environment.
         """
         root = self._envs / key
+        if not root.is_dir():
+            raise NotFoundError(f"there is no environment {key} in {self._envs}")
         with self._storage(), self._building(key):
             manifest = read_manifest(root)
             damages = [NO_MANIFEST] if manifest is None else hash_damage(root, manifest)

@@ -232,10 +232,8 @@ Recorded = list[tuple[str, list[Record]]]
 def read_records(root: Path, paths: Iterable[str]) -> Recorded:
     """Return each installed package and what its RECORD lists; an unreadable RECORD lists nothing."""
     recorded: Recorded = []
-    for path in paths:
-        if not path.endswith(".dist-info/METADATA"):
-            continue
-        info = path.removesuffix("/METADATA")
+    marks = (".dist-info/RECORD", ".dist-info/METADATA", ".dist-info/WHEEL")  # any may be what is missing
+    for info in dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(marks)):
         site, _, folder = info.rpartition("/")
         package = folder.removesuffix(".dist-info").rsplit("-", 1)[0]
         try:
@@ -280,7 +278,7 @@ def record_damage(
             elif (
                 line.digest.startswith("sha256=")
                 and (hashes or (seen.st_nlink > 1 and wheel and seen.st_mtime_ns > wheel))
-                and file_digest(root / line.path) != _hexadecimal(line.digest)
+                and _as_in_record(file_digest(root / line.path)) != line.digest
             ):
                 damages.append(Damage(line.path, "does not have the content that its RECORD says", package))
     return damages
@@ -326,6 +324,6 @@ def file_digest(path: Path) -> str:
         return ""
 
 
-def _hexadecimal(digest: str) -> str:
-    """Turn ``sha256=<url-safe base64 without padding>``, as RECORD has it, into hexadecimal."""
-    return base64.urlsafe_b64decode(digest.removeprefix("sha256=") + "=").hex()
+def _as_in_record(digest: str) -> str:
+    """Turn a hexadecimal SHA-256 into ``sha256=<url-safe base64 without padding>``, as RECORD has it."""
+    return "sha256=" + base64.urlsafe_b64encode(bytes.fromhex(digest)).rstrip(b"=").decode()

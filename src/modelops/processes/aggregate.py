@@ -56,11 +56,10 @@ class AggregateRun:
         self, process: RunnerProcess, entry: str, *, stop: StopSignal, start_timeout_s: float
     ) -> None:
         self._process, self._entry, self._stop = process, entry, stop
-        timeout_s = process.spec.replicate_timeout_s
-        if timeout_s is not None and entry not in process.entries:
-            timeout_s += start_timeout_s  # the import happens on the way
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._deadline: float | None = None
         self._spilled = 0
+        self._requests: set[int] = set()
         self._answers: dict[int, Answer] = {}
         self._failed: Failure | None = None
 
@@ -84,7 +83,8 @@ class AggregateRun:
         spill.mkdir(exist_ok=True)
         try:
             with self._stop.waking(process.wake):
-                process.request(start)
+                if not self._started(process.request(start)):
+                    return self._ended()
                 for batch in self._batches(rows, spill):
                     if not self._taken():
                         break
@@ -92,6 +92,7 @@ class AggregateRun:
                 if not self._taken():
                     return self._ended()
                 finish_id = process.request(AggregateFinish(id=aggregate_id))
+                self._requests.add(finish_id)
                 while self._failed is None and finish_id not in self._answers:
                     if not self._pump():
                         return self._ended()
@@ -103,6 +104,18 @@ class AggregateRun:
             for file in spill.iterdir():
                 file.unlink()
             spill.rmdir()
+
+    def _started(self, start_id: int) -> bool:
+        """Wait for the import, which has a deadline of its own; False: it came to nothing."""
+        self._requests.add(start_id)
+        if self._entry not in self._process.entries:
+            self._deadline = time.monotonic() + self._start_timeout_s
+            while self._failed is None and start_id not in self._answers:
+                if not self._pump():
+                    return False
+        timeout_s = self._process.spec.replicate_timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        return self._failed is None
 
     def _taken(self) -> bool:
         """Wait until the process has taken most of what was sent; False: it is of no use any more."""
@@ -123,8 +136,8 @@ class AggregateRun:
         for message in messages:
             if isinstance(message, Answer):
                 self._answers[message.id] = message
-            elif isinstance(message, Failure):
-                self._failed = message
+            elif isinstance(message, Failure) and message.id in self._requests and self._failed is None:
+                self._failed = message  # the first one says why; the others follow from it
         if not messages and not dead and self._deadline is not None and time.monotonic() >= self._deadline:
             process.kill(Kill("timeout", ""))
         return bool(messages) or not dead

@@ -22,7 +22,16 @@ from modelops.processes.outcome import (
     indices,
 )
 from modelops.processes.process import Kill
-from modelops.rpc import Answer, Cancel, Failure, Finished, ReplicatesRun, decode_output, spool_file
+from modelops.rpc import (
+    Answer,
+    Cancel,
+    ErrorObject,
+    Failure,
+    Finished,
+    ReplicatesRun,
+    decode_output,
+    spool_file,
+)
 from modelops.states import OUTCOMES, ReplicateStatus
 
 if TYPE_CHECKING:
@@ -30,9 +39,10 @@ if TYPE_CHECKING:
 
     from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
-    from modelops.rpc import ErrorObject, ReplicateSet
+    from modelops.rpc import ReplicateSet
 
 DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
+FORK_SLACK_S = 1.0
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
 
 
@@ -69,7 +79,7 @@ def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> Repli
         message=error.message,
         traceback=error.traceback,
         stderr=stderr,
-        fingerprint=fingerprint(error.type, f"{error.file}:{error.line}"),
+        fingerprint=fingerprint(error.type, f"{error.file}:{error.line}" if error.file else error.message),
         exit=exit_,
         file=error.file,
         line=error.line,
@@ -132,7 +142,7 @@ class ChunkRun:
                 for message in messages:
                     if type(message) is Finished:
                         self._finished(message)
-                    elif type(message) is Failure:
+                    elif type(message) is Failure and message.id == request_id:
                         raise process.failure(message, "replicates/run")
                     elif type(message) is Answer and message.id == request_id:
                         return self._answered()
@@ -161,15 +171,17 @@ class ChunkRun:
         return min(deadlines, default=None)
 
     def _replicate_deadline(self) -> float | None:
-        timeout_s = self._process.spec.replicate_timeout_s
+        process = self._process
+        timeout_s = process.spec.replicate_timeout_s
         if timeout_s is None or self._n == len(self._indices):
             return None
         if self._importing:
-            begun = self._process.drain.opened(self._indices[0])
+            begun = process.drain.opened(self._indices[0])
             if begun is None:
                 return self._sent + self._start_timeout_s + timeout_s
             self._since, self._importing = begun, False
-        return self._since + timeout_s
+        # A fork that takes too long is the runner's to kill; only a runner that hangs itself is ours.
+        return self._since + timeout_s + (FORK_SLACK_S if process.spec.isolation == "fork" else 0.0)
 
     def _enforce(self) -> None:
         """Kill the process if a deadline has passed; its death is then seen like any other."""
@@ -199,9 +211,10 @@ class ChunkRun:
             ]
         )
         error, status = None, _STATUS[finished.status]
-        if finished.error is not None:
+        if status is not ReplicateStatus.SUCCEEDED:
             process.drain.wait_closed(finished.index, DRAIN_S)
-            error = error_of(finished.error, process.drain.tail(finished.index), finished.exit)
+            raised = finished.error or self._fork_ended(status, finished.exit)
+            error = error_of(raised, process.drain.tail(finished.index), finished.exit)
             if process.new_oom_kills():  # the kernel took a child of the model, and the model failed by it
                 status, error = ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(error)
         self._on_outcome(
@@ -218,6 +231,17 @@ class ChunkRun:
             )
         )
         self._n, self._since, self._importing = n + 1, now, False
+
+    def _fork_ended(self, status: ReplicateStatus, exit_: int | None) -> ErrorObject:
+        """Say how a fork ended whose death the runner reports."""
+        if status is ReplicateStatus.TIMED_OUT:
+            return ErrorObject(type="ReplicateTimeout", message=self._timeout_message())
+        how = describe_exit(exit_) if exit_ is not None else "its process ended"
+        return ErrorObject(type="ProcessExited", message=how)
+
+    def _timeout_message(self) -> str:
+        limit = self._process.spec.replicate_timeout_s
+        return f"still running after {limit:g} s (replicate_timeout); its process was killed"
 
     def _other_output(self, name: str, kind: str, data: msgspec.Raw) -> Output:
         output = output_of(name, kind, data)
@@ -272,10 +296,9 @@ class ChunkRun:
         if (killed is not None and killed.kind == "memory") or process.new_oom_kills():
             return ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(None, returncode=returncode)
         if killed is not None and killed.kind == "timeout":
-            limit = process.spec.replicate_timeout_s
             error = ReplicateError(
                 type="ReplicateTimeout",
-                message=f"still running after {limit:g} s (replicate_timeout); its process was killed",
+                message=self._timeout_message(),
                 fingerprint=fingerprint("ReplicateTimeout", ""),
                 exit=returncode,
             )

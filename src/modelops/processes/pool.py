@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
 FRAME_BYTES = 8 * 1024 * 1024
+KEPT_LOGS = 8
 FORGOTTEN_AFTER_S = 24 * 3600.0
 _AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
 
@@ -308,6 +309,12 @@ class ProcessPool:
         process.close()
         raise ProcessError("the process pool is closed")
 
+    def _prune_logs(self) -> None:
+        """Keep the logs of the latest processes only, however many there have been."""
+        logs = sorted(self.logs.glob(f"runner-{os.getpid()}-*.log*"), key=lambda path: path.stat().st_mtime)
+        for path in logs[: -2 * (KEPT_LOGS + self._slots)]:
+            path.unlink(missing_ok=True)
+
     def _give_back(self, process: RunnerProcess, *, healthy: bool) -> None:
         now = time.monotonic()
         with self._lock:
@@ -320,6 +327,8 @@ class ProcessPool:
                 surplus = []
         if not healthy or self._closed:
             process.close()
+            with self._lock:
+                self._prune_logs()
         for one in surplus:
             one.close(graceful=True)
 

@@ -193,12 +193,12 @@ class Study:
     def filled_from(self, defaults: Study) -> Study:
         """Return this study with what it leaves open taken from another; the bundle is never taken.
 
-        ``seeds`` go together with ``replicates``: whoever says one of them has said both.
+        Explicit ``seeds`` exclude ``seed`` and ``replicates``: who says one has decided against the other.
         """
         said = {f.name for f in fields(self) if getattr(self, f.name) is not None}
-        if "seeds" in said or "replicates" in said:
-            said |= {"seeds", "replicates"}
-        if "seed" in said:
+        if "seeds" in said:
+            said |= {"seed", "replicates"}
+        if said & {"seed", "replicates"}:
             said.add("seeds")
         return replace(
             self, **{f.name: getattr(defaults, f.name) for f in fields(self) if f.name not in said}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from modelops.states import ReplicateStatus
     from modelops.store import Objects, SegmentTable
-    from modelops.store.segments import StoredOutput
+    from modelops.store.segment_table import StoredOutput
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.index_line import IndexLine
     from modelops.worker.messages import SegmentRef

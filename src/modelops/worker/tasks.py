@@ -35,8 +35,8 @@ def aggregate(chunk: AggregateChunk) -> AggregateReceipt:
     return aggregate_chunk(_runtime(get_worker()), chunk)
 
 
-def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
-    """Stop an attempt, or make sure that it will not start. Runs beside the task, on the worker's event loop."""
+async def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
+    """Stop an attempt, or make sure that it will not start. Runs on the event loop, beside the task."""
     _runtime(dask_worker).attempts.stop(job, attempt)
 
 
