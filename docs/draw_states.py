@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from modelops.states import FINAL_JOB_STATES, JOB_NEXT, JobState
@@ -27,6 +26,4 @@ def redrawn(text: str) -> str:
 
 
 if __name__ == "__main__":
-    old = PAGE.read_text()
-    PAGE.write_text(redrawn(old))
-    sys.exit(0)
+    PAGE.write_text(redrawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Run the examples of one documentation page: ``run_page.py STEPS.json FOLDER``, as a program of its own.
 
-All steps of a page share one namespace and one folder, in the order of the page. The first step that does not do what
-the page says ends the program with code 1 and a message that begins with ``page:line``.
+All steps of a page share one namespace and one folder, in the order of the page. The first step that does
+not do what the page says ends the program with code 1 and a message that begins with ``page:line``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def run_python(step: dict[str, Any], namespace: dict[str, Any]) -> str:
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output):
-            exec(code, namespace)  # noqa: S102  the examples are our own
-    except Exception:
+            exec(code, namespace)
+    except Exception:  # noqa: BLE001  whatever it is, it is shown with its traceback
         raise ExampleError(f"the example raised\n{traceback.format_exc()}") from None
     return output.getvalue()
 
@@ -43,8 +43,12 @@ def run_command(command: str, wanted: int) -> str:
         os.chdir(Path(command[3:].strip()).expanduser())
         return ""
     done = subprocess.run(
-        command, shell=True, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, stdin=subprocess.DEVNULL
-    )  # fmt: skip
+        ["/bin/sh", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode != wanted:
         raise ExampleError(
             f"exit code {done.returncode}, the page says {wanted}: {command}\n{done.stdout}{done.stderr}"
@@ -61,7 +65,10 @@ def make_target(command: str, makefile: str) -> None:
 
 
 def compare(expected: str, output: str) -> None:
-    """Check that the expected lines occur in this order; ``...`` is any text, spaces count as one, more is allowed."""
+    """Check that the expected lines occur in this order.
+
+    ``...`` in a line is any text, spaces count as one, and the output may have more lines.
+    """
     lines = iter([" ".join(line.split()) for line in output.splitlines()])
     for wanted in filter(None, (" ".join(line.split()) for line in expected.splitlines())):
         pattern = re.compile(".*".join(map(re.escape, wanted.split("..."))))
@@ -74,19 +81,17 @@ def compare(expected: str, output: str) -> None:
 def run_step(step: dict[str, Any], namespace: dict[str, Any], makefile: str) -> None:
     """Do what one block says."""
     output = ""
-    match step["kind"]:
-        case "file":
-            place = Path(step["file"])
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(step["text"], encoding="utf-8")
-        case "python":
-            output = run_python(step, namespace)
-        case "shell":
-            for command in step["commands"]:
-                if command.startswith("make "):
-                    make_target(command, makefile)
-                else:
-                    output += run_command(command, step["exit"])
+    if step["file"]:
+        place = Path(step["file"])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(step["text"], encoding="utf-8")
+    elif step["kind"] == "python":
+        output = run_python(step, namespace)
+    for command in step["commands"]:
+        if command.startswith("make "):
+            make_target(command, makefile)
+        else:
+            output += run_command(command, step["exit"])
     if step["expected"] is not None:
         compare(step["expected"], output)
 

@@ -1,16 +1,17 @@
 """The pages are true: every example runs, every link leads somewhere, every name and command is described.
 
-How a page is run (`docs/**/*.md` and `README.md`), in order, in one folder in which ``bundles/`` is the shipped one:
+How a page is run (`docs/**/*.md` and `README.md`), from top to bottom, in one folder in which ``bundles/`` is
+the shipped one:
 
 - ``python`` blocks run in one namespace.
-- In ``sh`` blocks each line is a command; in ``console`` blocks each line after ``$``, and the rest is its output.
-  Commands are ``modelops ...``, ``python ...``, ``cd ...``, ``cat ...`` and ``make ...`` (only its target is checked).
-  They must end with code 0, or with the one in a comment ``<!-- exit: 3 -->`` before the block.
+- In ``sh`` blocks each line is a command; in ``console`` blocks each line after ``$``; the rest is output.
+  Commands are ``modelops ...``, ``python ...``, ``cd ...``, ``cat ...`` and ``make ...`` (of which only the
+  target is checked). They must end with code 0, or with that of a comment ``<!-- exit: 3 -->`` before it.
 - A block whose first line is ``# file: NAME`` is written to that file instead.
-- A ``text`` block right after one of these is its output: each of its lines must occur, in this order; ``...`` in a
-  line is any text, spaces count as one, and the output may have more lines.
-- ``toml`` and ``json`` must parse. What is not to be run is ``text`` (or ``mermaid``); a fence without a language
-  is an error.
+- A ``text`` block right after one of these is its output: each of its lines must occur, in this order;
+  ``...`` in a line is any text, spaces count as one, and the output may have more lines.
+- ``toml`` and ``json`` must parse. What is not to be run is ``text`` (or ``mermaid``); a fence without a
+  language is an error.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md")) + [ROOT / "README.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
 ALL_TEXT = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("bundles/*/README.md")]
 PAGE_TIMEOUT_S = 280
 COMMANDS = ("modelops ", "python ", "cd ", "cat ", "make ")
@@ -117,9 +118,8 @@ def steps(markdown: str, page: str) -> list[Step]:
         elif block.language in NOT_RUN:
             continue
         else:
-            raise ValueError(
-                f"{where}: a fence must say python, sh, console, toml, json or text, not {block.language!r}"
-            )
+            known = "python, sh, console, toml, json or text"
+            raise ValueError(f"{where}: a fence must say {known}, not {block.language!r}")
         found.append(step)
     return found
 
@@ -159,7 +159,7 @@ def run_page(page: Path, folder: Path, environ: dict[str, str]) -> subprocess.Co
 
 @pytest.fixture(scope="session")
 def page_environ(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> dict[str, str]:
-    """Return the environment of all pages: one home, the ``modelops`` of this interpreter, a terminal of fixed width."""
+    """Return the variables of all pages: one home, the ``modelops`` of this interpreter, 120 columns."""
     home = tmp_path_factory.mktemp("docs-home")
     (home / "cache").symlink_to(shared_cache)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -179,12 +179,12 @@ def test_the_examples_of_the_page_do_what_it_says(
 
 
 PLANTED = {
-    "raises": ("```python\nx = 1\n```\n\n```python\nassert x == 2, 'x is not two'\n```\n", "page.md:5: ", "x is not two"),
+    "raises": ("```python\nx = 1\n```\n\n```python\nassert x == 2, 'not 2'\n```\n", "page.md:5: ", "not 2"),
     "other output": ("```python\nprint('a 2')\n```\n\n```text\na 3\n```\n", "page.md:1: ", "a 3"),
     "other order": ("```python\nprint('a\\nb')\n```\n```text\nb\na\n```\n", "page.md:1: ", "  a\n"),
-    "other exit code": ("```sh\npython -c 'raise SystemExit(3)'\n```\n", "page.md:1: ", "exit code 3, the page says 0"),
+    "other code": ("```sh\npython -c 'raise SystemExit(3)'\n```\n", "page.md:1: ", "the page says 0"),
     "unknown command": ("```sh\nmodelops no-such-command\n```\n", "page.md:1: ", "No such command"),
-    "unknown option": ("```console\n$ modelops run --no-such-option x\n```\n", "page.md:1: ", "No such option"),
+    "unknown option": ("```console\n$ modelops run --no-such x\n```\n", "page.md:1: ", "--no-such"),
     "no such target": ("```sh\nmake tea\n```\n", "page.md:1: ", "no target 'tea'"),
     "no such file": ("```sh\ncat nothing.txt\n```\n", "page.md:1: ", "nothing.txt"),
 }  # fmt: skip
@@ -228,7 +228,7 @@ def test_examples_of_a_page_share_files_folder_and_namespace(
         python -c "raise SystemExit(5)"
         ```
         ```python
-        print(text.count("hello"))
+        print(text.count("print"))
         ```
         ```text
         1
@@ -280,9 +280,7 @@ def broken_links(page: Path) -> list[str]:
             continue
         path, _, anchor = target.partition("#")
         place = (page.parent / path).resolve() if path else page
-        if not place.exists():
-            found.append(target)
-        elif anchor and anchor not in _anchors(place.read_text("utf-8")):
+        if not place.exists() or (anchor and anchor not in _anchors(place.read_text("utf-8"))):
             found.append(target)
     return found
 
@@ -360,9 +358,8 @@ def test_every_error_is_described() -> None:
     from modelops import errors
 
     page = (DOCS / "reference" / "errors.md").read_text("utf-8")
-    names = [
-        n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.ModelOpsError)
-    ]
+    base = errors.ModelOpsError
+    names = [n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, base)]
     assert [n for n in names if f"`{n}`" not in page] == []
 
 
@@ -376,9 +373,9 @@ def test_the_states_are_drawn_from_the_tables() -> None:
     assert draw_states.redrawn(page) == page, "make docs"
 
 
-# Words for which the glossary has another one. `param`, `run` and the like are fine where they are names in code.
+# Words for which the glossary has another one. Names in code, such as `param`, are no prose.
 OTHER_WORDS = {
-    r"param(eter)?[- ](combination|vector|point|tuple)s?|paramsets?|scenarios? of parameters": "parameter set",
+    r"param(eter)?[- ](combination|vector|point|tuple)s?|paramsets?": "parameter set",
     r"repetitions?|realisations?|realizations?|monte[- ]carlo (runs?|draws?)|simulation runs?": "replicate",
     r"sub-?process(es)?|runner subprocess(es)?": "process",
     r"virtual ?envs?|virtual environments?": "environment",
