@@ -1,4 +1,4 @@
-"""``modelops run``: run a bundle or a study file on this machine, show the best sets, write the result files."""
+"""``modelops run``: run a bundle or a study on this machine, show the best sets, write the result files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def run(
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            "--parameter", "-p", help="NAME=VALUE[,VALUE...]; several make a grid. Repeat for more names."
+            "--parameter",
+            "-p",
+            help="NAME=VALUE[,VALUE...] or NAME=LO:HI:N. Repeat for more names; all combinations run.",
         ),
     ] = None,
     parameters: Annotated[
@@ -35,6 +37,9 @@ def run(
         int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The study's seed, 0 to 2**63-1.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="The seeds themselves, as 11,977,35; one per replicate.")
+    ] = None,
     aggregate: Annotated[
         list[str] | None, typer.Option("--aggregate", "-a", help="Aggregate entry point. Repeat for more.")
     ] = None,
@@ -47,7 +52,8 @@ def run(
     timeout: Annotated[str | None, typer.Option(help="Longest time of the job, as 12h.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory limit of one replicate, as 2GiB.")] = None,
     min_success: Annotated[
-        float | None, typer.Option(help="Fraction of replicates that must succeed for an aggregate (0 to 1).")
+        str | None,
+        typer.Option(help="Replicates that must succeed for an aggregate: 0.9 (fraction), 180 (count)."),
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
     out: Annotated[
@@ -72,12 +78,13 @@ def run(
         model=model,
         replicates=replicates,
         seed=seed,
+        seeds=seeds_of_text(seeds),
         aggregate=aggregate,
         isolation=isolation,
         replicate_timeout=replicate_timeout,
         timeout=timeout,
         memory=memory,
-        min_success=min_success,
+        min_success=min_success_of_text(min_success),
     )
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)

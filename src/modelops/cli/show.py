@@ -45,7 +45,7 @@ def shown_checks(checks: Iterable[Check], *, quietly: bool) -> list[Check]:
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows what is being done: a line that goes away on a terminal, nothing elsewhere."""
+    """Give a function that shows, on a terminal only, what is being done: a line that goes away."""
     if not sys.stderr.isatty():
         yield lambda _text: None
         return

@@ -196,8 +196,11 @@ class Job:
         state = self.status().state
         if state not in FINAL_JOB_STATES:
             raise RequestError(f"job {self.id} is {state}; its result files are written when it ends")
-        names = self._objects.list(f"v1/jobs/{self.id}/results")
-        paths = {name.rpartition("/")[2]: self._objects.local_path(name) for name in names}
+        folder = f"v1/jobs/{self.id}/results"
+        paths = {
+            name.removeprefix(f"{folder}/"): self._objects.local_path(name)
+            for name in self._objects.list(folder)
+        }
         return {name: path for name, path in paths.items() if path is not None}
 
     @cached_property
