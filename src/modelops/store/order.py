@@ -80,7 +80,7 @@ def places(line: IndexLine, indices: npt.NDArray[np.int64]) -> Rows:
     IndexError
         An index is not on the line.
     """
-    if len(indices) and not (0 <= indices.min() and indices.max() < line.size):
+    if len(indices) and not (indices.min() >= 0 and indices.max() < line.size):
         raise IndexError(f"an index outside 0..{line.size - 1}")
     blocks = np.array(
         [(b.base, b.p0, b.r0, b.n_replicates) for b in line.blocks if b.end > b.base] or [(0, 0, 0, 1)],
