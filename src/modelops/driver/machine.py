@@ -431,6 +431,8 @@ class Machine:
 
     def _commit_if_new(self, attempt: AttemptId, commit: _Commit) -> None:
         """Commit, unless other outcomes of these items are there already; then only run what nobody has."""
+        if self._finalizing:
+            return  # the result files are being written from what is committed; a resumed job runs it again
         work = commit.work
         taken = False
         if commit.late:
