@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -52,8 +53,7 @@ from modelops_runner.frames import encode_frame
 from modelops_runner.launch import runner_argv
 
 if TYPE_CHECKING:
-    from contextlib import suppress
-from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from modelops.rpc.messages import Wire
     from modelops.rpc.peer import Message
@@ -1125,7 +1125,8 @@ def test_the_client_of_python_lsp_talks_to_a_runner(tmp_path: Path) -> None:
     hello, run = foreign_requests(tmp_path)
     process = subprocess.Popen(runner_argv(sys.executable), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     seen: list[dict[str, Any]] = []
-    endpoint = endpoints.Endpoint({"replicate/finished": seen.append}, streams.JsonRpcStreamWriter(process.stdin).write)
+    writer = streams.JsonRpcStreamWriter(process.stdin)
+    endpoint = endpoints.Endpoint({"replicate/finished": seen.append}, writer.write)
     reader = streams.JsonRpcStreamReader(process.stdout)
     listener = threading.Thread(target=reader.listen, args=(endpoint.consume,))
     listener.start()
