@@ -65,7 +65,7 @@ class Channel:
             The parent sent bytes that are no frame.
         """
         while not self._waiting:
-            if self._ended:
+            if self._ended or self._splitter.broken:
                 self._splitter.close()
                 return None
             self.pump()
@@ -87,8 +87,8 @@ class Channel:
 
     @property
     def ended(self) -> bool:
-        """Whether the parent has closed the pipe."""
-        return self._ended
+        """Whether nothing more can come: the parent has closed the pipe, or broken the rules."""
+        return self._ended or bool(self._splitter.broken)
 
     def _take(self, body: bytes) -> None:
         try:

@@ -273,7 +273,7 @@ class Replicates:
                 )
             elif kind is int and -(2**63) <= value < 2**64:
                 parts.append(f'{prefix}"json",{value}]')
-            elif kind is str and len(value) < _MAX_INLINE_TEXT:
+            elif kind is str and len(value) < _MAX_INLINE_TEXT and value.isascii():
                 parts.append(f'{prefix}"json",{to_json(value)}]')
             else:
                 try:
@@ -289,6 +289,8 @@ class Replicates:
             raise InvalidOutputError(
                 f"an output's name is text, not a {values.type_name(name)}: {values.shown(name)}"
             )
+        if not values.is_unicode(name):
+            raise InvalidOutputError(f"an output's name is no valid Unicode: {values.shown(name)}")
         if len(self._prefixes) > _MAX_PREFIXES:  # a model that invents new names all the time
             self._prefixes.clear()
         prefix = self._prefixes[str.__str__(name)] = f"[{to_json(str.__str__(name))},"
