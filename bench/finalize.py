@@ -30,7 +30,9 @@ from modelops.worker.messages import SegmentRef
 
 
 def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segment: int) -> list[SegmentRef]:
-    write_parameters(objects, job, (canonical_json({"beta": 0.1 + i / n_params, "n": i}) for i in range(n_params)))
+    write_parameters(
+        objects, job, (canonical_json({"beta": 0.1 + i / n_params, "n": i}) for i in range(n_params))
+    )
     rng = random.Random(1)
     values = [
         [(name, "json", msgspec.Raw(repr(rng.random()).encode())) for name in ("a", "b", "c", "d", "e")]
@@ -49,7 +51,9 @@ def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segm
         refs.append(ref)
         adding_s += added - started
         finishing_s += time.perf_counter() - added
-    print(f"add: {adding_s / n_rows * 1e6:.2f} us per row, finish: {finishing_s / n_rows * 1e6:.2f} us per row")
+    print(
+        f"add: {adding_s / n_rows * 1e6:.2f} us per row, finish: {finishing_s / n_rows * 1e6:.2f} us per row"
+    )
     return refs
 
 

@@ -77,9 +77,7 @@ rows_strategy = st.dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(rows=rows_strategy, random=st.randoms())
-def test_a_segment_gives_back_what_was_added_in_any_order(
-    rows: dict[int, Any], random: Any
-) -> None:
+def test_a_segment_gives_back_what_was_added_in_any_order(rows: dict[int, Any], random: Any) -> None:
     stored = []
     for _ in range(2):
         objects = Objects.open("memory:///")
@@ -179,7 +177,9 @@ def test_large_outputs_go_into_the_pack_and_their_files_are_removed(objects: Obj
     assert (tmp_path / "copy").read_bytes() == bigger
 
 
-def test_a_spooled_file_that_was_changed_is_refused_and_nothing_is_stored(objects: Objects, tmp_path: Path) -> None:
+def test_a_spooled_file_that_was_changed_is_refused_and_nothing_is_stored(
+    objects: Objects, tmp_path: Path
+) -> None:
     file = spooled(tmp_path / "f", b"x" * 100_000)
     for damage in (b"y" * 100_000, b"x" * 99_999, b"x" * 100_001):
         file.path.write_bytes(damage)
@@ -196,7 +196,14 @@ def test_finishing_again_after_a_lost_answer_gives_the_same_segment(objects: Obj
     def writer(folder: str) -> SegmentWriter:
         (tmp_path / folder).mkdir()
         w = SegmentWriter(objects, JOB, ATTEMPT)
-        w.add(0, OK, True, [("a", "bytes", spooled(tmp_path / folder / "f", b"x" * 100_000))], None, Execution(1.0, 2.0, 3.0))
+        w.add(
+            0,
+            OK,
+            True,
+            [("a", "bytes", spooled(tmp_path / folder / "f", b"x" * 100_000))],
+            None,
+            Execution(1.0, 2.0, 3.0),
+        )
         return w
 
     first = finished(writer("a"))

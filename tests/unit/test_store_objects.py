@@ -103,7 +103,9 @@ def test_deleting_twice_is_no_error_and_frees_the_name(objects: Objects) -> None
     objects.put_new("a", b"2")
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a/.", "a\\b", "a\0", ".tmp/x"])
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a/.", "a\\b", "a\0", ".tmp/x"]
+)
 def test_a_name_that_could_lead_elsewhere_is_refused(objects: Objects, name: str) -> None:
     with pytest.raises(RequestError):
         objects.put_new(name, b"")

@@ -94,7 +94,10 @@ def test_a_url_that_keeps_nothing_is_refused(bad: str) -> None:
 def test_sqlite_is_opened_durably(url: str) -> None:
     database = Database.open(url)
     with database.reading() as sql:
-        pragmas = {p: sql.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous", "foreign_keys")}
+        pragmas = {
+            p: sql.exec_driver_sql(f"PRAGMA {p}").scalar()
+            for p in ("journal_mode", "synchronous", "foreign_keys")
+        }
     database.close()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
@@ -187,7 +190,13 @@ def test_a_driver_that_was_replaced_can_write_nothing(records: Records) -> None:
     assert second > first
     before = (records.job(JOB), records.events(JOB), records.segments(JOB))
     aggregate = AggregateRef(
-        attempt=AttemptId("g"), name="n", digest="d", n_bytes=1, params=((0, 1),), counts={"succeeded": 1}, inputs=()
+        attempt=AttemptId("g"),
+        name="n",
+        digest="d",
+        n_bytes=1,
+        params=((0, 1),),
+        counts={"succeeded": 1},
+        inputs=(),
     )
     for write in (
         lambda: records.commit_segment(JOB, first, ref("b", (2, 3))),
@@ -260,7 +269,9 @@ def test_aggregates_come_back_as_they_were(records: Records) -> None:
 
 
 ranges_strategy = st.lists(
-    st.tuples(st.integers(0, 60), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1])), min_size=1, max_size=4
+    st.tuples(st.integers(0, 60), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1])),
+    min_size=1,
+    max_size=4,
 ).map(lambda pairs: Ranges(pairs).pairs)
 
 
@@ -309,7 +320,9 @@ for i in range(60):
 """
 
 
-def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice(records: Records, url: str) -> None:
+def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice(
+    records: Records, url: str
+) -> None:
     records.create_job(JOB, b"{}")
     epoch = records.take_lease(JOB, "me")
     accepted: list[str] = []
@@ -325,7 +338,7 @@ def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice
                 if records.commit_segment(JOB, epoch, wanted):
                     accepted.append(wanted.attempt)
                 records.add_event(JOB, f"thread {me}", "note", str(i))
-        except BaseException as e:  # noqa: BLE001  shown by the assertion below
+        except BaseException as e:
             errors.append(e)
 
     processes = [
@@ -366,7 +379,9 @@ OPENER = "import sys; from modelops.store import Records; sys.stdin.readline(); 
 
 def test_processes_that_open_a_new_database_at_once_all_find_it_whole(url: str) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", OPENER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", OPENER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     for process in processes:
