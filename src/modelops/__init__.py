@@ -1,0 +1,59 @@
+"""ModelOps runs stochastic simulations: parameter sets x replicates, isolated, durable, aggregated.
+
+``import modelops as mo`` shows the public API; everything is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelops.client import Job, JobStatus, local_cluster, run
+    from modelops.errors import ModelOpsError
+    from modelops.study import Retry, Study, grid, ints, latin_hypercube, log_range, sobol
+
+_WHERE = {
+    "Job": "modelops.client",
+    "JobStatus": "modelops.client",
+    "ModelOpsError": "modelops.errors",
+    "Retry": "modelops.study",
+    "Study": "modelops.study",
+    "grid": "modelops.study",
+    "ints": "modelops.study",
+    "latin_hypercube": "modelops.study",
+    "local_cluster": "modelops.client",
+    "log_range": "modelops.study",
+    "run": "modelops.client",
+    "sobol": "modelops.study",
+}
+__all__ = [  # noqa: PLE0604  the same names as _WHERE; spelled out for type checkers
+    "Job",
+    "JobStatus",
+    "ModelOpsError",
+    "Retry",
+    "Study",
+    "grid",
+    "ints",
+    "latin_hypercube",
+    "local_cluster",
+    "log_range",
+    "run",
+    "sobol",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("modelops")
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module 'modelops' has no attribute {name!r}") from None
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

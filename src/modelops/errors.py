@@ -139,12 +139,26 @@ class ProtocolError(ProcessError):
 
 
 class RemoteError(ProcessError):
-    """The runner answered a request with an error; attributes say what the bundle's code raised."""
+    """The runner answered a request with an error; attributes say what the bundle's code raised.
 
-    def __init__(self, error_type: str, message: str, traceback: str, stderr_tail: str = "") -> None:
-        super().__init__(error_type, message, traceback, stderr_tail)
+    ``missing_module``: the module that nobody could import, if that is what it comes down to.
+    ``file``, ``line``: the innermost frame that lies in the bundle.
+    """
+
+    def __init__(
+        self,
+        error_type: str,
+        message: str,
+        traceback: str,
+        stderr_tail: str = "",
+        missing_module: str | None = None,
+        file: str = "",
+        line: int = 0,
+    ) -> None:
+        super().__init__(error_type, message, traceback, stderr_tail, missing_module, file, line)
         self.error_type, self.message = error_type, message
         self.traceback, self.stderr_tail = traceback, stderr_tail
+        self.missing_module, self.file, self.line = missing_module, file, line
 
     def __str__(self) -> str:
         return f"{self.error_type}: {self.message}\n{self.traceback}"

@@ -10,6 +10,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from modelops.errors import InternalError
+
 
 class JobState(StrEnum):
     """What a job is doing, or how it ended."""
@@ -60,14 +62,15 @@ JOB_NEXT: Final = MappingProxyType(
         (S.FINALIZING, E.ALL_SUCCEEDED): S.SUCCEEDED,
         (S.FINALIZING, E.SOME_SUCCEEDED): S.PARTIAL,
         (S.FINALIZING, E.NONE_SUCCEEDED): S.FAILED,
-        **{(state, E.CANCEL_ASKED): S.CANCELLING for state in (S.QUEUED, S.PREPARING, S.RUNNING, S.FINALIZING)},
+        **{
+            (state, E.CANCEL_ASKED): S.CANCELLING
+            for state in (S.QUEUED, S.PREPARING, S.RUNNING, S.FINALIZING)
+        },
         (S.CANCELLING, E.STOPPED): S.CANCELLED,
         **_BEGIN_AGAIN,
     }
 )
-FINAL_JOB_STATES: Final = frozenset(
-    {state for (state, event) in _BEGIN_AGAIN}
-)
+FINAL_JOB_STATES: Final = frozenset({state for (state, event) in _BEGIN_AGAIN})
 
 
 class ReplicateStatus(StrEnum):
@@ -114,8 +117,6 @@ def next_state(state: JobState, event: JobEvent) -> JobState:
     InternalError
         The table has no such transition.
     """
-    from modelops.errors import InternalError
-
     try:
         return JOB_NEXT[state, event]
     except KeyError:

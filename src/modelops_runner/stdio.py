@@ -10,19 +10,16 @@ import fcntl
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class Pipes:
     """Private, non-inheritable descriptors (3 or above): requests, messages, and stderr for marks."""
 
     def __init__(self, requests: int, messages: int, marks: int) -> None:
         self.requests, self.messages, self.marks = requests, messages, marks
-
-    def detach(self) -> None:
-        """Let go of the pipes in a child that a model forked: it must neither speak nor hold them open."""
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in (self.requests, self.messages, self.marks):
-            os.dup2(null, fd, inheritable=False)
-        os.close(null)
 
 
 def take_over() -> Pipes:
@@ -36,7 +33,9 @@ def take_over() -> Pipes:
     os.close(null)
     for stream in (sys.stdout, sys.stderr):
         # Line by line, so that a line which was printed before a crash is seen.
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        stream.reconfigure(  # type: ignore[union-attr]  # at the start they are TextIOWrappers
+            encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
     _line_buffer_c_stdout()
     return Pipes(requests, messages, marks)
 
@@ -48,28 +47,27 @@ def flush() -> None:
             stream.flush()
         except Exception:  # noqa: BLE001  the model may have closed it or put anything in its place
             pass
-    fflush(None)
+    _fflush(None)
 
 
-def _no_fflush(_: None) -> int:
-    return 0
+def _load_libc() -> Any:
+    try:
+        import ctypes
+
+        return ctypes, ctypes.CDLL(None)
+    except (ImportError, OSError):  # a Python without ctypes: only the order of C's own output suffers
+        return None, None
 
 
-try:
-    import ctypes
-
-    _libc = ctypes.CDLL(None)
-    fflush = _libc.fflush
-except (ImportError, OSError, AttributeError):  # a Python without ctypes: only C stdio's own order suffers
-    ctypes = None  # type: ignore[assignment]
-    fflush = _no_fflush
+_ctypes, _libc = _load_libc()
+_fflush = _libc.fflush if _libc else lambda _: 0
 
 
 def _line_buffer_c_stdout() -> None:
-    if ctypes is None:
+    if _ctypes is None:
         return
     try:
-        stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
+        stdout = _ctypes.c_void_p.in_dll(_libc, "stdout")
     except ValueError:  # a C library that calls it otherwise (macOS: __stdoutp)
         return
     _libc.setvbuf(stdout, None, 1, 0)  # 1: _IOLBF in glibc and musl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 
 from modelops_runner.values import InvalidOutputError, _library, dumps, loads, type_name
 
@@ -77,11 +78,19 @@ def _write_array(array: Any, sink: Any) -> None:
 
 
 def _write_polars(frame: Any, sink: Any) -> None:
-    buffer = io.BytesIO()
+    pl = sys.modules["polars"]
+    what = f"a polars table with dtypes {', '.join(map(str, frame.dtypes))}"
+    buffer, empty = io.BytesIO(), io.BytesIO()
     try:
-        frame.write_ipc_stream(buffer)
-    except Exception as e:  # polars has no one base class for "this dtype has no Arrow form" across versions
-        raise InvalidOutputError(f"a polars table with dtypes {frame.dtypes} cannot be returned: {e}") from e
+        frame.clear().write_ipc_stream(empty)
+        empty.seek(0)
+        same = pl.read_ipc_stream(empty).schema == frame.schema and pl.Object not in frame.dtypes
+        if same:
+            frame.write_ipc_stream(buffer)
+    except Exception as e:  # polars has no one error for "this dtype has no Arrow form" across versions
+        raise InvalidOutputError(f"{what} cannot be returned: {e}") from e
+    if not same:
+        raise InvalidOutputError(f"{what} has no exact Arrow form; cast it first")
     sink.write(buffer.getbuffer())
 
 
@@ -91,15 +100,17 @@ def _write_polars(frame: Any, sink: Any) -> None:
 def _write_frame(frame: Any, sink: Any) -> None:
     table = _from_frame(frame, "a pandas.DataFrame")
     back = _to_frame(table.slice(0, 0))
-    for what, ours, theirs in (
+    pairs: tuple[tuple[str, Any, Any], ...] = (
         ("columns", frame.columns, back.columns),
         ("dtypes", list(frame.dtypes), list(back.dtypes)),
-        ("index", _index_type(frame.index), _index_type(back.index)),
-    ):
+        ("index", _index_type(frame.index), _index_type(back.index, frame.index)),
+    )
+    for what, ours, theirs in pairs:
         same = ours.equals(theirs) and ours.names == theirs.names if what == "columns" else ours == theirs
         if not same:
             raise InvalidOutputError(
-                f"a pandas.DataFrame whose {what} Arrow cannot carry exactly: {ours!r} would come back as {theirs!r}"
+                f"a pandas.DataFrame whose {what} Arrow cannot carry exactly: "
+                f"{ours!r} would come back as {theirs!r}"
             )
     _write_table(table, sink)
 
@@ -108,7 +119,7 @@ def _write_series(series: Any, sink: Any) -> None:
     frame = series.to_frame(name="values")
     table = _from_frame(frame, "a pandas.Series", name=series.name)
     back = _to_series(table.slice(0, 0))
-    if back.dtype != series.dtype or _index_type(back.index) != _index_type(series.index):
+    if back.dtype != series.dtype or _index_type(back.index, series.index) != _index_type(series.index):
         raise InvalidOutputError(f"a pandas.Series of dtype {series.dtype} that Arrow cannot carry exactly")
     _write_table(table, sink)
 
@@ -117,16 +128,20 @@ def _from_frame(frame: Any, what: str, **more: Any) -> Any:
     try:
         import pyarrow as pa
     except ImportError:
-        raise InvalidOutputError(f'{what} needs pyarrow to be returned: add "pyarrow" to dependencies') from None
+        raise InvalidOutputError(
+            f'{what} needs pyarrow to be returned: add "pyarrow" to dependencies'
+        ) from None
     objects = []
     for i, dtype in enumerate(frame.dtypes):
-        if dtype == object:
+        if dtype.kind == "O" and dtype.name == "object":
             _check_texts(frame.iloc[:, i], what)
             objects.append(i)
     if any(_holds_objects(level) for level in _levels(frame.index)):
         objects.append(-1)  # the index
     try:
-        table = pa.Table.from_pandas(frame)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pyarrow warns of what the check of the columns refuses
+            table = pa.Table.from_pandas(frame)
     except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as e:
         raise InvalidOutputError(f"{what} that Arrow cannot carry: {e}") from e
     extra = dumps({"freq": getattr(frame.index, "freqstr", None), "objects": objects, **more})
@@ -139,7 +154,7 @@ def _to_frame(table: Any) -> Any:
     for i in extra["objects"]:
         if i < 0:
             frame.index = _as_objects(frame.index)
-        elif frame.dtypes.iloc[i] != object:
+        elif frame.dtypes.iloc[i].name != "object":
             frame.isetitem(i, frame.iloc[:, i].astype(object).where(frame.iloc[:, i].notna(), None))
     if extra["freq"] is not None and len(frame.index):
         frame.index.freq = extra["freq"]
@@ -157,7 +172,8 @@ def _check_texts(column: Any, what: str) -> None:
     for value in column:
         if value is not None and type(value) is not str:
             raise InvalidOutputError(
-                f"{what} with a {type_name(value)} in the object column {column.name!r}; give that column a dtype"
+                f"{what} with a {type_name(value)} in the object column {column.name!r}; "
+                "give that column a dtype"
             )
 
 
@@ -178,5 +194,7 @@ def _as_objects(index: Any) -> Any:
     return index.astype(object)
 
 
-def _index_type(index: Any) -> Any:
+def _index_type(index: Any, original: Any = None) -> Any:
+    if type(index).__name__ == "RangeIndex" and type(original).__name__ == "RangeIndex":
+        index = original  # it is stored as start, stop and step; an empty table has none of its own
     return type(index).__name__, list(index.names), [lv.dtype for lv in _levels(index)]

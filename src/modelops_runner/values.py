@@ -1,4 +1,4 @@
-"""Turn what a model returned into bytes, and back, exactly. No pickle. Reference: ``docs/reference/values.md``.
+"""Turn what a model returned into bytes, and back, exactly. Reference: ``docs/reference/values.md``.
 
 Used on both sides. numpy, pandas, polars and pyarrow are touched only when a value is theirs, so that a
 bundle without them pays nothing.
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 200
 _NAN_BITS = "7ff8000000000000"
-_to_text = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
+to_json = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
+"""Compact ASCII JSON of a tree that JSON can hold; what frames are made of."""
 
 
 class InvalidOutputError(Exception):
@@ -93,7 +94,7 @@ def decode(kind: str, data: bytes) -> Any:
 
 def dumps(value: object) -> str:
     """Return the tagged JSON of a value, ASCII only."""
-    return _to_text(tagged(value))
+    return to_json(tagged(value))
 
 
 def loads(text: str | bytes) -> Any:
@@ -133,7 +134,7 @@ def _tagged_items(items: Any, depth: int) -> list[Any]:
     out = []
     try:
         for item in items:
-            out.append(tagged(item, depth + 1))  # noqa: PERF401  len(out) is the path of an error
+            out.append(tagged(item, depth + 1))  # one by one: len(out) is the path of an error
     except InvalidOutputError as e:
         raise e.within(f"[{len(out)}]") from None
     return out
@@ -145,11 +146,13 @@ def _tagged_dict(value: dict[Any, Any], depth: int) -> Any:
     try:
         for key, item in value.items():
             if type(key) is not str or key[:1] == "$":
-                return {"$dict": _tagged_pairs(value, depth)}
+                break
             out[key] = tagged(item, depth + 1)
+        else:
+            return out
     except InvalidOutputError as e:
         raise e.within(f".{key}") from None
-    return out
+    return {"$dict": _tagged_pairs(value, depth)}
 
 
 def _tagged_pairs(value: dict[Any, Any], depth: int) -> list[Any]:
@@ -158,12 +161,12 @@ def _tagged_pairs(value: dict[Any, Any], depth: int) -> list[Any]:
         try:
             out.append([tagged(key, depth + 1), tagged(item, depth + 1)])
         except InvalidOutputError as e:
-            raise e.within(f"[{_shown(key)}]") from None
+            raise e.within(f"[{shown(key)}]") from None
     return out
 
 
 def _tagged_other(value: Any, depth: int) -> Any:
-    """Handle what is neither exact text, number nor container: numpy scalars first, they subclass float and str."""
+    """Handle all other types; numpy scalars first, because some are subclasses of float and str."""
     np = sys.modules.get("numpy")
     if np is not None and isinstance(value, np.generic):
         return _tagged_numpy(np, value)
@@ -268,14 +271,18 @@ def _write_npy(value: Any, sink: Any) -> None:
     np = sys.modules["numpy"]
     dtype = value.dtype
     if dtype.hasobject:
-        raise InvalidOutputError(f"a {type_name(value)} of dtype {dtype} cannot be returned; convert it to a typed array")
+        raise InvalidOutputError(
+            f"a {type_name(value)} of dtype {dtype} cannot be returned; convert it to a typed array"
+        )
     form = np.lib.format
     try:
         exact = form.descr_to_dtype(form.dtype_to_descr(dtype)) == dtype
     except (ValueError, TypeError, AttributeError):
         exact = False
     if not exact:
-        raise InvalidOutputError(f"a {type_name(value)} of dtype {dtype} has no exact form in .npy; convert it first")
+        raise InvalidOutputError(
+            f"a {type_name(value)} of dtype {dtype} has no exact form in .npy; convert it first"
+        )
     array = np.asarray(value)
     try:
         form.write_array(sink, array, version=(1, 0), allow_pickle=False)
@@ -320,7 +327,9 @@ def _writer_of(value: Any) -> tuple[str, Callable[[Any, Any], None]] | None:
         if kind is np.ndarray or kind is np.memmap:
             return "npy", _write_npy
         if isinstance(value, np.ndarray):
-            raise InvalidOutputError(f"a {type_name(value)} cannot be returned; return numpy.asarray(...) of it")
+            raise InvalidOutputError(
+                f"a {type_name(value)} cannot be returned; return numpy.asarray(...) of it"
+            )
         if isinstance(value, np.generic):
             tree = _tagged_numpy(np, value)
             return ("npy0", _write_npy) if "$npy0" in tree else None
@@ -354,10 +363,13 @@ def type_name(value: object) -> str:
     root = kind.__module__.partition(".")[0]
     if root == "builtins":
         return kind.__qualname__
-    return f"{root if root in ('numpy', 'pandas', 'polars', 'pyarrow') else kind.__module__}.{kind.__qualname__}"
+    return (
+        f"{root if root in ('numpy', 'pandas', 'polars', 'pyarrow') else kind.__module__}.{kind.__qualname__}"
+    )
 
 
-def _shown(key: object) -> str:
+def shown(key: object) -> str:
+    """Return the start of an object's repr, whatever its class makes of it."""
     try:
         return repr(key)[:80]
     except Exception:  # noqa: BLE001  the bundle's own __repr__

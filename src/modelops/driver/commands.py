@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from modelops.states import JobEvent, JobState, ReplicateStatus
-from modelops.study.ids import AttemptId
-from modelops.study.ranges import Ranges
-from modelops.worker.messages import AggregateChunk, AggregateRef, Chunk, ErrorExample, SegmentRef
+if TYPE_CHECKING:
+    from modelops.states import JobEvent, JobState, ReplicateStatus
+    from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Ranges
+    from modelops.worker.messages import AggregateChunk, AggregateRef, Chunk, ErrorExample, SegmentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,15 @@ class CommitSynthetic:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitSyntheticAggregates:
+    """Write and commit ``failed`` aggregates that no worker could: aggregating these took its worker down."""
+
+    attempt: AttemptId
+    params: Ranges
+    error: ErrorExample
+
+
+@dataclass(frozen=True, slots=True)
 class CommitAggregates:
     """Write the row of an aggregate segment; answer Committed."""
 
@@ -65,7 +76,7 @@ class CommitAggregates:
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Answer TimerRang at ``at`` on the clock that ``now`` is read from. A later one of that name replaces it."""
+    """Answer TimerRang at ``at`` on the clock of ``now``. A later one of that name replaces it."""
 
     name: str
     at: float
@@ -108,6 +119,7 @@ Command = (
     | StopAttempt
     | CommitSegment
     | CommitSynthetic
+    | CommitSyntheticAggregates
     | CommitAggregates
     | SetTimer
     | ChangeState

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from modelops.study.ids import AttemptId
-from modelops.worker.messages import AggregateReceipt, Receipt
+if TYPE_CHECKING:
+    from modelops.study.ids import AttemptId
+    from modelops.worker.messages import AggregateReceipt, Receipt, SegmentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class EnvironmentReady:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentFailed:
-    """The job's environment cannot be had: ends the job once, with uv's own words; nothing has failed to run."""
+    """The environment cannot be had: ends the job once, with uv's own words; nothing has failed to run."""
 
     error_type: str
     message: str
@@ -46,7 +48,7 @@ class ChunkDone:
 
 @dataclass(frozen=True, slots=True)
 class ChunkErred:
-    """The task raised: a fault of ModelOps or the machine (storage full, environment broken), not of the model.
+    """The task raised: a fault of ModelOps or the machine (storage full), not of the model.
 
     ``final``: trying again has no hope.
     """
@@ -67,10 +69,14 @@ class AttemptLost:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment."""
+    """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment.
+
+    ``segment``: what was written for a CommitSynthetic, so that aggregates can read it.
+    """
 
     attempt: AttemptId
     accepted: bool = True
+    segment: SegmentRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,10 +275,10 @@ class Records:
         if not covers:
             raise InternalError(f"attempt {ref.attempt} wants to commit a segment that covers nothing")
         known = sql.execute(
-            sa.select(table.c.digest, table.c.job).where(table.c.attempt == ref.attempt)
+            sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == ref.attempt)
         ).first()
         if known is not None:
-            return bool(known == (ref.digest, job))
+            return bool(known.digest == ref.digest)
         if any(_covered(sql, ranges, job, lo, hi) for lo, hi in covers.pairs):
             return False
         sql.execute(

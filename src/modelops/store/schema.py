@@ -76,8 +76,8 @@ events = sa.Table(  # numbered per job under the lock of its row, so a reader's 
 segments = sa.Table(
     "segments",
     metadata,
-    sa.Column("attempt", sa.String(64), primary_key=True),
-    sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False, index=True),
+    sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
+    sa.Column("attempt", sa.String(64), primary_key=True),  # unique within its job only
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
@@ -95,14 +95,15 @@ segment_ranges = sa.Table(
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
     sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("hi", sa.BigInteger, nullable=False),
-    sa.Column("attempt", sa.ForeignKey("segments.attempt"), nullable=False, index=True),
+    sa.Column("attempt", sa.String(64), nullable=False),
+    sa.ForeignKeyConstraint(["job", "attempt"], ["segments.job", "segments.attempt"]),
 )
 
 aggregates = sa.Table(
     "aggregates",
     metadata,
-    sa.Column("attempt", sa.String(64), primary_key=True),
-    sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False, index=True),
+    sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
+    sa.Column("attempt", sa.String(64), primary_key=True),  # unique within its job only
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
@@ -120,5 +121,6 @@ aggregate_ranges = sa.Table(
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
     sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("hi", sa.BigInteger, nullable=False),
-    sa.Column("attempt", sa.ForeignKey("aggregates.attempt"), nullable=False, index=True),
+    sa.Column("attempt", sa.String(64), nullable=False),
+    sa.ForeignKeyConstraint(["job", "attempt"], ["aggregates.job", "aggregates.attempt"]),
 )

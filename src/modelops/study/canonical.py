@@ -31,20 +31,22 @@ def canonical_json(params: Mapping[str, Any]) -> bytes:
         A name is not text, or a value is not None, bool, int, float, text, a list or a dict of these
         (numpy scalars and arrays are converted first, tuples become lists). The message names the key.
     """
-    plain = _plain(params, "")
     try:
+        plain = _plain(params, "")
         return json.dumps(
             plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         ).encode()
     except UnicodeEncodeError as e:
         raise RequestError(f"a parameter holds text that is not valid Unicode: {e.object!r}") from e
+    except (ValueError, RecursionError) as e:  # an integer of thousands of digits, a list inside itself
+        raise RequestError(f"a parameter set has no canonical form: {e}") from e
 
 
 def parse_canonical(data: bytes | str) -> dict[str, Any]:
     """Return the parameter set that has this canonical form; the inverse of `canonical_json`."""
     value = json.loads(data, object_hook=_untag)
     if not isinstance(value, dict):
-        raise ValueError(f"not a parameter set: {data!r}")  # noqa: TRY004  a wrong stored value, not a wrong type
+        raise ValueError(f"not a parameter set: {data!r}")
     return value
 
 
@@ -77,9 +79,12 @@ def _plain(value: Any, where: str) -> Any:
                 if not isinstance(key, str):
                     raise RequestError(f"parameter {where or 'names'}: the key {key!r} is not text")
                 if key.startswith("$"):
-                    raise RequestError(f"parameter {where or key!r}: a name must not begin with '$' ({key!r})")
+                    raise RequestError(
+                        f"parameter {where or key!r}: a name must not begin with '$' ({key!r})"
+                    )
             return {str(k): _plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
-    raise RequestError(
-        f"parameter {where!r}: a {type(value).__name__} cannot be a parameter; "
-        "use None, bool, int, float, text, or lists and dicts of these"
-    )
+        case _:
+            raise RequestError(
+                f"parameter {where!r}: a {type(value).__name__} cannot be a parameter; "
+                "use None, bool, int, float, text, or lists and dicts of these"
+            )

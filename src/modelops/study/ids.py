@@ -1,4 +1,7 @@
-"""Identifiers: UUIDv7 (RFC 9562) behind a prefix that says what they name."""
+"""Identifiers. Jobs: a UUIDv7 (RFC 9562) behind a prefix. Attempts: epoch and number within their job.
+
+Reference: ``docs/reference/ids.md``.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,11 @@ def _fresh(prefix: str) -> str:
     return f"{prefix}_{uuid7(time.time_ns() // 1_000_000, os.urandom(10)).hex}"
 
 
+def attempt_id(epoch: int, n: int) -> AttemptId:
+    """Return the id of the ``n``-th attempt that the driver with this epoch makes; unique within its job."""
+    return AttemptId(f"{epoch:04d}-{n:06d}")
+
+
 def new_job_id() -> JobId:
     """Return an id that no other job has; ids sort by the time they were made."""
     return JobId(_fresh("job"))
-
-
-def new_attempt_id() -> AttemptId:
-    """Return an id that no other attempt has."""
-    return AttemptId(_fresh("att"))

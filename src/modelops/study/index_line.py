@@ -50,8 +50,13 @@ class IndexLine(msgspec.Struct, frozen=True):
         at = 0
         for block in self.blocks:
             if block.base != at or min(block.p0, block.n_params, block.r0, block.n_replicates) < 0:
-                raise ValueError(f"blocks must follow one another on the line: {block} does not begin at {at}")
+                raise ValueError(
+                    f"blocks must follow one another on the line: {block} does not begin at {at}"
+                )
             at = block.end
+        for i, block in enumerate(self.blocks):
+            if any(_overlap(block, other) for other in self.blocks[:i]):
+                raise ValueError(f"a replicate would have two indices: {block} overlaps an earlier block")
 
     @classmethod
     def of(cls, n_params: int, n_replicates: int) -> IndexLine:
@@ -134,3 +139,9 @@ class IndexLine(msgspec.Struct, frozen=True):
                 if b.n_replicates:
                     runs.append((p, b.r0, b.base + (p - b.p0) * b.n_replicates, b.n_replicates))
         return sorted(runs)
+
+
+def _overlap(a: Block, b: Block) -> bool:
+    n_params = min(a.p0 + a.n_params, b.p0 + b.n_params) - max(a.p0, b.p0)
+    n_replicates = min(a.r0 + a.n_replicates, b.r0 + b.n_replicates) - max(a.r0, b.r0)
+    return n_params > 0 and n_replicates > 0

@@ -51,8 +51,8 @@ def upgrade() -> None:
     ):
         op.create_table(
             table,
+            sa.Column("job", sa.String(64), sa.ForeignKey("jobs.job"), primary_key=True),
             sa.Column("attempt", sa.String(64), primary_key=True),
-            sa.Column("job", sa.String(64), sa.ForeignKey("jobs.job"), nullable=False),
             sa.Column("epoch", sa.Integer, nullable=False),
             sa.Column("name", sa.Text, nullable=False),
             sa.Column("digest", sa.String(64), nullable=False),
@@ -63,13 +63,12 @@ def upgrade() -> None:
             sa.Column("committed_at", time, nullable=False),
             *only_here,
         )
-        op.create_index(f"ix_{table}_job", table, ["job"])
         ranges = f"{table.removesuffix('s')}_ranges"
         op.create_table(
             ranges,
             sa.Column("job", sa.String(64), sa.ForeignKey("jobs.job"), primary_key=True),
             sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
             sa.Column("hi", sa.BigInteger, nullable=False),
-            sa.Column("attempt", sa.String(64), sa.ForeignKey(f"{table}.attempt"), nullable=False),
+            sa.Column("attempt", sa.String(64), nullable=False),
+            sa.ForeignKeyConstraint(["job", "attempt"], [f"{table}.job", f"{table}.attempt"]),
         )
-        op.create_index(f"ix_{ranges}_attempt", ranges, ["attempt"])

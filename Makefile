@@ -1,0 +1,55 @@
+# Every target prepares what it needs, in .venv, from the pinned lists. Needs Python 3.11+ and make, nothing else.
+SHELL := /bin/sh
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+
+.PHONY: demo test lint bench docs lock clean help
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+
+demo: $(VENV)/run.stamp ## fit an epidemic to real data: 20 parameter sets x 200 replicates
+	$(BIN)/modelops run bundles/boarding_school_flu
+
+test: $(VENV)/dev.stamp ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp ## measure; nothing here passes or fails
+	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+docs: $(VENV)/dev.stamp ## redraw what is made from the code, and run the examples of the pages
+	$(BIN)/python docs/draw_states.py
+	$(BIN)/python -m pytest tests/acceptance/test_docs.py
+
+lock: $(VENV)/dev.stamp ## resolve the pinned lists anew
+	$(UV) lock --upgrade --quiet
+	$(UV) export --quiet --no-emit-project --no-annotate --no-header --no-dev --extra sampling -o requirements.txt >/dev/null
+	$(UV) export --quiet --no-emit-project --no-annotate --no-header --all-groups --extra sampling -o requirements-dev.txt >/dev/null
+
+clean: ## remove the environment and caches of this checkout
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "ModelOps needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+
+$(VENV)/run.stamp: $(UV) requirements.txt pyproject.toml
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,63 @@
+"""What do validation, repair and the manifest cost a cold build? Goal: at most 1.3 times uv by hand.
+
+Builds the same lock by hand (`uv venv` + `uv pip sync`) and through `Environments.ensure`, alternating,
+from a warm uv cache. Give requirements as arguments; default: numpy pandas pyarrow.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from modelops.environments import Environments
+from modelops.environments.uv import find_uv, uv_environ
+
+REPEATS = 8
+
+
+def main() -> None:
+    requirements = sys.argv[1:] or ["numpy", "pandas", "pyarrow"]
+    uv, environ = find_uv(), uv_environ(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bundle = root / "bundle"
+        bundle.mkdir()
+        (bundle / "requirements.txt").write_text("\n".join(requirements) + "\n")
+        cache = Environments(root / "cache")
+        lock = cache.resolve(bundle)
+        interpreter = cache.interpreter_for(lock)
+        pylock = root / "pylock.toml"
+        pylock.write_text(lock.text)
+        cache.ensure(lock)  # fills uv's cache
+        by_hand, ours = [], []
+        for n in range(REPEATS):
+            started = time.perf_counter()
+            target = root / f"by-hand-{n}"
+            venv = [uv, "venv", "-q", "--no-project", "--python", interpreter.executable, target]
+            sync = [uv, "pip", "sync", "-q", "--python", target / "bin" / "python", pylock]
+            for command in (venv, sync):
+                subprocess.run(command, env=environ, check=True, cwd=root)
+            by_hand.append(time.perf_counter() - started)
+
+            fresh = Environments(root / f"cache-{n}")
+            fresh.interpreters.all()  # once per machine, not once per build
+            started = time.perf_counter()
+            assert fresh.ensure(lock).built
+            ours.append(time.perf_counter() - started)
+        median_by_hand, median_ours = statistics.median(by_hand), statistics.median(ours)
+        print("by hand, s:", " ".join(f"{s:.3f}" for s in by_hand))
+        print("ensure, s: ", " ".join(f"{s:.3f}" for s in ours))
+        print(
+            f"medians {median_by_hand:.3f} and {median_ours:.3f} s: ratio {median_ours / median_by_hand:.2f}"
+        )
+        print(f"Python {sys.version.split()[0]}, {platform.machine()}, {os.cpu_count()} CPUs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Take a folder or file from a bundle's author; hand on its manifest, its digest and a read-only snapshot."""
+
+from modelops.bundles.files import bundle_digest
+from modelops.bundles.job import job_spec
+from modelops.bundles.manifest import Manifest, load_manifest
+from modelops.bundles.pack import pack_bundle, unpack_bundle
+from modelops.bundles.snapshot import snapshot_changed, take_snapshot
+
+__all__ = ["Manifest", "bundle_digest", "job_spec", "load_manifest", "pack_bundle", "snapshot_changed", "take_snapshot", "unpack_bundle"]

@@ -1,0 +1,278 @@
+"""Judge what was seen of a bundle. Pure: observations in, one line (`Check`) for each question out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from modelops.checks import Check, failed, ok, warning
+
+if TYPE_CHECKING:
+    from modelops.processes.outcome import Outcome
+
+Digests = Mapping[str, str]  # name of an output -> its kind and the SHA-256 of its encoded bytes
+TWICE, FRESH, REORDERED = "twice in one process", "in a fresh process", "in another order"
+
+
+def reproducible(
+    reference: Mapping[int, Digests], again: Mapping[str, Mapping[int, Digests]], isolation: str
+) -> Check:
+    """Say whether a seed always gives the same outputs, bit for bit.
+
+    Parameters
+    ----------
+    reference
+        What each seed gave the first time.
+    again
+        What it gave in other circumstances, by `TWICE`, `FRESH`, `REORDERED`.
+    """
+    differing = {
+        how: sorted(
+            {name for seed, digests in seen.items() for name in differences(reference.get(seed, {}), digests)}
+        )
+        for how, seen in again.items()
+    }
+    details = {"seeds": list(reference), "differs": {how: names for how, names in differing.items() if names}}
+    if not details["differs"]:
+        return ok("reproducible", f"a seed gives the same outputs {', '.join(again)}", **details)
+    what = "; ".join(f"{how}: {_listed(names)}" for how, names in differing.items() if names)
+    if differing.get(FRESH) or isolation != "warm":
+        advice = (
+            "take all randomness from the seed (numpy.random.default_rng(seed), random.Random(seed)); look "
+            "for generators that are not seeded, the clock, process ids, and threads"
+        )
+    else:
+        advice = (
+            "something of one replicate is left for the next (a module-level variable, a cache, the global "
+            'random state): make it anew in each call, or write isolation = "fork" in [tool.modelops]'
+        )
+    return failed("reproducible", f"the same seed gives other outputs {what}", advice, **details)
+
+
+def unreliable_outputs(check: Check) -> set[str]:
+    """Return the names of the outputs that `reproducible` found to differ."""
+    return {name for names in check.details["differs"].values() for name in names}
+
+
+def differences(one: Digests, other: Digests) -> list[str]:
+    """Return the names of the outputs that are not the same in both."""
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
+def seeds_differ(by_seed: Mapping[int, Digests], unreliable: Collection[str] = ()) -> Check:
+    """Say whether seeds matter; outputs that differ for one seed already are ``unreliable``."""
+    first, *rest = by_seed.values()
+    differing = sorted({name for other in rest for name in differences(first, other)} - set(unreliable))
+    if not differing and unreliable:
+        return warning(
+            "seeds", f"cannot be told: {_listed(sorted(unreliable))} differ for one seed already", outputs=[]
+        )
+    if not differing:
+        return warning(
+            "seeds",
+            f"{len(by_seed)} seeds give the same outputs",
+            "if the model is stochastic, it does not use its argument seed",
+            outputs=[],
+        )
+    return ok("seeds", f"different seeds give different outputs ({_listed(differing)})", outputs=differing)
+
+
+def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, Any]]) -> Check:
+    """Say whether all entry points, ``(kind, entry)``, can be imported."""
+    bad = [(kind, entry, e) for (kind, entry), e in zip(entries, errors, strict=True) if e]
+    if not bad:
+        names = ", ".join(dict.fromkeys(f"{entry} ({kind})" for kind, entry in entries))
+        return ok("imports", names, entries=[entry for _, entry in entries])
+    kind, entry, error = bad[0]
+    place = f" at {error['file']}:{error['line']}" if error.get("file") else ""
+    others = f" (and {len(bad) - 1} more entry points)" if len(bad) > 1 else ""
+    message = f"{kind} {entry}: {error['type']}: {error['message']}{place}{others}"
+    details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}
+    if missing := error.get("missing_module"):
+        return failed("imports", message, missing_module_advice(missing), **details)
+    advice = (
+        f"mend {error['file']}"
+        if place
+        else "correct the entry point in [tool.modelops], or the module's name"
+    )
+    return failed("imports", message, advice, **details)
+
+
+def missing_module_advice(module: str) -> str:
+    """Say which line brings a module that is not there."""
+    package = _PACKAGES.get(module.partition(".")[0], module.partition(".")[0].replace("_", "-"))
+    return f'add "{package}" to dependencies under [project] in pyproject.toml'
+
+
+# Where people trip most often; all others are looked for under the module's own name.
+_PACKAGES = {
+    "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
+    "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
+}  # fmt: skip
+
+
+def runs(outcomes: Sequence[Outcome], tried: Mapping[int, str]) -> Check:
+    """Say whether replicates succeed. ``tried``: index -> which parameter set and seed that was."""
+    bad = [o for o in outcomes if o.error is not None]
+    if not bad:
+        return ok("runs", f"{len(outcomes)} replicates succeeded", n=len(outcomes), failures=[])
+    first = bad[0]
+    error = first.error
+    assert error is not None  # bad holds those with an error
+    place = f" at {error.file}:{error.line}" if error.file else ""
+    message = (
+        f"{len(bad)} of {len(outcomes)} replicates did not succeed; {tried[first.index]}: {first.status}: "
+        f"{error.type}: {error.message}{place}"
+    )
+    advice = missing_module_advice(error.missing_module) if error.missing_module else _advice_of(first)
+    failures = [
+        {"what": tried[o.index], "status": str(o.status), "type": o.error.type, "message": o.error.message,
+         "traceback": o.error.traceback, "stderr": o.error.stderr}
+        for o in bad if o.error
+    ]  # fmt: skip
+    return failed("runs", message, advice, n=len(outcomes), failures=failures)
+
+
+def _advice_of(outcome: Outcome) -> str:
+    match str(outcome.status):
+        case "invalid_output":
+            return (
+                "return numbers, text, lists, dicts, numpy arrays, tables or bytes: docs/reference/values.md"
+            )
+        case "timed_out":
+            return "raise replicate_timeout, or find what it waits for"
+        case "crashed":
+            return "it took its process down; the last lines it wrote are in --json under stderr"
+        case _:
+            pass
+    return "mend the model; run it again with 'modelops bundle run'"
+
+
+def prints(seen: Mapping[str, Any], n_replicates: int) -> Check:
+    """Say whether the model writes to stdout, and what that makes of a job."""
+    at_import, each = seen["stdout_import_bytes"], seen["stdout_bytes"]
+    details = {"import_bytes": at_import, "replicate_bytes": each, "begins": seen["stdout_text"]}
+    if not at_import and not each:
+        return ok("stdout", "writes nothing to stdout", **details)
+    where = " and ".join(
+        ([f"{shown_bytes(each)} in each replicate"] if each else [])
+        + ([f"{shown_bytes(at_import)} when imported"] if at_import else [])
+    )
+    job = f", {shown_bytes(each * n_replicates)} in a job of {n_replicates:,} replicates" if each else ""
+    first = seen["stdout_text"].strip().splitlines()
+    quoted = f" ({first[0][:60]!r}...)" if first else ""
+    return warning(
+        "stdout", f"writes {where}{job}{quoted}", "it goes to the job's log and costs time; return it, or "
+        "write it with the module logging", **details,
+    )  # fmt: skip
+
+
+def random_state(seen: Mapping[str, Any]) -> Check:
+    """Say whether the model draws from, or seeds, a generator that all code of the process shares."""
+    at_import, each = seen["random_at_import"], seen["random_state"]
+    details = {"at_import": at_import, "in_replicate": each}
+    if not at_import and not each:
+        return ok("random state", "leaves the global random state alone", **details)
+    what = " and ".join(
+        ([f"a replicate changes that of {' and '.join(each)}"] if each else [])
+        + ([f"the import changes that of {' and '.join(at_import)}"] if at_import else [])
+    )
+    advice = (
+        "use a generator of your own, rng = numpy.random.default_rng(seed) or random.Random(seed), and pass "
+        "it on: a library that draws from the global one would change your results"
+    )
+    return warning("random state", f"global random state: {what}", advice, **details)
+
+
+def leaves(seen: Mapping[str, Any]) -> Check:
+    """Say what a replicate leaves behind; the runner undoes it, so this is for information."""
+    said = []
+    for key, place in (("workdir_files", "its working directory"), ("tmpdir_files", "TMPDIR")):
+        if n := seen["n_" + key]:
+            said.append(f"writes {n} file{'s' if n > 1 else ''} to {place} ({_listed(seen[key])})")
+    if seen["cwd_changed"]:
+        said.append("changes the working directory")
+    if seen["environ"]:
+        said.append(f"changes the environment variables {_listed(seen['environ'])}")
+    keys = ("workdir_files", "tmpdir_files", "cwd_changed", "environ")
+    details = {key: seen[key] for key in keys}
+    if not said:
+        return ok("leaves behind", "nothing", **details)
+    return ok("leaves behind", f"{'; '.join(said)}: undone after each replicate", **details)
+
+
+def cost(
+    *,
+    first_s: float,
+    seconds: Sequence[float],
+    peak_bytes: int,
+    n_replicates: int,
+    cores: int,
+    available_bytes: int | None,
+) -> list[Check]:
+    """Say how long and how much memory a replicate takes, and so how long the job takes on this machine.
+
+    Parameters
+    ----------
+    first_s
+        From asking for a process to its first outcome: interpreter, imports, first replicate.
+    seconds
+        Of the replicates behind the first.
+    available_bytes
+        Memory that processes can still get here; None: unknown.
+    """
+    typical, first = median(seconds), shown_seconds(first_s)
+    on = f"{cores} core{'s' if cores > 1 else ''}"
+    each = ok(
+        "time",
+        f"{shown_seconds(typical)} per replicate; the first {first}, starting and importing included",
+        median_seconds=typical, first_seconds=first_s, n=len(seconds),
+    )  # fmt: skip
+    total_s = first_s + n_replicates * typical / min(cores, n_replicates)
+    job = ok(
+        "job",
+        f"{n_replicates:,} replicates on {on}: about {shown_seconds(total_s)}",
+        replicates=n_replicates, cores=cores, seconds=total_s,
+    )  # fmt: skip
+    return [each, _memory(peak_bytes, min(cores, n_replicates), available_bytes), job]
+
+
+def _memory(peak_bytes: int, processes: int, available_bytes: int | None) -> Check:
+    message = f"{shown_bytes(peak_bytes)} in a process"
+    details = {"peak_bytes": peak_bytes, "processes": processes, "available_bytes": available_bytes}
+    if available_bytes is not None and peak_bytes * processes > available_bytes:
+        return warning(
+            "memory",
+            f"{message}, {shown_bytes(peak_bytes * processes)} in {processes} at once, but only "
+            f"{shown_bytes(available_bytes)} are free here",
+            f"run with fewer workers: --workers {max(1, available_bytes // peak_bytes)}",
+            **details,
+        )
+    return ok("memory", message, **details)
+
+
+def shown_bytes(n: float) -> str:
+    """Return an amount as people read it: ``512 B``, ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+def shown_seconds(s: float) -> str:
+    """Return a duration as people read it: ``12 us``, ``1.5 s``, ``3.2 h``."""
+    for limit, unit, name in (
+        (1e-3, 1e-6, "us"),
+        (1.0, 1e-3, "ms"),
+        (120.0, 1.0, "s"),
+        (7200.0, 60.0, "min"),
+    ):
+        if s < limit:
+            return f"{s / unit:.2g} {name}" if s / unit < 10 else f"{s / unit:.0f} {name}"
+    return f"{s / 3600:.1f} h" if s < 48 * 3600 else f"{s / 86400:.1f} days"
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,162 @@
+"""``modelops run``: run a bundle or a study on this machine, show the best sets, write the result files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from modelops.client import Job
+    from modelops.study import Study
+
+
+def run(
+    target: Annotated[
+        str, typer.Argument(help="A study file (.toml), a bundle folder, or a bundle .py file.")
+    ],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            help="NAME=VALUE[,VALUE...] or NAME=LO:HI:N. Repeat for more names; all combinations run.",
+        ),
+    ] = None,
+    parameters: Annotated[
+        Path | None, typer.Option(help="A table of parameter sets: .csv, .parquet, .json or .jsonl.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model entry point or its name in the bundle.")] = None,
+    replicates: Annotated[
+        int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The study's seed, 0 to 2**63-1.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="The seeds themselves, as 11,977,35; one per replicate.")
+    ] = None,
+    aggregate: Annotated[
+        list[str] | None, typer.Option("--aggregate", "-a", help="Aggregate entry point. Repeat for more.")
+    ] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="warm, fork or spawn; default: the bundle's choice.")
+    ] = None,
+    replicate_timeout: Annotated[
+        str | None, typer.Option(help="Longest time of one replicate, as 10m.")
+    ] = None,
+    timeout: Annotated[str | None, typer.Option(help="Longest time of the job, as 12h.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory limit of one replicate, as 2GiB.")] = None,
+    min_success: Annotated[
+        str | None,
+        typer.Option(help="Replicates that must succeed for an aggregate: 0.9 (fraction), 180 (count)."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the result files; default results/NAME.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Run a bundle or a study here and wait for it.
+
+    Exit code: 0 succeeded, 1 failed, 2 the request was wrong, 3 partial, 4 cancelled.
+    """
+    from modelops.cli.exits import exit_of_state
+    from modelops.client import run as run_study
+    from modelops.client.progress import ProgressBar
+    from modelops.client.study_arguments import min_success_of_text, seeds_of_text, study_of_target
+
+    study = study_of_target(
+        target,
+        axes=parameter or (),
+        parameters=parameters,
+        model=model,
+        replicates=replicates,
+        seed=seed,
+        seeds=seeds_of_text(seeds),
+        aggregate=aggregate,
+        isolation=isolation,
+        replicate_timeout=replicate_timeout,
+        timeout=timeout,
+        memory=memory,
+        min_success=min_success_of_text(min_success),
+    )
+    watcher = None if quiet else ProgressBar()
+    job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
+    status = job.status()
+    folder = out or Path("results") / job.spec.name
+    files = write_files(job, folder)
+    report = _report(job, study, folder) if status.counts.get("succeeded") else ""
+    if as_json:
+        typer.echo(json.dumps(_as_json(job, files, report), indent=2, default=str))
+    else:
+        _show(job, folder, files, report)
+    sys.exit(exit_of_state(status.state))
+
+
+def write_files(job: Job, folder: Path) -> list[Path]:
+    """Copy the result files of a finished job into a folder, each appearing whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, source in sorted(job.result_files().items()):
+        part = folder / f".{name}.part"
+        shutil.copyfile(source, part)
+        written.append(part.replace(folder / name))
+    return written
+
+
+def _report(job: Job, study: Study, folder: Path) -> str:
+    from modelops.client.report import write_report
+
+    return write_report(job, folder)
+
+
+def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
+    status = job.status()
+    return {
+        "job": job.id,
+        "state": status.state,
+        "reason": status.reason,
+        "counts": status.counts,
+        "aggregates": status.aggregates,
+        "best": best_sets(job).to_pylist(),
+        "failures": job.failure_summary().to_pylist(),
+        "files": [str(f) for f in files],
+        "report": report,
+    }
+
+
+def best_sets(job: Job, n: int = 5) -> pa.Table:
+    """Return the aggregates ranked by the bundle's objective, lowest first; an empty table without one."""
+    from modelops.client.report import ranked_aggregates
+
+    return ranked_aggregates(job).slice(0, n)
+
+
+def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
+    from rich.console import Console
+
+    from modelops.cli.tables import show_failures, show_table
+
+    console = Console()
+    status = job.status()
+    counts = ", ".join(f"{n:,} {s}" for s, n in status.counts.items() if n)
+    reason = f": {status.reason}" if status.reason else ""
+    console.print(f"job {job.id} {status.state}{reason} ({counts})", markup=False, highlight=False)
+    best = best_sets(job)
+    if best.num_rows:
+        show_table(console, best, title="best parameter sets")
+    show_failures(console, job.failure_summary().to_pylist())
+    if report:
+        console.print(report, markup=False, highlight=False)
+    console.print("files: " + ", ".join(str(f) for f in files), markup=False, highlight=False, soft_wrap=True)
+    pictures = sorted(p for p in folder.iterdir() if p.suffix in {".png", ".svg", ".pdf"})
+    if pictures:
+        console.print(
+            "pictures: " + ", ".join(map(str, pictures)), markup=False, highlight=False, soft_wrap=True
+        )

@@ -1,0 +1,56 @@
+"""Draw tables and failures on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import Console
+
+MAX_COLUMNS = 10
+_HIDDEN = {"param_id", "reason"}
+
+
+def show_table(console: Console, table: pa.Table, *, title: str) -> None:
+    """Draw the first columns of a table; wide ones lose their last columns, and say so."""
+    names = [n for n in table.column_names if n not in _HIDDEN]
+    drawn = Table(title=title, title_justify="left")
+    for name in names[:MAX_COLUMNS]:
+        drawn.add_column(name, justify="right")
+    for row in table.select(names[:MAX_COLUMNS]).to_pylist():
+        drawn.add_row(*(cell(v) for v in row.values()))
+    console.print(drawn)
+    if len(names) > MAX_COLUMNS:
+        console.print(f"({len(names) - MAX_COLUMNS} more columns in the files)", highlight=False)
+
+
+def cell(value: Any) -> str:
+    """Return a value as it is shown in a cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def show_failures(console: Console, summary: list[dict[str, Any]], *, limit: int = 5) -> None:
+    """Show each kind of failure once: how often, one full example, and the command that runs it again."""
+    for entry in summary[:limit]:
+        console.print(
+            f"\n{entry['count']:,} x {entry['status']}: {entry['error_type']}: {entry['message']}",
+            style="red",
+            markup=False,
+            highlight=False,
+        )
+        for part in ("traceback", "stderr"):
+            if entry.get(part):
+                console.print(entry[part].rstrip(), markup=False, highlight=False, soft_wrap=True)
+        if entry.get("command"):
+            console.print(f"run it again: {entry['command']}", markup=False, highlight=False, soft_wrap=True)
+    if len(summary) > limit:
+        console.print(
+            f"({len(summary) - limit} more kinds of failure; see job.failure_summary())", highlight=False
+        )

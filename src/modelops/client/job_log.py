@@ -1,0 +1,62 @@
+"""Read what the bundle of a job printed, by replicate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from modelops.errors import NotFoundError
+from modelops.store.segments import job_folder
+from modelops.worker.job_log import LogLine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from modelops.store.contents import JobContents
+
+
+def log_lines(contents: JobContents) -> Iterator[LogLine]:
+    """Yield what was printed, attempt by attempt; ``index`` None is the import and what came between replicates."""
+    objects = contents.objects
+    for name in objects.list(f"{job_folder(contents.job)}/logs"):
+        for line in objects.get(name).splitlines():
+            yield msgspec.json.decode(line, type=LogLine)
+
+
+def read_log(contents: JobContents, param: int | str | None, replicate: int | None) -> str:
+    """Return the text of one replicate, of one parameter set, or of the whole job, with a heading for each replicate.
+
+    Raises
+    ------
+    NotFoundError
+        The job has no such parameter set or replicate.
+    """
+    line = contents.spec.line
+    if param is None:
+        texts = sorted(log_lines(contents), key=lambda x: -1 if x.index is None else x.index)
+        return "".join(_headed(contents, x) for x in texts)
+    try:
+        ordinal = contents.parameters.param_of(param) if isinstance(param, str) else param
+        wanted = line.of_param(ordinal)
+        if replicate is not None:
+            wanted_index = line.index(ordinal, replicate)
+            return "".join(x.text for x in log_lines(contents) if x.index == wanted_index)
+    except (KeyError, IndexError):
+        raise NotFoundError(
+            f"job {contents.job} has no replicate {replicate} of parameter set {param}"
+        ) from None
+    return "".join(
+        _headed(contents, x) for x in log_lines(contents) if x.index is not None and x.index in wanted
+    )
+
+
+def _headed(contents: JobContents, line: LogLine) -> str:
+    if line.index is None:
+        heading = "import"
+    else:
+        place = contents.spec.line.locate(line.index)
+        heading = f"parameter set {place.param}, replicate {place.replicate}"
+    dropped = f", first {line.dropped_bytes:,} bytes dropped" if line.dropped_bytes else ""
+    end = "" if line.text.endswith("\n") else "\n"
+    return f"--- {heading}{dropped}\n{line.text}{end}"

@@ -1,0 +1,88 @@
+"""The driver's ledger: writes what has become true, under the epoch of its lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelops.errors import InternalError
+from modelops.states import AggregateStatus, JobEvent
+from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
+
+if TYPE_CHECKING:
+    from modelops.driver.commands import ChangeState, CommitSynthetic, CommitSyntheticAggregates, Note
+    from modelops.store import Objects, Records
+    from modelops.study.ids import JobId
+    from modelops.study.spec import JobSpec
+    from modelops.worker.messages import AggregateRef, ErrorExample, SegmentRef
+
+
+@dataclass
+class StoreLedger:
+    """A `modelops.driver.loop.Ledger` over SQL rows and stored objects."""
+
+    job: JobId
+    spec: JobSpec
+    records: Records
+    objects: Objects
+    epoch: int
+    who: str
+
+    def commit_segment(self, segment: SegmentRef) -> bool:
+        """Write the row of a segment; False if its indices are covered already."""
+        return self.records.commit_segment(self.job, self.epoch, segment)
+
+    def commit_synthetic(self, command: CommitSynthetic) -> tuple[bool, SegmentRef]:
+        """Write and commit a segment that says of each index what no worker could say."""
+        writer = SegmentWriter(self.objects, self.job, command.attempt, worker="driver")
+        for index in command.indices:
+            writer.add(index, command.status, True, (), _stored(command.error))
+        segment = writer.finish()
+        if segment is None:
+            raise InternalError(f"attempt {command.attempt} was to commit outcomes of no replicate")
+        return self.records.commit_segment(self.job, self.epoch, segment), segment
+
+    def commit_synthetic_aggregates(self, command: CommitSyntheticAggregates) -> bool:
+        """Write and commit aggregates that failed without a worker that could say so."""
+        writer = AggregateWriter(self.objects, self.job, command.attempt)
+        error = _stored(command.error)
+        for param in command.params:
+            n = len(self.spec.line.of_param(param))
+            for target in self.spec.aggregates:
+                reason = f"{error.type}: {error.message}"
+                writer.add(AggregateRow(param, target, AggregateStatus.FAILED, 0, n, reason, error=error))
+        return self.commit_aggregates(writer.finish(inputs=()))
+
+    def commit_aggregates(self, stored: AggregateRef) -> bool:
+        """Write the row of an aggregate segment."""
+        return self.records.commit_aggregates(self.job, self.epoch, stored)
+
+    def change_state(self, command: ChangeState) -> None:
+        """Record a transition."""
+        self.records.change_state(self.job, command.event, who=self.who, why=command.reason, epoch=self.epoch)
+
+    def note(self, command: Note) -> None:
+        """Append to the job's story."""
+        self.records.add_event(self.job, self.who, command.kind, command.text, epoch=self.epoch)
+
+    def abandon(self, why: str) -> None:
+        """Record that the job will not be driven: it was interrupted before a replicate could run."""
+        for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+            self.records.change_state(self.job, event, who=self.who, why=why, epoch=self.epoch)
+
+    def finalize(self) -> None:
+        """Write the result files."""
+        from modelops.store.contents import JobContents
+        from modelops.store.results import finalize
+
+        finalize(JobContents.of(self.objects, self.records, self.job))
+
+
+def _stored(error: ErrorExample) -> StoredError:
+    return StoredError(
+        type=error.error_type,
+        message=error.message,
+        traceback=error.traceback,
+        stderr=error.stderr,
+        fingerprint=error.fingerprint,
+    )

@@ -1,0 +1,128 @@
+"""Run a few replicates of a bundle, or one replicate of a job again, on this machine and without Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.bundles import job_spec
+from modelops.client.job import Job
+from modelops.client.local_runner import LocalRunner
+from modelops.client.study_files import completed
+from modelops.errors import NotFoundError
+from modelops.states import ReplicateStatus
+from modelops.store import Objects
+from modelops.store.parameters import Parameters
+from modelops.study.canonical import param_id, parse_canonical
+from modelops.study.parameter_sets import ParameterSets
+from modelops.worker.sets import replicate_set
+
+if TYPE_CHECKING:
+    from modelops.home import Home
+    from modelops.processes import Outcome, ReplicateSet
+    from modelops.study.spec import JobSpec
+    from modelops.study.study import Study
+
+PARAM_ID_DIGITS = 32
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RanReplicate:
+    """One replicate that was run here. ``printed``: what it wrote to stdout and stderr."""
+
+    param: int
+    params: Mapping[str, Any]
+    replicate: int
+    seed: int
+    outcome: Outcome
+    printed: str
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it did."""
+        return self.outcome.status is ReplicateStatus.SUCCEEDED
+
+
+def of_study(
+    study: Study, axes: Mapping[str, list[Any]], home: Home, *, on_progress: Progress | None = None
+) -> Iterator[RanReplicate]:
+    """Run the replicates of the first parameter set of a study, or of the sets that ``axes`` make of it.
+
+    Raises
+    ------
+    ModelOpsError
+        The study or the bundle is wrong, its environment cannot be had, or it cannot be imported.
+    """
+    runner = LocalRunner.of_bundle(Path(study.bundle), home, on_progress=on_progress)
+    study = completed(study, runner.manifest, runner.snapshot)
+    first = dict(study.sets()[0])
+    rows = [{**first, **dict(zip(axes, values, strict=True))} for values in product(*axes.values())]
+    study = replace(study, parameters=ParameterSets.of_rows(rows))
+    spec = job_spec(replace(study, aggregate=[]), runner.manifest, runner.digest)
+    canonical = study.sets().canonical()
+    n = study.n_replicates
+    sets = [
+        replicate_set(spec, p, param_id(c), c, index=p * n + r, replicate=r, n=1)
+        for p, c in enumerate(canonical)
+        for r in range(n)
+    ]
+    return _run(runner, spec, sets)
+
+
+def of_job(
+    job_id: str, param: str, replicate: int, home: Home, *, on_progress: Progress | None = None
+) -> Iterator[RanReplicate]:
+    """Run one replicate of a job again: the same seed, parameters, snapshot, environment and limits.
+
+    Parameters
+    ----------
+    param
+        Number of the parameter set, or its ``param_id``.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such job or replicate.
+    """
+    job = Job(job_id, home)
+    spec = job.spec
+    parameters = Parameters(Objects.open(str(home.objects)), job.id)
+    n = spec.line.n_params
+    try:
+        number = int(param) if len(param) < PARAM_ID_DIGITS else parameters.param_of(param)
+        index = spec.line.index(number, replicate)
+    except (IndexError, KeyError, ValueError):
+        raise NotFoundError(
+            f"job {job_id} has no replicate {replicate} of parameter set {param}: it has {n} parameter sets "
+            f"(0 to {n - 1}) with {spec.line.size // max(n, 1)} replicates each"
+        ) from None
+    runner = LocalRunner.of_job(job, on_progress=on_progress)
+    row = parameters[number]
+    one = replicate_set(spec, number, row.param_id, row.canonical, index=index, replicate=replicate, n=1)
+    return _run(runner, spec, [one])
+
+
+def _run(runner: LocalRunner, spec: JobSpec, sets: list[ReplicateSet]) -> Iterator[RanReplicate]:
+    """Run replicates, a set each, so that each is shown as soon as it has ended."""
+    printed: dict[int | None, bytearray] = {}
+
+    def log(index: int | None, text: bytes) -> None:
+        printed.setdefault(index, bytearray()).extend(text)
+
+    with runner:
+        process = runner.spec(isolation=spec.isolation, limits=spec.limits)
+        for one in sets:
+            (outcome,) = runner.replicates(process, spec.model, [one], log=log)
+            text = bytes(printed.pop(None, b"") + printed.pop(one.index, b""))
+            yield RanReplicate(
+                param=one.param,
+                params=parse_canonical(bytes(one.params)),
+                replicate=one.replicate,
+                seed=one.seeds[0],
+                outcome=outcome,
+                printed=text.decode(errors="replace"),
+            )

@@ -1,0 +1,218 @@
+"""``mo.run``: drive one job to its end on this machine, on a cluster that the call owns or was given."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+from modelops.client.job import Job
+from modelops.home import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelops.client.ledger import StoreLedger
+    from modelops.client.prepare import PreparedJob
+    from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.driver.loop import DriverLoop
+    from modelops.driver.machine import Machine
+    from modelops.store import Objects
+    from modelops.study import Study
+
+
+class Watcher:
+    """What is told while a job runs; the default says nothing. The CLI draws a progress bar with it."""
+
+    def prepared(self, job: Job, n_replicates: int) -> None:
+        """Hear that the job is recorded and has an id."""
+
+    def stage(self, text: str) -> None:
+        """Hear what is being done before replicates run: resolving, installing, starting workers."""
+
+    def changed(self, machine: Machine) -> None:
+        """Hear that counts may have changed. Called often; must be cheap."""
+
+    def cancelling(self, hard: bool) -> None:
+        """Hear that Ctrl-C was pressed."""
+
+
+def run(
+    study: Study,
+    *,
+    workers: int | None = None,
+    cluster: EmbeddedCluster | None = None,
+    progress: bool | None = None,
+    watcher: Watcher | None = None,
+) -> Job:
+    """Run a study on this machine and wait for it.
+
+    Parameters
+    ----------
+    study
+        What to run.
+    workers
+        Worker processes, one replicate at a time each; default: one for each core that this process may use.
+    cluster
+        A started cluster to use, see `modelops.local_cluster`; default: one for the length of this call.
+    progress
+        Show a progress bar; default: only when stderr is a terminal.
+    watcher
+        Told what happens, instead of the progress bar.
+
+    Returns
+    -------
+        The job, in a final state. It does not raise because replicates failed: ask ``job.status()``.
+
+    Raises
+    ------
+    RequestError
+        The study or the bundle is wrong; nothing ran.
+    ClusterError
+        The workers could not be started, or storage does not work.
+    KeyboardInterrupt
+        Ctrl-C before the first replicate could run; the job is recorded as cancelled.
+    """
+    from modelops.client.progress import ProgressBar
+
+    if watcher is None:
+        show = sys.stderr.isatty() if progress is None else progress
+        watcher = ProgressBar() if show else Watcher()
+    home = cluster.home if cluster is not None else Home.from_environ(os.environ)
+    with contextlib.ExitStack() as stack:
+        if isinstance(watcher, contextlib.AbstractContextManager):
+            stack.enter_context(watcher)
+        interrupts = stack.enter_context(Interrupts(watcher))
+        return _run(study, workers or usable_cores(), cluster, home, watcher, interrupts)
+
+
+def local_cluster(workers: int | None = None) -> EmbeddedCluster:
+    """Return a pool of workers on this machine that several `run` calls can share; use it in a ``with`` block.
+
+    ``workers``: worker processes; default: one for each core that this process may use.
+    """
+    from modelops.cluster.embedded import EmbeddedCluster
+
+    return EmbeddedCluster(Home.from_environ(os.environ), n_workers=workers or usable_cores())
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(
+    study: Study,
+    workers: int,
+    cluster: EmbeddedCluster | None,
+    home: Home,
+    watcher: Watcher,
+    interrupts: Interrupts,
+) -> Job:
+    from modelops.client.ledger import StoreLedger
+    from modelops.client.prepare import prepare_job, whoami
+    from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.store import Objects, Records
+
+    with contextlib.ExitStack() as stack:
+        objects = Objects.open(str(home.objects))
+        records = stack.enter_context(contextlib.closing(Records.open(home.database_url)))
+        watcher.stage("preparing the bundle")
+        prepared = prepare_job(study, home, records, objects)
+        job = Job(prepared.job, home)
+        watcher.prepared(job, prepared.spec.line.size)
+        epoch = records.take_lease(prepared.job, whoami())
+        ledger = StoreLedger(prepared.job, prepared.spec, records, objects, epoch, whoami())
+        try:
+            # Resolving and installing, and starting Dask, have nothing to do with each other.
+            preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
+            environment = preparer.submit(_prepare_environment, prepared, home, objects, watcher)
+            if cluster is None:
+                cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
+            loop = _driver(prepared, ledger, cluster, environment.result, watcher)
+        except BaseException as error:
+            ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
+            raise
+        interrupts.drive(loop)
+        loop.run()
+        return job
+
+
+def _prepare_environment(prepared: PreparedJob, home: Home, objects: Objects, watcher: Watcher) -> None:
+    from modelops.environments import Environments
+    from modelops.store.segments import job_folder
+
+    environments = Environments(home.cache)
+    lock = environments.resolve(prepared.snapshot, on_progress=watcher.stage)
+    objects.put_new(f"{job_folder(prepared.job)}/lock", lock.text.encode())
+    environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
+
+
+def _driver(
+    prepared: PreparedJob,
+    ledger: StoreLedger,
+    cluster: EmbeddedCluster,
+    prepare: Callable[[], None],
+    watcher: Watcher,
+) -> DriverLoop:
+    from modelops.driver import events as e
+    from modelops.driver.loop import DriverLoop, check_workers
+    from modelops.driver.machine import Machine
+
+    loop = DriverLoop(
+        job=prepared.job,
+        machine=Machine(prepared.spec, prepared.job, epoch=ledger.epoch),
+        ledger=ledger,
+        client=cluster.client,
+        prepare=prepare,
+        on_change=watcher.changed,
+    )
+    cluster.on_workers(
+        joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
+        left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
+    )
+    workers = cluster.workers()
+    check_workers(workers)
+    for worker, slots in workers.items():
+        loop.tell(e.WorkerJoined(worker, slots))
+    return loop
+
+
+class Interrupts:
+    """Ctrl-C once: stop cleanly and keep what is finished; twice: at once. Use as a context manager.
+
+    Before the driver runs, Ctrl-C is a KeyboardInterrupt as everywhere else. Only the main thread gets signals; in
+    any other thread this does nothing.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._loop: DriverLoop | None = None
+        self._presses = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
+
+    def drive(self, loop: DriverLoop) -> None:
+        """Send Ctrl-C to this loop from now on."""
+        self._loop = loop
+
+    def _pressed(self, _signum: int, _frame: object) -> None:
+        from modelops.driver import events as e
+
+        if self._loop is None:
+            raise KeyboardInterrupt
+        self._presses += 1
+        self._watcher.cancelling(hard=self._presses > 1)
+        self._loop.tell(e.CancelAsked("Ctrl-C"))

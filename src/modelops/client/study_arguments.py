@@ -1,0 +1,209 @@
+"""From the words of a command line to a `Study`: a target, ``-p NAME=VALUE,...``, and options.
+
+``-p`` says which values a parameter takes, whatever the study file or the bundle says of it; parameters that
+are not named keep theirs. Values are typed as TOML and JSON type them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.bundles import load_manifest
+from modelops.client.parameter_files import value_of_text
+from modelops.client.study_files import completed, load_study
+from modelops.errors import NotFoundError, RequestError
+from modelops.study.canonical import canonical_json
+from modelops.study.parameter_sets import ParameterSets
+from modelops.study.sampling import grid
+from modelops.study.study import Study
+from modelops.study.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_STEPS = re.compile(r"([^:,\s]+):([^:,\s]+):([0-9]+)")
+_OPENS = {"[": "]", "{": "}"}
+
+
+def axis_of_text(text: str) -> tuple[str, list[Any]]:
+    """Read ``NAME=VALUE[,VALUE...]`` or ``NAME=LO:HI:N`` (N values, evenly spaced, both ends included).
+
+    ``1`` is an integer, ``1.0`` and ``1e3`` are floats, ``true`` and ``false`` bools, all else is text; what
+    stands in double quotes is always text, ``[...]`` and ``{...}`` are JSON.
+
+    Raises
+    ------
+    RequestError
+        It is not of that form; says what to write.
+    """
+    name, equals, rest = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise RequestError(
+            f"-p {text!r} is no parameter; write NAME=VALUE or NAME=VALUE,VALUE, as in -p beta=0.1,0.2"
+        )
+    if match := _STEPS.fullmatch(rest.strip()):
+        lo, hi, n = value_of_text(match[1]), value_of_text(match[2]), int(match[3])
+        if _is_number(lo) and _is_number(hi):
+            return name, _steps(text, lo, hi, n)
+    return name, [_value(text, word) for word in _split(text, rest)]
+
+
+def axes_of_texts(texts: Iterable[str]) -> dict[str, list[Any]]:
+    """Read all ``-p`` options; naming a parameter twice is refused."""
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        name, values = axis_of_text(text)
+        if name in axes:
+            raise RequestError(
+                f"-p names {name!r} twice; write its values behind one another, as in -p {name}=1,2"
+            )
+        axes[name] = values
+    return axes
+
+
+def seeds_of_text(text: str | None) -> list[int] | None:
+    """Read ``11,977,35``."""
+    if text is None:
+        return None
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"--seeds {text!r}: write integers with commas between them, as in --seeds 11,977"
+        ) from None
+
+
+def min_success_of_text(text: str | None) -> float | int | None:
+    """Read a fraction (``0.9``) or a count (``180``)."""
+    value = None if text is None else value_of_text(text)
+    if value is not None and not _is_number(value):
+        raise RequestError(f"--min-success {text!r}: a fraction such as 0.9, or a count such as 180")
+    return value
+
+
+def study_of_target(
+    target: str,
+    *,
+    axes: Iterable[str] = (),
+    parameters: Path | None = None,
+    **options: Any,
+) -> Study:
+    """Return the study that a command line asks for.
+
+    Parameters
+    ----------
+    target
+        A study file (``.toml``), a bundle folder, or a bundle's ``.py`` file.
+    axes
+        The texts of the ``-p`` options.
+    parameters
+        A file of parameter sets, instead of the study's.
+    options
+        Arguments of `Study`; None: as the study or the bundle says.
+
+    Raises
+    ------
+    NotFoundError
+        There is nothing at ``target``; says what may have been meant.
+    RequestError, BundleError
+        Something that was asked for is wrong.
+    """
+    said = axes_of_texts(axes)
+    study = unfilled_study(existing(target), parameters=parameters, **options)
+    if said:
+        bundle = Path(study.bundle)
+        complete = completed(study, load_manifest(bundle), bundle)
+        study = replace(study, parameters=with_axes(complete.sets(), said))
+    return study
+
+
+def unfilled_study(path: Path, **options: Any) -> Study:
+    """Return the study of a study file or a bundle with these arguments of `Study`; None: as it says."""
+    said = {name: value for name, value in options.items() if value is not None and value != []}
+    if path.suffix == ".toml" and path.name != "pyproject.toml":
+        given = load_study(path)
+        return Study(bundle=given.bundle, **said).filled_from(given)
+    return Study(bundle=path.parent if path.name == "pyproject.toml" else path, **said)
+
+
+def existing(target: str) -> Path:
+    """Return the path of a bundle or a study file. Raises NotFoundError, with what may have been meant."""
+    path = Path(target)
+    if not path.exists():
+        parent = path.parent
+        siblings = [p.name for p in parent.iterdir() if not p.name.startswith(".")] if parent.is_dir() else []
+        close = did_you_mean(path.name, siblings)
+        raise NotFoundError(
+            f"there is no bundle and no study file at {target}{close}"
+            + ("" if close else "; 'modelops bundle init NAME' writes a bundle to begin with")
+        )
+    return path
+
+
+def with_axes(base: ParameterSets, axes: Mapping[str, list[Any]]) -> ParameterSets:
+    """Return the sets in which these parameters take these values, combined with all that the others had."""
+    rest: dict[bytes, dict[str, Any]] = {}
+    for row in base:
+        kept = {name: value for name, value in row.items() if name not in axes}
+        rest.setdefault(canonical_json(kept), kept)
+    if list(rest) == [b"{}"]:
+        return grid(**axes)
+    chosen = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    return ParameterSets.of_rows({**kept, **row} for kept in rest.values() for row in chosen)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _steps(text: str, lo: float, hi: float, n: int) -> list[Any]:
+    if n < 2 or not lo < hi:
+        raise RequestError(f"-p {text}: NAME=LO:HI:N needs LO < HI and N of 2 or more")
+    if isinstance(lo, int) and isinstance(hi, int) and (hi - lo) % (n - 1) == 0:
+        return list(range(lo, hi + 1, (hi - lo) // (n - 1)))
+    # Twelve digits: 0.3 and not 0.30000000000000004, which would be another parameter set.
+    return [float(f"{lo + (hi - lo) * i / (n - 1):.12g}") for i in range(n)]
+
+
+def _split(text: str, rest: str) -> list[str]:
+    """Split at commas that stand neither in quotes nor in brackets."""
+    words, word, quoted, closers = [], "", False, ""
+    i = 0
+    while i < len(rest):
+        c = rest[i]
+        if quoted and c == "\\":
+            word, i = word + rest[i : i + 2], i + 2
+            continue
+        if c == '"':
+            quoted = not quoted
+        elif not quoted and c in _OPENS:
+            closers += _OPENS[c]
+        elif not quoted and closers.endswith(c):
+            closers = closers[:-1]
+        if c == "," and not quoted and not closers:
+            words.append(word)
+            word = ""
+        else:
+            word += c
+        i += 1
+    if quoted or closers:
+        raise RequestError(f"-p {text}: {'a quote' if quoted else 'a bracket'} is not closed")
+    return [*words, word]
+
+
+def _value(text: str, word: str) -> Any:
+    word = word.strip()
+    if not word:
+        raise RequestError(f'-p {text}: a value is missing; an empty text is written ""')
+    if word[0] in '"[{':
+        try:
+            return json.loads(word)
+        except ValueError as e:
+            raise RequestError(f"-p {text}: {word} is not valid JSON: {e}") from e
+    return value_of_text(word)

@@ -1,0 +1,1 @@
+"""Give the driver a Dask client with ModelOps workers behind it."""

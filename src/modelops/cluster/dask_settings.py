@@ -1,0 +1,27 @@
+"""The Dask settings that ModelOps relies on, in one place, with the reason for each."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+HEALTH_ONLY: Final = ["distributed.http.health"]
+
+DASK_SETTINGS: Final[dict[str, Any]] = {
+    # One layer retries, and it is the driver.
+    "distributed.scheduler.allowed-failures": 0,
+    # The driver pins each chunk to a worker and keeps the window itself.
+    "distributed.scheduler.work-stealing": False,
+    # These routes listen even when the dashboard is off, and they need no certificate.
+    "distributed.scheduler.http.routes": HEALTH_ONLY,
+    "distributed.worker.http.routes": HEALTH_ONLY,
+    # Receipts are small; memory belongs to runner processes, which Dask's limits do not see.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.admin.tick.limit": "30s",
+    "distributed.comm.timeouts.connect": "60s",
+    "distributed.deploy.lost-worker-timeout": "15s",
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "5s",
+}

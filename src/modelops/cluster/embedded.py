@@ -1,0 +1,135 @@
+"""A cluster of this process: Dask scheduler here, workers as child processes, TLS between them.
+
+Certificates are made at start and never touch a disk, so another user of the machine gets in nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Self
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.security import Security
+
+from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.nanny import DetachedNanny
+from modelops.worker.plugin import ModelOpsWorker
+from modelops.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from distributed.scheduler import Scheduler
+
+    from modelops.home import Home
+
+WORKERS_TOPIC = "modelops-workers"
+
+
+class AnnounceWorkers(SchedulerPlugin):
+    """Tell every client which workers come and go."""
+
+    name = "modelops-announce-workers"
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Announce a worker with the number of its threads."""
+        threads = scheduler.workers[worker].nthreads
+        scheduler.log_event(WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": threads})
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
+        """Announce that a worker is gone, and whether it was asked to go."""
+        died = not stimulus_id.startswith(("retire-workers", "close-worker", "restart"))
+        scheduler.log_event(WORKERS_TOPIC, {"event": "left", "worker": worker, "died": died})
+
+
+class EmbeddedCluster:
+    """A pool on this machine: ``n_workers`` worker processes with ``threads`` slots each, for the length of a ``with`` block.
+
+    Raises
+    ------
+    ClusterError
+        The workers did not start.
+    """
+
+    def __init__(self, home: Home, *, n_workers: int, threads: int = 1) -> None:
+        self.home = home
+        self._settings = WorkerSettings.of_home(home)
+        self._n_workers, self._threads = n_workers, threads
+        self._stack = contextlib.ExitStack()
+        self.client: Client
+
+    def start(self) -> Self:
+        """Start scheduler and workers and install the worker plugin; returns when all workers are there."""
+        try:
+            self._stack.enter_context(dask.config.set(DASK_SETTINGS))
+            self._stack.enter_context(_quiet_dask())
+            security = Security.temporary()
+            cluster = self._stack.enter_context(
+                LocalCluster(
+                    worker_class=DetachedNanny,
+                    n_workers=self._n_workers,
+                    threads_per_worker=self._threads,
+                    processes=True,
+                    host="127.0.0.1",
+                    protocol="tls://",
+                    security=security,
+                    dashboard_address="127.0.0.1:0",  # no dashboard: these serve health and nothing else
+                    worker_dashboard_address="127.0.0.1:0",
+                    memory_limit=0,
+                    local_directory=str(self._settings.scratch),
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+            self.client = self._stack.enter_context(Client(cluster, set_as_default=False))
+            self.client.register_plugin(ModelOpsWorker(self._settings))
+            self.client.register_plugin(AnnounceWorkers())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Stop workers and scheduler; runner processes end with their workers."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def workers(self) -> dict[str, int]:
+        """Return the address of each worker and the number of its slots."""
+        found = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {address: int(info["nthreads"]) for address, info in found.items()}
+
+    def on_workers(self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]) -> None:
+        """Call ``joined(worker, slots)`` and ``left(worker, died)`` from now on, on the client's own thread."""
+
+        def handle(event: tuple[float, dict[str, Any]]) -> None:
+            message = event[1]
+            if message["event"] == "joined":
+                joined(message["worker"], int(message["slots"]))
+            else:
+                left(message["worker"], bool(message["died"]))
+
+        self.client.subscribe_topic(WORKERS_TOPIC, handle)
+
+
+@contextlib.contextmanager
+def _quiet_dask() -> Iterator[None]:
+    """Keep Dask's own log lines off the terminal: what they report reaches the driver as events."""
+    loggers = [
+        logging.getLogger(name) for name in ("distributed", "distributed.scheduler", "distributed.nanny")
+    ]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

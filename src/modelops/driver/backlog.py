@@ -1,0 +1,132 @@
+"""What waits to be run: plain work in order, work that has a history, and work that must wait a while."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from enum import Enum
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from modelops.driver.range_sets import RangeQueue
+
+if TYPE_CHECKING:
+    from modelops.study.ranges import Ranges
+
+SUSPECT_AFTER_DEATHS = 2
+SPLIT_INTO = 8
+
+
+class Kind(Enum):
+    """What is done with a range: of indices, or of parameter sets."""
+
+    SIMULATE = "simulate"
+    AGGREGATE = "aggregate"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Indices (or, to aggregate, parameter sets) that share a history.
+
+    ``number``: of the attempt, by the count of failed ones. ``deaths``: workers that died while they ran it.
+    ``errors``: how often the machinery around it failed.
+    """
+
+    kind: Kind
+    ranges: Ranges
+    number: int = 1
+    deaths: int = 0
+    errors: int = 0
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it must run alone on a worker, so that a further death can be blamed on it."""
+        return self.deaths >= SUSPECT_AFTER_DEATHS
+
+    def split(self) -> list[Work]:
+        """Cut into parts, in order: eighths, or single items when there are no more than eight."""
+        size = -(-len(self.ranges) // SPLIT_INTO)
+        parts, rest = [], self.ranges
+        while rest:
+            part, rest = rest.take(size)
+            parts.append(replace(self, ranges=part))
+        return parts
+
+
+class Backlog:
+    """The work of one kind that no worker has."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.suspects: deque[Work] = deque()
+        self._special: deque[Work] = deque()  # keeps its history: not merged with other work
+        self._n_special = 0
+        self._ready: dict[int, RangeQueue] = {}
+        self._waiting: list[tuple[float, int, Work]] = []
+        self._n_waits = 0
+
+    @property
+    def n_ready(self) -> int:
+        """How many items could go out now, suspects left out."""
+        n = self._n_special
+        for queue in self._ready.values():
+            n += len(queue)
+        return n
+
+    def add(self, work: Work) -> None:
+        """Take in what is to be run as soon as there is room."""
+        if not work.ranges:
+            return
+        if work.suspect:
+            self.suspects.append(work)
+        elif work.deaths or work.errors:
+            self._special.append(work)
+            self._n_special += len(work.ranges)
+        else:
+            queue = self._ready.get(work.number)
+            if queue is None:
+                queue = self._ready[work.number] = RangeQueue()
+            queue.add(work.ranges)
+
+    def add_later(self, work: Work, at: float) -> None:
+        """Take in what is to be run when the clock shows ``at``."""
+        if work.ranges:
+            self._n_waits += 1
+            heappush(self._waiting, (at, self._n_waits, work))
+
+    def next_at(self) -> float | None:
+        """Return when the next delayed work is due."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def release(self, now: float) -> None:
+        """Make ready what was delayed until now."""
+        while self._waiting and self._waiting[0][0] <= now:
+            self.add(heappop(self._waiting)[2])
+
+    def take(self, n: int) -> Work | None:
+        """Take out work for one chunk: about ``n`` items of one attempt number, the smallest first."""
+        if self._special:
+            work = self._special.popleft()
+            self._n_special -= len(work.ranges)
+            return work
+        queues = [(queue.first, number) for number, queue in self._ready.items() if queue]
+        if not queues:
+            return None
+        number = min(queues)[1]
+        return Work(self.kind, self._ready[number].take(n), number)
+
+    def withdraw(self, ranges: Ranges) -> None:
+        """Take these out wherever they are. Costs the whole backlog: for rare events."""
+        for queue in self._ready.values():
+            queue.withdraw(ranges)
+        self._special = _without(self._special, ranges)
+        self._n_special = sum(len(w.ranges) for w in self._special)
+        self.suspects = _without(self.suspects, ranges)
+        kept = [(at, i, replace(w, ranges=w.ranges - ranges)) for at, i, w in self._waiting]
+        self._waiting = [entry for entry in kept if entry[2].ranges]
+        heapify(self._waiting)
+
+
+def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
+    kept = (replace(w, ranges=w.ranges - ranges) for w in works)
+    return deque(w for w in kept if w.ranges)

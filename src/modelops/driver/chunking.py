@@ -1,0 +1,63 @@
+"""How large the next chunk is: from small to about a second of measured work, and small again at the end.
+
+Towards the end a chunk is at most remaining / (2 x slots): guided self-scheduling (Polychronopoulos &
+Kuck 1987, doi:10.1109/TC.1987.5009495), halved because replicate times vary. What would take less time
+than handing it over is never cut smaller, however many slots there are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TARGET_S: Final = 1.0  # of work in a chunk
+TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates have been measured
+SURE_AFTER: Final = 32
+WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
+WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and committing it costs
+OVERHEAD_S: Final = 20e-6  # per item, storing included, when nothing else is known
+MEMORY: Final = 0.7  # weight of what was known before, at each new measurement
+
+
+class Meter:
+    """Measures the seconds per item, as a ratio of decaying sums.
+
+    A ratio of sums estimates the mean even when durations differ by a factor of 100 (a mean of ratios would
+    weigh small chunks as much as large ones). Decay forgets a slow first call: imports, compilation.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._items = 0.0
+        self.n_measured = 0
+
+    def record(self, n: int, seconds: float) -> None:
+        """Note that ``n`` items took ``seconds``."""
+        if n > 0:
+            self._seconds = MEMORY * self._seconds + max(0.0, seconds)
+            self._items = MEMORY * self._items + n
+            self.n_measured += n
+
+    @property
+    def seconds_per_item(self) -> float | None:
+        """The expected duration of one item, never 0; None before the first measurement."""
+        return self._seconds / self._items + OVERHEAD_S if self.n_measured else None
+
+
+def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
+    """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
+    cost = meter.seconds_per_item
+    if cost is None:
+        return 1
+    target_s = TARGET_S if meter.n_measured >= SURE_AFTER else TARGET_WHILE_UNSURE_S
+    slots = max(1, slots)
+    share = max(remaining / (2 * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
+    return max(1, int(WORTH_SENDING_S / cost), int(min(target_s / cost, share)))
+
+
+def may_queue(meter: Meter, remaining: int, slots: int) -> bool:
+    """Say whether a chunk may wait behind a running one: not when others could soon be idle beside it."""
+    cost = meter.seconds_per_item
+    if cost is None:
+        return remaining > slots
+    chunk_s = cost * min(remaining, chunk_size(meter, remaining, slots))
+    return chunk_s <= WORTH_SHARING_S or remaining * cost >= 4 * chunk_s * slots

@@ -1,0 +1,96 @@
+"""Which indices have a final outcome, which parameter sets have settled by that, and where it is stored.
+
+A parameter set has settled when all its indices, in every block of the line, are covered. Everything here
+costs the ranges of what is added: a million parameter sets in one segment are one range.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from modelops.driver.range_sets import RangeSet
+from modelops.study.ranges import EMPTY, Range, Ranges
+
+if TYPE_CHECKING:
+    from modelops.study.index_line import Block, IndexLine
+    from modelops.worker.messages import SegmentRef
+
+
+class Coverage:
+    """The indices of a line that have a final outcome."""
+
+    def __init__(self, line: IndexLine) -> None:
+        self._blocks = tuple(b for b in line.blocks if b.end > b.base)
+        self._bases = [b.base for b in self._blocks]
+        self._covered = RangeSet()
+        self._settled = [RangeSet() for _ in self._blocks]
+
+    def __len__(self) -> int:
+        return len(self._covered)
+
+    def lacks(self, indices: Ranges) -> Ranges:
+        """Return those of these indices that have no final outcome."""
+        return self._covered.lacks(indices)
+
+    def add(self, indices: Ranges) -> Ranges:
+        """Cover these, none of which was covered, and return the parameter sets that settled by it."""
+        settled: list[Range] = []
+        for lo, hi in indices.pairs:
+            whole = self._covered.add(lo, hi)
+            i = bisect_right(self._bases, lo) - 1
+            while i < len(self._blocks) and self._blocks[i].base < hi:
+                params = _filled(self._blocks[i], (lo, hi), whole)
+                if params is not None:
+                    settled.extend(self._settled_everywhere(i, params).pairs)
+                i += 1
+        return Ranges(settled) if settled else EMPTY
+
+    def _settled_everywhere(self, i: int, params: Range) -> Ranges:
+        """Note that block ``i`` is complete for these; return those complete in every other block too."""
+        everywhere = Ranges((params,))
+        if len(self._blocks) == 1:
+            return everywhere
+        self._settled[i].add(*params)
+        for j, other in enumerate(self._blocks):
+            if j != i:
+                concerned = everywhere & Ranges(((other.p0, other.p0 + other.n_params),))
+                everywhere = everywhere - self._settled[j].lacks(concerned)
+        return everywhere
+
+
+def _filled(block: Block, added: Range, whole: Range) -> Range | None:
+    """Return the parameter sets of ``block`` that ``added`` touches and that lie wholly in ``whole``."""
+    n, base = block.n_replicates, block.base
+    touched_lo = (max(added[0], base) - base) // n
+    touched_hi = (min(added[1], block.end) - base - 1) // n + 1
+    lo = max(touched_lo, -(-(max(whole[0], base) - base) // n))
+    hi = min(touched_hi, (min(whole[1], block.end) - base) // n)
+    return (block.p0 + lo, block.p0 + hi) if lo < hi else None
+
+
+class SegmentMap:
+    """Which committed segment holds which indices."""
+
+    def __init__(self) -> None:
+        self._lows: list[int] = []
+        self._entries: list[tuple[int, SegmentRef]] = []  # (one past the last index, segment), beside _lows
+
+    def add(self, segment: SegmentRef) -> None:
+        """Note a committed segment; none of its indices is in another."""
+        for lo, hi in segment.ranges:
+            i = bisect_right(self._lows, lo)
+            self._lows.insert(i, lo)
+            self._entries.insert(i, (hi, segment))
+
+    def over(self, indices: Ranges) -> tuple[SegmentRef, ...]:
+        """Return the segments that hold any of these indices, by their first index."""
+        found: dict[str, SegmentRef] = {}
+        for lo, hi in indices.pairs:
+            i = max(0, bisect_right(self._lows, lo) - 1)
+            while i < len(self._lows) and self._lows[i] < hi:
+                end, segment = self._entries[i]
+                if end > lo:
+                    found.setdefault(segment.attempt, segment)
+                i += 1
+        return tuple(found.values())

@@ -1,0 +1,106 @@
+"""Mutable sets of ranges whose operations cost the ranges they touch, not the integers in them.
+
+`RangeQueue` hands out its smallest integers first; `RangeSet` only grows and knows what it lacks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from heapq import heapify, heappop, heappush, heapreplace
+
+from modelops.study.ranges import Range, Ranges
+
+
+class RangeQueue:
+    """A set of integers handed out smallest first. What is added must not be in it already."""
+
+    __slots__ = ("_heap", "_n")
+
+    def __init__(self, ranges: Ranges | None = None) -> None:
+        self._heap: list[Range] = list(ranges.pairs) if ranges else []  # sorted, so a heap
+        self._n = len(ranges) if ranges else 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def first(self) -> int:
+        """The smallest integer. Raises IndexError if there is none."""
+        return self._heap[0][0]
+
+    def add(self, ranges: Ranges) -> None:
+        """Put these in."""
+        for pair in ranges.pairs:
+            heappush(self._heap, pair)
+        self._n += len(ranges)
+
+    def take(self, n: int) -> Ranges:
+        """Take the ``n`` smallest out, or all if there are fewer."""
+        n = left = min(n, self._n)
+        taken: list[Range] = []
+        heap = self._heap
+        while left:
+            lo, hi = heap[0]
+            if hi - lo > left:
+                hi = lo + left
+                heapreplace(heap, (hi, heap[0][1]))
+            else:
+                heappop(heap)
+            if taken and taken[-1][1] == lo:
+                taken[-1] = (taken[-1][0], hi)
+            else:
+                taken.append((lo, hi))
+            left -= hi - lo
+        self._n -= n
+        return Ranges(taken)
+
+    def withdraw(self, ranges: Ranges) -> None:
+        """Take these out wherever they are. Costs all the ranges of the queue: for rare events."""
+        left = Ranges(self._heap) - ranges
+        self._heap, self._n = list(left.pairs), len(left)
+        heapify(self._heap)
+
+
+class RangeSet:
+    """A set of integers that only grows, and says what of others it lacks."""
+
+    __slots__ = ("_highs", "_lows", "_n")
+
+    def __init__(self) -> None:
+        self._lows: list[int] = []
+        self._highs: list[int] = []
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def add(self, lo: int, hi: int) -> Range:
+        """Put ``lo <= k < hi`` in, and return the whole range in which it now lies."""
+        i = bisect_left(self._highs, lo)
+        j = bisect_right(self._lows, hi)
+        if i < j:
+            lo, hi = min(lo, self._lows[i]), max(hi, self._highs[j - 1])
+            self._n -= sum(self._highs[i:j]) - sum(self._lows[i:j])
+        self._lows[i:j] = [lo]
+        self._highs[i:j] = [hi]
+        self._n += hi - lo
+        return lo, hi
+
+    def lacks(self, ranges: Ranges) -> Ranges:
+        """Return those of ``ranges`` that are not in the set."""
+        missing: list[Range] = []
+        for start, hi in ranges.pairs:
+            lo = start
+            i = bisect_right(self._highs, lo)
+            while i < len(self._lows) and self._lows[i] < hi:
+                if self._lows[i] > lo:
+                    missing.append((lo, self._lows[i]))
+                lo = self._highs[i]
+                i += 1
+            if lo < hi:
+                missing.append((lo, hi))
+        return Ranges(missing)
+
+    def snapshot(self) -> Ranges:
+        """Return the set as it is now."""
+        return Ranges(zip(self._lows, self._highs, strict=True))

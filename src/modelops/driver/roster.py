@@ -1,0 +1,151 @@
+"""Who works for the job, what each worker holds, and which of that is likely running.
+
+The machine pins every attempt to a worker, so it knows: a worker runs as many attempts as it has slots,
+aggregates before chunks and the older before the younger, and the others wait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from modelops.driver.backlog import Kind, Work
+
+if TYPE_CHECKING:
+    from modelops.study.ids import AttemptId
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try at some work, on one worker."""
+
+    id: AttemptId
+    work: Work
+    worker: str
+    stopping: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A worker and its attempts. ``reserved``: only for suspects, one at a time."""
+
+    name: str
+    slots: int
+    running: dict[AttemptId, Attempt] = field(default_factory=dict)
+    waiting: dict[AttemptId, Attempt] = field(default_factory=dict)
+    reserved: bool = False
+
+    @property
+    def load(self) -> int:
+        """How many attempts it holds."""
+        return len(self.running) + len(self.waiting)
+
+
+class Roster:
+    """The workers and their attempts. All choices depend only on the order of events."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.attempts: dict[AttemptId, Attempt] = {}
+        self.slots = 0
+        self.n_live = {Kind.SIMULATE: 0, Kind.AGGREGATE: 0}  # items held by attempts
+        self._reserved: dict[str, Worker] = {}
+        self._idle: dict[str, Worker] = {}  # a slot is free
+        self._roomy: dict[str, Worker] = {}  # all slots run something, and fewer than that wait
+
+    def join(self, name: str, slots: int) -> None:
+        """Note a worker, or its new number of slots."""
+        worker = self.workers.get(name)
+        if worker is None:
+            worker = self.workers[name] = Worker(name, slots)
+            self.slots += slots
+        else:
+            self.slots += slots - worker.slots
+            worker.slots = slots
+        self._promote(worker)
+        self._sort_in(worker)
+
+    def leave(self, name: str) -> Worker | None:
+        """Forget a worker and its attempts, and return them."""
+        worker = self.workers.pop(name, None)
+        if worker is not None:
+            self.slots -= worker.slots
+            self._idle.pop(name, None)
+            self._roomy.pop(name, None)
+            self._reserved.pop(name, None)
+            for attempts in (worker.running, worker.waiting):
+                for attempt in attempts.values():
+                    del self.attempts[attempt.id]
+                    self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
+        return worker
+
+    def place(self, attempt: Attempt) -> None:
+        """Note an attempt that was submitted."""
+        worker = self.workers[attempt.worker]
+        self.attempts[attempt.id] = attempt
+        self.n_live[attempt.work.kind] += len(attempt.work.ranges)
+        worker.waiting[attempt.id] = attempt
+        self._promote(worker)
+        self._sort_in(worker)
+
+    def remove(self, attempt_id: AttemptId) -> Attempt | None:
+        """Note that an attempt ended; the next one on its worker runs now."""
+        attempt = self.attempts.pop(attempt_id, None)
+        if attempt is None:
+            return None
+        self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
+        worker = self.workers[attempt.worker]
+        if worker.running.pop(attempt_id, None) is None:
+            del worker.waiting[attempt_id]
+        self._promote(worker)
+        self._sort_in(worker)
+        return attempt
+
+    def idle(self) -> Worker | None:
+        """Return a worker with a free slot, the one that was served longest ago."""
+        return next(iter(self._idle.values()), None)
+
+    def roomy(self) -> Worker | None:
+        """Return a worker on which one more chunk may wait."""
+        return next(iter(self._roomy.values()), None)
+
+    def reserve(self, n: int) -> list[Worker]:
+        """Keep ``n`` workers (one or more, at most half) for suspects; return those that are empty."""
+        n = min(n, max(1, len(self.workers) // 2))
+        if len(self._reserved) < n:
+            free = sorted((w for w in self.workers.values() if not w.reserved and w.slots), key=_load)
+            for worker in free[: n - len(self._reserved)]:
+                worker.reserved = True
+                self._reserved[worker.name] = worker
+                self._sort_in(worker)
+        return [w for w in self._reserved.values() if not w.load]
+
+    def release_reserved(self) -> None:
+        """Let empty reserved workers take plain work again."""
+        for worker in [w for w in self._reserved.values() if not w.load]:
+            worker.reserved = False
+            del self._reserved[worker.name]
+            self._sort_in(worker)
+
+    def _promote(self, worker: Worker) -> None:
+        while worker.waiting and len(worker.running) < worker.slots:
+            chosen = next(
+                (a for a in worker.waiting.values() if a.work.kind is Kind.AGGREGATE),
+                next(iter(worker.waiting.values())),
+            )
+            del worker.waiting[chosen.id]
+            worker.running[chosen.id] = chosen
+
+    def _sort_in(self, worker: Worker) -> None:
+        name, load = worker.name, worker.load
+        self._idle.pop(name, None)
+        self._roomy.pop(name, None)
+        if not worker.reserved:
+            if load < worker.slots:
+                self._idle[name] = worker
+            elif load < 2 * worker.slots:
+                self._roomy[name] = worker
+
+
+def _load(worker: Worker) -> int:
+    return worker.load

@@ -1,0 +1,33 @@
+"""Take chunks from the worker, run them in warm, limited runner processes, hand outcomes on to the worker."""
+
+from modelops.processes.outcome import (
+    AggregateOutcome,
+    FileSlice,
+    LogSink,
+    Outcome,
+    Output,
+    ReplicateError,
+    Row,
+    RunEnd,
+    RunnerSpec,
+    SpooledFile,
+)
+from modelops.processes.pool import ProcessPool
+from modelops.processes.stop import StopSignal
+from modelops.rpc import ReplicateSet
+
+__all__ = [
+    "AggregateOutcome",
+    "FileSlice",
+    "LogSink",
+    "Outcome",
+    "Output",
+    "ProcessPool",
+    "ReplicateError",
+    "ReplicateSet",
+    "Row",
+    "RunEnd",
+    "RunnerSpec",
+    "SpooledFile",
+    "StopSignal",
+]

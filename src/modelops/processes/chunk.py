@@ -1,0 +1,313 @@
+"""Run replicates in one process until they are done, it is told to stop, or it is dead.
+
+The runner works through them in order and tells of each at once, so the first one without an outcome is the
+one that was running: a death is that replicate's, exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from modelops.errors import describe_exit
+from modelops.processes.outcome import (
+    Outcome,
+    Output,
+    ReplicateError,
+    SpooledFile,
+    fingerprint,
+    indices,
+)
+from modelops.processes.process import Kill
+from modelops.rpc import (
+    Answer,
+    Cancel,
+    ErrorObject,
+    Failure,
+    Finished,
+    ReplicatesRun,
+    decode_output,
+    spool_file,
+)
+from modelops.states import OUTCOMES, ReplicateStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelops.processes.process import RunnerProcess
+    from modelops.processes.stop import StopSignal
+    from modelops.rpc import ReplicateSet
+
+DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
+FORK_SLACK_S = 1.0
+LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
+
+
+FILE_HEAD = b'{"$file"'
+_STATUS = {str(status): status for status in OUTCOMES}
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    """How far one process came.
+
+    ``n``: replicates that have an outcome. ``stopped``: the rest was asked back. ``healthy``: the process can
+    be used again. ``not_begun``: it died before it began with the first one.
+    """
+
+    n: int
+    stopped: bool = False
+    healthy: bool = True
+    not_begun: bool = False
+
+
+def output_of(name: str, kind: str, data: msgspec.Raw) -> Output:
+    """Return an output as the protocol carries it: inline, or in a file."""
+    file = spool_file(data)
+    if file is not None:
+        return name, kind, SpooledFile(file.path, file.bytes, file.sha256)
+    return name, kind, decode_output(kind, data)
+
+
+def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> ReplicateError:
+    """Return an error that the bundle's code raised, with what the process printed."""
+    return ReplicateError(
+        type=error.type,
+        message=error.message,
+        traceback=error.traceback,
+        stderr=stderr,
+        fingerprint=fingerprint(error.type, f"{error.file}:{error.line}" if error.file else error.message),
+        exit=exit_,
+        file=error.file,
+        line=error.line,
+        missing_module=error.missing_module,
+    )
+
+
+class ChunkRun:
+    """One request ``replicates/run`` and what comes of it.
+
+    Parameters
+    ----------
+    start_timeout_s
+        How long importing the bundle may take if the process has not imported the entry point yet.
+    """
+
+    def __init__(
+        self,
+        process: RunnerProcess,
+        entry: str,
+        sets: list[ReplicateSet],
+        *,
+        on_outcome: Callable[[Outcome], None],
+        stop: StopSignal,
+        start_timeout_s: float,
+        checkpoint_root: str | None = None,
+    ) -> None:
+        self._process, self._entry, self._sets = process, entry, sets
+        self._on_outcome, self._stop = on_outcome, stop
+        self._start_timeout_s = start_timeout_s
+        self._checkpoint_root = checkpoint_root
+        self._indices = indices(sets)
+        self._n = 0
+        self._clock = time.time() - time.monotonic()  # one reading, so that times of a run are in order
+
+    def run(self) -> PartEnd:
+        """Run them; calls ``on_outcome`` for each replicate that ended, in order."""
+        process = self._process
+        self._importing = self._entry not in process.entries
+        self._since = self._sent = time.monotonic()
+        request_id = process.request(
+            ReplicatesRun(
+                entry=self._entry,
+                sets=tuple(self._sets),
+                wire=process.spec.wire,
+                checkpoint_root=self._checkpoint_root,
+                replicate_timeout_s=process.spec.replicate_timeout_s,
+            )
+        )
+        cancelled = False
+        with self._stop.waking(process.wake):
+            while True:
+                if self._stop.stopped and not cancelled:
+                    process.notify(Cancel(id=request_id))
+                    cancelled = True
+                messages = process.receive(self._deadline())
+                dead = not messages and process.dead
+                if dead:
+                    messages = process.receive_rest()
+                for message in messages:
+                    if type(message) is Finished:
+                        self._finished(message)
+                    elif type(message) is Failure and message.id == request_id:
+                        raise process.failure(message, "replicates/run")
+                    elif type(message) is Answer and message.id == request_id:
+                        return self._answered()
+                if dead:
+                    return self._died()
+                if not messages:
+                    self._enforce()
+
+    def _answered(self) -> PartEnd:
+        process = self._process
+        process.entries.add(self._entry)
+        process.runs += 1
+        if self._n:
+            process.drain.wait_closed(self._indices[self._n - 1], DRAIN_S)
+        if self._n == len(self._indices) or self._stop.stopped:
+            return PartEnd(self._n, stopped=self._n < len(self._indices), healthy=not process.dead)
+        process.kill(Kill("protocol", f"it answered after {self._n} of {len(self._indices)} replicates"))
+        raise process.death("replicates/run")
+
+    # --- deadlines -----------------------------------------------------------------------------------
+
+    def _deadline(self) -> float | None:
+        deadlines = [at for at in (self._replicate_deadline(), self._stop.deadline) if at is not None]
+        if self._importing and deadlines:
+            deadlines.append(time.monotonic() + LOOK_S)
+        return min(deadlines, default=None)
+
+    def _replicate_deadline(self) -> float | None:
+        process = self._process
+        timeout_s = process.spec.replicate_timeout_s
+        if timeout_s is None or self._n == len(self._indices):
+            return None
+        if self._importing:
+            begun = process.drain.opened(self._indices[0])
+            if begun is None:
+                return self._sent + self._start_timeout_s + timeout_s
+            self._since, self._importing = begun, False
+        # A fork that takes too long is the runner's to kill; only a runner that hangs itself is ours.
+        return self._since + timeout_s + (FORK_SLACK_S if process.spec.isolation == "fork" else 0.0)
+
+    def _enforce(self) -> None:
+        """Kill the process if a deadline has passed; its death is then seen like any other."""
+        now = time.monotonic()
+        if self._stop.deadline is not None and now >= self._stop.deadline:
+            self._process.kill(Kill("cancelled", "the run was stopped"))
+        deadline = self._replicate_deadline()
+        if deadline is not None and now >= deadline:
+            self._process.kill(Kill("timeout", "", index=self._indices[self._n]))
+
+    # --- outcomes --------------------------------------------------------------------------------------
+
+    def _finished(self, finished: Finished) -> None:
+        process, n = self._process, self._n
+        if n >= len(self._indices) or finished.index != self._indices[n]:
+            expected = self._indices[n] if n < len(self._indices) else "none"
+            process.kill(Kill("protocol", f"it finished replicate {finished.index}, expected was {expected}"))
+            raise process.death("replicates/run")
+        now = time.monotonic()
+        # The hot path: a small output that is JSON needs no look at what else it could be.
+        outputs = tuple(
+            [
+                (name, kind, raw)
+                if kind == "json" and not (raw := bytes(data)).startswith(FILE_HEAD)
+                else self._other_output(name, kind, data)
+                for name, kind, data in finished.outputs
+            ]
+        )
+        error, status = None, _STATUS[finished.status]
+        if status is not ReplicateStatus.SUCCEEDED:
+            process.drain.wait_closed(finished.index, DRAIN_S)
+            raised = finished.error or self._fork_ended(status, finished.exit)
+            error = error_of(raised, process.drain.tail(finished.index), finished.exit)
+            if process.new_oom_kills():  # the kernel took a child of the model, and the model failed by it
+                status, error = ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(error)
+        self._on_outcome(
+            Outcome(
+                index=finished.index,
+                status=status,
+                returned_dict=finished.returned == "dict",
+                outputs=outputs,
+                error=error,
+                seconds=finished.seconds,
+                cpu_seconds=finished.cpu,
+                max_rss_bytes=process.max_rss_bytes(now, finished.seconds),
+                started_at=now + self._clock - finished.seconds,
+            )
+        )
+        self._n, self._since, self._importing = n + 1, now, False
+
+    def _fork_ended(self, status: ReplicateStatus, exit_: int | None) -> ErrorObject:
+        """Say how a fork ended whose death the runner reports."""
+        if status is ReplicateStatus.TIMED_OUT:
+            return ErrorObject(type="ReplicateTimeout", message=self._timeout_message())
+        how = describe_exit(exit_) if exit_ is not None else "its process ended"
+        return ErrorObject(type="ProcessExited", message=how)
+
+    def _timeout_message(self) -> str:
+        limit = self._process.spec.replicate_timeout_s
+        return f"still running after {limit:g} s (replicate_timeout); its process was killed"
+
+    def _other_output(self, name: str, kind: str, data: msgspec.Raw) -> Output:
+        output = output_of(name, kind, data)
+        if isinstance(output[2], SpooledFile):
+            self._process.owned.add(output[2].path)
+        return output
+
+    def _out_of_memory(
+        self, error: ReplicateError | None, *, returncode: int | None = None
+    ) -> ReplicateError:
+        return ReplicateError(
+            type="OutOfMemory",
+            message=self._process.memory_message(),
+            traceback=error.traceback if error else "",
+            stderr=error.stderr if error else "",
+            fingerprint=fingerprint("OutOfMemory", f"{error.file}:{error.line}" if error else ""),
+            exit=returncode,
+        )
+
+    def _died(self) -> PartEnd:
+        process = self._process
+        returncode = process.returncode()
+        process.drain.wait_ended(DRAIN_S)
+        if self._n == len(self._indices):
+            return PartEnd(self._n, healthy=False)
+        killed, index = process.killed, self._indices[self._n]
+        if killed is not None and killed.kind == "cancelled":
+            return PartEnd(self._n, stopped=True, healthy=False)
+        if killed is not None and killed.kind == "timeout" and killed.index != index:
+            return PartEnd(self._n, healthy=False)  # the one that was meant had just finished
+        if killed is None and self._n == 0 and process.drain.opened(index) is None:
+            return PartEnd(0, healthy=False, not_begun=True)
+        status, error = self._verdict(killed, returncode)
+        now = time.monotonic()
+        stderr = process.drain.tail(index)
+        seconds = now - self._since
+        self._on_outcome(
+            Outcome(
+                index=index,
+                status=status,
+                error=msgspec.structs.replace(error, stderr=stderr),
+                seconds=seconds,
+                max_rss_bytes=process.exit_peak(),
+                started_at=now + self._clock - seconds,
+            )
+        )
+        return PartEnd(self._n + 1, healthy=False)
+
+    def _verdict(self, killed: Kill | None, returncode: int) -> tuple[ReplicateStatus, ReplicateError]:
+        process = self._process
+        how = describe_exit(returncode)
+        if (killed is not None and killed.kind == "memory") or process.new_oom_kills():
+            return ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(None, returncode=returncode)
+        if killed is not None and killed.kind == "timeout":
+            error = ReplicateError(
+                type="ReplicateTimeout",
+                message=self._timeout_message(),
+                fingerprint=fingerprint("ReplicateTimeout", ""),
+                exit=returncode,
+            )
+            return ReplicateStatus.TIMED_OUT, error
+        message = how if killed is None else f"{how}: {killed.text}"
+        error = ReplicateError(
+            type="ProcessExited",
+            message=message,
+            fingerprint=fingerprint("ProcessExited", message),
+            exit=returncode,
+        )
+        return ReplicateStatus.CRASHED, error

@@ -1,0 +1,161 @@
+"""What goes into a pool of runners and what comes out: plain frozen values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from modelops.states import ReplicateStatus  # noqa: TC001 - msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from modelops.rpc import ReplicateSet
+
+LogSink = Callable[[int | None, bytes], None]
+"""Takes what was printed: ``(index, text)``, in order; None: outside of any replicate (imports)."""
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """What a runner is: two chunks with equal specs may share a warm process.
+
+    ``python``: interpreter of the environment. ``environment_dir``: its prefix; None: whatever prefix
+    ``python`` has. ``snapshot``: the read-only folder of the bundle. ``isolation``: ``warm``, ``fork`` or
+    ``spawn``. ``wire``: the bundle uses the wire convention. ``env``: further variables. ``pycache``: folder
+    for compiled modules, since the snapshot takes none. ``python_version``: X.Y.Z to insist on, if known.
+    """
+
+    python: str
+    environment_key: str
+    environment_dir: str | None
+    bundle_digest: str
+    snapshot: str
+    isolation: str
+    memory_bytes: int | None
+    replicate_timeout_s: float | None
+    threads: int = 1
+    wire: bool = False
+    env: tuple[tuple[str, str], ...] = ()
+    pycache: str | None = None
+    python_version: str | None = None
+
+
+def first(one: ReplicateSet, n: int) -> ReplicateSet:
+    """Return the first ``n`` replicates of a set."""
+    return msgspec.structs.replace(one, seeds=one.seeds[:n])
+
+
+def after(sets: list[ReplicateSet], n: int) -> list[ReplicateSet]:
+    """Return what is left of a chunk behind its first ``n`` replicates."""
+    for i, one in enumerate(sets):
+        if n < len(one.seeds):
+            rest = msgspec.structs.replace(
+                one, index=one.index + n, replicate=one.replicate + n, seeds=one.seeds[n:]
+            )
+            return [rest, *sets[i + 1 :]]
+        n -= len(one.seeds)
+    return []
+
+
+def indices(sets: list[ReplicateSet]) -> list[int]:
+    """Return all indices of a chunk, in order."""
+    return [index for one in sets for index in range(one.index, one.index + len(one.seeds))]
+
+
+class FileSlice(msgspec.Struct, frozen=True):
+    """Bytes of an output that lie in a file (a pack)."""
+
+    path: str
+    offset: int
+    bytes: int
+
+
+class SpooledFile(msgspec.Struct, frozen=True):
+    """A large output, written by the runner to a file that now belongs to whoever holds this."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+Output: TypeAlias = tuple[str, str, bytes | SpooledFile]
+"""One output: its name, its kind (docs/reference/values.md) and its bytes, or the file that holds them.
+
+With kind ``json`` the bytes are the tagged JSON itself. A plain tuple: there are many of them.
+"""
+
+
+class ReplicateError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a replicate (or an aggregate) did not succeed.
+
+    ``exit``: as ``Popen`` reports it, None if no process died. ``file``, ``line``: the innermost frame that
+    lies in the bundle. ``fingerprint``: equal for errors of one type at one place.
+    """
+
+    type: str
+    message: str
+    traceback: str = ""
+    stderr: str = ""
+    fingerprint: str = ""
+    exit: int | None = None
+    file: str = ""
+    line: int = 0
+    missing_module: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one replicate ended.
+
+    ``returned_dict``: the model returned a dict (otherwise the only output is named ``value``).
+    ``started_at``: Unix seconds. ``max_rss_bytes``: highest memory of its process up to its end, where known
+    (read at most a few times per second; None for short replicates before the first reading).
+    """
+
+    index: int
+    status: ReplicateStatus
+    returned_dict: bool = True
+    outputs: tuple[Output, ...] = ()
+    error: ReplicateError | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    max_rss_bytes: int | None = None
+    started_at: float = 0.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One succeeded replicate as an aggregate sees it; inline bytes, or where they lie."""
+
+    index: int
+    returned_dict: bool
+    outputs: Sequence[tuple[str, str, bytes | SpooledFile | FileSlice]]
+
+
+class AggregateOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one aggregate ended; ``status`` is one of `modelops.states.OUTCOMES`."""
+
+    status: ReplicateStatus
+    returned_dict: bool = True
+    outputs: tuple[Output, ...] = ()
+    error: ReplicateError | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    stopped: bool = False
+
+
+class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a chunk: the indices that have no outcome because the run was stopped, in order."""
+
+    unstarted: tuple[int, ...] = ()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether anything was left."""
+        return bool(self.unstarted)
+
+
+def fingerprint(error_type: str, place: str) -> str:
+    """Return a short hash of an error's type and place (``file:line``, or how the process ended)."""
+    return hashlib.blake2b(f"{error_type}\0{place}".encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -1,0 +1,422 @@
+"""Keep runner processes warm and run chunks, aggregates and calls in them. The public face of this room.
+
+A process is used by one thread at a time and belongs to one `RunnerSpec`. Those that are idle are kept, the
+least recently used goes first. This layer retries nothing: a replicate whose process died has that outcome,
+and only the replicates behind it go to a fresh process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.errors import ProcessError
+from modelops.processes.aggregate import AggregateRun, call_function
+from modelops.processes.cgroup import CgroupHome, find_home
+from modelops.processes.chunk import ChunkRun, PartEnd
+from modelops.processes.outcome import RunEnd, after, first, indices
+from modelops.processes.process import Kill, RunnerProcess
+from modelops.processes.reaper import Reaper
+from modelops.processes.stop import StopSignal
+from modelops.processes.watch import STALLED_AFTER_S, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from modelops.processes.outcome import (
+        AggregateOutcome,
+        LogSink,
+        Outcome,
+        Row,
+        RunnerSpec,
+    )
+    from modelops.rpc import ReplicateSet
+
+logger = logging.getLogger(__name__)
+START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
+FRAME_BYTES = 8 * 1024 * 1024
+KEPT_LOGS = 8
+FORGOTTEN_AFTER_S = 24 * 3600.0
+_AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
+
+
+class ProcessPool:
+    """Runner processes of one worker. Thread-safe: each call runs in the thread that makes it.
+
+    Parameters
+    ----------
+    root
+        Folder for working directories, spooled outputs and logs; several pools may share it. What pools that
+        were killed left there is removed.
+    slots
+        How many idle processes are kept warm.
+    log
+        Folder for the rotating stderr logs of the processes; None: below ``root``.
+    idle_s
+        An idle process is ended after this time, at the next use of the pool or by `trim`.
+    cgroups
+        Where memory cgroups are made; None: watch resident sizes. By default what the machine offers.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        slots: int,
+        log: Path | None = None,
+        idle_s: float = 600.0,
+        start_timeout_s: float = START_TIMEOUT_S,
+        stalled_after_s: float = STALLED_AFTER_S,
+        cgroups: CgroupHome | None = _AUTO,
+    ) -> None:
+        self._slots, self._idle_s, self._start_timeout_s = slots, idle_s, start_timeout_s
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(root)
+        self.folder = root / f"pool-{os.getpid()}-{secrets.token_hex(4)}"
+        self.folder.mkdir()
+        self.logs = log if log is not None else self.folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        # Held by this process and its reaper: as long as anything of the pool may live, the folder stays.
+        self._lock_fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._cgroups = find_home() if cgroups is _AUTO else cgroups
+        self._lock = threading.Lock()
+        self._idle: list[RunnerProcess] = []  # least recently used first
+        self._busy: set[RunnerProcess] = set()
+        self._numbers = itertools.count(1)
+        self._closed = False
+        self._reaper = Reaper(hold=(self._lock_fd,))
+        self._watch = Watch(stalled_after_s=stalled_after_s)
+        self.starts = 0
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- what runs ---------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        sets: Sequence[ReplicateSet],
+        *,
+        on_outcome: Callable[[Outcome], None],
+        stop: StopSignal | None = None,
+        log: LogSink | None = None,
+        checkpoint_root: str | None = None,
+    ) -> RunEnd:
+        """Run a whole chunk; survives the deaths of its processes.
+
+        Parameters
+        ----------
+        sets
+            In order of index.
+        on_outcome
+            Called in this thread, in order of index, soon after each replicate has ended.
+        log
+            Called in another thread with what is printed; all calls are made before this returns.
+
+        Returns
+        -------
+            The indices without an outcome; there are some only if ``stop`` was used.
+
+        Raises
+        ------
+        ProcessExitedError
+            A fresh process died before it began with a replicate (at an import); carries exit and stderr.
+        RemoteError
+            The entry point cannot be imported.
+        HandshakeError, ProcessTimeoutError, ProtocolError
+            The process is not what it should be, or did not start in time.
+        """
+        pending = list(sets)
+        stop = stop if stop is not None else StopSignal()
+        while pending and not stop.stopped:
+            part = self._run_part(
+                spec,
+                entry,
+                pending,
+                on_outcome=on_outcome,
+                stop=stop,
+                log=log,
+                checkpoint_root=checkpoint_root,
+            )
+            pending = after(pending, part.n)
+            if part.stopped:
+                break
+        return RunEnd(unstarted=tuple(indices(pending)))
+
+    def _run_part(
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        pending: list[ReplicateSet],
+        *,
+        on_outcome: Callable[[Outcome], None],
+        stop: StopSignal,
+        log: LogSink | None,
+        checkpoint_root: str | None,
+    ) -> PartEnd:
+        alone = spec.isolation == "spawn"  # a new interpreter for every replicate
+        batch = [first(pending[0], 1)] if alone else first_frame(pending, FRAME_BYTES)
+        with self._process(spec, [entry], log) as process:
+            reused = process.runs > 0
+            part = ChunkRun(
+                process,
+                entry,
+                batch,
+                on_outcome=on_outcome,
+                stop=stop,
+                start_timeout_s=self._start_timeout_s,
+                checkpoint_root=checkpoint_root,
+            ).run()
+            if part.not_begun and not reused:
+                raise process.death("replicates/run")
+            return part
+
+    def aggregate(
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        *,
+        params: bytes,
+        param: int,
+        n: int,
+        rows: Iterable[Row],
+        target_data: Any = None,
+        stop: StopSignal | None = None,
+        log: LogSink | None = None,
+    ) -> AggregateOutcome:
+        """Feed ``n`` rows to an aggregate and return what it makes of them; a death is an outcome, too.
+
+        Parameters
+        ----------
+        params
+            The tagged JSON of the parameter set.
+        rows
+            Succeeded replicates in order; read as the runner takes them, in bounded memory.
+
+        Raises
+        ------
+        RemoteError, ProcessExitedError, HandshakeError, ProcessTimeoutError
+            A fresh process could not be brought to the point where it has imported the entry point.
+        """
+        stop = stop if stop is not None else StopSignal()
+        with self._process(spec, [], log) as process:
+            run = AggregateRun(process, entry, stop=stop, start_timeout_s=self._start_timeout_s)
+            return run.run(params=params, param=param, n=n, rows=rows, target_data=target_data)
+
+    def call(
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        args: Sequence[Any] = (),
+        *,
+        cwd: str | None = None,
+        timeout_s: float | None = None,
+        log: LogSink | None = None,
+    ) -> Any:
+        """Call a function of the bundle with these values and return its value.
+
+        Raises
+        ------
+        RemoteError
+            It raised.
+        ProcessExitedError, ProcessTimeoutError
+            Its process died, or was killed after ``timeout_s`` (default: the spec's replicate timeout).
+        """
+        with self._process(spec, [], log) as process:
+            timeout_s = timeout_s if timeout_s is not None else spec.replicate_timeout_s
+            return call_function(process, entry, args, cwd=cwd, timeout_s=timeout_s)
+
+    # --- processes ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _process(self, spec: RunnerSpec, preload: list[str], log: LogSink | None) -> Iterator[RunnerProcess]:
+        """Lend a process, warm or fresh (with these entries imported); a broken one is not taken back."""
+        process = self._take(spec)
+        fresh = process is None
+        if process is None:
+            process = self._start(spec, log)
+        else:
+            process.drain.begin(log)
+        healthy = False
+        try:
+            with process.watched():
+                if fresh:
+                    process.handshake(preload, timeout_s=self._start_timeout_s)
+                yield process
+            healthy = not process.dead and process.killed is None
+        finally:
+            try:
+                self._give_back(process, healthy=healthy and spec.isolation != "spawn")
+            finally:
+                process.drain.end()
+
+    def _take(self, spec: RunnerSpec) -> RunnerProcess | None:
+        """Return an idle process of this spec, the most recently used one that is alive."""
+        dead = []
+        try:
+            with self._lock:
+                self._check_open()
+                for process in reversed(self._idle[:]):
+                    if process.spec == spec:
+                        self._idle.remove(process)
+                        if not process.dead:
+                            self._busy.add(process)
+                            return process
+                        dead.append(process)
+            return None
+        finally:
+            for process in dead:
+                process.close()
+
+    def _start(self, spec: RunnerSpec, log: LogSink | None) -> RunnerProcess:
+        with self._lock:
+            self._check_open()
+            number = next(self._numbers)
+            if not self._reaper.alive:
+                logger.warning("the reaper process was gone and is started anew")
+                self._reaper.close()
+                self._reaper = Reaper(hold=(self._lock_fd,))
+            reaper = self._reaper
+        process = RunnerProcess(
+            spec,
+            reaper=reaper,
+            watch=self._watch,
+            cgroups=self._cgroups,
+            folder=self.folder / f"p{number}",
+            log_path=self.logs / f"runner-{os.getpid()}-{number}.log",
+            sink=log,
+        )
+        with self._lock:
+            self.starts += 1
+            if not self._closed:
+                self._busy.add(process)
+                return process
+        process.close()
+        raise ProcessError("the process pool is closed")
+
+    def _prune_logs(self) -> None:
+        """Keep the logs of the latest processes only, however many there have been."""
+        logs = sorted(self.logs.glob(f"runner-{os.getpid()}-*.log*"), key=lambda path: path.stat().st_mtime)
+        for path in logs[: -2 * (KEPT_LOGS + self._slots)]:
+            path.unlink(missing_ok=True)
+
+    def _give_back(self, process: RunnerProcess, *, healthy: bool) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._busy.discard(process)
+            if healthy and not self._closed:
+                process.idle_since = now
+                self._idle.append(process)
+                surplus = self._surplus(now)
+            else:
+                surplus = []
+        if not healthy or self._closed:
+            process.close()
+            with self._lock:
+                self._prune_logs()
+                last = self._closed and not self._busy
+            if last:
+                _remove_pool(self.folder)
+        for one in surplus:
+            one.close(graceful=True)
+
+    def _surplus(self, now: float) -> list[RunnerProcess]:
+        old = [p for p in self._idle if now - p.idle_since > self._idle_s]
+        kept = [p for p in self._idle if p not in old]
+        over = kept[: max(0, len(kept) - self._slots)]
+        self._idle = kept[len(over) :]
+        return old + over
+
+    def trim(self) -> None:
+        """End the processes that have been idle for too long."""
+        with self._lock:
+            surplus = self._surplus(time.monotonic())
+        for process in surplus:
+            process.close(graceful=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProcessError("the process pool is closed")
+
+    def pids(self) -> list[int]:
+        """Return the pids of the runners that live now."""
+        with self._lock:
+            return [process.pid for process in (*self._idle, *self._busy)]
+
+    def close(self) -> None:
+        """End all processes; runs that are going on in other threads see theirs die. Nothing is left."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            idle, self._idle = self._idle, []
+            busy = list(self._busy)
+        for process in busy:
+            process.kill(Kill("cancelled", "the process pool was closed"))
+        for process in idle:
+            process.close()
+        self._reaper.close()
+        self._watch.close()
+        os.close(self._lock_fd)
+        if not busy:
+            _remove_pool(self.folder)
+
+
+def first_frame(sets: list[ReplicateSet], limit_bytes: int) -> list[ReplicateSet]:
+    """Return as many sets from the front as fit one request (at least part of one)."""
+    size = 0
+    for i, one in enumerate(sets):
+        room = limit_bytes - size - len(bytes(one.params)) - 200
+        n = max(room // 21, 0)  # a seed has at most 19 digits
+        if n < len(one.seeds):
+            if i and n < 1:
+                return sets[:i]
+            return [*sets[:i], first(one, max(n, 1))]
+        size += len(bytes(one.params)) + 200 + 21 * len(one.seeds)
+    return sets
+
+
+def _remove_pool(folder: Path) -> None:
+    """Remove a pool's folder, but for spooled files that outcomes own (their folders are not empty)."""
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    (folder / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove the folders of pools of which nothing lives any more.
+
+    One without a lock was closed in order but for outputs that somebody was to fetch.
+    """
+    for folder in root.glob("pool-*"):
+        if not (folder / ".lock").exists() and time.time() - folder.stat().st_mtime > FORGOTTEN_AFTER_S:
+            shutil.rmtree(folder, ignore_errors=True)
+    for lock in root.glob("pool-*/.lock"):
+        try:
+            fd = os.open(lock, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(lock.parent, ignore_errors=True)
+        finally:
+            os.close(fd)

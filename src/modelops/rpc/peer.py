@@ -1,0 +1,200 @@
+"""The parent's side of the conversation with one runner: which requests are open, and what came back.
+
+Bytes in, messages out; no pipe, thread or clock. What the runner does against the rules is a
+`ProtocolError`, after which it cannot be trusted and should be killed. What *we* do against them is a
+`ValueError`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from modelops.errors import ProtocolError
+from modelops.rpc.messages import (
+    AggregateFinish,
+    AggregateResult,
+    AggregateStart,
+    CheckpointNote,
+    ErrorObject,
+    Finished,
+    FunctionCall,
+    FunctionResult,
+    Initialize,
+    Initialized,
+    ProgressNote,
+    ReplicatesRun,
+    RunResult,
+    Shutdown,
+    Wire,
+)
+from modelops_runner.frames import FrameError, FrameSplitter, encode_frame
+
+Result: TypeAlias = Initialized | RunResult | AggregateResult | FunctionResult | None
+
+BUNDLE_RAISED: Final = -32001
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A request was done. ``result`` has the type that belongs to the request."""
+
+    id: int
+    request: Wire
+    result: Result
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A request was refused or the bundle's code raised; then ``raised`` says what."""
+
+    id: int
+    request: Wire
+    code: int
+    message: str
+    raised: ErrorObject | None = None
+
+
+Message: TypeAlias = Finished | ProgressNote | CheckpointNote | Answer | Failure
+
+_RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
+    Initialize: msgspec.json.Decoder(Initialized),
+    ReplicatesRun: msgspec.json.Decoder(RunResult),
+    AggregateStart: msgspec.json.Decoder(None),
+    AggregateFinish: msgspec.json.Decoder(AggregateResult),
+    FunctionCall: msgspec.json.Decoder(FunctionResult),
+    Shutdown: msgspec.json.Decoder(None),
+}
+_NOTES: Final[dict[str, msgspec.json.Decoder[Finished | ProgressNote | CheckpointNote]]] = {
+    note.METHOD: msgspec.json.Decoder(note) for note in (Finished, ProgressNote, CheckpointNote)
+}
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: int
+    message: str
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    jsonrpc: str
+    id: int | None = None
+    method: str | None = None
+    params: msgspec.Raw = msgspec.Raw(b"")
+    result: msgspec.Raw = msgspec.Raw(b"")
+    error: _Error | None = None
+
+
+class _FinishedNote(msgspec.Struct, frozen=True):
+    """The message that comes once per replicate, read in one go."""
+
+    jsonrpc: Literal["2.0"]
+    method: Literal["replicate/finished"]
+    params: Finished
+    id: None = None
+
+
+_FINISHED_NOTE: Final = msgspec.json.Decoder(_FinishedNote)
+_FINISHED_HEAD: Final = b'{"jsonrpc":"2.0","method":"replicate/finished"'  # as our runner writes it
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_ERROR_OBJECT: Final = msgspec.json.Decoder(ErrorObject)
+
+
+class Peer:
+    """The state of one conversation."""
+
+    def __init__(self) -> None:
+        self._splitter = FrameSplitter()
+        self._open: dict[int, Wire] = {}
+        self._next_id = 1
+
+    @property
+    def open_requests(self) -> dict[int, Wire]:
+        """The requests that have no answer yet, by id, oldest first."""
+        return dict(self._open)
+
+    def request(self, params: Wire) -> tuple[int, bytes]:
+        """Return the id and the frame of a request."""
+        if type(params) not in _RESULTS:
+            raise ValueError(f"{params.METHOD} is a notification; it has no answer")
+        request_id, self._next_id = self._next_id, self._next_id + 1
+        self._open[request_id] = params
+        return request_id, _frame(
+            {"jsonrpc": "2.0", "id": request_id, "method": params.METHOD, "params": params}
+        )
+
+    def notify(self, params: Wire) -> bytes:
+        """Return the frame of a notification."""
+        if type(params) in _RESULTS:
+            raise ValueError(f"{params.METHOD} is a request; its answer would be lost")
+        return _frame({"jsonrpc": "2.0", "method": params.METHOD, "params": params})
+
+    def receive(self, data: bytes) -> list[Message]:
+        """Take the next bytes from the runner and return the messages they complete.
+
+        Raises
+        ------
+        ProtocolError
+            The runner broke a rule; the message says which.
+        """
+        try:
+            bodies = self._splitter.feed(data)
+        except FrameError as e:
+            raise ProtocolError(f"the runner sent something that is no frame: {e}") from e
+        return [self._message(body) for body in bodies]
+
+    def eof(self) -> None:
+        """Say that the runner has closed its end.
+
+        Raises
+        ------
+        ProtocolError
+            It did so inside a frame. Open requests are no error: whoever watches the process knows why.
+        """
+        try:
+            self._splitter.close()
+        except FrameError as e:
+            raise ProtocolError(f"the runner's last message is incomplete: {e}") from e
+
+    def _message(self, body: bytes) -> Message:
+        try:
+            if body.startswith(_FINISHED_HEAD):
+                return _FINISHED_NOTE.decode(body).params
+            envelope = _ENVELOPE.decode(body)
+            if envelope.jsonrpc != "2.0":
+                raise ProtocolError(f"not JSON-RPC 2.0: {_show(body)}")
+            if envelope.method is not None:
+                return self._note(envelope.method, envelope, body)
+            return self._answer(envelope, body)
+        except msgspec.MsgspecError as e:
+            raise ProtocolError(f"the runner sent a message that is not as agreed: {e}: {_show(body)}") from e
+
+    def _note(self, method: str, envelope: _Envelope, body: bytes) -> Message:
+        decoder = _NOTES.get(method)
+        if decoder is None or envelope.id is not None:
+            raise ProtocolError(
+                f"the runner sent {method!r}, which is no notification of protocol 1: {_show(body)}"
+            )
+        return decoder.decode(envelope.params)
+
+    def _answer(self, envelope: _Envelope, body: bytes) -> Message:
+        if envelope.id is None:
+            reason = envelope.error.message if envelope.error else "no method, no id"
+            raise ProtocolError(f"the runner did not understand a message: {reason}: {_show(body)}")
+        request = self._open.pop(envelope.id, None)
+        if request is None:
+            raise ProtocolError(
+                f"the runner answered request {envelope.id}, which is not open: {_show(body)}"
+            )
+        if envelope.error is None:
+            return Answer(envelope.id, request, _RESULTS[type(request)].decode(envelope.result))
+        error = envelope.error
+        raised = _ERROR_OBJECT.decode(error.data) if error.code == BUNDLE_RAISED else None
+        return Failure(envelope.id, request, error.code, error.message, raised)
+
+
+def _frame(message: dict[str, object]) -> bytes:
+    return encode_frame(msgspec.json.encode(message))
+
+
+def _show(body: bytes) -> str:
+    return repr(body[:200])

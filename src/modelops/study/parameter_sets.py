@@ -1,0 +1,258 @@
+"""The parameter sets of a study: a sequence of dicts, kept as columns, so that a million costs little.
+
+A column is the values of one axis of a grid with the pattern in which they repeat, a numpy array, or a list.
+The canonical form is put together from the text of each column; it is byte for byte that of
+`modelops.study.canonical.canonical_json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from modelops.errors import RequestError
+from modelops.study.canonical import RESERVED, canonical_json, param_id
+
+ROW_GROUP = 65_536
+FORMAT = b"1"
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a grid: row ``i`` has ``values[i // repeat % len(values)]``."""
+
+    values: list[Any]
+    repeat: int
+
+    def at(self, i: int) -> Any:
+        """Return the value in row ``i``."""
+        return self.values[i // self.repeat % len(self.values)]
+
+    def texts(self, name: str, lo: int, hi: int) -> list[str]:
+        """Return the canonical text of the rows ``lo <= i < hi``."""
+        texts = _texts(name, self.values)
+        return [texts[i // self.repeat % len(texts)] for i in range(lo, hi)]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A column whose values are listed, as a numpy array of numbers or a list of anything."""
+
+    values: Sequence[Any] | npt.NDArray[Any]
+
+    def at(self, i: int) -> Any:
+        """Return the value in row ``i``, numpy scalars as Python's."""
+        value = self.values[i]
+        return value.item() if isinstance(value, np.generic) else value
+
+    def texts(self, name: str, lo: int, hi: int) -> list[str]:
+        """Return the canonical text of the rows ``lo <= i < hi``."""
+        part = self.values[lo:hi]
+        return _texts(name, part.tolist() if isinstance(part, np.ndarray) else part)
+
+
+Column = Axis | Listed
+
+
+class ParameterSets(Sequence[Mapping[str, Any]]):
+    """Parameter sets in order; the position is the ordinal ``param``.
+
+    Made by `grid`, `sobol`, `latin_hypercube`, `of_rows` or `of_table`; a list of dicts does as well
+    wherever a study takes one.
+    """
+
+    __slots__ = ("_columns", "_n", "_rows")
+
+    def __init__(
+        self, columns: Mapping[str, Column], n: int, rows: list[Mapping[str, Any]] | None = None
+    ) -> None:
+        self._columns, self._n, self._rows = dict(columns), n, rows
+        names = self.names
+        _check_names(names)
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> ParameterSets:
+        """Take a list of dicts. They may have different keys: what is absent is not given to the model."""
+        listed = list(rows)
+        for i, row in enumerate(listed):
+            if not isinstance(row, Mapping):
+                raise RequestError(
+                    f"parameter set {i} is a {type(row).__name__}, not a dict of name and value: {row!r}"
+                )
+        if listed and listed[0] and all(row.keys() == listed[0].keys() for row in listed):
+            return cls({name: Listed([row[name] for row in listed]) for name in listed[0]}, len(listed))
+        return cls({}, len(listed), listed)
+
+    @classmethod
+    def of_table(cls, table: Any) -> ParameterSets:
+        """Take a table (pyarrow, pandas, polars): one row per parameter set, integers and floats kept apart.
+
+        A missing value (null) means that the set lacks that parameter; a NaN stays a NaN.
+        """
+        columns = _table_columns(table)
+        n = min((len(column.values) for column in columns.values()), default=0)
+        if not any(_has_missing(column.values) for column in columns.values()):
+            return cls(columns, n)
+        rows = ({name: column.at(i) for name, column in columns.items()} for i in range(n))
+        return cls({}, n, [{k: v for k, v in row.items() if v is not None} for row in rows])
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all parameters, in the order in which they were given."""
+        if self._rows is None:
+            return list(self._columns)
+        return list(dict.fromkeys(name for row in self._rows for name in row))
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, i: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Mapping[str, Any]]: ...
+    def __getitem__(self, i: int | slice) -> Mapping[str, Any] | list[Mapping[str, Any]]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(self._n))]
+        k = i + self._n if i < 0 else i
+        if not 0 <= k < self._n:
+            raise IndexError(i)
+        if self._rows is not None:
+            return self._rows[k]
+        return {name: column.at(k) for name, column in self._columns.items()}
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return (self[k] for k in range(self._n))
+
+    def __repr__(self) -> str:
+        return f"<{self._n} parameter sets of {', '.join(self.names) or 'nothing'}>"
+
+    def canonical(self, lo: int = 0, hi: int | None = None) -> list[bytes]:
+        """Return the canonical forms of the sets ``lo <= param < hi``."""
+        hi = self._n if hi is None else min(hi, self._n)
+        if self._rows is not None:
+            return [canonical_json(row) for row in self._rows[lo:hi]]
+        names = sorted(self._columns)
+        if not names:
+            return [b"{}"] * (hi - lo)
+        heads = [json.dumps(name, ensure_ascii=False).replace("%", "%%") + ":%s" for name in names]
+        template = "{" + ",".join(heads) + "}"
+        texts = [self._columns[name].texts(name, lo, hi) for name in names]
+        try:
+            return [(template % row).encode() for row in zip(*texts, strict=True)]
+        except UnicodeEncodeError as e:
+            raise RequestError(f"a parameter holds text that is not valid Unicode: {e.object!r}") from e
+
+
+def parameter_table(sets: ParameterSets) -> pa.Table:
+    """Return what ``parameters.parquet`` holds: `param`, `param_id`, `canonical`, in chunks of 65,536 rows.
+
+    Raises
+    ------
+    RequestError
+        There is no parameter set, or two are the same; names both rows.
+    """
+    if not len(sets):
+        raise RequestError("the study has no parameter sets; give at least one, e.g. parameters=[{}]")
+    batches: list[pa.RecordBatch] = []
+    ids: list[str] = []
+    for lo in range(0, len(sets), ROW_GROUP):
+        canonical = sets.canonical(lo, lo + ROW_GROUP)
+        part = [param_id(c) for c in canonical]
+        ids += part
+        batches.append(
+            pa.record_batch(
+                [
+                    pa.array(range(lo, lo + len(canonical)), pa.int64()),
+                    pa.array(part, pa.string()),
+                    pa.array(canonical, pa.binary()).cast(pa.string()),
+                ],
+                names=["param", "param_id", "canonical"],
+            )
+        )
+    table = pa.Table.from_batches(batches)
+    _refuse_duplicates(ids, sets)
+    return table.replace_schema_metadata({b"modelops.format": FORMAT})
+
+
+def _refuse_duplicates(ids: list[str], sets: ParameterSets) -> None:
+    digests = np.array(ids, dtype="S32")
+    order = np.argsort(digests, kind="stable")
+    same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
+    if len(same):
+        first, second = min((int(order[i]), int(order[i + 1])) for i in same)
+        raise RequestError(
+            f"parameter sets {first} and {second} are the same: {dict(sets[first])!r}. Each must differ "
+            "in at least one value (1 and 1.0 do differ); to run one more often, raise `replicates`"
+        )
+
+
+def _check_names(names: Iterable[object]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name or name.startswith("$"):
+            raise RequestError(
+                f"a parameter cannot have the name {name!r}: names are text, not empty, without '$' first"
+            )
+        if name in RESERVED:
+            raise RequestError(
+                f"a parameter cannot have the name {name!r}: results have a column of that name "
+                f"(reserved are {', '.join(sorted(RESERVED))}); rename it"
+            )
+
+
+def _texts(name: str, values: Iterable[Any]) -> list[str]:
+    """Return the canonical text of each value of a parameter."""
+    return [
+        float.__repr__(v) if type(v) is float and -_INF < v < _INF
+        else int.__repr__(v) if type(v) is int
+        else _slow_text(name, v)
+        for v in values
+    ]  # fmt: skip
+
+
+_INF = float("inf")  # NaN and the infinities fail the comparison, and are tagged in the slow way
+
+
+def _slow_text(name: str, value: Any) -> str:
+    whole = canonical_json({name: value}).decode()
+    return whole[len(canonical_json({name: 0}).decode()) - 2 : -1]
+
+
+def _has_missing(values: Sequence[Any] | npt.NDArray[Any]) -> bool:
+    return not isinstance(values, np.ndarray) and any(v is None for v in values)
+
+
+def _table_columns(table: Any) -> dict[str, Listed]:
+    if hasattr(table, "dtypes") and hasattr(table, "iloc"):  # pandas, which need not be installed here
+        return {str(name): _pandas_column(table[name]) for name in table.columns}
+    if not isinstance(table, pa.Table | pa.RecordBatch) and not hasattr(table, "__arrow_c_stream__"):
+        raise RequestError(
+            f"{table!r:.80} cannot be read as parameter sets; give a list of dicts, a table "
+            "(pyarrow, pandas, polars), a path to a file, or mo.grid(...)"
+        )
+    arrow = pa.table(table)
+    return {
+        name: Listed(_arrow_values(column))
+        for name, column in zip(arrow.column_names, arrow.columns, strict=True)
+    }
+
+
+def _pandas_column(series: Any) -> Listed:
+    # By way of Arrow an object column of 1 and 1.0 would become two floats, and NaN would become missing.
+    if series.dtype == object:
+        return Listed(list(series))
+    if isinstance(series.dtype, np.dtype):
+        return Listed(series.to_numpy())
+    return Listed(pa.array(series).to_pylist())
+
+
+def _arrow_values(column: pa.ChunkedArray[Any]) -> Sequence[Any] | npt.NDArray[Any]:
+    kind = column.type
+    if column.null_count == 0 and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return column.to_numpy()
+    return column.to_pylist()

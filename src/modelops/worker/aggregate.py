@@ -1,0 +1,139 @@
+"""Aggregate settled parameter sets: stream their replicates from segments into a runner, store what it returns."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from modelops.errors import ProcessError
+from modelops.states import AggregateStatus, ReplicateStatus
+from modelops.store import AggregateWriter
+from modelops.store.segments import AggregateRow
+from modelops.study.ranges import Ranges
+from modelops.worker.attempts import Attempt
+from modelops.worker.job_log import JobLog
+from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
+from modelops.worker.replicates import ReplicateReader
+from modelops.worker.stored import stored_error, stored_outputs
+
+if TYPE_CHECKING:
+    from modelops.processes import AggregateOutcome, LogSink, ReplicateError
+    from modelops.worker.job_context import JobContext
+    from modelops.worker.messages import AggregateChunk
+    from modelops.worker.runtime import WorkerRuntime
+
+
+def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateReceipt:
+    """Run every aggregate of the job over each parameter set of the chunk, and store the rows.
+
+    Only succeeded replicates are seen, in replicate order. A parameter set with fewer than ``min_success`` of them
+    is `skipped`, with the reason.
+    """
+    began = time.perf_counter()
+    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, ranges=())
+    if not runtime.attempts.enter(attempt):
+        return _receipt(runtime, chunk, stopped=True)
+    try:
+        run = _AggregateRun(runtime, runtime.job(chunk.job), chunk, attempt)
+        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+            finished = run.all(job_log.write)
+        if not finished:
+            return _receipt(runtime, chunk, stopped=True)
+        return _receipt(
+            runtime,
+            chunk,
+            stored=run.writer.finish(inputs=tuple(s.digest for s in chunk.segments)),
+            failures=tuple(run.failures.values()),
+            wall_seconds=time.perf_counter() - began,
+        )
+    finally:
+        runtime.attempts.leave(attempt)
+
+
+class _AggregateRun:
+    """The aggregates of one chunk while they are made."""
+
+    def __init__(
+        self, runtime: WorkerRuntime, context: JobContext, chunk: AggregateChunk, attempt: Attempt
+    ) -> None:
+        self.runtime, self.context, self.chunk, self.attempt = runtime, context, chunk, attempt
+        self.writer = AggregateWriter(runtime.objects, chunk.job, chunk.attempt)
+        self.reader = ReplicateReader(runtime.objects, chunk.job, chunk.segments, context.spec.line)
+        self.failures: dict[str, FailureCount] = {}
+
+    def all(self, log: LogSink) -> bool:
+        """Make them all; False if the attempt was stopped."""
+        for param in Ranges(self.chunk.params):
+            for target in self.context.spec.aggregates:
+                if self.attempt.stop.stopped or not self._one(param, target, log):
+                    return False
+        return True
+
+    def _one(self, param: int, target: str, log: LogSink) -> bool:
+        spec = self.context.spec
+        n, n_succeeded = len(spec.line.of_param(param)), self.reader.count(param, ReplicateStatus.SUCCEEDED)
+        needed = spec.needed(n)
+        if n_succeeded < needed:
+            reason = f"{n_succeeded} of {n} replicates succeeded, min_success needs {needed}"
+            self.writer.add(AggregateRow(param, target, AggregateStatus.SKIPPED, n_succeeded, n, reason))
+            return True
+        outcome = self._call(param, target, n_succeeded, log)
+        if outcome.stopped:
+            return False
+        error = outcome.error
+        if error is None:
+            self.writer.add(
+                AggregateRow(
+                    param,
+                    target,
+                    AggregateStatus.SUCCEEDED,
+                    n_succeeded,
+                    n,
+                    returned_dict=outcome.returned_dict,
+                    outputs=stored_outputs(outcome.outputs),
+                )
+            )
+        else:
+            reason = f"{error.type}: {error.message}"
+            row = AggregateRow(
+                param, target, AggregateStatus.FAILED, n_succeeded, n, reason, error=stored_error(error)
+            )
+            self.writer.add(row)
+            self._count(outcome.status, error)
+        return True
+
+    def _call(self, param: int, target: str, n_succeeded: int, log: LogSink) -> AggregateOutcome:
+        return self.runtime.pool.aggregate(
+            self.context.runner,
+            target,
+            params=self.context.parameters[param].canonical,
+            param=param,
+            n=n_succeeded,
+            rows=self.reader.rows(param),
+            stop=self.attempt.stop,
+            log=log,
+        )
+
+    def _count(self, status: ReplicateStatus, error: ReplicateError) -> None:
+        before = self.failures.get(error.fingerprint)
+        example = ErrorExample(
+            fingerprint=error.fingerprint,
+            status=status,
+            error_type=error.type,
+            message=error.message,
+            traceback=error.traceback,
+            stderr=error.stderr,
+        )
+        self.failures[error.fingerprint] = FailureCount(
+            example=before.example if before else example, count=(before.count if before else 0) + 1
+        )
+
+
+def _receipt(runtime: WorkerRuntime, chunk: AggregateChunk, **what: object) -> AggregateReceipt:
+    return AggregateReceipt(
+        job=chunk.job,
+        attempt=chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        **what,  # type: ignore[arg-type]  # one constructor, three callers
+    )

@@ -1,0 +1,74 @@
+"""What a worker knows of a job: its spec, its bundle's snapshot, its environment, its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelops.bundles import Manifest, load_manifest
+from modelops.environments import parse_lock
+from modelops.processes import RunnerSpec
+from modelops.store.fetch import fetch_snapshot
+from modelops.store.parameters import Parameters
+from modelops.store.segments import job_folder
+from modelops.study.ids import BundleDigest
+from modelops.study.spec import JobSpec, decode_spec
+from modelops.worker.sets import replicate_set
+
+if TYPE_CHECKING:
+    from modelops.processes import ReplicateSet
+    from modelops.study.ids import JobId
+    from modelops.study.ranges import Ranges
+    from modelops.worker.runtime import WorkerRuntime
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """Immutable; shared by the worker's threads."""
+
+    job: JobId
+    spec: JobSpec
+    manifest: Manifest
+    runner: RunnerSpec
+    parameters: Parameters
+
+    def sets(self, indices: Ranges) -> list[ReplicateSet]:
+        """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
+        spec, line = self.spec, self.spec.line
+        sets = []
+        for lo, hi in indices.pairs:
+            k = lo
+            while k < hi:
+                block = line.block_of(k)
+                param, replicate = line.locate(k)
+                n = min(hi - k, block.r0 + block.n_replicates - replicate)
+                row = self.parameters[param]
+                sets.append(
+                    replicate_set(spec, param, row.param_id, row.canonical, index=k, replicate=replicate, n=n)
+                )
+                k += n
+        return sets
+
+
+def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
+    """Read the job's record from storage, and make its bundle and environment ready on this machine."""
+    objects, cache = runtime.objects, runtime.settings.cache
+    spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
+    lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
+    snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
+    environment = runtime.environments.ensure(lock, bundle_root=snapshot)
+    manifest = load_manifest(snapshot)
+    runner = RunnerSpec(
+        python=str(environment.python),
+        environment_key=environment.key,
+        environment_dir=str(environment.path),
+        bundle_digest=spec.bundle,
+        snapshot=str(snapshot),
+        isolation=spec.isolation,
+        memory_bytes=spec.limits.memory_bytes,
+        replicate_timeout_s=spec.limits.replicate_timeout_s,
+        threads=spec.limits.threads,
+        wire=manifest.wire is not None,
+        pycache=str(cache / "pycache" / environment.key),
+    )
+    return JobContext(job, spec, manifest, runner, Parameters(objects, job))

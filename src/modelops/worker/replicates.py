@@ -1,0 +1,80 @@
+"""Read the replicates of a parameter set from the segments that hold them, in replicate order."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modelops.processes import FileSlice, Row
+from modelops.states import OUTCOMES
+from modelops.store import PackSlice, read_segment
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from modelops.states import ReplicateStatus
+    from modelops.store import Objects, SegmentTable
+    from modelops.store.segment_table import StoredOutput
+    from modelops.study.ids import AttemptId, JobId
+    from modelops.study.index_line import IndexLine
+    from modelops.worker.messages import SegmentRef
+
+MAX_OPEN_SEGMENTS = 64
+
+
+class ReplicateReader:
+    """Reads segments when they are needed and keeps the last ones used; each is verified by its digest.
+
+    A parameter set's replicates may lie in several segments, and in between each other: the first
+    submission of a job is spread over the line.
+    """
+
+    def __init__(self, objects: Objects, job: JobId, refs: Sequence[SegmentRef], line: IndexLine) -> None:
+        self._objects, self._job, self._line = objects, job, line
+        self._refs = [(Ranges(ref.ranges), ref) for ref in refs]
+        self._open: OrderedDict[AttemptId, SegmentTable] = OrderedDict()
+
+    def count(self, param: int, status: ReplicateStatus) -> int:
+        """Return how many replicates of a parameter set have this status."""
+        code = OUTCOMES.index(status)
+        n = 0
+        for table, indices in self._tables(self._line.of_param(param)):
+            for lo, hi in indices.pairs:
+                first, last = np.searchsorted(table.index, (lo, hi))
+                n += int(np.count_nonzero(table.status[first:last] == code))
+        return n
+
+    def rows(self, param: int) -> Iterator[Row]:
+        """Yield the succeeded replicates of a parameter set in replicate order."""
+        for _param, _first, index, n in self._line.ordered(param, param + 1):
+            parts = [table.rows(indices) for table, indices in self._tables(Ranges([(index, index + n)]))]
+            for at, returned_dict, outputs in heapq.merge(*parts, key=itemgetter(0)):
+                yield Row(at, returned_dict, [self._for_runner(o) for o in outputs])
+
+    def _tables(self, wanted: Ranges) -> Iterator[tuple[SegmentTable, Ranges]]:
+        for held, ref in self._refs:
+            if here := held & wanted:
+                yield self._table(ref), here
+
+    def _table(self, ref: SegmentRef) -> SegmentTable:
+        if ref.attempt in self._open:
+            self._open.move_to_end(ref.attempt)
+            return self._open[ref.attempt]
+        table = self._open[ref.attempt] = read_segment(self._objects, self._job, ref)
+        if len(self._open) > MAX_OPEN_SEGMENTS:
+            self._open.popitem(last=False)
+        return table
+
+    def _for_runner(self, output: StoredOutput) -> tuple[str, str, bytes | FileSlice]:
+        name, kind, data = output
+        if not isinstance(data, PackSlice):
+            return name, kind, data
+        path = self._objects.local_path(data.pack)
+        if path is None:
+            return name, kind, data.read(self._objects)
+        return name, kind, FileSlice(str(path), data.offset, data.length)

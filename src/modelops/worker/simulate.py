@@ -1,0 +1,153 @@
+"""Run a chunk: outcomes as they come go into a segment; what is to be tried again does not."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from modelops.errors import RemoteError
+from modelops.states import FAILURES, ReplicateStatus
+from modelops.store import Execution, SegmentWriter
+from modelops.study.ranges import Ranges
+from modelops.worker.attempts import Attempt
+from modelops.worker.job_log import JobLog
+from modelops.worker.messages import Chunk, ErrorExample, FailureCount, Receipt
+from modelops.worker.stored import stored_error, stored_outputs
+
+if TYPE_CHECKING:
+    from modelops.processes import Outcome
+    from modelops.processes.stop import StopSignal
+    from modelops.worker.runtime import WorkerRuntime
+
+MAX_FINGERPRINTS = 100  # in one receipt; the segment holds every error
+
+
+@dataclass
+class _Chunk:
+    """Sorts the outcomes of one chunk as they arrive."""
+
+    chunk: Chunk
+    writer: SegmentWriter
+    stop: StopSignal
+    retry: dict[ReplicateStatus, list[int]] = field(default_factory=dict)
+    lacking: list[int] = field(default_factory=list)  # replicates that found a module missing
+    examples: dict[str, ErrorExample] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    model_seconds: float = 0.0
+    missing_import: str | None = None
+
+    def take(self, outcome: Outcome) -> None:
+        self.model_seconds += outcome.seconds
+        error = outcome.error
+        if error is not None and error.missing_module:
+            # One error for the job: what the bundle lacks, no replicate can do without.
+            self.missing_import = missing_import(error.missing_module, f"{error.message}\n{error.traceback}")
+            self.lacking.append(outcome.index)
+            self.stop.stop(hard=True)
+            return
+        if outcome.status in FAILURES:
+            self._count_failure(outcome)
+        execution = Execution(
+            outcome.started_at,
+            outcome.seconds,
+            outcome.cpu_seconds,
+            outcome.max_rss_bytes,
+            self.chunk.attempt_number,
+        )
+        if outcome.status in self.chunk.retry_on:
+            self.retry.setdefault(outcome.status, []).append(outcome.index)
+            self.writer.add_execution_only(outcome.index, outcome.status, execution)
+        else:
+            self.writer.add(
+                outcome.index,
+                outcome.status,
+                outcome.returned_dict,
+                stored_outputs(outcome.outputs),
+                stored_error(error),
+                execution,
+            )
+
+    def _count_failure(self, outcome: Outcome) -> None:
+        error = outcome.error
+        fingerprint = error.fingerprint if error else ""
+        if fingerprint not in self.examples:
+            if len(self.examples) >= MAX_FINGERPRINTS:
+                return
+            self.examples[fingerprint] = ErrorExample(
+                fingerprint=fingerprint,
+                status=outcome.status,
+                error_type=error.type if error else "",
+                message=error.message if error else "",
+                traceback=error.traceback if error else "",
+                stderr=error.stderr if error else "",
+                index=outcome.index,
+            )
+        self.counts[fingerprint] += 1
+
+
+def missing_import(module: str, where: str) -> str:
+    """Return the sentence for a module that the bundle's environment does not have."""
+    package = module.partition(".")[0]
+    return (
+        f"No module named '{module}'\n{where.rstrip()}\n"
+        f'add "{package}" (or the package that provides it) to dependencies in the bundle\'s pyproject.toml: '
+        f'dependencies = [..., "{package}"]'
+    )
+
+
+def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
+    """Run the replicates of a chunk and store its segment; the receipt says what became of each index."""
+    began = time.perf_counter()
+    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges)
+    if not runtime.attempts.enter(attempt):
+        return _receipt(runtime, chunk, unstarted=chunk.ranges)
+    try:
+        context = runtime.job(chunk.job)
+        writer = SegmentWriter(
+            runtime.objects, chunk.job, chunk.attempt, worker=runtime.address, host=runtime.host
+        )
+        sorter = _Chunk(chunk, writer, attempt.stop)
+        unstarted = Ranges(chunk.ranges)
+        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+            try:
+                end = runtime.pool.run(
+                    context.runner,
+                    context.spec.model,
+                    context.sets(unstarted),
+                    on_outcome=sorter.take,
+                    stop=attempt.stop,
+                    log=job_log.write,
+                )
+            except RemoteError as error:
+                if not error.missing_module:
+                    raise
+                sorter.missing_import = missing_import(error.missing_module, error.traceback)
+            else:
+                unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
+        return _receipt(
+            runtime,
+            chunk,
+            segment=writer.finish(),
+            retry=tuple((status, Ranges.of(ks).pairs) for status, ks in sorter.retry.items()),
+            unstarted=unstarted.pairs,
+            failures=tuple(
+                FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()
+            ),
+            model_seconds=sorter.model_seconds,
+            wall_seconds=time.perf_counter() - began,
+            missing_import=sorter.missing_import,
+        )
+    finally:
+        runtime.attempts.leave(attempt)
+
+
+def _receipt(runtime: WorkerRuntime, chunk: Chunk, **what: object) -> Receipt:
+    return Receipt(
+        job=chunk.job,
+        attempt=chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        **what,  # type: ignore[arg-type]  # one constructor, two callers
+    )

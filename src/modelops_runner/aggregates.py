@@ -1,0 +1,93 @@
+"""Aggregates: what a function makes of all succeeded replicates of one parameter set."""
+
+from __future__ import annotations
+
+from modelops_runner import values
+from modelops_runner.entrypoints import resolve
+from modelops_runner.spool import read_output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def find(entry: str, *, wire: bool) -> Any:
+    """Import an aggregate's entry point; the wire convention may write ``/`` for ``:``."""
+    return resolve(entry.replace("/", ":") if wire and ":" not in entry else entry)
+
+
+class Aggregate:
+    """One aggregate being fed. Three kinds of entry point share this shape.
+
+    - ``function(replicates)``: called once with the list. If it has parameters named ``params`` or
+      ``target_data``, it gets those too.
+    - an object with ``start``, ``add`` and ``finish``: ``state = start(params)``,
+      ``state = add(state, replicate)`` for each (None: it changed the state in place), ``finish(state)``.
+      A class is made an instance first. Memory does not grow with the replicates.
+    - by the wire convention ``target(sim_returns, target_data)``.
+    """
+
+    def __init__(self, function: Any, wire: bool, params: dict[str, Any], target_data: Any) -> None:
+        self._function = function
+        self._wire, self._params, self._target_data = wire, params, target_data
+        self._rows: list[Any] = []
+        self._incremental = not wire and all(hasattr(self._function, n) for n in ("start", "add", "finish"))
+        if self._incremental:
+            if isinstance(self._function, type):
+                self._function = self._function()
+            self._state = self._function.start(params)
+
+    def add(self, index: int, returned: str, outputs: list[list[Any]]) -> None:
+        """Take the outputs of one replicate."""
+        decoded = {name: read_output(kind, data) for name, kind, data in outputs}
+        if self._wire:
+            self._rows.append(_sim_return(index, decoded))
+            return
+        replicate = decoded["value"] if returned == "value" else decoded
+        if not self._incremental:
+            self._rows.append(replicate)
+            return
+        state = self._function.add(self._state, replicate)
+        if state is not None:
+            self._state = state
+
+    def finish(self) -> Any:
+        """Return what the aggregate returns."""
+        if self._incremental:
+            return self._function.finish(self._state)
+        rows, self._rows = self._rows, []
+        names = _parameter_names(self._function)
+        if self._wire:
+            return self._function(rows, self._target_data) if len(names) > 1 else self._function(rows)
+        offered = {"params": self._params, "target_data": self._target_data}
+        return self._function(rows, **{name: value for name, value in offered.items() if name in names[1:]})
+
+
+def _parameter_names(function: Any) -> list[str]:
+    import inspect
+
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return []
+
+
+def _sim_return(index: int, outputs: dict[str, Any]) -> dict[str, Any]:
+    from binascii import b2a_base64
+    from hashlib import blake2b
+
+    def artifact(data: bytes) -> dict[str, Any]:
+        return {
+            "size": len(data),
+            "checksum": blake2b(data, digest_size=32).hexdigest(),
+            "inline": b2a_base64(data, newline=False).decode("ascii"),
+        }
+
+    return {
+        "task_id": str(index),
+        "outputs": {name: artifact(_as_bytes(value)) for name, value in outputs.items()},
+    }
+
+
+def _as_bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else values.dumps(value).encode("ascii")

@@ -1,0 +1,145 @@
+"""The runner's end of the pipe: whole JSON-RPC messages in, whole JSON-RPC messages out."""
+
+from __future__ import annotations
+
+import os
+import select
+from _thread import allocate_lock
+from collections import deque
+from json import loads
+
+from modelops_runner.frames import MAX_BODY_BYTES, FrameError, FrameSplitter
+from modelops_runner.values import to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = (
+    -32700,
+    -32600,
+    -32601,
+    -32602,
+    -32603,
+)
+BUNDLE_RAISED, NOT_INITIALIZED, REFUSED = -32001, -32002, -32003
+_READ_BYTES = 256 * 1024
+
+
+class RpcError(Exception):
+    """What a request is answered with when it cannot be done."""
+
+    def __init__(self, code: int, message: str, data: object = None) -> None:
+        super().__init__(code, message, data)
+        self.code, self.message, self.data = code, message, data
+
+
+class Channel:
+    """Requests wait here in order; cancellations are seen at once.
+
+    Attributes
+    ----------
+    poll
+        Becomes readable when something arrives; others may register their descriptors too.
+    cancelled
+        Ids of requests that the parent wants stopped.
+    """
+
+    def __init__(self, requests: int, messages: int) -> None:
+        self.requests, self._messages = requests, messages
+        self.cancelled: set[object] = set()
+        self.poll = select.poll()
+        self.poll.register(requests, select.POLLIN)
+        self._splitter = FrameSplitter()
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting_bytes = 0
+        self._ended = False
+        self._lock = allocate_lock()  # a model may report progress from a thread of its own
+
+    def receive(self) -> dict[str, Any] | None:
+        """Wait for the next request or notification; None when the parent has closed the pipe.
+
+        Raises
+        ------
+        FrameError
+            The parent sent bytes that are no frame.
+        """
+        while not self._waiting:
+            if self._ended:
+                self._splitter.close()
+                return None
+            self.pump()
+        message = self._waiting.popleft()
+        if not self._waiting:
+            self._waiting_bytes = 0
+        return message
+
+    def pump(self) -> None:
+        """Take in what has arrived, or wait for it. May be called while a request runs."""
+        data = os.read(self.requests, _READ_BYTES)
+        if not data:
+            self._ended = True
+            return
+        for body in self._splitter.feed(data):
+            self._take(body)
+        if self._waiting_bytes > 2 * MAX_BODY_BYTES:
+            raise FrameError(f"{len(self._waiting)} requests are waiting; send the next one after an answer")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the parent has closed the pipe."""
+        return self._ended
+
+    def _take(self, body: bytes) -> None:
+        try:
+            message = loads(body)
+        except (ValueError, RecursionError) as e:
+            self.fail(None, RpcError(PARSE_ERROR, f"a body that is no JSON: {type(e).__name__}: {e}"[:500]))
+            return
+        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+            identifier = message.get("id") if isinstance(message, dict) else None
+            self.fail(identifier, RpcError(INVALID_REQUEST, "a JSON-RPC request is an object with a method"))
+        elif message["method"] == "$/cancelRequest":
+            params = message.get("params")
+            if isinstance(params, dict) and isinstance(params.get("id"), (int, str)):
+                self.cancelled.add(params["id"])
+        else:
+            self._waiting.append(message)
+            self._waiting_bytes += len(body)
+
+    def send(self, text: str) -> None:
+        """Write one message, ASCII JSON, as one frame and at once."""
+        frame = f"Content-Length: {len(text)}\r\n\r\n{text}".encode("ascii")
+        with self._lock:
+            n = os.write(self._messages, frame)
+            if n != len(frame):
+                rest = memoryview(frame)[n:]
+                while len(rest):
+                    rest = rest[os.write(self._messages, rest) :]
+
+    def detach(self) -> None:
+        """Let go of both pipes in a forked child: it must neither speak on them nor hold them open."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (self.requests, self._messages):
+            os.dup2(null, fd, inheritable=False)
+        os.close(null)
+
+    def notify(self, method: str, params: object) -> None:
+        """Send a notification."""
+        self.send(to_json({"jsonrpc": "2.0", "method": method, "params": params}))
+
+    def answer(self, identifier: object, result: str) -> None:
+        """Answer a request with a result that is JSON text already."""
+        self.cancelled.discard(identifier)
+        self.send(f'{{"jsonrpc":"2.0","id":{to_json(identifier)},"result":{result}}}')
+
+    def fail(self, identifier: object, error: RpcError) -> None:
+        """Answer a request with an error."""
+        if isinstance(identifier, (int, str)):
+            self.cancelled.discard(identifier)
+        else:
+            identifier = None
+        body: dict[str, object] = {"code": error.code, "message": error.message}
+        if error.data is not None:
+            body["data"] = error.data
+        self.send(to_json({"jsonrpc": "2.0", "id": identifier, "error": body}))

@@ -1,0 +1,324 @@
+"""Run replicates, one after another, and report each as soon as it is finished.
+
+This loop is the price of a replicate, so it is written for speed: what is the same for all replicates is
+made before it, and outputs that are plain numbers and text are written without a detour.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from time import perf_counter, process_time
+
+from modelops_runner import calls, stdio, values
+from modelops_runner.channel import BUNDLE_RAISED, INTERNAL_ERROR, Channel, RpcError
+from modelops_runner.context import Context
+from modelops_runner.failures import error_object, invalid_output
+from modelops_runner.isolation import ProcessState
+from modelops_runner.spool import INLINE_TOTAL, Spool
+from modelops_runner.values import InvalidOutputError, to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from modelops_runner.workspace import Workspace
+
+_SCALARS = frozenset({float, int, str, bool, type(None)})
+_MAX_INLINE_TEXT = 2_000  # characters of a text on the fast path; longer ones are measured against the limit
+_MAX_PREFIXES = 10_000
+_CLOCK_SLACK_S = 100e-6  # the clock of CPU time is a system call; one reading serves two quick replicates
+
+
+class Replicates:
+    """Runs the replicates of one bundle in this process.
+
+    Parameters
+    ----------
+    marks
+        Descriptor that marks are written to.
+    marker
+        Text of the marks; empty: none are written.
+    """
+
+    def __init__(
+        self, channel: Channel, workspace: Workspace, spool: Spool, *, snapshot: str, marks: int, marker: str
+    ) -> None:
+        self._channel, self._workspace, self._spool = channel, workspace, spool
+        self._snapshot = snapshot
+        self.roots = (snapshot, workspace.workdir)
+        self._marks = marks
+        self._mark = b"\x1e" + marker.encode("ascii") + b":" if marker else b""
+        self._models: dict[tuple[str, bool], tuple[Any, bool]] = {}
+        self._prefixes: dict[str, str] = {}  # name of an output -> the JSON before its value
+        self._state = ProcessState(workspace.workdir)
+        self._inotify: Any = None
+        self._watch()
+        self._in_child = False
+        os.register_at_fork(after_in_child=self._forked)
+
+    # --- models
+
+    def model(self, entry: str, *, wire: bool) -> tuple[Any, bool]:
+        """Import an entry point, once; return what to call and whether it takes a context.
+
+        Raises
+        ------
+        RpcError
+            The import raised, or the entry point names nothing.
+        """
+        key = (entry, wire)
+        if key not in self._models:
+            self._models[key] = self.imported(calls.model, entry, wire=wire, root=self._snapshot)
+        return self._models[key]
+
+    def imported(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call what imports code of the bundle; what that sets up (variables, files) stays."""
+        try:
+            return self._guarded(function, args, kwargs)
+        finally:
+            self._state.adopt()
+            if self._settle():
+                self._workspace.adopt()
+                self._state.workdir_was_replaced()
+                self._watch()
+            self._state.restore()
+
+    def called(self, function: Any, *args: Any) -> Any:
+        """Call the bundle's code outside of a replicate, and undo what it did to the process."""
+        try:
+            return self._guarded(function, args, {})
+        finally:
+            self.clean()
+
+    def _guarded(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Turn what the bundle's code raises into the answer to the request."""
+        try:
+            return function(*args, **kwargs)
+        except RpcError:
+            raise
+        except BaseException as e:  # noqa: BLE001  the bundle's code
+            if self._in_child:
+                _leave_child(e)
+            if isinstance(e, InvalidOutputError):
+                data = {**invalid_output(e), "invalid_output": True}
+            else:
+                data = error_object(e, self.roots)
+            raise RpcError(BUNDLE_RAISED, f"{data['type']}: {data['message']}", data) from None
+
+    # --- the loop
+
+    def run(
+        self,
+        request_id: object,
+        sets: list[dict[str, Any]],
+        entry: tuple[Any, bool],
+        checkpoint_root: str | None,
+    ) -> int:
+        """Run the replicates of these sets until the last one or a cancellation; return how many."""
+        model, takes_context = entry
+        channel, send, mark = self._channel, self._channel.send, self._mark
+        finished = 0
+        after, cpu_before = 0.0, 0.0
+        for one in sets:
+            raw, index = one["params"], one["index"]
+            flat = _SCALARS.issuperset(map(type, raw.values()))
+            for offset, seed in enumerate(one["seeds"]):
+                params = dict(raw) if flat else values.untagged(raw)
+                args: tuple[Any, ...]
+                if takes_context:
+                    args = (params, seed, self._context(one, offset, checkpoint_root))
+                else:
+                    args = (params, seed)
+                stdio.flush()
+                if mark:
+                    os.write(self._marks, b"%b%d\n" % (mark, index))
+                before = perf_counter()
+                if before - after > _CLOCK_SLACK_S:
+                    cpu_before = process_time()
+                try:
+                    result = model(*args)
+                except BaseException as e:  # noqa: BLE001  the bundle's code
+                    after, cpu_after = perf_counter(), process_time()
+                    outcome = self._raised(e)
+                else:
+                    after, cpu_after = perf_counter(), process_time()
+                    if self._in_child:
+                        _leave_child(None)
+                    outcome = self._returned(result)
+                    result = None  # it may be large, and the next one too
+                send(
+                    f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
+                    f',"seconds":{after - before:.9f},"cpu":{cpu_after - cpu_before:.9f}}}}}'
+                )
+                cpu_before = cpu_after
+                finished += 1
+                if mark and outcome[10] != "s":
+                    self.mark_end()
+                self.clean()
+                if request_id in channel.cancelled or channel.ended:
+                    return finished
+                index += 1
+        return finished
+
+    def mark_end(self) -> None:
+        """Say on stderr that what follows belongs to no replicate."""
+        if self._mark:
+            stdio.flush()
+            os.write(self._marks, self._mark + b"-\n")
+
+    def clean(self) -> None:
+        """Undo what the bundle's code did to this process and its folders; take in messages on the way."""
+        self._state.restore()
+        if self._settle():
+            self._workspace.restore()
+            self._state.workdir_was_replaced()
+            self._watch()
+
+    def _settle(self) -> bool:
+        """Take in messages that have arrived; return whether our folders were touched."""
+        touched = False
+        for fd, _ in self._channel.poll.poll(0):
+            if fd == self._channel.requests:
+                if not self._channel.ended:
+                    self._channel.pump()
+            else:
+                touched = True
+        return touched or (self._inotify is None and self._workspace.touched())
+
+    def _watch(self) -> None:
+        """Let one `poll` tell of both a message and a change in our folders."""
+        new = self._workspace.inotify
+        if new is not self._inotify:
+            if self._inotify is not None:
+                self._channel.poll.unregister(self._inotify.fd)
+            if new is not None:
+                self._channel.poll.register(new.fd, 1)  # POLLIN
+            self._inotify = new
+
+    def _context(self, one: dict[str, Any], offset: int, checkpoint_root: str | None) -> Context:
+        return Context(
+            index=one["index"] + offset,
+            param=one["param"],
+            replicate=one["replicate"] + offset,
+            seed=one["seeds"][offset],
+            entropy_key=one.get("entropy_key", ""),
+            checkpoint_root=checkpoint_root or os.path.join(self._workspace.tmpdir, "checkpoints"),
+            notify=self._channel.notify,
+        )
+
+    # --- outcomes, as the JSON that stands between "index" and "seconds"
+
+    def _returned(self, result: Any) -> str:
+        try:
+            kind, outputs = self.outputs(result)
+        except InvalidOutputError as e:
+            return _unsuccessful("invalid_output", invalid_output(e))
+        except MemoryError as e:
+            return _unsuccessful("failed", error_object(e, self.roots))
+        return f'"status":"succeeded","returned":"{kind}","outputs":{outputs},"error":null'
+
+    def _raised(self, error: BaseException) -> str:
+        if self._in_child:
+            _leave_child(error)
+        if isinstance(error, SystemExit):
+            _exit(error)
+        if isinstance(error, InvalidOutputError):  # from the wire function's result
+            return _unsuccessful("invalid_output", invalid_output(error))
+        return _unsuccessful("failed", error_object(error, self.roots))
+
+    def outputs(self, result: Any) -> tuple[str, str]:
+        """Return ``dict`` or ``value``, and the list of outputs as JSON text.
+
+        Raises
+        ------
+        InvalidOutputError
+            Something in it cannot cross.
+        RpcError
+            The spool could not be written.
+        """
+        try:
+            if isinstance(result, dict):
+                return "dict", self._dict_outputs(result)
+        except OSError as e:
+            raise self._spool_error(e) from e
+        kind, data = self.encoded(result)
+        return "value", f'[["value","{kind}",{data}]]'
+
+    def encoded(self, value: Any) -> tuple[str, str]:
+        """Return the kind of one value and its data as JSON text; raises as `outputs`."""
+        try:
+            return self._spool.output(value)
+        except OSError as e:
+            raise self._spool_error(e) from e
+
+    def _spool_error(self, error: OSError) -> RpcError:
+        return RpcError(INTERNAL_ERROR, f"an output could not be written to {self._spool.folder}: {error}")
+
+    def _dict_outputs(self, result: dict[Any, Any]) -> str:
+        parts = []
+        prefixes = self._prefixes
+        room = INLINE_TOTAL
+        for name, value in result.items():
+            prefix = prefixes.get(name) if type(name) is str else None
+            if prefix is None:
+                prefix = self._prefix(name)
+            kind = type(value)
+            if kind is float and value - value == 0.0:
+                parts.append(f'{prefix}"json",{value!r}]')
+            elif value is None or kind is bool:
+                parts.append(
+                    prefix
+                    + ('"json",null]' if value is None else '"json",true]' if value else '"json",false]')
+                )
+            elif kind is int and -(2**63) <= value < 2**64:
+                parts.append(f'{prefix}"json",{value}]')
+            elif kind is str and len(value) < _MAX_INLINE_TEXT:
+                parts.append(f'{prefix}"json",{to_json(value)}]')
+            else:
+                try:
+                    form, data = self._spool.output(value, room)
+                except InvalidOutputError as e:
+                    raise e.within(f".{name}") from None
+                room -= min(len(data), room)
+                parts.append(f'{prefix}"{form}",{data}]')
+        return f"[{','.join(parts)}]"
+
+    def _prefix(self, name: Any) -> str:
+        if not isinstance(name, str):
+            raise InvalidOutputError(
+                f"an output's name is text, not a {values.type_name(name)}: {values.shown(name)}"
+            )
+        if len(self._prefixes) > _MAX_PREFIXES:  # a model that invents new names all the time
+            self._prefixes.clear()
+        prefix = self._prefixes[str.__str__(name)] = f"[{to_json(str.__str__(name))},"
+        return prefix
+
+    # --- children that a model forks
+
+    def _forked(self) -> None:
+        """Cut a forked child off from the parent's pipes: two processes must not speak for one replicate."""
+        self._in_child = True
+        self._channel.detach()
+
+
+def _unsuccessful(status: str, error: dict[str, Any]) -> str:
+    return f'"status":"{status}","returned":"value","outputs":[],"error":{to_json(error)}'
+
+
+def _exit(error: SystemExit) -> NoReturn:
+    """End as the model asked: its exit code is what the parent will report."""
+    code = error.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)  # noqa: T201  what Python itself does with sys.exit("text")
+        code = 1
+    stdio.flush()
+    os._exit((code or 0) & 0xFF)
+
+
+def _leave_child(error: BaseException | None) -> NoReturn:
+    """End a child that the model forked and that came back out of the model."""
+    if error is not None and not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+        error = SystemExit(1)
+    _exit(error or SystemExit(0))

@@ -1,0 +1,119 @@
+"""Where the bytes of outputs go: into the frame while they are few, otherwise once into a file."""
+
+from __future__ import annotations
+
+import os
+from binascii import b2a_base64
+
+from modelops_runner import values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# One frame holds the outputs of one replicate; beyond this many bytes all further ones go to files.
+INLINE_TOTAL = 4 * 1024 * 1024
+
+
+class Spool:
+    """A folder whose files belong to the parent as soon as it is told their names."""
+
+    def __init__(self, folder: str, inline_limit: int) -> None:
+        self.folder, self.inline_limit = folder, inline_limit
+        self._names = 0
+
+    def new_path(self) -> str:
+        """Return a name that no other runner of this folder uses."""
+        self._names += 1
+        return os.path.join(self.folder, f"{os.getpid()}-{self._names}.out")
+
+    def output(self, value: object, room: int = INLINE_TOTAL) -> tuple[str, str]:
+        """Return the kind of a value and its ``data`` as JSON text, at most ``room`` bytes of it inline."""
+        sink = _Sink(self, min(self.inline_limit, room))
+        try:
+            kind = values.write(value, sink)
+            return kind, sink.finish(kind)
+        except BaseException:
+            sink.discard()
+            raise
+
+
+class _Sink:
+    """A binary file that begins in memory and moves to the spool when it grows. Hashes what it writes."""
+
+    closed = False  # pyarrow asks
+
+    def __init__(self, spool: Spool, limit: int) -> None:
+        self._spool, self._limit = spool, limit
+        self._head: list[bytes] = []
+        self._n = 0
+        self._path = ""
+        self._fd = -1
+        self._hash: Any = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        n = len(view)
+        self._n += n
+        if self._fd < 0:
+            if self._n <= self._limit:
+                self._head.append(bytes(view))
+                return n
+            self._spill()
+        self._append(view)
+        return n
+
+    def finish(self, kind: str) -> str:
+        """Return the ``data`` field of the output, as JSON text."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            path = values.dumps(self._path)
+            return f'{{"$file":{path},"bytes":{self._n},"sha256":"{self._hash.hexdigest()}"}}'
+        data = b"".join(self._head)
+        if kind == "json":
+            return data.decode("ascii")
+        return '"' + b2a_base64(data, newline=False).decode("ascii") + '"'
+
+    def discard(self) -> None:
+        """Remove the file of a value that turned out not to cross."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._path:
+            os.unlink(self._path)
+            self._path = ""
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer once a file is open."""
+
+    def _spill(self) -> None:
+        from hashlib import sha256  # loads OpenSSL
+
+        path = self._spool.new_path()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._path, self._hash = path, sha256()
+        for part in self._head:
+            self._append(memoryview(part))
+        self._head.clear()
+
+    def _append(self, view: memoryview) -> None:
+        self._hash.update(view)
+        while len(view):
+            view = view[os.write(self._fd, view) :]
+
+
+def read_output(kind: str, data: Any) -> Any:
+    """Return the value of an output as the parent sends it: inline, or by path."""
+    if type(data) is dict and "$file" in data:
+        with open(data["$file"], "rb") as file:
+            file.seek(data.get("offset", 0))
+            content = file.read(data["bytes"])
+        if len(content) != data["bytes"]:
+            raise OSError(f"{data['$file']} ended after {len(content)} of {data['bytes']} bytes")
+        return values.decode(kind, content)
+    if kind == "json":
+        return values.untagged(data)
+    from binascii import a2b_base64
+
+    return values.decode(kind, a2b_base64(data))

@@ -1,0 +1,90 @@
+"""Fixtures every layer shares: a home of its own for each test, and bundles written from a few lines."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from modelops.home import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PYPROJECT = """\
+[project]
+name = "{name}"
+version = "1.0"
+requires-python = ">=3.11"
+dependencies = [{dependencies}]
+
+[tool.modelops]
+{table}
+"""
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Environments that tests may share, so that each is built once in a test run."""
+    return tmp_path_factory.mktemp("modelops-cache")
+
+
+@pytest.fixture
+def home(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Give the test a home of its own with the shared cache of environments."""
+    root = tmp_path / "home"
+    root.mkdir()
+    (root / "cache").symlink_to(shared_cache)
+    monkeypatch.setenv("MODELOPS_HOME", str(root))
+    return Home.at(root)
+
+
+@pytest.fixture
+def write_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a bundle from the source of its module."""
+
+    def write(
+        source: str, *, name: str = "mymodel", table: str = 'model = "model:simulate"', dependencies: str = ""
+    ) -> Path:
+        folder = tmp_path / "bundles" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pyproject.toml").write_text(
+            PYPROJECT.format(name=name, table=textwrap.dedent(table), dependencies=dependencies)
+        )
+        (folder / "model.py").write_text(textwrap.dedent(source))
+        return folder
+
+    return write
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the pids of all live descendants of a process."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as f:
+                    fields = f.read().rsplit(b")", 1)[1].split()
+            except OSError:
+                continue  # it ended while we looked
+            if fields[0] != b"Z":
+                parents[int(entry)] = int(fields[1])
+    found: set[int] = set()
+    grown = True
+    while grown:
+        new = {p for p, parent in parents.items() if (parent == pid or parent in found) and p not in found}
+        found |= new
+        grown = bool(new)
+    return found
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Fail the test if it leaves a child process that was not there before."""
+    before = descendants(os.getpid())
+    yield
+    left = descendants(os.getpid()) - before
+    assert not left, f"processes left behind: {left}"

@@ -1,0 +1,495 @@
+"""What a model does to its process, what the user sees, and that the next replicate knows nothing of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from modelops.errors import ProcessExitedError, RemoteError
+from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec, StopSignal
+from modelops.states import ReplicateStatus as Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+DEADLINE_S = 60.0
+
+
+class Bench:
+    """A pool, a bundle, and what was printed."""
+
+    def __init__(self, pool: ProcessPool, folder: Path) -> None:
+        self.pool, self.bundle = pool, folder / "bundle"
+        self.bundle.mkdir()
+        self.printed: dict[int | None, bytes] = {}
+
+    def spec(self, code: str, **changes: Any) -> RunnerSpec:
+        (self.bundle / "m.py").write_text(textwrap.dedent(code))
+        values: dict[str, Any] = {
+            "python": sys.executable,
+            "environment_key": "k",
+            "environment_dir": None,
+            "bundle_digest": str(hash(code)),
+            "snapshot": str(self.bundle),
+            "isolation": "warm",
+            "memory_bytes": None,
+            "replicate_timeout_s": 60.0,
+        }
+        return RunnerSpec(**(values | changes))
+
+    def log(self, index: int | None, text: bytes) -> None:
+        self.printed[index] = self.printed.get(index, b"") + text
+
+    def run(
+        self,
+        spec: RunnerSpec,
+        n: int = 4,
+        stop: StopSignal | None = None,
+        entry: str = "m:model",
+        **params: Any,
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        end = self.pool.run(
+            spec, entry, sets(n, **params), on_outcome=outcomes.append, stop=stop, log=self.log
+        )
+        assert [o.index for o in outcomes] + list(end.unstarted) == list(range(n))
+        return outcomes
+
+
+def sets(n: int, **params: Any) -> list[ReplicateSet]:
+    return [
+        ReplicateSet(
+            params=msgspec.Raw(msgspec.json.encode(params)),
+            param=0,
+            index=0,
+            replicate=0,
+            seeds=tuple(range(n)),
+            entropy_key="00" * 16,
+        )
+    ]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with ProcessPool(tmp_path / "pool", slots=2, stalled_after_s=1.0) as pool:
+        yield Bench(pool, tmp_path)
+    assert not list((tmp_path / "pool").iterdir())
+
+
+def value(outcome: Outcome) -> Any:
+    data = outcome.outputs[0][2]
+    assert isinstance(data, bytes)
+    return msgspec.json.decode(data)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(")") + 2] not in "ZX"
+
+
+MODEL = """
+    import ctypes, os, signal, subprocess, sys, threading, time
+    def model(params, seed):
+        print("replicate", seed, "begins", flush=True)
+        if seed == 1:
+            {}
+        return {{"seed": seed}}
+"""
+DEATHS = [
+    ("sys.exit(3)", "exit code 3", 3),
+    ("os._exit(3)", "exit code 3", 3),
+    ("os.kill(os.getpid(), 9)", "signal 9 (Killed)", -9),
+    ("os.kill(os.getpid(), 15)", "signal 15 (Terminated)", -15),
+    ("ctypes.string_at(0)", "signal 11 (Segmentation fault)", -11),
+    ("os.abort()", "signal 6 (Aborted)", -6),
+    ("threading.Thread(target=lambda: os._exit(5)).start(); time.sleep(600)", "exit code 5", 5),
+]
+
+
+@pytest.mark.parametrize("isolation", ["warm", "spawn"])
+@pytest.mark.parametrize(("code", "message", "exit_"), DEATHS, ids=[death[0] for death in DEATHS])
+def test_a_death_is_one_replicates_crash_and_the_others_succeed(
+    bench: Bench, code: str, message: str, exit_: int, isolation: str
+) -> None:
+    spec = bench.spec(MODEL.format(code), isolation=isolation)
+    for _ in range(2):
+        outcomes = bench.run(spec)
+        assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
+        error = outcomes[1].error
+        assert error is not None
+        assert (error.message, error.exit) == (message, exit_)
+        assert error.stderr.startswith("replicate 1 begins\n")
+        assert "replicate 0" not in error.stderr
+        assert value(outcomes[2]) == 2
+
+
+def test_an_exception_keeps_type_message_place_and_what_was_printed(bench: Bench) -> None:
+    spec = bench.spec(MODEL.format("raise ValueError('beta is ' + '\\U0001f600')"))
+    outcomes = bench.run(spec)
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.FAILED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert (error.type, error.message, error.file, error.exit) == (
+        "ValueError",
+        "beta is \U0001f600",
+        "m.py",
+        None,
+    )
+    assert error.line == 6
+    assert 'File "m.py", line 6, in model' in error.traceback
+    assert error.stderr == "replicate 1 begins\n"
+    assert bench.pool.starts == 1
+    again = bench.run(spec)[1].error
+    assert again is not None
+    assert again.fingerprint == error.fingerprint
+
+
+SPAWN_FAMILY = """
+            for kind in ("child", "own_session", "daemon"):
+                if os.fork() == 0:
+                    if kind != "child": os.setsid()
+                    if kind == "daemon" and os.fork(): os._exit(0)
+                    with open(params["dir"] + "/" + kind + ".part", "w") as f: f.write(str(os.getpid()))
+                    os.rename(params["dir"] + "/" + kind + ".part", params["dir"] + "/" + kind)
+                    while True: time.sleep(600)
+            with open(params["dir"] + "/runner", "w") as f: f.write(str(os.getpid()))
+            while len(os.listdir(params["dir"])) < 4: time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("how", ["threading.Event().wait()", "[0 for _ in iter(int, 1)]"])
+def test_a_replicate_that_never_returns_is_timed_out_with_all_its_children(
+    bench: Bench, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "pids").mkdir()
+    code = "[signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]" + SPAWN_FAMILY + "            " + how
+    spec = bench.spec(MODEL.format(code), replicate_timeout_s=1.5)
+    before = time.monotonic()
+    outcomes = bench.run(spec, dir=str(tmp_path / "pids"))
+    took = time.monotonic() - before
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.TIMED_OUT, *[Status.SUCCEEDED] * 2]
+    assert 1.4 < outcomes[1].seconds < took
+    error = outcomes[1].error
+    assert error is not None
+    assert "1.5 s" in error.message
+    assert error.stderr == "replicate 1 begins\n"
+    for file in (tmp_path / "pids").iterdir():
+        pid = int(file.read_text())
+        wait_for(lambda pid=pid: not alive(pid), f"{file.name} is gone")  # type: ignore[misc]
+
+
+def test_the_import_does_not_count_as_the_first_replicates_time(bench: Bench) -> None:
+    spec = bench.spec(
+        "import time; time.sleep(1.5)\ndef model(params, seed): return {}", replicate_timeout_s=1.0
+    )
+    assert [o.status for o in bench.run(spec)] == [Status.SUCCEEDED] * 4
+
+
+def test_an_import_in_a_warm_process_does_not_count_either(bench: Bench) -> None:
+    spec = bench.spec("def model(params, seed): return {}", replicate_timeout_s=1.0)
+    (bench.bundle / "slow.py").write_text("import time; time.sleep(1.5)\ndef model(params, seed): return {}")
+    bench.run(spec)
+    assert [o.status for o in bench.run(spec, entry="slow:model")] == [Status.SUCCEEDED] * 4
+    assert bench.pool.starts == 1
+
+
+GREEDY = "hog = [bytearray(os.urandom(1) * (4 << 20)) for _ in range(300)]; print(len(hog))"
+GREEDY_CHILD = (
+    """subprocess.run([sys.executable, "-c", "x = [b'x' * (4 << 20 | i) for i in range(300)]"], check=True)"""
+)
+
+
+@pytest.mark.parametrize("code", [GREEDY, GREEDY_CHILD], ids=["itself", "its child"])
+def test_too_much_memory_is_said_by_the_kernel_with_limit_and_peak(bench: Bench, code: str) -> None:
+    if bench.pool._cgroups is None:
+        pytest.skip("no memory cgroup can be made on this machine")
+    spec = bench.spec(MODEL.format(code), memory_bytes=200 << 20)
+    outcomes = bench.run(spec)
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.OUT_OF_MEMORY, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert error.message == "limit 200.0 MiB, peak 200.0 MiB"
+    bench.pool.close()
+    assert not list(bench.pool._cgroups.path.glob(f"modelops-{os.getpid()}-*"))
+
+
+@pytest.mark.parametrize("code", [GREEDY, GREEDY_CHILD], ids=["itself", "its child"])
+def test_too_much_memory_is_seen_by_the_watch_where_there_is_no_cgroup(tmp_path: Path, code: str) -> None:
+    with ProcessPool(tmp_path / "pool", slots=1, cgroups=None) as pool:
+        bench = Bench(pool, tmp_path)
+        outcomes = bench.run(bench.spec(MODEL.format(code + "; time.sleep(600)"), memory_bytes=200 << 20))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.OUT_OF_MEMORY, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    found = re.fullmatch(r"limit 200.0 MiB, peak (\d+)\.\d MiB", error.message)
+    assert found is not None
+    assert 200 <= int(found[1]) < 1200
+
+
+def test_a_kill_that_was_not_for_memory_is_no_out_of_memory(bench: Bench) -> None:
+    spec = bench.spec(MODEL.format("os.kill(os.getpid(), 9)"), memory_bytes=1 << 30)
+    assert bench.run(spec)[1].status is Status.CRASHED
+
+
+PRINTS = [
+    "print('x' * 99)",
+    "os.write(1, b'x' * 99 + b'\\n')",
+    "ctypes.CDLL(None).printf(b'%s\\n', b'x' * 99)",
+    "subprocess.run(['echo', 'x' * 99], check=True)",
+    "subprocess.run(['echo', 'x' * 99], check=True, stdout=sys.stderr)",
+]
+
+
+@pytest.mark.parametrize("code", PRINTS)
+def test_what_is_printed_breaks_nothing_and_is_logged_with_its_replicate(bench: Bench, code: str) -> None:
+    imported = f"import ctypes, os, subprocess, sys\n{code}\n"
+    (bench.bundle / "talks.py").write_text(imported)
+    spec = bench.spec("import talks\n" + textwrap.dedent(MODEL).format(code))
+    assert [o.status for o in bench.run(spec)] == [Status.SUCCEEDED] * 4
+    line = b"x" * 99 + b"\n"
+    assert bench.printed.pop(None) == line
+    assert bench.printed == {i: b"replicate %d begins\n" % i + (line if i == 1 else b"") for i in range(4)}
+
+
+@pytest.mark.parametrize("code", PRINTS[:4])
+def test_ten_megabytes_of_output_are_all_in_the_log(bench: Bench, code: str) -> None:
+    code = code.replace("* 99", "* 99999")
+    spec = bench.spec(MODEL.format(f"for _ in range(100): {code}"))
+    assert [o.status for o in bench.run(spec)] == [Status.SUCCEEDED] * 4
+    assert bench.printed[1] == b"replicate 1 begins\n" + 100 * (b"x" * 99999 + b"\n")
+    assert bench.printed[2] == b"replicate 2 begins\n"
+
+
+def test_a_gigabyte_on_stderr_stays_bounded_and_keeps_its_tail(bench: Bench) -> None:
+    code = """
+    import os
+    def model(params, seed):
+        block = b"y" * 65535 + b"\\n"
+        if seed == 1:
+            for _ in range(1 << 14): os.write(2, block)
+            os.write(2, b"the end\\n")
+            raise ValueError("now")
+        return {}
+    """
+    outcomes = bench.run(bench.spec(code))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.FAILED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert error.stderr.endswith("y\nthe end\n")
+    assert len(error.stderr) == 16 * 1024
+    assert len(bench.printed[1]) < 17 << 20
+    assert b"bytes left out" in bench.printed[1]
+    assert bench.printed[1].endswith(b"y\nthe end\n")
+    assert sum(file.stat().st_size for file in bench.pool.logs.iterdir()) < 17 << 20
+
+
+def test_stdin_is_at_its_end(bench: Bench) -> None:
+    spec = bench.spec("import sys\ndef model(params, seed): return {'read': sys.stdin.read()}")
+    assert [value(o) for o in bench.run(spec)] == [""] * 4
+
+
+def test_folders_variables_and_directory_are_as_they_were_for_the_next_replicate(bench: Bench) -> None:
+    code = """
+    import os, tempfile
+    def model(params, seed):
+        folders = [sorted(os.listdir(".")), os.listdir(os.environ["TMPDIR"])]
+        seen = [*folders, os.environ.get("SEEN"), os.getcwd()]
+        open("left", "w").close(); tempfile.mkdtemp(); os.environ["SEEN"] = "yes"
+        os.chdir("/")
+        return {"seen": seen}
+    """
+    seen = [value(o) for o in bench.run(bench.spec(code))]
+    assert seen == [seen[0]] * 4
+    assert seen[0][:3] == [["m.py"], [], None]
+    assert sorted(file.name for file in bench.bundle.iterdir()) == ["m.py"]
+
+
+def test_a_stopped_runner_is_noticed_by_its_deadline(bench: Bench) -> None:
+    spec = bench.spec(MODEL.format("os.kill(os.getpid(), signal.SIGSTOP)"), replicate_timeout_s=0.5)
+    outcomes = bench.run(spec)
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.TIMED_OUT, *[Status.SUCCEEDED] * 2]
+
+
+def test_a_stopped_runner_is_noticed_without_a_deadline_too(bench: Bench) -> None:
+    spec = bench.spec(MODEL.format("os.kill(os.getpid(), signal.SIGSTOP)"), replicate_timeout_s=None)
+    outcomes = bench.run(spec)
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert "stopped (SIGSTOP)" in error.message
+
+
+def test_an_import_that_is_not_there_is_one_error_with_its_name(bench: Bench) -> None:
+    with pytest.raises(RemoteError, match="No module named 'no_such_thing'") as caught:
+        bench.run(bench.spec("import no_such_thing\ndef model(params, seed): pass"))
+    assert caught.value.missing_module == "no_such_thing"
+    assert (caught.value.file, caught.value.line) == ("m.py", 1)
+    assert [o.status for o in bench.run(bench.spec("def model(params, seed): return {}"))] == [
+        Status.SUCCEEDED
+    ] * 4
+
+
+def test_an_import_that_fails_later_names_the_module_in_its_failure(bench: Bench) -> None:
+    outcomes = bench.run(bench.spec(MODEL.format("import no_such_thing")))
+    assert outcomes[1].status is Status.FAILED
+    error = outcomes[1].error
+    assert error is not None
+    assert error.missing_module == "no_such_thing"
+
+
+@pytest.mark.parametrize(("code", "exit_"), [("os._exit(4)", 4), ("os.kill(os.getpid(), 9)", -9)])
+def test_a_death_at_import_is_the_chunks_error_with_exit_and_stderr(
+    bench: Bench, code: str, exit_: int
+) -> None:
+    with pytest.raises(ProcessExitedError, match="last words") as caught:
+        bench.run(bench.spec(f"import os\nprint('last words', flush=True)\n{code}"))
+    assert caught.value.returncode == exit_
+    assert not bench.pool.pids()
+
+
+def test_a_process_that_died_while_idle_is_replaced_without_a_word(bench: Bench) -> None:
+    spec = bench.spec("def model(params, seed): return {}")
+    bench.run(spec)
+    (pid,) = bench.pool.pids()
+    os.kill(pid, signal.SIGKILL)
+    assert [o.status for o in bench.run(spec)] == [Status.SUCCEEDED] * 4
+    assert bench.pool.starts == 2
+
+
+@pytest.mark.parametrize("code", ["return {}", "return ''", "return None", "return []"])
+def test_empty_outputs_are_a_success(bench: Bench, code: str) -> None:
+    outcomes = bench.run(bench.spec(f"def model(params, seed): {code}"))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED] * 4
+    assert [o.returned_dict for o in outcomes] == [code == "return {}"] * 4
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [("{1, 2}", "set"), ("threading.Lock()", "lock"), ("lambda: 1", "function")]
+)
+def test_what_cannot_cross_is_invalid_output_with_key_and_type(bench: Bench, code: str, name: str) -> None:
+    outcomes = bench.run(bench.spec(MODEL.format(f"return {{'good': 1, 'bad': {code}}}")))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.INVALID_OUTPUT, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert "bad" in error.message
+    assert name in error.message
+
+
+def test_no_secret_of_the_worker_reaches_a_bundle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.setenv("MODELOPS_TOKEN", "hush")
+    monkeypatch.setenv("PYTHONPATH", "/hush")
+    spec = bench.spec(
+        "import os\ndef model(params, seed): return {'env': dict(os.environ)}",
+        env=(("MY_OPTION", "7"),),
+        threads=3,
+    )
+    env = value(bench.run(spec, n=1)[0])
+    assert "hush" not in repr(env)
+    assert env["MY_OPTION"] == "7"
+    assert env["OMP_NUM_THREADS"] == env["POLARS_MAX_THREADS"] == "3"
+
+
+def test_the_order_of_sets_is_the_same_in_every_process(bench: Bench) -> None:
+    spec = bench.spec(
+        "def model(params, seed): return {'order': list({'a', 'b', 'c', 'd', 'e', 'f'})}", isolation="spawn"
+    )
+    orders = [value(o) for o in bench.run(spec, n=5)]
+    assert orders == [orders[0]] * 5
+
+
+def test_large_outputs_arrive_as_files_that_outlive_the_process(bench: Bench) -> None:
+    spec = bench.spec("def model(params, seed): return {'big': bytes([seed]) * 200_000_000}")
+    outcomes = bench.run(spec, n=2)
+    bench.pool.close()
+    for outcome in outcomes:
+        data = outcome.outputs[0][2]
+        assert not isinstance(data, bytes)
+        path = Path(data.path)
+        assert path.stat().st_size == data.bytes == 200_000_000
+        assert path.read_bytes()[:1] == bytes([outcome.index])
+    shutil.rmtree(bench.pool.folder)
+
+
+def test_files_of_a_replicate_that_did_not_finish_are_removed(bench: Bench) -> None:
+    code = (
+        "open(os.path.join(os.path.dirname(os.environ['TMPDIR']), 'spool', 'half'), 'w').close(); os._exit(1)"
+    )
+    assert bench.run(bench.spec(MODEL.format(code)))[1].status is Status.CRASHED
+    assert not list(bench.pool.folder.glob("*/spool/half"))
+
+
+def test_a_hard_stop_gives_back_the_running_replicate_and_the_rest(bench: Bench, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    spec = bench.spec(MODEL.format("open(params['started'], 'w').close(); threading.Event().wait()"))
+    stop = StopSignal()
+
+    def stop_when_started() -> None:
+        wait_for(started.exists, "the replicate runs")
+        stop.stop(hard=True)
+
+    thread = threading.Thread(target=stop_when_started)
+    thread.start()
+    outcomes = bench.run(spec, stop=stop, started=str(started))
+    thread.join()
+    assert [o.index for o in outcomes] == [0]
+    assert not bench.pool.pids()
+
+
+def test_a_soft_stop_lets_the_running_replicate_finish_and_keeps_the_process(
+    bench: Bench, tmp_path: Path
+) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+    wait = "[time.sleep(0.01) for _ in iter(lambda: os.path.exists(params['go']), True)]"
+    spec = bench.spec(MODEL.format("open(params['started'], 'w').close(); " + wait))
+    stop = StopSignal(grace_s=DEADLINE_S)
+
+    def stop_when_started() -> None:
+        wait_for(started.exists, "the replicate runs")
+        stop.stop()
+        go.touch()
+
+    thread = threading.Thread(target=stop_when_started)
+    thread.start()
+    outcomes = bench.run(spec, stop=stop, started=str(started), go=str(go))
+    thread.join()
+    assert len(outcomes) in (2, 3)  # the request to stop may arrive while the next one begins
+    assert len(bench.pool.pids()) == 1
+
+
+def test_a_soft_stop_kills_after_its_grace(bench: Bench, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    spec = bench.spec(MODEL.format("open(params['started'], 'w').close(); threading.Event().wait()"))
+    stop = StopSignal(grace_s=0.2)
+
+    def stop_when_started() -> None:
+        wait_for(started.exists, "the replicate runs")
+        stop.stop()
+
+    thread = threading.Thread(target=stop_when_started)
+    thread.start()
+    outcomes = bench.run(spec, stop=stop, started=str(started))
+    thread.join()
+    assert [o.index for o in outcomes] == [0]

@@ -1,0 +1,422 @@
+"""A pool keeps processes warm, lends each to one thread, feeds aggregates, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from modelops.errors import HandshakeError, ProcessError, ProcessExitedError, ProcessTimeoutError, RemoteError
+from modelops.processes import FileSlice, Outcome, ProcessPool, ReplicateSet, Row, RunnerSpec, StopSignal
+from modelops.states import ReplicateStatus as Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+DEADLINE_S = 60.0
+CODE = """
+    import os, threading, time
+    def pid(params, seed): return {"pid": os.getpid()}
+    def meet(params, seed):
+        open(f"{params['dir']}/{os.getpid()}", "w").close()
+        while len(os.listdir(params["dir"])) < 2: time.sleep(0.01)
+        return {}
+    def hang(params, seed):
+        open(params["started"], "w").close()
+        threading.Event().wait()
+    def add(a, b): return {"sum": a + b, "tuple": (a, b)}
+    def fails(): raise KeyError("no")
+    def listed(replicates, params):
+        return {"n": len(replicates), "ids": [r["id"] for r in replicates], "k": params["k"],
+                "bytes": sum(len(r["data"]) for r in replicates)}
+    class Counted:
+        def start(self, params): return {"n": 0, "bytes": 0}
+        def add(self, state, r): state["n"] += 1; state["bytes"] += len(r["data"])
+        def finish(self, state): return state
+    counted = Counted()
+    def raises(replicates): raise ZeroDivisionError("here")
+    def dies(replicates): print("last words", flush=True); os._exit(9)
+    def slow(replicates): threading.Event().wait()
+    def odd(replicates): return {"bad": {1}}
+    def huge(replicates): return len([bytearray(os.urandom(1) * (4 << 20)) for _ in range(300)])
+"""
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(")") + 2] not in "ZX"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunnerSpec:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "m.py").write_text(textwrap.dedent(CODE))
+    return RunnerSpec(
+        python=sys.executable,
+        environment_key="k",
+        environment_dir=None,
+        bundle_digest="d",
+        snapshot=str(bundle),
+        isolation="warm",
+        memory_bytes=None,
+        replicate_timeout_s=60.0,
+    )
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[ProcessPool]:
+    with ProcessPool(tmp_path / "pool", slots=2) as pool:
+        yield pool
+
+
+def run(pool: ProcessPool, spec: RunnerSpec, entry: str, n: int = 2, **params: Any) -> list[Any]:
+    outcomes: list[Outcome] = []
+    one = ReplicateSet(
+        params=msgspec.Raw(msgspec.json.encode(params)),
+        param=0,
+        index=0,
+        replicate=0,
+        seeds=tuple(range(n)),
+        entropy_key="00" * 16,
+    )
+    pool.run(spec, entry, [one], on_outcome=outcomes.append)
+    values = []
+    for outcome in outcomes:
+        assert outcome.status is Status.SUCCEEDED, outcome.error
+        values.append({name: msgspec.json.decode(data) for name, _, data in outcome.outputs})  # type: ignore[arg-type]
+    return values
+
+
+# --- warm processes
+
+
+def test_a_second_chunk_finds_the_process_of_the_first(pool: ProcessPool, spec: RunnerSpec) -> None:
+    pids = {value["pid"] for _ in range(3) for value in run(pool, spec, "m:pid")}
+    assert len(pids) == pool.starts == 1
+
+
+def test_processes_of_other_specs_are_not_shared_and_the_least_recently_used_goes_first(
+    pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    specs = [replace(spec, environment_key=key) for key in "abc"]
+    first, second = (run(pool, one, "m:pid")[0]["pid"] for one in specs[:2])
+    assert run(pool, specs[0], "m:pid")[0]["pid"] == first
+    third = run(pool, specs[2], "m:pid")[0]["pid"]
+    assert set(pool.pids()) == {first, third}
+    assert not alive(second)
+
+
+def test_two_threads_run_at_once_in_two_processes(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "met").mkdir()
+    threads = [
+        threading.Thread(target=run, args=(pool, spec, "m:meet", 1), kwargs={"dir": str(tmp_path / "met")})
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+    assert len(pool.pids()) == 2
+
+
+def test_idle_processes_are_ended(tmp_path: Path, spec: RunnerSpec) -> None:
+    with ProcessPool(tmp_path / "pool", slots=2, idle_s=0.0) as pool:
+        (pid,) = {value["pid"] for value in run(pool, spec, "m:pid")}
+        pool.trim()
+        assert not pool.pids()
+        assert not alive(pid)
+
+
+def test_many_parameter_sets_travel_in_several_requests(pool: ProcessPool, spec: RunnerSpec) -> None:
+    sets = [
+        ReplicateSet(
+            params=msgspec.Raw(msgspec.json.encode({"text": "x" * 3_000_000})),
+            param=i,
+            index=2 * i,
+            replicate=0,
+            seeds=(1, 2),
+            entropy_key="00" * 16,
+        )
+        for i in range(7)
+    ]
+    outcomes: list[Outcome] = []
+    end = pool.run(spec, "m:pid", sets, on_outcome=outcomes.append)
+    assert [o.index for o in outcomes] == list(range(14))
+    assert not end.stopped
+
+
+# --- handshake
+
+
+def test_a_python_of_another_prefix_or_version_is_refused(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "environment").mkdir()
+    with pytest.raises(HandshakeError, match="not in the environment"):
+        run(pool, replace(spec, environment_dir=str(tmp_path / "environment")), "m:pid")
+    with pytest.raises(HandshakeError, match=r"made for 3\.1\.4"):
+        run(pool, replace(spec, python_version="3.1.4"), "m:pid")
+    assert not pool.pids()
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert run(pool, replace(spec, environment_dir=sys.prefix, python_version=version), "m:pid")
+
+
+def test_a_program_that_is_no_runner_is_a_process_that_exited(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho this is no python >&2\nexit 7\n")
+    program.chmod(0o755)
+    with pytest.raises(ProcessExitedError, match=r"exit code 7\nthis is no python"):
+        run(pool, replace(spec, python=str(program)), "m:pid")
+
+
+def test_a_program_that_is_not_there_is_named(pool: ProcessPool, spec: RunnerSpec) -> None:
+    with pytest.raises(ProcessError, match="/no/python"):
+        run(pool, replace(spec, python="/no/python"), "m:pid")
+    assert run(pool, spec, "m:pid")
+
+
+def test_an_import_that_never_ends_is_given_up(tmp_path: Path, spec: RunnerSpec) -> None:
+    Path(spec.snapshot, "stuck.py").write_text(
+        "import threading\nprint('stuck', flush=True)\nthreading.Event().wait()"
+    )
+    with ProcessPool(tmp_path / "pool", slots=1, start_timeout_s=2.0) as pool:
+        with pytest.raises(ProcessTimeoutError, match="within 2 s"):
+            run(pool, spec, "stuck:model")
+        assert not pool.pids()
+
+
+def test_an_environment_is_locked_while_a_process_uses_it(pool: ProcessPool, spec: RunnerSpec) -> None:
+    lock = Path(sys.prefix, ".in-use")
+    run(pool, replace(spec, environment_dir=sys.prefix), "m:pid")
+    with lock.open("r+") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        pool.close()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# --- aggregates and calls
+
+
+def rows(n: int, data: bytes) -> Iterator[Row]:
+    for i in range(n):
+        yield Row(3 * i, returned_dict=True, outputs=[("id", "json", b"%d" % i), ("data", "bytes", data)])
+
+
+def aggregate(pool: ProcessPool, spec: RunnerSpec, entry: str, source: Iterator[Row], n: int) -> Any:
+    return pool.aggregate(spec, entry, params=b'{"k":4}', param=0, n=n, rows=source)
+
+
+@pytest.mark.parametrize(("n", "size"), [(0, 0), (5, 10), (300, 70_000), (3, 3_000_000)])
+def test_an_aggregate_sees_all_rows_in_order(pool: ProcessPool, spec: RunnerSpec, n: int, size: int) -> None:
+    outcome = aggregate(pool, spec, "m:listed", rows(n, b"x" * size), n)
+    assert outcome.status is Status.SUCCEEDED, outcome.error
+    got = {name: msgspec.json.decode(data) for name, _, data in outcome.outputs}
+    assert got == {"n": n, "ids": list(range(n)), "k": 4, "bytes": n * size}
+    again = aggregate(pool, spec, "m:counted", rows(n, b"x" * size), n)
+    assert [data for _, _, data in again.outputs] == [b"%d" % n, b"%d" % (n * size)]
+    assert pool.starts == 1
+
+
+def test_an_aggregate_reads_values_from_a_pack(pool: ProcessPool, spec: RunnerSpec, tmp_path: Path) -> None:
+    (tmp_path / "pack").write_bytes(b"abcdefgh" * 1000)
+    place = FileSlice(str(tmp_path / "pack"), 8, 80)
+    row = Row(0, returned_dict=True, outputs=[("id", "json", b"1"), ("data", "bytes", place)])
+    outcome = aggregate(pool, spec, "m:listed", iter([row]), 1)
+    assert ("bytes", "json", b"80") in outcome.outputs
+
+
+@pytest.mark.parametrize(
+    ("entry", "status", "message"),
+    [
+        ("m:raises", Status.FAILED, "here"),
+        ("m:dies", Status.CRASHED, "exit code 9"),
+        ("m:odd", Status.INVALID_OUTPUT, "set"),
+        ("m:slow", Status.TIMED_OUT, "1 s"),
+        ("m:missing", Status.FAILED, "missing"),
+        ("m:huge", Status.OUT_OF_MEMORY, "limit 200.0 MiB"),
+    ],
+)
+def test_what_goes_wrong_in_an_aggregate_is_its_outcome_and_the_next_one_works(
+    pool: ProcessPool, spec: RunnerSpec, entry: str, status: Status, message: str
+) -> None:
+    limited = replace(spec, memory_bytes=200 << 20)
+    aggregate(pool, limited, "m:counted", rows(2, b"x"), 2)
+    timed = replace(limited, replicate_timeout_s=1.0) if entry == "m:slow" else limited
+    outcome = aggregate(pool, timed, entry, rows(2, b"x"), 2)
+    assert outcome.status is status
+    assert outcome.error is not None
+    assert message in outcome.error.message
+    if entry == "m:dies":
+        assert "last words" in outcome.error.stderr
+    assert aggregate(pool, limited, "m:counted", rows(2, b"x"), 2).status is Status.SUCCEEDED
+
+
+def test_a_row_source_that_fails_is_the_callers_error(pool: ProcessPool, spec: RunnerSpec) -> None:
+    def broken() -> Iterator[Row]:
+        yield from rows(1, b"x")
+        raise OSError("the segment is gone")
+
+    with pytest.raises(OSError, match="segment is gone"):
+        aggregate(pool, spec, "m:listed", broken(), 2)
+    assert aggregate(pool, spec, "m:listed", rows(1, b"x"), 1).status is Status.SUCCEEDED
+
+
+def test_a_function_is_called_with_values_and_returns_one(pool: ProcessPool, spec: RunnerSpec) -> None:
+    assert pool.call(spec, "m:add", (2, 3)) == {"sum": 5, "tuple": (2, 3)}
+    assert pool.call(spec, "m:add", (b"x" * 99_999, b"y"))["sum"] == b"x" * 99_999 + b"y"
+    with pytest.raises(RemoteError, match="KeyError: 'no'"):
+        pool.call(spec, "m:fails")
+    assert pool.starts == 1
+
+
+# --- the end
+
+
+def test_closing_ends_a_run_in_another_thread(tmp_path: Path, spec: RunnerSpec) -> None:
+    pool = ProcessPool(tmp_path / "pool", slots=1)
+    ends: list[tuple[int, ...]] = []
+
+    def run_until_closed() -> None:
+        one = ReplicateSet(
+            params=msgspec.Raw(msgspec.json.encode({"started": str(tmp_path / "started")})),
+            param=0,
+            index=0,
+            replicate=0,
+            seeds=(1, 2),
+            entropy_key="00" * 16,
+        )
+        ends.append(pool.run(spec, "m:hang", [one], on_outcome=lambda _: None).unstarted)
+
+    thread = threading.Thread(target=run_until_closed)
+    thread.start()
+    wait_for((tmp_path / "started").exists, "the replicate runs")
+    pids = pool.pids()
+    pool.close()
+    thread.join(DEADLINE_S)
+    assert ends == [(0, 1)]
+    assert not list((tmp_path / "pool").iterdir())
+    assert not any(map(alive, pids))
+    with pytest.raises(ProcessError, match="closed"):
+        run(pool, spec, "m:pid")
+
+
+def test_a_stop_before_the_start_starts_nothing(pool: ProcessPool, spec: RunnerSpec) -> None:
+    stop = StopSignal()
+    stop.stop()
+    one = ReplicateSet(
+        params=msgspec.Raw(b"{}"), param=0, index=5, replicate=0, seeds=(1, 2), entropy_key="00" * 16
+    )
+    assert pool.run(spec, "m:pid", [one], on_outcome=lambda _: None, stop=stop).unstarted == (5, 6)
+    assert pool.starts == 0
+
+
+def test_what_on_outcome_raises_reaches_the_caller_and_leaves_no_process(
+    pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    def full(_: Outcome) -> None:
+        raise OSError("the disk is full")
+
+    one = ReplicateSet(
+        params=msgspec.Raw(b"{}"), param=0, index=0, replicate=0, seeds=(1,), entropy_key="00" * 16
+    )
+    with pytest.raises(OSError, match="disk is full"):
+        pool.run(spec, "m:pid", [one], on_outcome=full)
+    assert not pool.pids()
+
+
+def test_when_the_reaper_is_killed_the_next_chunk_starts_anew(pool: ProcessPool, spec: RunnerSpec) -> None:
+    run(pool, spec, "m:pid")
+    (pid,) = pool.pids()
+    os.kill(pool._reaper.pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid) and not pool._reaper.alive, "the runner went with it")
+    assert run(pool, spec, "m:pid")
+
+
+WORKER = """
+import sys, threading
+from pathlib import Path
+import msgspec
+from modelops.processes import ProcessPool, ReplicateSet, RunnerSpec
+spec = msgspec.json.decode(sys.argv[1], type=RunnerSpec)
+pool = ProcessPool(Path(sys.argv[2]), slots=1)
+params = msgspec.Raw(msgspec.json.encode({"started": sys.argv[3]}))
+one = ReplicateSet(params=params, param=0, index=0, replicate=0, seeds=(1,), entropy_key="00" * 16)
+pool.run(spec, "family:hang", [one], on_outcome=print)
+"""
+FAMILY = """
+import os, threading, time
+def hang(params, seed):
+    pids = [os.getpid()]
+    for kind in ("child", "own_session", "daemon"):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            if kind != "child": os.setsid()
+            if kind == "daemon" and os.fork(): os._exit(0)
+            os.write(write, b"%d" % os.getpid())
+            while True: time.sleep(600)
+        pids.append(int(os.read(read, 99)))
+    with open(params["started"] + ".part", "w") as f: f.write(" ".join(map(str, pids)))
+    os.rename(params["started"] + ".part", params["started"])
+    threading.Event().wait()
+"""
+
+
+def test_nothing_is_left_of_a_worker_that_is_killed_and_its_folder_is_cleaned_up(
+    spec: RunnerSpec, tmp_path: Path
+) -> None:
+    Path(spec.snapshot, "family.py").write_text(FAMILY)
+    limited = replace(spec, memory_bytes=1 << 30)
+    argv = [
+        sys.executable,
+        "-c",
+        WORKER,
+        msgspec.json.encode(limited).decode(),
+        str(tmp_path / "pool"),
+        str(tmp_path / "started"),
+    ]
+    worker = subprocess.Popen(argv)
+    try:
+        wait_for((tmp_path / "started").exists, "the replicate hangs")
+    finally:
+        worker.kill()
+        worker.wait()
+    pids = [int(pid) for pid in (tmp_path / "started").read_text().split()]
+    assert len(pids) == 4
+    for pid in pids:
+        wait_for(lambda pid=pid: not alive(pid), f"{pid} is gone")  # type: ignore[misc]
+    (folder,) = (tmp_path / "pool").iterdir()
+    with (folder / ".lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # returns when the reaper has ended
+    with ProcessPool(tmp_path / "pool", slots=1) as pool:
+        assert not folder.exists()
+        if pool._cgroups is not None:
+            assert not list(pool._cgroups.path.glob(f"modelops-{worker.pid}-*"))

@@ -1,0 +1,586 @@
+"""What the machine decides, one rule at a time: events in, commands out."""
+
+from __future__ import annotations
+
+import ast
+import random
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from simulator import JOB, Scenario, World
+
+from modelops import driver
+from modelops.driver import commands as c
+from modelops.driver import events as e
+from modelops.driver.machine import Machine
+from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.study.index_line import Block, IndexLine
+from modelops.study.ranges import Ranges
+from modelops.study.spec import JobSpec, RetryPolicy
+from modelops.worker.messages import (
+    AggregateReceipt,
+    AggregateRef,
+    Chunk,
+    ErrorExample,
+    FailureCount,
+    Receipt,
+    SegmentRef,
+)
+
+SUCCEEDED, FAILED, CRASHED = ReplicateStatus.SUCCEEDED, ReplicateStatus.FAILED, ReplicateStatus.CRASHED
+T = TypeVar("T")
+
+
+def spec(n_params: int = 1, n_replicates: int = 1, **changes: object) -> JobSpec:
+    line = IndexLine.of(n_params, n_replicates)
+    fields = {"name": "j", "bundle": "b", "bundle_name": "b", "model": "m:f", "line": line, **changes}
+    return JobSpec(**fields)  # type: ignore[arg-type]  # the changes are checked by the tests that make them
+
+
+def only(commands: list[c.Command], kind: type[T]) -> list[T]:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+def running(
+    job: JobSpec, workers: int = 1, slots: int = 1, **known: list[SegmentRef]
+) -> tuple[Machine, list[c.Command]]:
+    """Return a machine whose environment is ready, and its first orders."""
+    machine = Machine(job, JOB, **known)  # type: ignore[arg-type]
+    machine.start(0.0)
+    for i in range(workers):
+        assert machine.handle(e.WorkerJoined(f"w{i}", slots), 0.0) == []
+    return machine, machine.handle(e.EnvironmentReady(), 0.0)
+
+
+def segment(chunk: Chunk, status: ReplicateStatus = SUCCEEDED) -> SegmentRef:
+    n = len(Ranges(chunk.ranges))
+    return SegmentRef(
+        attempt=chunk.attempt,
+        name="s",
+        digest=chunk.attempt,
+        n_bytes=1,
+        ranges=chunk.ranges,
+        counts={status: n},
+    )
+
+
+def receipt(
+    chunk: Chunk, status: ReplicateStatus = SUCCEEDED, *, error: str = "E", seconds: float = 1.0
+) -> Receipt:
+    """Return the receipt of a chunk whose replicates all ended with this status, each after ``seconds``."""
+    n = len(Ranges(chunk.ranges))
+    example = ErrorExample(fingerprint=error, status=status, error_type="ValueError", message=error)
+    return Receipt(
+        job=JOB,
+        attempt=chunk.attempt,
+        worker="w0",
+        host="h",
+        segment=None if status in chunk.retry_on else segment(chunk, status),
+        retry=((status, chunk.ranges),) if status in chunk.retry_on else (),
+        failures=() if status is SUCCEEDED else (FailureCount(example=example, count=n),),
+        model_seconds=n * seconds,
+        wall_seconds=n * seconds,
+    )
+
+
+def finish_chunks(
+    machine: Machine, commands: list[c.Command], status: ReplicateStatus = SUCCEEDED, error: str = "E"
+) -> list[Chunk]:
+    """Let every chunk end alike until nothing is submitted; return all chunks."""
+    chunks = []
+    while todo := only(commands, c.SubmitChunk):
+        commands = []
+        for command in todo:
+            chunks.append(command.chunk)
+            commands += machine.handle(e.ChunkDone(receipt(command.chunk, status, error=error)), 1.0)
+            commands += machine.handle(e.Committed(command.chunk.attempt), 1.0)
+    return chunks
+
+
+def finalized(machine: Machine) -> c.Finish:
+    (end,) = only(machine.handle(e.Finalized(), 9.0), c.Finish)
+    assert machine.over
+    return end
+
+
+def test_a_job_goes_from_start_to_success() -> None:
+    machine = Machine(spec(1, 1), JOB)
+    assert machine.start(0.0) == [c.ChangeState(JobEvent.STARTED, JobState.PREPARING), c.PrepareEnvironment()]
+    assert machine.start(0.0) == []
+    assert machine.handle(e.WorkerJoined("w0", 1), 0.0) == []  # no environment, no chunk
+    ready, submit = machine.handle(e.EnvironmentReady(), 0.0)
+    assert ready == c.ChangeState(JobEvent.ENVIRONMENT_READY, JobState.RUNNING)
+    assert isinstance(submit, c.SubmitChunk)
+    assert (submit.worker, submit.chunk.attempt, submit.chunk.ranges) == ("w0", "0001-000001", ((0, 1),))
+    commit = machine.handle(e.ChunkDone(receipt(submit.chunk)), 1.0)
+    assert commit == [c.CommitSegment(segment(submit.chunk))]
+    assert machine.counts()[SUCCEEDED] == 0  # nothing counts before it is committed
+    assert machine.counts()[ReplicateStatus.RUNNING] == 1
+    assert machine.handle(e.Committed(submit.chunk.attempt), 1.0) == [
+        c.ChangeState(JobEvent.SETTLED, JobState.FINALIZING),
+        c.Finalize(),
+    ]
+    assert machine.counts()[SUCCEEDED] == 1
+    assert finalized(machine).state is JobState.SUCCEEDED
+
+
+def test_an_environment_that_fails_ends_the_job_once_and_nothing_has_failed() -> None:
+    machine = Machine(spec(20, 200), JOB)
+    machine.start(0.0)
+    commands = machine.handle(e.EnvironmentFailed("ResolutionError", "no such package"), 0.0)
+    assert commands == [
+        c.ChangeState(JobEvent.ENVIRONMENT_FAILED, JobState.FAILED, "ResolutionError: no such package"),
+        c.Finish(JobState.FAILED, "ResolutionError: no such package"),
+    ]
+    counts = machine.counts()
+    assert counts[ReplicateStatus.NOT_RUN] == 4_000
+    assert sum(counts.values()) == 4_000
+
+
+def test_without_a_worker_the_job_waits_and_a_worker_that_joins_continues_it() -> None:
+    machine, commands = running(spec(1, 5), workers=0)
+    assert only(commands, c.SubmitChunk) == []
+    assert machine.eta(0.0) is None
+    assert only(machine.handle(e.WorkerJoined("late", 1), 5.0), c.SubmitChunk)
+
+
+def test_the_probe_is_32_replicates_from_all_over_the_line_and_stops_a_broken_model() -> None:
+    machine, commands = running(spec(100, 100), workers=2)
+    chunks = finish_chunks(machine, commands, FAILED)
+    tried = [k for chunk in chunks for k in Ranges(chunk.ranges)]
+    assert len(tried) == len(set(tried)) == 32
+    gaps = {b - a for a, b in zip(sorted(tried), sorted(tried)[1:], strict=False)}
+    assert (min(tried), max(tried)) == (0, 9_999)
+    assert max(gaps) - min(gaps) <= 1
+    assert finalized(machine).state is JobState.FAILED
+    assert machine.reason == "all 32 replicates that were tried first failed alike: ValueError: E"
+    assert (machine.counts()[FAILED], machine.counts()[ReplicateStatus.NOT_RUN]) == (32, 10_000 - 32)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"fail_fast": False}, {"line": IndexLine.of(1, 7)}], ids=["off", "small"]
+)
+def test_without_a_probe_a_broken_model_runs_to_the_end(changes: dict[str, object]) -> None:
+    machine, commands = running(spec(10, 10, **changes))
+    chunks = finish_chunks(machine, commands, FAILED)
+    assert sum(len(Ranges(chunk.ranges)) for chunk in chunks) == machine.spec.line.size
+    assert finalized(machine) == c.Finish(JobState.FAILED, "")
+
+
+def test_two_different_errors_or_one_success_let_the_job_go_on() -> None:
+    for status, error in ((FAILED, "another"), (SUCCEEDED, "")):
+        machine, commands = running(spec(10, 10), workers=2)
+        first, second, *_ = only(commands, c.SubmitChunk)
+        for command, ends, name in ((first, FAILED, "E"), (second, status, error)):
+            machine.handle(e.ChunkDone(receipt(command.chunk, ends, error=name)), 1.0)
+            machine.handle(e.Committed(command.chunk.attempt), 1.0)
+        assert machine.state is JobState.RUNNING
+        machine.handle(e.WorkerJoined("w9", 1), 1.0)
+        assert machine._probe.passed
+
+
+def test_the_probe_judges_first_attempts_also_when_they_will_be_retried() -> None:
+    machine, commands = running(spec(10, 10, retry=RetryPolicy(max_retries=5)), workers=2)
+    chunks = finish_chunks(machine, commands, CRASHED)
+    assert sum(len(Ranges(chunk.ranges)) for chunk in chunks) == 32
+    assert machine.state is JobState.FINALIZING
+    assert "failed alike" in machine.reason
+
+
+def test_other_slots_do_not_wait_long_for_a_slow_probe() -> None:
+    machine, commands = running(spec(1, 100), workers=50)
+    assert len(only(commands, c.SubmitChunk)) == 32
+    assert only(machine.handle(e.WorkerJoined("w51", 1), 1.0), c.SubmitChunk) == []
+    assert len(only(machine.handle(e.TimerRang("probe"), 5.0), c.SubmitChunk)) >= 19
+
+
+def test_a_missing_import_is_one_error_of_the_job() -> None:
+    machine, commands = running(spec(10, 10))
+    (submit, *_) = only(commands, c.SubmitChunk)
+    said = "No module named 'x', imported at seir.py:1; add x to the dependencies"
+    nothing = Receipt(
+        job=JOB,
+        attempt=submit.chunk.attempt,
+        worker="w0",
+        host="h",
+        unstarted=submit.chunk.ranges,
+        missing_import=said,
+    )
+    commands = machine.handle(e.ChunkDone(nothing), 1.0)
+    assert c.ChangeState(JobEvent.STOPPED_EARLY, JobState.FINALIZING, said) in commands
+    for attempt in only(commands, c.StopAttempt):
+        commands = machine.handle(e.AttemptLost(attempt.attempt, worker_died=False), 1.0)
+    assert c.Finalize() in commands
+    assert finalized(machine) == c.Finish(JobState.FAILED, said)
+    assert machine.counts()[ReplicateStatus.NOT_RUN] == 100
+
+
+def play(
+    job: JobSpec, seconds: list[float], *, workers: int = 2, slots: int = 1, seed: int = 1, **faults: object
+) -> World:
+    scenario = Scenario(job, workers, slots, seconds, **faults)  # type: ignore[arg-type]
+    world = World(scenario, seed)
+    world.run()
+    return world
+
+
+def chunk_sizes(world: World) -> list[int]:
+    return [len(Ranges(s.ranges)) for s in world.segments.values()]
+
+
+def test_twenty_times_two_hundred_instant_replicates_take_few_chunks() -> None:
+    world = play(spec(20, 200, aggregates=("m:a",)), [2e-6] * 4_000)
+    assert world.finished == c.Finish(JobState.SUCCEEDED, "")
+    assert len(world.segments) <= 10
+    assert len(world.aggregates) <= 8
+    assert world.now < 0.5  # of which 0.3 s are the simulated environment and finalizing
+
+
+def test_a_slow_model_gets_chunks_of_one_in_order() -> None:
+    world = play(spec(4, 10), [60.0] * 40)
+    assert set(chunk_sizes(world)) == {1}
+    assert world.now <= 40 * 60 / 2 + 1
+
+
+def test_chunks_of_a_middling_model_are_about_a_second_and_small_at_the_end() -> None:
+    world = play(spec(20, 1_000), [0.001] * 20_000)
+    sizes = chunk_sizes(world)
+    assert 500 <= max(sizes) <= 1_100
+    assert world.now <= 10 * 1.05 + 0.5
+
+
+@pytest.mark.parametrize("mean", [0.002, 0.1, 2.0])
+def test_the_tail_stays_short_when_durations_vary_by_a_factor_of_a_hundred(mean: float) -> None:
+    rng = random.Random(5)
+    seconds = [mean * rng.lognormvariate(-0.66, 1.15) for _ in range(4_000)]
+    world = play(spec(20, 200), seconds)
+    ideal = max(sum(seconds) / 2, max(seconds))
+    assert world.now <= 1.05 * ideal + 0.5
+
+
+def test_a_million_parameter_sets_cost_ranges_not_replicates() -> None:
+    job = spec(1_000_000, 1, aggregates=("m:a",))
+    started = time.process_time()
+    machine, commands = running(job, workers=2)
+    n_events = 0
+    while commands:
+        todo, commands = commands, []
+        for command in todo:
+            n_events += 1
+            if isinstance(command, c.SubmitChunk):
+                commands += machine.handle(e.ChunkDone(receipt(command.chunk, seconds=5e-6)), 1.0)
+            elif isinstance(command, c.SubmitAggregates):
+                params = command.chunk.params
+                n = len(Ranges(params))
+                assert len(command.chunk.segments) <= 100
+                stored = AggregateRef(
+                    attempt=command.chunk.attempt,
+                    name="",
+                    digest="",
+                    n_bytes=1,
+                    params=params,
+                    counts={"succeeded": n},
+                    inputs=(),
+                )
+                done = AggregateReceipt(
+                    job=JOB,
+                    attempt=stored.attempt,
+                    worker="w0",
+                    host="h",
+                    stored=stored,
+                    wall_seconds=n * 1e-5,
+                )
+                commands += machine.handle(e.AggregateDone(done), 1.0)
+            elif isinstance(command, c.CommitSegment):
+                commands += machine.handle(e.Committed(command.segment.attempt), 1.0)
+            elif isinstance(command, c.CommitAggregates):
+                commands += machine.handle(e.Committed(command.stored.attempt), 1.0)
+            elif isinstance(command, c.Finalize):
+                commands += machine.handle(e.Finalized(), 1.0)
+    assert machine.state is JobState.SUCCEEDED
+    assert machine.aggregate_counts()[AggregateStatus.SUCCEEDED] == 1_000_000
+    assert n_events < 1_000
+    assert (
+        time.process_time() - started < 5.0
+    )  # it takes a hundredth of that; a loop over replicates takes more
+
+
+def test_a_replicate_that_takes_its_worker_down_is_found_and_the_others_succeed() -> None:
+    world = play(
+        spec(10, 30, aggregates=("m:a",), fail_fast=False), [0.001] * 300, workers=3, slots=2, poison={123}
+    )
+    assert world.outcomes[123] is CRASHED
+    assert sum(status is SUCCEEDED for status in world.outcomes.values()) == 299
+    assert world.finished == c.Finish(JobState.PARTIAL, "")
+    assert world.n_workers_made - 3 <= 8  # workers that died
+
+
+def test_three_deaths_alone_condemn_and_say_so() -> None:
+    machine, commands = running(spec(1, 1), workers=0)
+    for n in range(3):
+        (submit,) = only(machine.handle(e.WorkerJoined(f"n{n}", 1), 1.0), c.SubmitChunk)
+        assert submit.chunk.attempt_number == 1  # a lost attempt costs no retry
+        commands = machine.handle(e.WorkerLeft(f"n{n}", died=True), 1.0)
+    (synthetic,) = only(commands, c.CommitSynthetic)
+    assert (synthetic.indices, synthetic.status) == (Ranges([(0, 1)]), CRASHED)
+    assert synthetic.error.message == "took its worker down 3 times"
+    machine.handle(e.Committed(synthetic.attempt), 1.0)
+    assert finalized(machine).state is JobState.FAILED
+    assert machine.counts()[CRASHED] == 1
+
+
+def test_a_worker_that_is_drained_condemns_nobody() -> None:
+    machine, _ = running(spec(1, 1), workers=0)
+    for n in range(10):
+        assert only(machine.handle(e.WorkerJoined(f"n{n}", 1), 1.0), c.SubmitChunk)
+        machine.handle(e.WorkerLeft(f"n{n}", died=False), 1.0)
+    assert machine.state is JobState.RUNNING
+
+
+def test_an_aggregate_that_takes_its_worker_down_is_failed() -> None:
+    world = play(spec(3, 4, aggregates=("m:a", "m:b")), [0.01] * 12, poison_params={1})
+    assert world.finished == c.Finish(JobState.PARTIAL, "")
+    assert world.machine.aggregate_counts()[AggregateStatus.FAILED] == 2
+    assert world.machine.aggregate_counts()[AggregateStatus.SUCCEEDED] == 4
+
+
+def test_attempts_are_one_and_the_retries_and_the_last_stores_every_outcome() -> None:
+    policy = RetryPolicy(max_retries=2, initial_delay=30, backoff=2, on=frozenset({CRASHED}))
+    machine, commands = running(spec(1, 1, retry=policy))
+    now = 0.0
+    for number, delay in ((1, 30.0), (2, 60.0)):
+        (submit,) = only(commands, c.SubmitChunk)
+        assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (number, (CRASHED,))
+        commands = machine.handle(e.ChunkDone(receipt(submit.chunk, CRASHED)), now)
+        assert commands == [c.SetTimer("retry", now + delay)]  # and no worker is held meanwhile
+        assert machine.counts()[ReplicateStatus.PENDING] == 1
+        now += delay
+        commands = machine.handle(e.TimerRang("retry"), now)
+    (last,) = only(commands, c.SubmitChunk)
+    assert (last.chunk.attempt_number, last.chunk.retry_on) == (3, ())
+    machine.handle(e.ChunkDone(receipt(last.chunk, CRASHED)), now)
+    machine.handle(e.Committed(last.chunk.attempt), now)
+    assert machine.counts()[CRASHED] == 1
+
+
+def test_a_timer_that_rings_early_is_set_again() -> None:
+    machine, commands = running(spec(1, 1, retry=RetryPolicy(max_retries=1)))
+    (submit,) = only(commands, c.SubmitChunk)
+    machine.handle(e.ChunkDone(receipt(submit.chunk, CRASHED)), 0.0)
+    assert machine.handle(e.TimerRang("retry"), 29.9) == [c.SetTimer("retry", 30.0)]
+
+
+def test_cancel_stops_every_attempt_keeps_what_is_finished_and_then_ends() -> None:
+    machine, commands = running(spec(1, 4), workers=2)
+    first, second = only(commands, c.SubmitChunk)[:2]
+    commands = machine.handle(e.CancelAsked("ctrl-c"), 1.0)
+    assert commands[0] == c.ChangeState(JobEvent.CANCEL_ASKED, JobState.CANCELLING, "cancelled by ctrl-c")
+    assert {s.attempt for s in only(commands, c.StopAttempt)} == {first.chunk.attempt, second.chunk.attempt}
+    assert only(machine.handle(e.ChunkDone(receipt(first.chunk)), 1.0), c.CommitSegment)
+    assert machine.handle(e.Committed(first.chunk.attempt), 1.0) == []
+    given_back = Receipt(
+        job=JOB, attempt=second.chunk.attempt, worker="w1", host="h", unstarted=second.chunk.ranges
+    )
+    assert machine.handle(e.ChunkDone(given_back), 1.0) == [c.Finalize()]
+    assert finalized(machine) == c.Finish(JobState.CANCELLED, "cancelled by ctrl-c")
+    assert (machine.counts()[SUCCEEDED], machine.counts()[ReplicateStatus.NOT_RUN]) == (1, 3)
+
+
+def test_a_second_cancel_waits_for_nobody() -> None:
+    machine, _ = running(spec(1, 4), workers=2)
+    machine.handle(e.CancelAsked(), 1.0)
+    assert machine.handle(e.CancelAsked(), 1.1) == [c.Finalize()]
+
+
+def test_cancel_before_the_environment_is_ready_runs_nothing() -> None:
+    machine = Machine(spec(1, 4), JOB)
+    machine.start(0.0)
+    machine.handle(e.WorkerJoined("w0", 1), 0.0)
+    assert machine.handle(e.CancelAsked(), 0.1)[-1] == c.Finalize()
+    assert machine.handle(e.EnvironmentReady(), 0.2) == []
+    assert finalized(machine).state is JobState.CANCELLED
+
+
+def test_the_timeout_stops_the_job_and_the_rest_is_not_run() -> None:
+    machine = Machine(spec(1, 4, timeout_s=100.0), JOB)
+    assert c.SetTimer("timeout", 107.0) in machine.start(7.0)
+    machine.handle(e.WorkerJoined("w0", 1), 7.0)
+    (submit, *_) = only(machine.handle(e.EnvironmentReady(), 8.0), c.SubmitChunk)
+    commands = machine.handle(e.TimerRang("timeout"), 107.0)
+    assert c.StopAttempt(submit.chunk.attempt, "w0") in commands
+    for stop in only(commands, c.StopAttempt):
+        commands = machine.handle(e.AttemptLost(stop.attempt, worker_died=False), 108.0)
+    assert c.Finalize() in commands
+    assert finalized(machine) == c.Finish(JobState.FAILED, "timeout")
+    assert machine.counts()[ReplicateStatus.NOT_RUN] == 4
+
+
+def test_max_failures_is_a_limit_of_the_users_own() -> None:
+    machine, commands = running(spec(1, 50, max_failures=3, fail_fast=False))
+    chunks = finish_chunks(machine, commands, FAILED)
+    assert sum(len(Ranges(chunk.ranges)) for chunk in chunks) < 50
+    assert "more than max_failures = 3" in machine.reason
+
+
+def test_a_fault_of_the_machinery_is_tried_again_three_times_then_stops_the_job() -> None:
+    machine, commands = running(spec(1, 1))
+    for delay in (1.0, 4.0, 16.0):
+        (submit,) = only(commands, c.SubmitChunk)
+        commands = machine.handle(
+            e.ChunkErred(submit.chunk.attempt, "StorageError", "disk full", final=False), 0.0
+        )
+        assert c.SetTimer("retry", delay) in commands
+        commands = machine.handle(e.TimerRang("retry"), delay)
+    (submit,) = only(commands, c.SubmitChunk)
+    commands = machine.handle(
+        e.ChunkErred(submit.chunk.attempt, "StorageError", "disk full", final=False), 99.0
+    )
+    assert c.ChangeState(JobEvent.STOPPED_EARLY, JobState.FINALIZING, "StorageError: disk full") in commands
+    assert finalized(machine) == c.Finish(JobState.FAILED, "StorageError: disk full")
+
+
+def test_a_late_receipt_is_committed_and_its_double_is_stopped() -> None:
+    machine, commands = running(spec(1, 1), workers=2)
+    (lost,) = only(commands, c.SubmitChunk)
+    (double,) = only(machine.handle(e.AttemptLost(lost.chunk.attempt, worker_died=False), 1.0), c.SubmitChunk)
+    assert only(machine.handle(e.ChunkDone(receipt(lost.chunk)), 2.0), c.CommitSegment)
+    commands = machine.handle(e.Committed(lost.chunk.attempt), 2.0)
+    assert c.StopAttempt(double.chunk.attempt, double.worker) in commands
+    assert machine.handle(e.ChunkDone(receipt(double.chunk)), 3.0) == []
+    assert machine.handle(e.ChunkDone(receipt(lost.chunk)), 3.0) == []
+    assert finalized(machine).state is JobState.SUCCEEDED
+    assert machine.counts()[SUCCEEDED] == 1
+
+
+def test_what_the_store_refuses_runs_again_but_not_for_ever() -> None:
+    machine, commands = running(spec(1, 1))
+    now = 0.0
+    for n in range(4):
+        (submit,) = only(commands, c.SubmitChunk)
+        machine.handle(e.ChunkDone(receipt(submit.chunk)), now)
+        machine.handle(e.Committed(submit.chunk.attempt, accepted=False), now)
+        now += 4.0**n
+        commands = machine.handle(e.TimerRang("retry"), now)
+    assert machine.state is JobState.FINALIZING
+    assert "refused" in machine.reason
+
+
+def test_while_the_store_is_away_nothing_is_written_or_submitted_and_then_it_is_asked_again() -> None:
+    machine, commands = running(spec(1, 3))
+    first, second = only(commands, c.SubmitChunk)
+    (commit,) = only(machine.handle(e.ChunkDone(receipt(first.chunk)), 1.0), c.CommitSegment)
+    assert machine.handle(e.StoreLost("database"), 1.0) == []
+    assert machine.handle(e.ChunkDone(receipt(second.chunk)), 2.0) == []
+    commands = machine.handle(e.StoreBack(), 3.0)
+    assert only(commands, c.CommitSegment) == [commit, c.CommitSegment(segment(second.chunk))]
+    assert only(commands, c.Note) == [c.Note("store_lost", "database")]
+    assert len(only(commands, c.SubmitChunk)) == 1
+
+
+def test_a_driver_without_its_lease_orders_nothing() -> None:
+    machine, commands = running(spec(1, 3))
+    (submit, *_) = only(commands, c.SubmitChunk)
+    assert machine.handle(e.LeaseLost(), 1.0) == []
+    assert machine.handle(e.ChunkDone(receipt(submit.chunk)), 1.0) == []
+    assert machine.handle(e.CancelAsked(), 1.0) == []
+
+
+def committed(attempt: str, ranges: tuple[tuple[int, int], ...]) -> SegmentRef:
+    return segment(Chunk(job=JOB, attempt=attempt, epoch=1, ranges=ranges))  # type: ignore[arg-type]
+
+
+def test_what_is_committed_is_not_run_again_and_a_settled_job_only_finalizes() -> None:
+    machine, commands = running(spec(2, 10), segments=[committed("0001-000001", ((0, 7), (9, 20)))])
+    chunks = finish_chunks(machine, commands)
+    assert Ranges(pair for chunk in chunks for pair in chunk.ranges) == Ranges([(7, 9)])
+    assert machine.counts()[SUCCEEDED] == 20
+    machine, commands = running(spec(2, 10), segments=[committed("0001-000001", ((0, 20),))])
+    assert only(commands, c.SubmitChunk) == []
+    assert c.Finalize() in commands
+
+
+def test_an_aggregate_is_kept_unless_its_parameter_set_was_extended() -> None:
+    line = IndexLine((Block(0, 0, 2, 0, 2), Block(4, 1, 1, 2, 1)))  # one more replicate of parameter set 1
+    old = committed("0001-000001", ((0, 4),))
+    kept, stale = (
+        AggregateRef(
+            attempt=name,  # type: ignore[arg-type]
+            name="",
+            digest="",
+            n_bytes=1,
+            params=((p, p + 1),),
+            counts={"succeeded": 1},
+            inputs=(old.digest,),
+        )
+        for p, name in ((0, "0001-000002"), (1, "0001-000003"))
+    )
+    machine = Machine(
+        spec(line=line, aggregates=("m:a",)), JOB, epoch=2, segments=[old], aggregates=[kept, stale]
+    )
+    machine.start(0.0)
+    machine.handle(e.WorkerJoined("w0", 1), 0.0)
+    (submit,) = only(machine.handle(e.EnvironmentReady(), 0.0), c.SubmitChunk)
+    assert (submit.chunk.attempt, submit.chunk.ranges) == ("0002-000001", ((4, 5),))
+    machine.handle(e.ChunkDone(receipt(submit.chunk)), 1.0)
+    (again,) = only(machine.handle(e.Committed(submit.chunk.attempt), 1.0), c.SubmitAggregates)
+    assert again.chunk.params == ((1, 2),)
+    assert [s.attempt for s in again.chunk.segments] == ["0001-000001", "0002-000001"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1)])
+@pytest.mark.parametrize("aggregates", [(), ("m:a",)])
+def test_the_smallest_jobs_end(shape: tuple[int, int], aggregates: tuple[str, ...]) -> None:
+    world = play(spec(*shape, aggregates=aggregates), [0.1] * (shape[0] * shape[1]))
+    assert world.finished == c.Finish(JobState.SUCCEEDED, "")
+    assert len(world.aggregated) == (shape[0] if aggregates else 0)
+
+
+def test_an_empty_job_succeeds_at_once() -> None:
+    machine, commands = running(spec(line=IndexLine(()), aggregates=("m:a",)))
+    assert c.Finalize() in commands
+    assert machine.progress == 1.0
+    assert finalized(machine).state is JobState.SUCCEEDED
+
+
+def test_eta_is_what_is_left_over_the_slots() -> None:
+    machine, commands = running(spec(1, 7), workers=2)
+    assert machine.eta(0.0) is None  # nothing is measured yet
+    submit = only(commands, c.SubmitChunk)[0]
+    machine.handle(e.ChunkDone(receipt(submit.chunk, seconds=10.0)), 10.0)
+    machine.handle(e.Committed(submit.chunk.attempt), 10.0)
+    eta = machine.eta(10.0)
+    assert eta is not None
+    assert abs(eta - 30.0) < 0.1
+    assert machine.progress == pytest.approx(1 / 7)
+
+
+PURE = [
+    "backlog",
+    "chunking",
+    "commands",
+    "coverage",
+    "dispatch",
+    "events",
+    "ledger",
+    "machine",
+    "probe",
+    "range_sets",
+    "roster",
+]
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_machine_imports_nothing_that_touches_the_outside_world(module: str) -> None:
+    source = (Path(driver.__path__[0]) / f"{module}.py").read_text()
+    allowed = {"__future__", "bisect", "collections", "dataclasses", "enum", "heapq", "typing"}
+    for node in ast.walk(ast.parse(source)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            inside = name.startswith(
+                ("modelops.study", "modelops.driver", "modelops.states", "modelops.worker.messages")
+            )
+            assert inside or name.split(".")[0] in allowed, f"{module} imports {name}"
+            assert name != "modelops.driver.loop"

@@ -1,0 +1,189 @@
+"""The parent's side of the protocol: typed messages in, and a broken rule is named, never passed on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelops.errors import ProtocolError
+from modelops.rpc import (
+    AggregateAdd,
+    AggregateFinish,
+    Answer,
+    Cancel,
+    ErrorObject,
+    Failure,
+    Finished,
+    Peer,
+    ProgressNote,
+    ReplicatesRun,
+    RunResult,
+    Shutdown,
+    decode_output,
+    spool_file,
+)
+from modelops.rpc.messages import encode_output
+from modelops_runner import values
+from modelops_runner.frames import FrameSplitter, encode_frame
+
+
+def frame(**message: Any) -> bytes:
+    return encode_frame(json.dumps({"jsonrpc": "2.0", **message}).encode())
+
+
+FINISHED: dict[str, Any] = {
+    "index": 7,
+    "status": "succeeded",
+    "returned": "dict",
+    "outputs": [["a", "json", {"$float": "nan"}], ["b", "bytes", "AAEC"]],
+    "seconds": 0.5,
+    "cpu": 0.25,
+    "error": None,
+}
+
+
+def test_a_request_is_one_frame_and_its_answer_has_its_type() -> None:
+    peer = Peer()
+    request = ReplicatesRun(entry="m:f", sets=())
+    request_id, data = peer.request(request)
+    (body,) = FrameSplitter().feed(data)
+    assert json.loads(body) == {
+        "jsonrpc": "2.0",
+        "id": request_id,
+        "method": "replicates/run",
+        "params": {
+            "entry": "m:f",
+            "sets": [],
+            "wire": False,
+            "checkpoint_root": None,
+            "replicate_timeout_s": None,
+        },
+    }
+    assert peer.open_requests == {request_id: request}
+    (answer,) = peer.receive(frame(id=request_id, result={"finished": 3, "stopped": True}))
+    assert answer == Answer(request_id, request, RunResult(finished=3, stopped=True))
+    assert peer.open_requests == {}
+
+
+def test_a_finished_replicate_keeps_its_outputs_as_they_came() -> None:
+    (note,) = Peer().receive(frame(method="replicate/finished", params=FINISHED))
+    assert isinstance(note, Finished)
+    assert [(name, kind, decode_output(kind, data)) for name, kind, data in note.outputs] == [
+        ("a", "json", b'{"$float": "nan"}'),
+        ("b", "bytes", b"\x00\x01\x02"),
+    ]
+
+
+def test_a_spooled_output_is_told_from_any_value() -> None:
+    (note,) = Peer().receive(
+        frame(
+            method="replicate/finished",
+            params={
+                **FINISHED,
+                "outputs": [
+                    ["file", "json", {"$file": "/spool/1", "bytes": 3, "sha256": "00"}],
+                    [
+                        "value",
+                        "json",
+                        json.loads(values.dumps({"$file": "/spool/1", "bytes": 3, "sha256": "00"})),
+                    ],
+                ],
+            },
+        )
+    )
+    assert isinstance(note, Finished)
+    files = [spool_file(data) for _, _, data in note.outputs]
+    assert files[0] is not None
+    assert (files[0].path, files[0].bytes, files[0].sha256) == ("/spool/1", 3, "00")
+    assert files[1] is None
+
+
+@given(kind=st.sampled_from(["json", "bytes", "npy"]), content=st.binary(max_size=50))
+def test_stored_bytes_and_inline_data_are_inverse(kind: str, content: bytes) -> None:
+    if kind == "json":
+        content = values.dumps(content).encode()
+    assert decode_output(kind, encode_output(kind, content)) == content
+
+
+def test_an_error_of_the_bundle_arrives_typed() -> None:
+    peer = Peer()
+    request_id, _ = peer.request(AggregateFinish(id=1))
+    error = {"type": "ValueError", "message": "no", "traceback": "Traceback", "file": "m.py", "line": 3}
+    (failure,) = peer.receive(
+        frame(id=request_id, error={"code": -32001, "message": "ValueError: no", "data": error})
+    )
+    assert isinstance(failure, Failure)
+    assert failure.raised == ErrorObject(
+        type="ValueError", message="no", traceback="Traceback", file="m.py", line=3
+    )
+
+
+def test_an_error_of_the_protocol_says_what_was_wrong() -> None:
+    peer = Peer()
+    request_id, _ = peer.request(Shutdown())
+    (failure,) = peer.receive(frame(id=request_id, error={"code": -32601, "message": "unknown"}))
+    assert failure == Failure(request_id, Shutdown(), -32601, "unknown", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"hello\r\n\r\n", "no frame"),
+        (encode_frame(b"{"), "not as agreed"),
+        (encode_frame(b"[]"), "not as agreed"),
+        (encode_frame(b'{"jsonrpc":"1.0"}'), "not JSON-RPC"),
+        (frame(id=99, result=None), "not open"),
+        (frame(id=None, error={"code": -32700, "message": "bad"}), "did not understand"),
+        (frame(), "did not understand"),
+        (frame(method="nonsense", params={}), "no notification"),
+        (frame(method="replicate/finished", id=1, params=FINISHED), "no notification"),
+        (frame(method="replicate/finished", params={}), "not as agreed"),
+        (frame(method="replicate/finished", params={**FINISHED, "index": "7"}), "not as agreed"),
+        (frame(method="replicate/finished", params={**FINISHED, "status": "done"}), "not as agreed"),
+        (frame(id="1", result=None), "not as agreed"),
+    ],
+)
+def test_a_broken_rule_is_a_protocol_error(data: bytes, what: str) -> None:
+    with pytest.raises(ProtocolError, match=what):
+        Peer().receive(data)
+
+
+def test_an_answer_of_the_wrong_type_or_a_second_one_is_refused() -> None:
+    peer = Peer()
+    first, _ = peer.request(ReplicatesRun(entry="m:f", sets=()))
+    with pytest.raises(ProtocolError, match="not as agreed"):
+        peer.receive(frame(id=first, result={"finished": "all", "stopped": False}))
+    second, _ = peer.request(Shutdown())
+    peer.receive(frame(id=second, result=None))
+    with pytest.raises(ProtocolError, match="not open"):
+        peer.receive(frame(id=second, result=None))
+
+
+def test_we_cannot_ask_a_notification_or_notify_a_request() -> None:
+    with pytest.raises(ValueError, match="notification"):
+        Peer().request(Cancel(id=1))
+    with pytest.raises(ValueError, match="request"):
+        Peer().notify(Shutdown())
+    rows = ((5, "dict", (("a", "json", msgspec.Raw(b"1.0")),)),)
+    (body,) = FrameSplitter().feed(Peer().notify(AggregateAdd(id=1, rows=rows)))
+    assert json.loads(body)["params"]["rows"] == [[5, "dict", [["a", "json", 1.0]]]]
+
+
+def test_the_end_of_the_stream_inside_a_message_is_an_error() -> None:
+    peer = Peer()
+    peer.receive(frame(method="context/progress", params={"index": 1, "fraction": 0.5, "values": {}})[:-3])
+    with pytest.raises(ProtocolError, match="incomplete"):
+        peer.eof()
+    Peer().eof()
+
+
+def test_messages_do_not_depend_on_how_the_stream_was_cut() -> None:
+    stream = frame(method="context/progress", params={"index": 1, "fraction": 0.5, "values": {"a": 1}}) * 3
+    peer = Peer()
+    notes = [note for i in range(len(stream)) for note in peer.receive(stream[i : i + 1])]
+    assert [type(note) for note in notes] == [ProgressNote] * 3
