@@ -338,7 +338,7 @@ def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice
                 if records.commit_segment(JOB, epoch, wanted):
                     accepted.append(wanted.attempt)
                 records.add_event(JOB, f"thread {me}", "note", str(i))
-        except BaseException as e:  # noqa: BLE001  shown by the assertion below
+        except BaseException as e:
             errors.append(e)
 
     processes = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -62,7 +63,7 @@ class OutputsColumn:
                 data[i] = self.slice_of(i)
         flat = list(zip(names, kinds, data, strict=True))
         ends = self.ends.tolist()
-        return [flat[lo:hi] for lo, hi in zip(ends, ends[1:], strict=False)]
+        return [flat[lo:hi] for lo, hi in pairwise(ends)]
 
     def inline(self) -> npt.NDArray[np.bool_]:
         """Say of each output whether its bytes are in ``data``."""
