@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -35,7 +36,7 @@ from modelops.store.order import ResultOrder, places
 from modelops.store.parameters import Parameters, write_parameters
 from modelops.store.results import aggregates_table, attempts_table, finalize, replicates_table
 from modelops.study.canonical import canonical_json, param_id
-from modelops.study.ids import AttemptId, JobId, new_attempt_id, new_job_id
+from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.seeds import seed_key, seed_of
@@ -57,6 +58,13 @@ def spec_of(line: IndexLine, **changes: Any) -> JobSpec:
     return JobSpec(
         name="t", bundle="sha256:1", bundle_name="b", model="m:f", line=line, study_seed=7, **changes
     )
+
+
+_numbers = itertools.count(1)
+
+
+def new_attempt_id() -> AttemptId:
+    return attempt_id(1, next(_numbers))
 
 
 class Job:
@@ -596,4 +604,3 @@ def test_statuses_of_a_segment_are_positions_in_the_table_of_outcomes() -> None:
         "crashed",
         "invalid_output",
     ]
-    assert AttemptId(new_attempt_id()).startswith("att_")

@@ -233,14 +233,12 @@ def test_a_segment_counts_once_and_comes_back_as_it_was(records: Records) -> Non
     assert records.counts(JOB) == {ReplicateStatus.SUCCEEDED: 28, ReplicateStatus.FAILED: 2}
 
 
-def test_jobs_do_not_share_segments(records: Records) -> None:
-    other = JobId("job_2")
-    for job in (JOB, other):
+def test_attempts_of_two_jobs_may_have_the_same_id(records: Records) -> None:
+    for job in (JOB, JobId("job_2")):
         records.create_job(job, b"{}")
-    assert records.commit_segment(JOB, records.take_lease(JOB, "me"), ref("a", (0, 5)))
-    epoch = records.take_lease(other, "me")
-    assert not records.commit_segment(other, epoch, ref("a", (0, 5))), "the attempt belongs to another job"
-    assert records.commit_segment(other, epoch, ref("b", (0, 5)))
+        assert records.commit_segment(job, records.take_lease(job, "me"), ref("a", (0, 5)))
+        assert [s.attempt for s in records.segments(job)] == ["a"]
+        assert records.covered(job) == Ranges([(0, 5)])
 
 
 def test_a_segment_that_covers_nothing_is_a_bug(records: Records) -> None:
