@@ -211,7 +211,7 @@ class Runner:
 
     def _read_stderr(self) -> None:
         assert self.process.stderr
-        while data := self.process.stderr.read1(1 << 16):
+        while data := os.read(self.process.stderr.fileno(), 1 << 16):
             self.stderr += data
 
 
