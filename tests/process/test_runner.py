@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -211,7 +212,7 @@ class Runner:
 
     def _read_stderr(self) -> None:
         assert self.process.stderr
-        while data := self.process.stderr.read1(1 << 16):
+        while data := os.read(self.process.stderr.fileno(), 1 << 16):
             self.stderr += data
 
 
@@ -714,6 +715,105 @@ def test_outcomes_are_sent_at_once(bundle: Callable[..., Runner]) -> None:
         (note,) = runner.read()  # the next replicate waits for us, so nothing else can be in the pipe
         assert isinstance(note, Finished) or i == 2
     runner.wait()
+
+
+# --- fork isolation
+
+
+FORKS = """
+import os, signal, subprocess, sys, time, ctypes, threading
+calls = 0
+def model(p, s, context):
+    global calls
+    calls += 1
+    print("in", s)
+    context.report(0.5)
+    open("left behind", "w").close()
+    if s == 1: sys.exit(3)
+    if s == 2: ctypes.string_at(0)
+    if s == 3: raise ValueError("three")
+    if s == 4: return {"bad": {1}}
+    if s == 5:
+        pid = os.fork()
+        if pid == 0: return "from a child of the child"
+        os.waitpid(pid, 0)
+    return {"calls": calls, "big": b"x" * 100_000, "files": sorted(os.listdir("."))}
+def hangs(p, s):
+    if s == 1:
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        open(p["pid"], "w").write(str(child.pid))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True: time.sleep(1)
+    return s
+"""
+
+
+@pytest.mark.parametrize("version", interpreters())
+def test_a_fork_per_replicate_keeps_state_and_crashes_apart(
+    version: str, bundle: Callable[..., Runner]
+) -> None:
+    runner = bundle(FORKS, python=interpreters()[version], isolation="fork", preload=("m:model",))
+    assert isinstance(runner.answer, Answer)
+    assert isinstance(runner.answer.result, Initialized)
+    assert "fork" in runner.answer.result.capabilities.isolation
+    finished = runner.run("m:model", 7)
+    good = {"calls": 1, "big": b"x" * 100_000, "files": ["left behind", "m.py"]}
+    assert [(one.status, one.exit) for one in finished] == [
+        ("succeeded", None),
+        ("crashed", 3),
+        ("crashed", -11),
+        ("failed", None),
+        ("invalid_output", None),
+        ("succeeded", None),
+        ("succeeded", None),
+    ]
+    assert [runner.outputs(finished[i]) for i in (0, 5, 6)] == [good] * 3
+    assert finished[3].error
+    assert finished[3].error.message == "three"
+    progress = [note.index for note in runner.notes if isinstance(note, ProgressNote)]
+    assert progress == list(range(100, 107))
+    logs = runner.logs()
+    for i in range(7):
+        assert logs[str(100 + i)].startswith(f"in {i}\n")
+
+
+def test_a_fork_that_hangs_is_killed_with_what_it_started(
+    tmp_path: Path, bundle: Callable[..., Runner]
+) -> None:
+    runner = bundle(FORKS, isolation="fork", preload=("m:hangs",))
+    path = tmp_path / "pid"
+    finished = runner.run("m:hangs", 3, {"pid": str(path)}, replicate_timeout_s=2.0)
+    assert [one.status for one in finished] == ["succeeded", "timed_out", "succeeded"]
+    assert finished[1].exit == -9
+    assert eventually(lambda: is_gone(int(path.read_text())))
+
+
+def is_gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")  # a zombie is dead; whoever inherited it will reap it
+    return not stat.exists() or ") Z " in stat.read_text()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_a_process_with_threads_says_why_it_does_not_fork(bundle: Callable[..., Runner]) -> None:
+    code = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n" + FORKS
+    runner = bundle(code, isolation="fork", preload=("m:model",))
+    assert isinstance(runner.answer, Answer)
+    assert isinstance(runner.answer.result, Initialized)
+    capabilities = runner.answer.result.capabilities
+    assert "fork" not in capabilities.isolation
+    assert "1 other threads" in str(capabilities.fork_refused)
+    refused = runner.start("m:model")
+    assert isinstance(refused, Failure)
+    assert refused.code == -32003
+    assert "use 'spawn'" in refused.message
 
 
 # --- aggregates and functions
