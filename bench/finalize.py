@@ -13,6 +13,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
@@ -26,7 +27,9 @@ from modelops.study.canonical import canonical_json
 from modelops.study.ids import JobId, new_attempt_id, new_job_id
 from modelops.study.index_line import IndexLine
 from modelops.study.spec import JobSpec
-from modelops.worker.messages import SegmentRef
+
+if TYPE_CHECKING:
+    from modelops.worker.messages import SegmentRef
 
 
 def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segment: int) -> list[SegmentRef]:
