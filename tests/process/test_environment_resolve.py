@@ -6,6 +6,7 @@ import socket
 import subprocess
 import textwrap
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -217,6 +218,21 @@ def test_a_dependency_that_does_not_exist_is_final_and_remembered_with_uvs_words
     with pytest.raises(ResolutionError):
         environments.resolve(root, upgrade=True)
     assert uv.n_calls == 2
+
+
+def test_threads_that_ask_together_share_one_failure(
+    environments: Environments, tmp_path: Path, uv: CountedUv
+) -> None:
+    root = write(tmp_path / "m", requirements__txt="modelops-test-no-such-package-at-all\n")
+
+    def error(_: int) -> str:
+        with pytest.raises(ResolutionError) as caught:
+            environments.resolve(root)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(error, range(8)))) == 1
+    assert uv.n_calls == 1
 
 
 def test_an_index_that_refuses_connections_is_worth_a_retry(

@@ -66,12 +66,12 @@ def python_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def in_bundle(python: Path, snapshot: Path, code: str, *arguments: object) -> Any:
     """Run code in a bundle's environment, away from the bundle, as a job does; return what it prints."""
-    program = (
-        f"import json, sys; sys.path.insert(0, {str(snapshot)!r}); sys.dont_write_bytecode = True\n{code}"
-    )
+    program = f"import json, sys; sys.path.insert(0, {str(snapshot)!r})\n{code}"
     workdir = python.parent.parent.parent / "work"
     workdir.mkdir(exist_ok=True)
-    printed = run(python, "-c", program, *map(json.dumps, arguments), cwd=workdir)
+    # Compiled modules are kept, outside the snapshot: most of importing starsim is compiling.
+    prefix = f"pycache_prefix={workdir.parent / 'pycache'}"
+    printed = run(python, "-X", prefix, "-c", program, *map(json.dumps, arguments), cwd=workdir)
     return json.loads(printed.splitlines()[-1])
 
 

@@ -50,6 +50,13 @@ def test_a_lock_can_be_read_back_from_its_text_alone() -> None:
     assert len(lock.digest) == 64
 
 
+def test_a_jobs_lock_can_become_a_bundles_pylock() -> None:
+    lock = make_lock(PYLOCK, PYTHON, bundle_digest="d" * 64, install=True)
+
+    assert make_lock(lock.text, PYTHON) == make_lock(PYLOCK, PYTHON)
+    assert make_lock(lock.text + "[tool.other]\nx = 1\n", PYTHON).document["tool"]["other"] == {"x": 1}
+
+
 @pytest.mark.parametrize("text", ["", "not toml =", PYLOCK, "[tool.modelops]\nformat = 1\n"])
 def test_what_is_no_lock_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="no lock"):

@@ -556,7 +556,19 @@ def test_eta_is_what_is_left_over_the_slots() -> None:
     assert machine.progress == pytest.approx(1 / 7)
 
 
-PURE = ["backlog", "chunking", "commands", "coverage", "events", "machine", "probe", "range_sets", "roster"]
+PURE = [
+    "backlog",
+    "chunking",
+    "commands",
+    "coverage",
+    "dispatch",
+    "events",
+    "ledger",
+    "machine",
+    "probe",
+    "range_sets",
+    "roster",
+]
 
 
 @pytest.mark.parametrize("module", PURE)

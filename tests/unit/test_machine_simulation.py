@@ -14,7 +14,7 @@ from modelops.driver import events as e
 from modelops.driver.backlog import Kind, Work
 from modelops.driver.coverage import Coverage
 from modelops.driver.machine import Machine, _Commit
-from modelops.states import FINAL_JOB_STATES, JobState
+from modelops.states import FINAL_JOB_STATES, JobEvent
 from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class _EagerCoverage(Coverage):
 class _AggregatesBeforeSettled(Machine):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._coverage = _EagerCoverage(self.spec.line)
+        self._ledger._coverage = _EagerCoverage(self.spec.line)
 
 
 class _ForgetsWaitingAttempts(Machine):
@@ -138,12 +138,10 @@ class _RunsAgainWhatALateReceiptBrought(Machine):
 
 
 class _FloodsWorkers(Machine):
-    def _next_to_queue(self) -> Work | None:
-        work = super()._next_to_queue()
-        if work is not None and (worker := self._roster.roomy()) is not None:
-            self._submit(work, worker)
-            return self._next_chunk()
-        return work
+    def _submit(self, work: Work, worker: Worker) -> None:
+        super()._submit(work, worker)
+        if (more := self._backlogs[Kind.SIMULATE].take(1)) is not None:
+            super()._submit(more, worker)
 
 
 class _SubmitsWhileTheStoreIsAway(Machine):
@@ -173,8 +171,8 @@ class _GoesOnWithoutLease(Machine):
 
 
 class _CallsEveryEndASuccess(Machine):
-    def _all_succeeded(self) -> bool:
-        return self.state is JobState.FINALIZING
+    def _change(self, event: JobEvent, reason: str = "") -> None:
+        super()._change(JobEvent.ALL_SUCCEEDED if event is JobEvent.SOME_SUCCEEDED else event, reason)
 
 
 class _ForgetsTheLastAttempt(Machine):
@@ -195,8 +193,8 @@ class _ForgetsTheLastAttempt(Machine):
 class _RunsCommittedAgain(Machine):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self._coverage and self._probe.passed:
-            done = self.spec.line.all() - self._coverage.lacks(self.spec.line.all())
+        if self._ledger.n_outcomes and self._probe.passed:
+            done = self.spec.line.all() - self._ledger.lacks(Kind.SIMULATE, self.spec.line.all())
             self._backlogs[Kind.SIMULATE].add(Work(Kind.SIMULATE, done))
 
 

@@ -22,12 +22,12 @@ INVERSE_2: int = pow(0xC2B2AE35, -1, 2**32)
 
 def seed_by_the_page(study_seed: int, param_id: str | None, replicate: int) -> int:
     """Follow docs/reference/seeds.md, with division and remainder in place of shifts and masks."""
-    material = b"".join((study_seed // 256**i % 256).to_bytes(1, "big") for i in range(8))
+    material = b"".join((study_seed // (1 << 8 * i) % 256).to_bytes(1, "big") for i in range(8))
     if param_id is not None:
         material += bytes(int(param_id[i : i + 2], 16) for i in range(0, 32, 2))
     digest = blake2b(material, digest_size=8, person=b"modelops.seed.1\0").digest()
-    a = sum(byte * 256**i for i, byte in enumerate(digest[:4]))
-    b = sum(byte * 256**i for i, byte in enumerate(digest[4:]))
+    a = sum(byte * (1 << 8 * i) for i, byte in enumerate(digest[:4]))
+    b = sum(byte * (1 << 8 * i) for i, byte in enumerate(digest[4:]))
     h: int = replicate ^ a
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         h = (h ^ h // (1 << shift)) * factor % 2**32

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict, namedtuple
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,8 +85,10 @@ def test_the_text_is_ascii_json_that_any_reader_accepts(value: object) -> None:
     def refuse(name: str) -> object:
         raise AssertionError(name)
 
-    tree = json.loads(dumps(value).encode("ascii"), parse_constant=refuse)
-    assert "$file" not in json.dumps(tree).replace('["$file"', "") or "$dict" in json.dumps(tree)
+    text = dumps(value).encode("ascii")
+    assert msgspec.json.decode(text) is not refuse  # it is pickier than Python about surrogates
+    assert not text.startswith(b'{"$file"')
+    json.loads(text, parse_constant=refuse)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +115,9 @@ def test_a_nan_with_a_payload_keeps_it() -> None:
 
 
 def test_no_value_can_look_like_a_spooled_file_or_a_tag() -> None:
-    for value in (
-        {"$file": "/etc/passwd", "bytes": 1, "sha256": ""},
-        {"$float": "nan"},
-        {"$": 1},
-        {"$dict": []},
-    ):
+    file = {"$file": "/etc/passwd", "bytes": 1, "sha256": ""}
+    value: dict[str, Any]
+    for value in (file, {"$float": "nan"}, {"$": 1}, {"$dict": []}):
         assert dumps(value).startswith('{"$dict":')
         assert same(round_trip(value), value)
 
@@ -181,16 +181,13 @@ def test_special_arrays_come_back() -> None:
     titled = np.zeros(2, np.dtype([("é", ">i4"), ("b c", "S3")]))
     void = np.zeros((), [("x", "f4"), ("y", "i8")])[()]
     wide = np.zeros(1, [(f"a_long_column_name_{i}", "f8") for i in range(4_000)])
-    for value in (
-        np.array(5),
-        np.zeros((0, 3)),
-        np.arange(12).reshape(3, 4).T,
-        np.arange(10)[::2],
-        aligned,
-        titled,
-    ):
+    transposed = np.arange(12).reshape(3, 4).T
+    for value in (np.array(5), np.zeros((0, 3)), transposed, np.arange(10)[::2], titled):
         assert same(round_trip(value), value)
     assert same(round_trip(void), void)
+    back: Any = round_trip(aligned)
+    assert back.dtype == aligned.dtype
+    assert repr(back.tolist()) == repr(aligned.tolist())  # what lies between the fields is noise
     assert same(round_trip(wide), wide)
 
 

@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -110,12 +110,13 @@ def test_arrow_comes_back() -> None:
     batch = pa.RecordBatch.from_pydict({"a": [1.5]})
     array = pa.array(["a", None, "a"]).dictionary_encode()
     empty = table.schema.empty_table()
-    for value, expected in (
+    pairs: tuple[tuple[Any, str], ...] = (
         (table, "arrow"),
         (empty, "arrow"),
         (batch, "arrow.batch"),
         (array, "arrow.array"),
-    ):
+    )
+    for value, expected in pairs:
         kind, content = encode(value)
         assert kind == expected
         back = decode(kind, content)

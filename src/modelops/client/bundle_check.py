@@ -24,8 +24,8 @@ from modelops.client.study_arguments import with_axes
 from modelops.client.study_files import completed
 from modelops.environments import Environments
 from modelops.errors import (
+    BundleEnvironmentError,
     BundleError,
-    EnvironmentError_,
     NotFoundError,
     ProcessError,
     RemoteError,
@@ -127,7 +127,7 @@ def _checks(
         environment = environments.ensure(
             lock, bundle_root=snapshot, retry_failed=upgrade, on_progress=on_progress
         )
-    except EnvironmentError_ as e:
+    except BundleEnvironmentError as e:
         raise _CannotGoOnError(failed("environment", str(e), _environment_advice(e))) from e
     n, seconds = len(lock.packages), time.monotonic() - began
     yield ok(
@@ -149,7 +149,7 @@ def _some_sets(study: Study) -> list[bytes]:
     return [sets.canonical(i, i + 1)[0] for i in chosen]
 
 
-def _environment_advice(error: EnvironmentError_) -> str:
+def _environment_advice(error: BundleEnvironmentError) -> str:
     if isinstance(error, BundleError):
         return "correct the dependencies in the file that is named; nothing was run"
     return "nothing is known about the bundle's dependencies; try again when this is mended"

@@ -59,5 +59,12 @@ def write_report(job: Job, folder: Path) -> str:
 
 
 def aggregates_of(job: Job, param: int) -> dict[str, Any]:
-    """Return the aggregates of one parameter set by entry point, exactly as the bundle returned them."""
-    return {target: job.aggregate(param, target) for target in job.spec.aggregates}
+    """Return what the aggregates of one parameter set returned, by the names of the columns in `Job.aggregates`."""
+    from modelops.store.aggregate_rows import target_prefixes
+
+    outputs: dict[str, Any] = {}
+    for target, prefix in target_prefixes(job.spec.aggregates).items():
+        value = job.aggregate(param, target)
+        for name, output in (value if isinstance(value, dict) else {"value": value}).items():
+            outputs[prefix + name] = output
+    return outputs

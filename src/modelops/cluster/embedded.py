@@ -15,6 +15,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
 from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.nanny import DetachedNanny
 from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
@@ -45,7 +46,7 @@ class AnnounceWorkers(SchedulerPlugin):
 
 
 class EmbeddedCluster:
-    """A pool on this machine: ``n_workers`` worker processes with ``threads`` slots each, for the length of a ``with`` block.
+    """A pool on this machine: ``n_workers`` processes with ``threads`` slots each. Use it in a ``with`` block.
 
     Raises
     ------
@@ -68,14 +69,15 @@ class EmbeddedCluster:
             security = Security.temporary()
             cluster = self._stack.enter_context(
                 LocalCluster(
+                    worker_class=DetachedNanny,
                     n_workers=self._n_workers,
                     threads_per_worker=self._threads,
                     processes=True,
                     host="127.0.0.1",
                     protocol="tls://",
                     security=security,
-                    dashboard_address=None,
-                    worker_dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # no dashboard: these serve health and nothing else
+                    worker_dashboard_address="127.0.0.1:0",
                     memory_limit=0,
                     local_directory=str(self._settings.scratch),
                     silence_logs=logging.CRITICAL,

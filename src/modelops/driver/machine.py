@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.backlog import Backlog, Kind, Work
-from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, may_queue
-from modelops.driver.coverage import Coverage, SegmentMap
+from modelops.driver.backlog import Kind, Work
+from modelops.driver.dispatch import Dispatcher
+from modelops.driver.ledger import Ledger
 from modelops.driver.probe import Probe
-from modelops.driver.range_sets import RangeSet
 from modelops.driver.roster import Attempt, Roster, Worker
 from modelops.states import (
-    FAILURES,
     FINAL_JOB_STATES,
     AggregateStatus,
     JobEvent,
@@ -57,7 +55,6 @@ MAX_ERRORS: Final = 3  # of the machinery around one chunk, before the job stops
 ERROR_DELAY_S: Final = 1.0  # before the first repetition; times four for each further one
 GIVEN_BACK_DELAY_S: Final = 1.0  # when a worker returns a chunk untouched, unasked
 DEADLY: Final = 3  # worker deaths of a replicate that ran alone
-AGGREGATES_BEFORE_MEASURED: Final = 8
 
 _WRITES = (
     c.CommitSegment,
@@ -122,21 +119,14 @@ class Machine:
         self._given_up: dict[AttemptId, Work] = {}
         self._overlaps = False  # an index may be in two places
         self._strikes: dict[tuple[Kind, int], int] = {}
-        self._counts = dict.fromkeys((ReplicateStatus.SUCCEEDED, *sorted(FAILURES)), 0)
-        self._aggregate_counts = dict.fromkeys(AggregateStatus, 0)
-        self._backlogs = {_SIMULATE: Backlog(_SIMULATE), _AGGREGATE: Backlog(_AGGREGATE)}
-        self._meters = {_SIMULATE: Meter(), _AGGREGATE: Meter()}
+        self._ledger = Ledger(spec)
+        self._dispatcher = Dispatcher(self._roster, self._ledger)
+        self._backlogs, self._meters = self._dispatcher.backlogs, self._dispatcher.meters
         self._retry_on = tuple(sorted(spec.retry.on))
-        self._coverage = Coverage(spec.line)
-        self._segments = SegmentMap()
-        self._aggregated = RangeSet()
-        self._n_to_aggregate = len(spec.line.params_of(spec.line.all())) if spec.aggregates else 0
-        settled = EMPTY
-        for segment in segments:
-            settled |= self._cover(Ranges(segment.ranges), segment.counts, segment)
-        self._adopt_aggregates(settled, aggregates)
-        missing = self._coverage.lacks(spec.line.all())
-        wanted = spec.fail_fast and not self._counts[ReplicateStatus.SUCCEEDED]
+        to_aggregate = self._ledger.adopt(segments, aggregates)
+        self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
+        missing = self._ledger.lacks(_SIMULATE, spec.line.all())
+        wanted = spec.fail_fast and not self._ledger.counts[ReplicateStatus.SUCCEEDED]
         self._probe = Probe(missing, wanted=wanted)
         if self._probe.passed:
             self._backlogs[_SIMULATE].add(Work(_SIMULATE, self._probe.release()))
@@ -147,19 +137,19 @@ class Machine:
 
     def counts(self) -> dict[ReplicateStatus, int]:
         """Return how many replicates have each status; they add up to the size of the line."""
-        n_open = self.spec.line.size - len(self._coverage)
+        n_open = self._ledger.n_open
         is_final = self.state in FINAL_JOB_STATES
         running = 0 if is_final else min(n_open, self._n_running())
         return {
             ReplicateStatus.PENDING: 0 if is_final else n_open - running,
             ReplicateStatus.RUNNING: running,
-            **self._counts,
+            **self._ledger.counts,
             ReplicateStatus.NOT_RUN: n_open if is_final else 0,
         }
 
     def aggregate_counts(self) -> dict[AggregateStatus, int]:
         """Return how many aggregates ended how; those not made are `not_run` once the job is over."""
-        counts = dict(self._aggregate_counts)
+        counts = dict(self._ledger.aggregate_counts)
         if self.state in FINAL_JOB_STATES:
             counts[AggregateStatus.NOT_RUN] += self.n_aggregates - sum(counts.values())
         return counts
@@ -167,13 +157,13 @@ class Machine:
     @property
     def n_aggregates(self) -> int:
         """How many aggregates the job has: parameter sets times entry points."""
-        return self._n_to_aggregate * len(self.spec.aggregates)
+        return self._ledger.n_aggregates
 
     @property
     def progress(self) -> float:
         """The fraction of replicates that have a final outcome (1.0 for an empty job)."""
         size = self.spec.line.size
-        return len(self._coverage) / size if size else 1.0
+        return self._ledger.n_outcomes / size if size else 1.0
 
     def eta(self, now: float) -> float | None:
         """Return the expected seconds to the end, or None while nothing is known."""
@@ -181,13 +171,12 @@ class Machine:
             return 0.0
         if self._paused or not self._roster.slots:
             return None
-        seconds = 0.0
-        n_open = self.spec.line.size - len(self._coverage)
-        for kind, n in ((_SIMULATE, n_open), (_AGGREGATE, self._n_to_aggregate - len(self._aggregated))):
-            cost = self._meters[kind].seconds_per_item
-            if n and cost is None and kind is _SIMULATE:
+        seconds = self._dispatcher.seconds_left(_SIMULATE, self._ledger.n_open)
+        if seconds is None:
+            if self._ledger.n_open:
                 return None
-            seconds += n * (cost or 0.0) / min(self._roster.slots, max(n, 1))
+            seconds = 0.0
+        seconds += self._dispatcher.seconds_left(_AGGREGATE, self._ledger.n_open_params) or 0.0
         due = self._backlogs[_SIMULATE].next_at()
         return max(seconds, due - now) if due is not None else seconds
 
@@ -267,7 +256,7 @@ class Machine:
 
     def _on_environment_failed(self, event: e.EnvironmentFailed, now: float) -> None:
         reason = f"{event.error_type}: {event.message}"
-        if self.state is JobState.RUNNING and len(self._coverage):
+        if self.state is JobState.RUNNING and self._ledger.n_outcomes:
             self._stop_early(reason, now)  # what is finished gets its result files
         elif self.state in (JobState.PREPARING, JobState.RUNNING):
             self._stop_attempts()
@@ -351,7 +340,7 @@ class Machine:
 
     def _nobody_has(self, kind: Kind, items: Ranges) -> Ranges:
         """Return those that are in no outcome, commit or attempt, and take them out of the backlog."""
-        items = self._coverage.lacks(items) if kind is _SIMULATE else self._aggregated.lacks(items)
+        items = self._ledger.lacks(kind, items)
         for commit in self._commits.values():
             if commit.work.kind is kind:
                 items = items - commit.work.ranges
@@ -442,6 +431,8 @@ class Machine:
 
     def _commit_if_new(self, attempt: AttemptId, commit: _Commit) -> None:
         """Commit, unless other outcomes of these items are there already; then only run what nobody has."""
+        if self._finalizing:
+            return  # the result files are being written from what is committed; a resumed job runs it again
         work = commit.work
         taken = False
         if commit.late:
@@ -450,17 +441,13 @@ class Machine:
                 k.work.kind is work.kind and k.work.ranges & work.ranges for k in self._commits.values()
             )
         if self._overlaps:
-            taken = taken or self._lacks(work) != work.ranges
+            taken = taken or self._ledger.lacks(work.kind, work.ranges) != work.ranges
         if taken:
             self._requeue(work)
             return
         if commit.late:
             self._backlogs[work.kind].withdraw(work.ranges)
         self._commit(attempt, commit)
-
-    def _lacks(self, work: Work) -> Ranges:
-        lacks = self._coverage.lacks if work.kind is _SIMULATE else self._aggregated.lacks
-        return lacks(work.ranges)
 
     def _commit(self, attempt: AttemptId, commit: _Commit) -> None:
         self._commits[attempt] = commit
@@ -483,10 +470,10 @@ class Machine:
             case c.CommitSynthetic():
                 self._settle(work, {command.status: len(work.ranges)}, event.segment, commit.examples, now)
             case c.CommitAggregates():
-                self._count_aggregates(work.ranges, command.stored.counts)
+                self._ledger.add_aggregates(work.ranges, command.stored.counts)
             case c.CommitSyntheticAggregates():
                 n = len(work.ranges) * len(self.spec.aggregates)
-                self._count_aggregates(work.ranges, {AggregateStatus.FAILED: n})
+                self._ledger.add_aggregates(work.ranges, {AggregateStatus.FAILED: n})
 
     def _settle(
         self,
@@ -496,42 +483,13 @@ class Machine:
         examples: list[ErrorExample],
         now: float,
     ) -> None:
-        settled = self._cover(work.ranges, counts, segment)
-        if settled and self.spec.aggregates:
-            self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
+        settled = self._ledger.add_outcomes(work.ranges, counts, segment)
+        self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
         if work.number == 1:
             self._judge(work.ranges, 0, examples, now)
         limit = self.spec.max_failures
-        if limit is not None and (n := sum(self._counts[s] for s in FAILURES)) > limit:
+        if limit is not None and (n := self._ledger.n_failed) > limit:
             self._stop_early(f"{n} replicates failed, more than max_failures = {limit}", now)
-
-    def _cover(
-        self, indices: Ranges, counts: dict[ReplicateStatus, int], segment: SegmentRef | None
-    ) -> Ranges:
-        for status, n in counts.items():
-            self._counts[status] += n
-        if segment is not None and self.spec.aggregates:
-            self._segments.add(segment)
-        return self._coverage.add(indices)
-
-    def _count_aggregates(self, params: Ranges, counts: dict[str, int] | dict[AggregateStatus, int]) -> None:
-        for lo, hi in params.pairs:
-            self._aggregated.add(lo, hi)
-        for status, n in counts.items():
-            self._aggregate_counts[AggregateStatus(status)] += n
-
-    def _adopt_aggregates(self, settled: Ranges, aggregates: Iterable[AggregateRef]) -> None:
-        if not self.spec.aggregates:
-            return
-        for stored in aggregates:
-            params = Ranges(stored.params)
-            indices = Ranges(
-                pair for lo, hi in params.pairs for pair in self.spec.line.of_params(lo, hi).pairs
-            )
-            inputs = {segment.digest for segment in self._segments.over(indices)}
-            if not params - settled and inputs <= set(stored.inputs):
-                self._count_aggregates(params, stored.counts)
-        self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, self._aggregated.lacks(settled)))
 
     def _on_refused(self, commit: _Commit, now: float) -> None:
         """Run what nobody has, as the store has other outcomes of these; never for ever."""
@@ -648,57 +606,8 @@ class Machine:
     def _dispatch(self) -> None:
         if self.state is not JobState.RUNNING or self._paused:
             return
-        self._dispatch_suspects()
-        while (worker := self._roster.idle()) is not None and (work := self._next_work()) is not None:
+        for work, worker in self._dispatcher.placements():
             self._submit(work, worker)
-        while (worker := self._roster.roomy()) is not None and (queued := self._next_to_queue()) is not None:
-            self._submit(queued, worker)
-
-    def _dispatch_suspects(self) -> None:
-        n = sum(len(b.suspects) for b in self._backlogs.values())
-        if n:
-            for worker in self._roster.reserve(n):
-                backlog = next((b for b in self._backlogs.values() if b.suspects), None)
-                if backlog is not None:
-                    self._submit(backlog.suspects.popleft(), worker)
-        else:
-            self._roster.release_reserved()
-
-    def _next_work(self) -> Work | None:
-        return self._next_aggregates() or self._next_chunk()
-
-    def _next_chunk(self) -> Work | None:
-        backlog = self._backlogs[_SIMULATE]
-        n = backlog.n_ready
-        return backlog.take(chunk_size(self._meters[_SIMULATE], n, self._roster.slots)) if n else None
-
-    def _next_to_queue(self) -> Work | None:
-        """Return work that may wait behind other work on a worker."""
-        slots = self._roster.slots
-        n = self._backlogs[_AGGREGATE].n_ready
-        if (
-            n
-            and may_queue(self._meters[_AGGREGATE], n, slots)
-            and (work := self._next_aggregates()) is not None
-        ):
-            return work
-        n = self._backlogs[_SIMULATE].n_ready
-        return self._next_chunk() if n and may_queue(self._meters[_SIMULATE], n, slots) else None
-
-    def _next_aggregates(self) -> Work | None:
-        backlog, meter = self._backlogs[_AGGREGATE], self._meters[_AGGREGATE]
-        n = backlog.n_ready
-        if not n:
-            return None
-        slots = self._roster.slots
-        cost = meter.seconds_per_item
-        under_way = self._roster.n_live[_AGGREGATE]
-        is_little = cost is None or n * cost < WORTH_SHARING_S
-        if is_little and under_way and len(self._coverage) < self.spec.line.size:
-            return None  # as Nagle's algorithm: one at once, then what gathers in the meantime
-        if cost is None:
-            return backlog.take(max(1, min(AGGREGATES_BEFORE_MEASURED, n // (2 * slots))))
-        return backlog.take(chunk_size(meter, n, slots))
 
     def _submit(self, work: Work, worker: Worker) -> None:
         attempt = Attempt(self._next_attempt_id(), work, worker.name)
@@ -715,15 +624,12 @@ class Machine:
             )
             command = c.SubmitChunk(chunk, worker.name)
         else:
-            indices = (
-                pair for lo, hi in work.ranges.pairs for pair in self.spec.line.of_params(lo, hi).pairs
-            )
             aggregates = AggregateChunk(
                 job=self.job,
                 attempt=attempt.id,
                 epoch=self.epoch,
                 params=work.ranges.pairs,
-                segments=self._segments.over(Ranges(indices)),
+                segments=self._ledger.segments_of(work.ranges),
             )
             command = c.SubmitAggregates(aggregates, worker.name)
         self._out.append(command)
@@ -741,7 +647,7 @@ class Machine:
         if self._draining:
             if self._roster.attempts:
                 return
-        elif self.state is not JobState.RUNNING or not self._all_settled():
+        elif self.state is not JobState.RUNNING or not self._ledger.is_settled:
             return
         else:
             self._stop_attempts()  # only doubles of what is committed
@@ -749,27 +655,18 @@ class Machine:
         self._finalizing = True
         self._write(c.Finalize())
 
-    def _all_settled(self) -> bool:
-        return len(self._coverage) == self.spec.line.size and len(self._aggregated) == self._n_to_aggregate
-
     def _on_finalized(self) -> None:
         if not self._finalizing:
             return
         if self.state is JobState.CANCELLING:
             self._change(JobEvent.STOPPED, self.reason)
-        elif self._all_succeeded():
+        elif self._ledger.is_success:
             self._change(JobEvent.ALL_SUCCEEDED, self.reason)
-        elif self._counts[ReplicateStatus.SUCCEEDED]:
+        elif self._ledger.counts[ReplicateStatus.SUCCEEDED]:
             self._change(JobEvent.SOME_SUCCEEDED, self.reason)
         else:
             self._change(JobEvent.NONE_SUCCEEDED, self.reason)
         self._finish()
-
-    def _all_succeeded(self) -> bool:
-        return (
-            self._counts[ReplicateStatus.SUCCEEDED] == self.spec.line.size
-            and self._aggregate_counts[AggregateStatus.SUCCEEDED] == self.n_aggregates
-        )
 
     def _finish(self) -> None:
         self._write(c.Finish(self.state, self.reason))
@@ -786,7 +683,7 @@ class Machine:
             p for a in self._roster.attempts.values() if a.work.kind is _SIMULATE for p in a.work.ranges.pairs
         ]
         pairs += [p for k in self._commits.values() if k.work.kind is _SIMULATE for p in k.work.ranges.pairs]
-        return len(self._coverage.lacks(Ranges(pairs)))
+        return len(self._ledger.lacks(_SIMULATE, Ranges(pairs)))
 
     def _change(self, event: JobEvent, reason: str = "") -> None:
         self.state = next_state(self.state, event)

@@ -31,6 +31,7 @@ from modelops.environments.resolve import inputs_digest, resolve_inputs
 from modelops.environments.uv import Progress, Uv, kill_tree, start_time
 from modelops.errors import (
     IndexUnreachableError,
+    InternalError,
     NoInterpreterError,
     NotFoundError,
     RequestError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEPT_IN_QUARANTINE: Final = 3
+SCRATCH_S: Final = 86_400.0  # no build takes longer
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,10 @@ class Environments:
         """
         asked_at, started = time.time(), time.monotonic()
         interpreter = interpreter or self.interpreter_for(lock)
+        if interpreter.python_version != lock.python_version:
+            raise InternalError(
+                f"a lock for Python {lock.python_version} cannot be installed for {interpreter}"
+            )
         key = environment_key(lock, interpreter)
         root = self._envs / key
 
@@ -288,6 +294,9 @@ class Environments:
             collected = remove(self._envs, chosen)
             self._bound_quarantine(keep=0)
             self._failures.forget_old()
+            for folder in self._scratch.glob("*"):  # left by what was killed
+                if time.time() - folder.stat().st_mtime > SCRATCH_S:
+                    shutil.rmtree(folder, ignore_errors=True)
         return collected
 
     def _whole(self, root: Path) -> Manifest | None:
@@ -338,7 +347,7 @@ class Environments:
         except OSError as e:
             free = shutil.disk_usage(self.cache_dir).free if self.cache_dir.exists() else 0
             raise StorageError(
-                f"{e.strerror} on the volume of {self.cache_dir} ({free / 2**20:.0f} MiB free), "
+                f"{e.strerror or e} on the volume of {self.cache_dir} ({free / 2**20:.0f} MiB free), "
                 f"at {e.filename}: free some space there, or set MODELOPS_HOME to another folder"
             ) from e
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -93,10 +94,15 @@ class Interpreters:
 
     def __init__(self, memory: Path, *, environ: Mapping[str, str] | None = None) -> None:
         self._memory_file = memory
+        self._mutex = threading.Lock()  # many threads begin at once; one probes, the others read its memory
         self._environ = os.environ if environ is None else environ
 
     def all(self) -> list[Interpreter]:
         """Return every interpreter found, the running one first, then newest first; one per prefix."""
+        with self._mutex:
+            return self._look()
+
+    def _look(self) -> list[Interpreter]:
         memory = self._read()
         before = dict(memory.probed)
         found: dict[str, Interpreter] = {}
@@ -246,6 +252,6 @@ def _preference(interpreter: Interpreter) -> tuple[bool, bool, bool, bool, list[
         interpreter.executable != running,
         version.release[:2] != sys.version_info[:2],
         interpreter.implementation != sys.implementation.name,
-        version.is_prerelease,
+        version.is_prerelease or bool(re.search(r"-\d+t\b", interpreter.abi)),  # free-threaded: few wheels
         [-n for n in version.release],
     )

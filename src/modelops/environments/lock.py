@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 EMPTY: Final = 'lock-version = "1.0"\ncreated-by = "modelops"\npackages = []\n'
 EnvironmentKey = NewType("EnvironmentKey", str)
+_OWN_TABLE: Final = re.compile(r"^\[tool\.modelops\]\n(?:(?!\[).*\n?)*", re.MULTILINE)
 _HASHED: Final = re.compile(r"--hash[= ]\s*sha256:([0-9a-fA-F]{64})")
 
 
@@ -83,7 +84,8 @@ def make_lock(
         facts |= {"bundle": bundle_digest, "install": install}
     # The values are versions, names and digests: what JSON writes of them is TOML.
     table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in facts.items())
-    return parse_lock(f"{pylock.rstrip()}\n\n[tool.modelops]\n{table}")
+    plain = _OWN_TABLE.sub("", pylock)  # a job's lock may have become a bundle's pylock.toml
+    return parse_lock(f"{plain.rstrip()}\n\n[tool.modelops]\n{table}")
 
 
 def parse_lock(text: str) -> Lock:

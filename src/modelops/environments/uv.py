@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from modelops.errors import (
-    EnvironmentError_,
+    BundleEnvironmentError,
+    ClusterError,
     IndexUnreachableError,
     InternalError,
     ResolutionError,
@@ -74,6 +75,13 @@ def uv_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+def _installed_uv() -> Path:
+    try:
+        return find_uv()
+    except FileNotFoundError as e:
+        raise ClusterError(f"uv is missing beside ModelOps: pip install uv ({e})") from e
+
+
 class Uv:
     """The uv program, started for one command at a time."""
 
@@ -107,7 +115,7 @@ class Uv:
         ResolutionError, IndexUnreachableError, StorageError
             What uv's output means.
         """
-        command = [str(self._path or find_uv()), *map(str, arguments)]
+        command = [str(self._path or _installed_uv()), *map(str, arguments)]
         environ = uv_environ(os.environ if self._environ is None else self._environ)
         try:
             process = subprocess.Popen(
@@ -137,7 +145,7 @@ class Uv:
 
 def explain(
     output: str, returncode: int, *, what: str, volume: Path
-) -> EnvironmentError_ | StorageError | InternalError:
+) -> BundleEnvironmentError | StorageError | InternalError:
     """Say what a failure of uv means. Pure."""
     words = shorten(output) or f"uv ended with code {returncode} and wrote nothing"
     own = re.split(r"^\s*\[std(?:out|err)\]", words, maxsplit=1, flags=re.MULTILINE)[

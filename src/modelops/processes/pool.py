@@ -329,6 +329,9 @@ class ProcessPool:
             process.close()
             with self._lock:
                 self._prune_logs()
+                last = self._closed and not self._busy
+            if last:
+                _remove_pool(self.folder)
         for one in surplus:
             one.close(graceful=True)
 

@@ -95,6 +95,7 @@ class RunnerProcess:
         self.owned: set[str] = set()  # spooled files that outcomes name
         self.info: Initialized | None = None
         self.killed: Kill | None = None
+        self._killed_at = 0.0
         self._reaper, self._watch = reaper, watch
         self._lock = threading.Lock()
         self._closed = False
@@ -233,8 +234,9 @@ class RunnerProcess:
     def kill(self, why: Kill) -> None:
         """Kill it with all its descendants; the first reason stands."""
         with self._lock:
-            if self.killed is None:
-                self.killed = why
+            if self.killed is not None:
+                return
+            self.killed, self._killed_at = why, time.monotonic()
         self._reaper.kill(self._child)
 
     def wake(self) -> None:
@@ -368,10 +370,14 @@ class RunnerProcess:
         Parameters
         ----------
         deadline
-            On ``time.monotonic``; None: wait for ever.
+            On ``time.monotonic``; None: wait for ever. Of no meaning once the process was killed.
         """
         if self._child.exited.is_set() or self._eof:
             return []
+        if self.killed is not None:  # nothing to wait for but its end, of which `wake` tells
+            deadline = self._killed_at + DEATH_S
+            if time.monotonic() >= deadline:
+                raise ProcessTimeoutError(f"process {self.pid} was killed and does not end")
         wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
         messages: list[Message] = []
         for fd, _flags in self._poll.poll(wait_ms):

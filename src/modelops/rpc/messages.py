@@ -227,7 +227,8 @@ def spool_file(data: msgspec.Raw) -> SpoolFile | None:
 
     No inline value begins like that: a key that begins with ``$`` is itself tagged.
     """
-    return _SPOOL_FILE.decode(data) if bytes(data).startswith(b'{"$file"') else None
+    head = bytes(memoryview(data)[:16]).translate(None, b" \t\r\n")
+    return _SPOOL_FILE.decode(data) if head.startswith(b'{"$file"') else None
 
 
 def decode_output(kind: str, data: msgspec.Raw) -> bytes:

@@ -46,7 +46,7 @@ class AggregateRows:
 
     def __init__(self, contents: JobContents) -> None:
         self._contents = contents
-        self._prefixes = _prefixes(contents.spec.aggregates)
+        self._prefixes = target_prefixes(contents.spec.aggregates)
         self._first: dict[str, list[str]] = {}
         types = contents.view.types()
         before = [pa.field("param", pa.int64()), pa.field("param_id", pa.string())]
@@ -175,7 +175,7 @@ def _replicates_of(contents: JobContents, params: npt.NDArray[np.int64]) -> npt.
     return n
 
 
-def _prefixes(targets: tuple[str, ...]) -> dict[str, str]:
+def target_prefixes(targets: tuple[str, ...]) -> dict[str, str]:
     """Return what goes before the outputs of each target: nothing if there is one, else its function's name."""
     if len(targets) == 1:
         return {targets[0]: ""}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.store.schema import HEAD, REVISIONS
@@ -83,6 +84,8 @@ class Database:
     def _as_ours(self) -> Iterator[None]:
         try:
             yield
+        except SqlIntegrityError:  # a key exists: for the caller to understand
+            raise
         except DBAPIError as e:
             raise StorageError(f"the database {self.name} failed: {e.orig}") from e
 
@@ -127,7 +130,7 @@ def _parse(url: str) -> sa.URL:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as e:
         raise RequestError(f"{url!r} is no database URL: use sqlite:////path/to/modelops.db") from e
-    if parsed.get_backend_name() == "sqlite" and not parsed.database:
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise RequestError("a job's records need a file: use sqlite:////path/to/modelops.db")
     return parsed
 

@@ -7,6 +7,7 @@ every parameter set, so place and index of the row at a given rank are a divisio
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class ResultOrder:
         cuts = sorted({b.p0 for b in blocks} | {b.p0 + b.n_params for b in blocks})
         self._bands: list[_Band] = []
         self.size = 0
-        for lo, hi in zip(cuts, cuts[1:], strict=False):
+        for lo, hi in pairwise(cuts):
             inside = sorted((b for b in blocks if b.p0 <= lo < b.p0 + b.n_params), key=lambda b: b.r0)
             per_param = sum(b.n_replicates for b in inside)
             if per_param:
@@ -80,7 +81,7 @@ def places(line: IndexLine, indices: npt.NDArray[np.int64]) -> Rows:
     IndexError
         An index is not on the line.
     """
-    if len(indices) and not (0 <= indices.min() and indices.max() < line.size):
+    if len(indices) and not (indices.min() >= 0 and indices.max() < line.size):
         raise IndexError(f"an index outside 0..{line.size - 1}")
     blocks = np.array(
         [(b.base, b.p0, b.r0, b.n_replicates) for b in line.blocks if b.end > b.base] or [(0, 0, 0, 1)],

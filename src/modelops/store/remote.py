@@ -94,7 +94,7 @@ class RemoteObjects(Objects):
 def _as_ours(doing: str, name: str, where: str) -> Iterator[None]:
     try:
         yield
-    except ObstoreNotFoundError as e:
+    except (ObstoreNotFoundError, FileNotFoundError) as e:  # obstore raises the latter
         raise NotFoundError(f"there is no object {name} in {where}") from e
     except ObstoreAlreadyExistsError as e:
         raise AlreadyExistsError(f"{name} exists in {where}") from e

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from modelops.study.ranges import Ranges
     from modelops.worker.messages import AggregateRef, SegmentRef
 
+# Segments are small: handing their columns to threads costs more than decompressing them.
+_READ: Final = pa.ipc.IpcReadOptions(use_threads=False)
 StoredOutput = tuple[str, str, bytes | PackSlice]
 
 
@@ -60,7 +63,7 @@ class OutputsColumn:
                 data[i] = self.slice_of(i)
         flat = list(zip(names, kinds, data, strict=True))
         ends = self.ends.tolist()
-        return [flat[lo:hi] for lo, hi in zip(ends, ends[1:], strict=False)]
+        return [flat[lo:hi] for lo, hi in pairwise(ends)]
 
     def inline(self) -> npt.NDArray[np.bool_]:
         """Say of each output whether its bytes are in ``data``."""
@@ -187,7 +190,7 @@ def read_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> pa.Table
 def open_table(data: bytes, name: str) -> pa.Table:
     """Read an Arrow file of ours; a newer format is refused with a sentence."""
     try:
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        table = pa.ipc.open_file(pa.py_buffer(data), options=_READ).read_all()
     except (pa.ArrowInvalid, OSError) as e:
         raise IntegrityError(f"{name} is damaged: {e}") from e
     found = int((table.schema.metadata or {}).get(b"modelops.format", b"0"))

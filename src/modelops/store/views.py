@@ -38,7 +38,7 @@ _CLASS[[*b"-0123456789"]] = _NUMBER
 _CLASS[ord('"')] = _TEXT
 _CLASS[[*b"tf"]] = _BOOL
 _NUMPY: Final = r'^\{"\$np":\["[<>|]?(?P<kind>[bfiu])[1248]",(?P<value>-?[0-9][0-9.eE+-]*|true|false)\]\}$'
-_TAG: Final = re.compile(rb'\{"\$([a-z0-9]+)":')
+_TAG: Final = re.compile(rb'\{\s*"\$([a-z0-9]+)"\s*:')
 _TAG_LABELS: Final = {
     b"tuple": "tuples",
     b"dict": "dicts",
@@ -180,6 +180,7 @@ def _convert_slowly(cells: Cells) -> Column:
 def _read(kind: str, data: bytes) -> tuple[str, Any]:
     """Return what a value is called in a reason, and the value if a column can hold it."""
     if kind == "json":
+        data = data.lstrip()
         if data[:1] == b"[":
             return "lists", None
         if data[:1] == b"{":

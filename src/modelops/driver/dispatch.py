@@ -1,0 +1,84 @@
+"""Which work goes to which worker next. Decides; places nothing itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from modelops.driver.backlog import Backlog, Kind
+from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, may_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from modelops.driver.backlog import Work
+    from modelops.driver.ledger import Ledger
+    from modelops.driver.roster import Roster, Worker
+
+AGGREGATES_BEFORE_MEASURED: Final = 8
+_SIMULATE, _AGGREGATE = Kind.SIMULATE, Kind.AGGREGATE
+
+
+class Dispatcher:
+    """Takes work out of the backlogs for free places on workers: suspects, then aggregates, then chunks."""
+
+    def __init__(self, roster: Roster, ledger: Ledger) -> None:
+        self._roster, self._ledger = roster, ledger
+        self.backlogs = {kind: Backlog(kind) for kind in Kind}
+        self.meters = {kind: Meter() for kind in Kind}
+
+    def placements(self) -> Iterator[tuple[Work, Worker]]:
+        """Yield what to submit where. Each must be in the roster before the next is asked for."""
+        yield from self._suspects()
+        while (worker := self._roster.idle()) is not None and (work := self._next_work()) is not None:
+            yield work, worker
+        while (worker := self._roster.roomy()) is not None and (queued := self._next_to_queue()) is not None:
+            yield queued, worker
+
+    def seconds_left(self, kind: Kind, n: int) -> float | None:
+        """Return the expected seconds until ``n`` items are done, or None if none has been measured."""
+        cost = self.meters[kind].seconds_per_item
+        return None if cost is None else n * cost / min(self._roster.slots, max(n, 1))
+
+    def _suspects(self) -> Iterator[tuple[Work, Worker]]:
+        n = sum(len(b.suspects) for b in self.backlogs.values())
+        if not n:
+            self._roster.release_reserved()
+            return
+        for worker in self._roster.reserve(n):
+            backlog = next((b for b in self.backlogs.values() if b.suspects), None)
+            if backlog is not None:
+                yield backlog.suspects.popleft(), worker
+
+    def _next_work(self) -> Work | None:
+        return self._next_aggregates() or self._next_chunk()
+
+    def _next_chunk(self) -> Work | None:
+        backlog = self.backlogs[_SIMULATE]
+        n = backlog.n_ready
+        return backlog.take(chunk_size(self.meters[_SIMULATE], n, self._roster.slots)) if n else None
+
+    def _next_to_queue(self) -> Work | None:
+        """Return work that may wait behind other work on a worker."""
+        slots = self._roster.slots
+        n = self.backlogs[_AGGREGATE].n_ready
+        if (
+            n
+            and may_queue(self.meters[_AGGREGATE], n, slots)
+            and (work := self._next_aggregates()) is not None
+        ):
+            return work
+        n = self.backlogs[_SIMULATE].n_ready
+        return self._next_chunk() if n and may_queue(self.meters[_SIMULATE], n, slots) else None
+
+    def _next_aggregates(self) -> Work | None:
+        backlog, meter = self.backlogs[_AGGREGATE], self.meters[_AGGREGATE]
+        n = backlog.n_ready
+        if not n:
+            return None
+        slots, cost = self._roster.slots, meter.seconds_per_item
+        is_little = cost is None or n * cost < WORTH_SHARING_S
+        if is_little and self._roster.n_live[_AGGREGATE] and self._ledger.n_open:
+            return None  # as Nagle's algorithm: one at once, then what gathers in the meantime
+        if cost is None:
+            return backlog.take(max(1, min(AGGREGATES_BEFORE_MEASURED, n // (2 * slots))))
+        return backlog.take(chunk_size(meter, n, slots))

@@ -1,0 +1,116 @@
+"""What the store has accepted: outcomes, aggregates, their counts, and the segments that hold them.
+
+Nothing enters it before the store said so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelops.driver.backlog import Kind
+from modelops.driver.coverage import Coverage, SegmentMap
+from modelops.driver.range_sets import RangeSet
+from modelops.states import FAILURES, AggregateStatus, ReplicateStatus
+from modelops.study.ranges import EMPTY, Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from modelops.study.spec import JobSpec
+    from modelops.worker.messages import AggregateRef, SegmentRef
+
+
+class Ledger:
+    """The outcomes and aggregates of one job that count."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._line = spec.line
+        self._n_targets = len(spec.aggregates)
+        self._n_params = len(spec.line.params_of(spec.line.all())) if spec.aggregates else 0
+        self._coverage = Coverage(spec.line)
+        self._segments = SegmentMap()
+        self._aggregated = RangeSet()
+        self.counts = dict.fromkeys((ReplicateStatus.SUCCEEDED, *sorted(FAILURES)), 0)
+        self.aggregate_counts = dict.fromkeys(AggregateStatus, 0)
+
+    def adopt(self, segments: Iterable[SegmentRef], aggregates: Iterable[AggregateRef]) -> Ranges:
+        """Take in what earlier runs left, and return the parameter sets that lack only their aggregate.
+
+        An aggregate is stale, and left out, when it lacks a segment that its parameter sets have by now.
+        """
+        settled = EMPTY
+        for segment in segments:
+            settled |= self.add_outcomes(Ranges(segment.ranges), segment.counts, segment)
+        for stored in aggregates if self._n_targets else ():
+            params = Ranges(stored.params)
+            inputs = {segment.digest for segment in self.segments_of(params)}
+            if not params - settled and inputs <= set(stored.inputs):
+                self.add_aggregates(params, stored.counts)
+        return self._aggregated.lacks(settled)
+
+    def add_outcomes(
+        self, indices: Ranges, counts: Mapping[ReplicateStatus, int], segment: SegmentRef | None
+    ) -> Ranges:
+        """Take in a committed segment; return the parameter sets to aggregate, as they settled by it."""
+        for status, n in counts.items():
+            self.counts[status] += n
+        settled = self._coverage.add(indices)
+        if not self._n_targets:
+            return EMPTY
+        if segment is not None:
+            self._segments.add(segment)
+        return settled
+
+    def add_aggregates(self, params: Ranges, counts: Mapping[str, int]) -> None:
+        """Take in a committed aggregate segment; ``counts`` are of rows, by status."""
+        for lo, hi in params.pairs:
+            self._aggregated.add(lo, hi)
+        for status, n in counts.items():
+            self.aggregate_counts[AggregateStatus(status)] += n
+
+    def lacks(self, kind: Kind, items: Ranges) -> Ranges:
+        """Return those indices (or parameter sets) that have no outcome (or aggregate)."""
+        return (self._coverage if kind is Kind.SIMULATE else self._aggregated).lacks(items)
+
+    def segments_of(self, params: Ranges) -> tuple[SegmentRef, ...]:
+        """Return the segments that hold replicates of these parameter sets."""
+        indices = (pair for lo, hi in params.pairs for pair in self._line.of_params(lo, hi).pairs)
+        return self._segments.over(Ranges(indices))
+
+    @property
+    def n_outcomes(self) -> int:
+        """How many replicates have a final outcome."""
+        return len(self._coverage)
+
+    @property
+    def n_open(self) -> int:
+        """How many replicates have none."""
+        return self._line.size - len(self._coverage)
+
+    @property
+    def n_failed(self) -> int:
+        """How many replicates ended in a failure."""
+        return sum(self.counts[status] for status in FAILURES)
+
+    @property
+    def n_aggregates(self) -> int:
+        """How many aggregates the job has: parameter sets times entry points."""
+        return self._n_params * self._n_targets
+
+    @property
+    def n_open_params(self) -> int:
+        """How many parameter sets lack their aggregates."""
+        return self._n_params - len(self._aggregated)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every replicate has its outcome and every aggregate is made."""
+        return not self.n_open and not self.n_open_params
+
+    @property
+    def is_success(self) -> bool:
+        """Whether all replicates and all aggregates succeeded."""
+        return (
+            self.counts[ReplicateStatus.SUCCEEDED] == self._line.size
+            and self.aggregate_counts[AggregateStatus.SUCCEEDED] == self.n_aggregates
+        )

@@ -1,0 +1,163 @@
+"""Object storage: one contract over every implementation, and what only a folder can suffer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
+from modelops.store import AlreadyExistsError, Objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(params=["folder", "memory"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    return Objects.open(tmp_path / "objects" if request.param == "folder" else "memory:///")
+
+
+def test_an_object_comes_back_as_it_was_stored(objects: Objects, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"from a file")
+    objects.put_new("v1/bytes", b"bytes")
+    objects.put_new("v1/pieces", iter([b"pie", b"", b"ces"]))
+    objects.put_new("v1/file", tmp_path / "file")
+    objects.put_new("v1/empty", b"")
+    assert [objects.get(f"v1/{n}") for n in ("bytes", "pieces", "file", "empty")] == [
+        b"bytes",
+        b"pieces",
+        b"from a file",
+        b"",
+    ]
+    assert b"".join(objects.stream("v1/pieces")) == b"pieces"
+
+
+def test_a_name_that_exists_is_refused_and_keeps_its_bytes(objects: Objects) -> None:
+    objects.put_new("a/b", b"first")
+    with pytest.raises(AlreadyExistsError, match="a/b"):
+        objects.put_new("a/b", b"second")
+    assert objects.get("a/b") == b"first"
+
+
+def test_of_sixteen_writers_of_one_name_exactly_one_wins(objects: Objects) -> None:
+    won, start = [], threading.Barrier(16)
+
+    def write(i: int) -> None:
+        start.wait()
+        try:
+            objects.put_new("race", b"%d" % i * 1000)
+        except AlreadyExistsError:
+            return
+        won.append(i)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(won) == 1
+    assert objects.get("race") == b"%d" % won[0] * 1000
+
+
+def test_put_replaces(objects: Objects) -> None:
+    objects.put("results/a", b"one")
+    objects.put("results/a", iter([b"t", b"wo"]))
+    assert objects.get("results/a") == b"two"
+
+
+def test_a_slice_is_exact_or_an_error(objects: Objects) -> None:
+    objects.put_new("a", b"0123456789")
+    assert objects.read("a", 3, 4) == b"3456"
+    assert objects.read("a", 10, 0) == b""
+    with pytest.raises(IntegrityError, match="too short"):
+        objects.read("a", 8, 4)
+
+
+def test_what_does_not_exist_is_named(objects: Objects) -> None:
+    for ask in (lambda: objects.get("no/such"), lambda: objects.read("no/such", 0, 1)):
+        with pytest.raises(NotFoundError, match="no/such"):
+            ask()
+    with pytest.raises(NotFoundError, match="no/such"):
+        list(objects.stream("no/such"))
+    assert not objects.exists("no/such")
+
+
+def test_listing_is_sorted_and_stays_below_the_folder(objects: Objects) -> None:
+    for name in ("a/b/2", "a/b/1", "a/bc", "d"):
+        objects.put_new(name, b"")
+    assert list(objects.list("a/b")) == ["a/b/1", "a/b/2"]
+    assert list(objects.list("")) == ["a/b/1", "a/b/2", "a/bc", "d"]
+    assert list(objects.list("nothing")) == []
+
+
+def test_deleting_twice_is_no_error_and_frees_the_name(objects: Objects) -> None:
+    objects.put_new("a", b"1")
+    objects.delete("a")
+    objects.delete("a")
+    assert not objects.exists("a")
+    objects.put_new("a", b"2")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a/.", "a\\b", "a\0", ".tmp/x"]
+)
+def test_a_name_that_could_lead_elsewhere_is_refused(objects: Objects, name: str) -> None:
+    with pytest.raises(RequestError):
+        objects.put_new(name, b"")
+
+
+def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    objects = Objects.open(tmp_path)
+
+    def pieces() -> Iterator[bytes]:
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        objects.put_new("a/b", pieces())
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    objects.put_new("a/b", b"whole")
+
+
+def test_only_a_folder_has_local_paths(objects: Objects) -> None:
+    objects.put_new("a/b", b"x")
+    path = objects.local_path("a/b")
+    assert path is None or path.read_bytes() == b"x"
+    assert (path is None) == ("memory" in repr(objects))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 1 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", where], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr!r}")
+    yield where
+    subprocess.run(["umount", where], check=True)
+
+
+def test_a_full_disk_is_named_and_the_next_write_that_fits_works(small_disk: Path) -> None:
+    objects = Objects.open(small_disk)
+    with pytest.raises(StorageError, match=rf"storing v1/big .*No space left.*volume {small_disk}"):
+        objects.put_new("v1/big", b"x" * (2 << 20))
+    assert list(objects.list("")) == []
+    objects.put_new("v1/small", b"fits")
+    assert objects.get("v1/small") == b"fits"
+
+
+def test_a_disk_that_became_read_only_is_named(small_disk: Path) -> None:
+    objects = Objects.open(small_disk)
+    objects.put_new("v1/before", b"x")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match=rf"v1/after .*Read-only.*volume {small_disk}"):
+        objects.put_new("v1/after", b"x")
+    assert objects.get("v1/before") == b"x"
