@@ -85,9 +85,11 @@ def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, An
         names = ", ".join(dict.fromkeys(f"{entry} ({kind})" for kind, entry in entries))
         return ok("imports", names, entries=[entry for _, entry in entries])
     kind, entry, error = bad[0]
-    place = f" at {error['file']}:{error['line']}" if error.get("file") else ""
+    # Only a path below the bundle is the author's; ModelOps' own are absolute.
+    place = f" at {error['file']}:{error['line']}" if error["file"] and not error["file"].startswith("/") else ""
+    what = error["message"] if error["type"].startswith("modelops") else f"{error['type']}: {error['message']}"
     others = f" (and {len(bad) - 1} more entry points)" if len(bad) > 1 else ""
-    message = f"{kind} {entry}: {error['type']}: {error['message']}{place}{others}"
+    message = f"{kind} {entry}: {what}{place}{others}"
     details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}
     if missing := error.get("missing_module"):
         return failed("imports", message, missing_module_advice(missing), **details)
@@ -159,7 +161,7 @@ def prints(seen: Mapping[str, Any], n_replicates: int) -> Check:
         ([f"{shown_bytes(each)} in each replicate"] if each else [])
         + ([f"{shown_bytes(at_import)} when imported"] if at_import else [])
     )
-    job = f", {shown_bytes(each * n_replicates)} in a job of {n_replicates:,} replicates" if each else ""
+    job = f", {shown_bytes(each * n_replicates)} in a job of {n_replicates:,}" if each else ""
     first = seen["stdout_text"].strip().splitlines()
     quoted = f" ({first[0][:60]!r}...)" if first else ""
     return warning(
@@ -232,7 +234,7 @@ def cost(
     total_s = first_s + n_replicates * typical / min(cores, n_replicates)
     job = ok(
         "job",
-        f"{n_replicates:,} replicates on {on}: about {shown_seconds(total_s)}",
+        f"{n_replicates:,} replicate{'s' if n_replicates > 1 else ''} on {on}: about {shown_seconds(total_s)}",
         replicates=n_replicates, cores=cores, seconds=total_s,
     )  # fmt: skip
     return [each, _memory(peak_bytes, min(cores, n_replicates), available_bytes), job]

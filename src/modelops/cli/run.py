@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +12,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from modelops.client import Job
-    from modelops.study import Study
 
 
 def run(
@@ -67,6 +64,7 @@ def run(
     Exit code: 0 succeeded, 1 failed, 2 the request was wrong, 3 partial, 4 cancelled.
     """
     from modelops.cli.exits import exit_of_state
+    from modelops.cli.show import show_json
     from modelops.client import run as run_study
     from modelops.client.progress import ProgressBar
     from modelops.client.study_arguments import min_success_of_text, seeds_of_text, study_of_target
@@ -91,12 +89,12 @@ def run(
     status = job.status()
     folder = out or Path("results") / job.spec.name
     files = write_files(job, folder)
-    report = _report(job, study, folder) if status.counts.get("succeeded") else ""
+    report = _report(job, folder) if status.counts.get("succeeded") else ""
     if as_json:
-        typer.echo(json.dumps(_as_json(job, files, report), indent=2, default=str))
+        show_json(_as_json(job, files, report))
     else:
         _show(job, folder, files, report)
-    sys.exit(exit_of_state(status.state))
+    raise typer.Exit(exit_of_state(status.state))
 
 
 def write_files(job: Job, folder: Path) -> list[Path]:
@@ -110,10 +108,16 @@ def write_files(job: Job, folder: Path) -> list[Path]:
     return written
 
 
-def _report(job: Job, study: Study, folder: Path) -> str:
+def _report(job: Job, folder: Path) -> str:
+    """Let the bundle draw its report. If that fails, the results stand, and it is said on stderr."""
     from modelops.client.report import write_report
+    from modelops.errors import ModelOpsError
 
-    return write_report(job, folder)
+    try:
+        return write_report(job, folder)
+    except ModelOpsError as e:
+        typer.echo(f"warning: the results are complete, but the bundle's report failed: {e}", err=True)
+        return ""
 
 
 def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
