@@ -36,11 +36,7 @@ from modelops.store.order import ResultOrder, Rows, places
 from modelops.store.parameters import Parameters, write_parameters
 from modelops.store.results import aggregates_table, attempts_table, finalize, replicates_table
 from modelops.study.canonical import canonical_json, param_id
-<<<<<<< HEAD
-from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
-=======
 from modelops.study.ids import JobId, attempt_id, new_job_id
->>>>>>> store
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.seeds import seed_key, seed_of
@@ -63,13 +59,6 @@ def spec_of(line: IndexLine, **changes: Any) -> JobSpec:
     return JobSpec(
         name="t", bundle="sha256:1", bundle_name="b", model="m:f", line=line, study_seed=7, **changes
     )
-
-
-_numbers = itertools.count(1)
-
-
-def new_attempt_id() -> AttemptId:
-    return attempt_id(1, next(_numbers))
 
 
 class Job:
