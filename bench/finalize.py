@@ -6,6 +6,7 @@ Usage: python bench/finalize.py [--rows 1000000] [--segment 1000] [--params 20] 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -24,12 +25,19 @@ from modelops.store.contents import JobContents
 from modelops.store.parameters import write_parameters
 from modelops.store.results import finalize
 from modelops.study.canonical import canonical_json
-from modelops.study.ids import JobId, new_attempt_id, new_job_id
+from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
 from modelops.study.index_line import IndexLine
 from modelops.study.spec import JobSpec
 
 if TYPE_CHECKING:
     from modelops.worker.messages import SegmentRef
+
+
+_numbers = itertools.count(1)
+
+
+def new_attempt_id() -> AttemptId:
+    return attempt_id(1, next(_numbers))
 
 
 def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segment: int) -> list[SegmentRef]:

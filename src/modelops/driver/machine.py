@@ -123,9 +123,7 @@ class Machine:
         self._overlaps = False  # an index may be in two places
         self._strikes: dict[tuple[Kind, int], int] = {}
         self._ledger = Ledger(spec)
-        self._dispatcher = Dispatcher(
-            self._roster, self._ledger, replicates_per_chunk=replicates_per_chunk
-        )
+        self._dispatcher = Dispatcher(self._roster, self._ledger, replicates_per_chunk=replicates_per_chunk)
         self._backlogs, self._meters = self._dispatcher.backlogs, self._dispatcher.meters
         self._retry_on = tuple(sorted(spec.retry.on))
         to_aggregate = self._ledger.adopt(segments, aggregates)
