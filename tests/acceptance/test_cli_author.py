@@ -53,7 +53,9 @@ def test_nothing_is_overwritten_by_a_new_bundle(modelops: Modelops, tmp_path: Pa
 def test_a_check_that_fails_ends_with_1_and_as_json_says_which(
     modelops: Modelops, write_bundle: Callable[..., Path]
 ) -> None:
-    bundle = write_bundle("import time\ndef simulate(params, seed):\n    return {'t': time.time_ns(), 'seed': seed}\n")
+    bundle = write_bundle(
+        "import time\ndef simulate(params, seed):\n    return {'t': time.time_ns(), 'seed': seed}\n"
+    )
     said = modelops("bundle", "check", bundle, "--json")
     assert said.code == 1
     answer = said.json
@@ -84,7 +86,9 @@ def test_replicates_are_printed_with_outputs_prints_and_errors(
     assert modelops("bundle", "run", bundle, "--seeds", "11,13").code == 1
 
 
-def test_the_same_study_seed_gives_the_same_seeds(modelops: Modelops, write_bundle: Callable[..., Path]) -> None:
+def test_the_same_study_seed_gives_the_same_seeds(
+    modelops: Modelops, write_bundle: Callable[..., Path]
+) -> None:
     bundle = write_bundle(GOOD)
 
     def seeds(*options: str) -> list[int]:
@@ -105,7 +109,13 @@ WRONG = [
     (("bundle", "run", "--job", "job_x"), "--param"),
     (("bundle", "run", "BUNDLE", "--param", "0"), "--job"),
     (("bundle", "run", "--job", "job_x", "--param", "0", "--replicate", "0"), "job_x"),
-    (("bundle", "chekc",), "Did you mean 'check'"),
+    (
+        (
+            "bundle",
+            "chekc",
+        ),
+        "Did you mean 'check'",
+    ),
     (("run", "BUNDLE", "-p", "=1"), "NAME=VALUE"),
     (("run", "BUNDLE", "--min-success", "most"), "fraction"),
     (("run", "nothere.toml"), "nothere.toml"),
@@ -116,7 +126,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("arguments", "words"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
 def test_a_wrong_request_ends_with_2_and_a_sentence(
     arguments: tuple[str, ...], words: str, modelops: Modelops, write_bundle: Callable[..., Path]
 ) -> None:
@@ -131,7 +143,9 @@ def test_a_wrong_request_ends_with_2_and_a_sentence(
 def test_a_bundle_that_cannot_be_imported_is_a_sentence_and_no_traceback_of_ours(
     modelops: Modelops, write_bundle: Callable[..., Path]
 ) -> None:
-    said = modelops("bundle", "run", write_bundle("import no_such_module\ndef simulate(params, seed):\n    pass\n"))
+    said = modelops(
+        "bundle", "run", write_bundle("import no_such_module\ndef simulate(params, seed):\n    pass\n")
+    )
     assert said.code == 1
     assert "No module named 'no_such_module'" in said.err
     assert "modelops/cli" not in said.err
@@ -139,14 +153,27 @@ def test_a_bundle_that_cannot_be_imported_is_a_sentence_and_no_traceback_of_ours
 
 def test_help_and_import_load_nothing_heavy() -> None:
     """What makes a start slow is what is imported, so that is what is tested, not the seconds of this machine."""
-    heavy = {"numpy", "pyarrow", "dask", "distributed", "sqlalchemy", "rich.console", "rich.markdown", "alembic"}
+    heavy = {
+        "numpy",
+        "pyarrow",
+        "dask",
+        "distributed",
+        "sqlalchemy",
+        "rich.console",
+        "rich.markdown",
+        "alembic",
+    }
     for code in ("import modelops", "import modelops.cli.app as a; a.typer.main.get_command(a.app)"):
         script = f"{code}\nimport sys\nprint(*sys.modules)"
-        loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+        loaded = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        )
         assert heavy.isdisjoint(loaded.stdout.split()), code
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("bundle",), ("bundle", "check"), ("env", "gc"), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("bundle",), ("bundle", "check"), ("env", "gc"), ("doctor",)]
+)
 def test_every_command_has_help(command: tuple[str, ...], modelops: Modelops) -> None:
     said = modelops(*command, "--help")
     assert said.code == 0

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from modelops.home import Home
     from tests.acceptance.conftest import Said
+
+    from modelops.home import Home
 
     Modelops = Callable[..., Said]
 
@@ -26,7 +27,9 @@ def test_doctor_finds_nothing_wrong_here(modelops: Modelops) -> None:
     }  # fmt: skip
 
 
-def test_doctor_names_the_folder_that_cannot_be_written_and_ends_with_1(modelops: Modelops, tmp_path: Path) -> None:
+def test_doctor_names_the_folder_that_cannot_be_written_and_ends_with_1(
+    modelops: Modelops, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     said = modelops("doctor", MODELOPS_HOME=str(tmp_path / "file" / "home"))
     assert said.code == 1
@@ -56,7 +59,7 @@ def test_an_environment_is_built_listed_verified_and_removed(
 
     (row,) = modelops("env", "list", "--json", **own).json["environments"]
     assert (row["key"], row["packages"], row["damages"]) == (key, ["iniconfig==2.0.0"], [])
-    assert key in modelops("env", "list", **own).out.replace("\n", "")
+    assert key in modelops("env", "list", **own).out
     assert modelops("env", "verify", key[:8], **own).code == 0
 
     said = modelops("env", "gc", "--max-age", "30d", **own)
@@ -74,7 +77,9 @@ def test_a_damaged_environment_is_found_by_verify_and_built_again(
     own = {"MODELOPS_HOME": str(tmp_path / "own")}
     bundle = write_bundle(GOOD, dependencies='"iniconfig==2.0.0"')
     built = modelops("env", "build", bundle, "--json", **own).json
-    (module,) = (tmp_path / "own" / "cache" / "envs" / built["key"]).glob("lib/python*/site-packages/iniconfig/__init__.py")
+    (module,) = (tmp_path / "own" / "cache" / "envs" / built["key"]).glob(
+        "lib/python*/site-packages/iniconfig/__init__.py"
+    )
     module.unlink()
     module.write_text("# not what was installed\n")
     said = modelops("env", "verify", "--json", **own)

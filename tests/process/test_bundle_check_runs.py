@@ -37,7 +37,9 @@ def checked(bundle: Path, home: Home, **options: object) -> dict[str, Check]:
 
 
 def test_a_good_bundle_passes_every_check(home: Home, write_bundle: Callable[..., Path]) -> None:
-    found = checked(write_bundle(GOOD, table=BOTH), home, parameters=[{"beta": b} for b in (1, 2, 3)], replicates=50)
+    found = checked(
+        write_bundle(GOOD, table=BOTH), home, parameters=[{"beta": b} for b in (1, 2, 3)], replicates=50
+    )
     assert {name: c.message for name, c in found.items() if c.status is not OK} == {}
     assert list(found) == [
         "bundle", "environment", "imports", "runs", "reproducible", "seeds", "aggregate", "stdout", "random state",
@@ -129,7 +131,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=attrgetter("what"))
-def test_each_fault_is_found_with_what_to_do(fault: Fault, home: Home, write_bundle: Callable[..., Path]) -> None:
+def test_each_fault_is_found_with_what_to_do(
+    fault: Fault, home: Home, write_bundle: Callable[..., Path]
+) -> None:
     found = checked(write_bundle(fault.code), home)
     check = found[fault.check]
     assert check.status is fault.status, check
@@ -140,13 +144,20 @@ def test_each_fault_is_found_with_what_to_do(fault: Fault, home: Home, write_bun
 
 
 def test_numpy_used_by_its_global_functions_is_seen(home: Home, write_bundle: Callable[..., Path]) -> None:
-    source = "def simulate(params, seed):\n    import numpy\n    numpy.random.seed(seed)\n    return {'x': numpy.random.random()}"
+    source = """
+        import numpy
+        def simulate(params, seed):
+            numpy.random.seed(seed)
+            return {"x": numpy.random.random()}
+    """
     found = checked(write_bundle(source, dependencies='"numpy>=2"'), home)
     assert found["reproducible"].status is OK
     assert found["random state"].details["in_replicate"] == ["numpy.random"]
 
 
-def test_an_aggregate_that_fails_is_named_with_its_line(home: Home, write_bundle: Callable[..., Path]) -> None:
+def test_an_aggregate_that_fails_is_named_with_its_line(
+    home: Home, write_bundle: Callable[..., Path]
+) -> None:
     source = GOOD.replace('r["x"]', 'r["y"]')
     check = checked(write_bundle(source, table=BOTH), home)["aggregate"]
     assert check.status is FAILED
@@ -163,7 +174,9 @@ def test_a_dependency_that_does_not_exist_ends_the_checks_with_the_words_of_uv(
     assert "no-such-package-modelops-test" in found["environment"].message
 
 
-def test_a_manifest_with_a_wrong_key_is_a_failure_of_the_bundle(home: Home, write_bundle: Callable[..., Path]) -> None:
+def test_a_manifest_with_a_wrong_key_is_a_failure_of_the_bundle(
+    home: Home, write_bundle: Callable[..., Path]
+) -> None:
     found = checked(write_bundle(GOOD, table='modle = "model:simulate"'), home)
     assert list(found) == ["bundle"]
     assert "did you mean 'model'" in found["bundle"].message

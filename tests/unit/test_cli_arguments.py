@@ -49,7 +49,12 @@ def test_values_have_the_type_that_they_look_like(text: str, values: list[Any]) 
     assert [type(v) for v in found] == [type(v) for v in values]
 
 
-@given(st.lists(st.text() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans(), min_size=1))
+@given(
+    st.lists(
+        st.text() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans(),
+        min_size=1,
+    )
+)
 def test_what_is_written_as_json_is_read_as_it_was(values: list[Any]) -> None:
     text = "x=" + ",".join(json.dumps(v) for v in values)
     assert axis_of_text(text) == ("x", values)
