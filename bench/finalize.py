@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
@@ -27,7 +28,10 @@ from modelops.study.canonical import canonical_json
 from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
 from modelops.study.index_line import IndexLine
 from modelops.study.spec import JobSpec
-from modelops.worker.messages import SegmentRef
+
+if TYPE_CHECKING:
+    from modelops.worker.messages import SegmentRef
+
 
 _numbers = itertools.count(1)
 

@@ -113,10 +113,10 @@ class FrameSplitter:
             if not colon or not name.strip():
                 raise FrameError(f"a header line without a name and a colon: {_show(line, 0)}")
             if name.strip().lower() == b"content-length":
-                digits = value.strip()
-                if length >= 0 or not digits.isdigit() or len(digits) > 18:
+                number = value.strip()
+                if length >= 0 or not number.isdigit() or len(number) > 18:
                     raise FrameError(f"not one Content-Length: {_show(buffer, start)}")
-                length = int(digits)
+                length = int(number)
         if length < 0:
             raise FrameError(f"a header without Content-Length: {_show(buffer, start)}")
         if length > self._max:

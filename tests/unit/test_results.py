@@ -32,11 +32,11 @@ from modelops.store import (
 )
 from modelops.store.contents import JobContents
 from modelops.store.failures import FAILURES_SCHEMA, failure_summary, failures_table
-from modelops.store.order import ResultOrder, places
+from modelops.store.order import ResultOrder, Rows, places
 from modelops.store.parameters import Parameters, write_parameters
 from modelops.store.results import aggregates_table, attempts_table, finalize, replicates_table
 from modelops.study.canonical import canonical_json, param_id
-from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
+from modelops.study.ids import JobId, attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.seeds import seed_key, seed_of
@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from modelops.worker.messages import SegmentRef
+    from modelops.worker.messages import AggregateRef, SegmentRef
 
 OK = ReplicateStatus.SUCCEEDED
+ATTEMPTS = (attempt_id(1, n) for n in itertools.count(1))
 Outcome = dict[str, Any] | ReplicateStatus
 Model = "Callable[[int, int], Outcome]"
 
@@ -58,13 +59,6 @@ def spec_of(line: IndexLine, **changes: Any) -> JobSpec:
     return JobSpec(
         name="t", bundle="sha256:1", bundle_name="b", model="m:f", line=line, study_seed=7, **changes
     )
-
-
-_numbers = itertools.count(1)
-
-
-def new_attempt_id() -> AttemptId:
-    return attempt_id(1, next(_numbers))
 
 
 class Job:
@@ -76,12 +70,13 @@ class Job:
         self.objects = objects or Objects.open("memory:///")
         self.job, self.spec = new_job_id(), spec
         self.segments: list[SegmentRef] = []
+        self.aggregates: list[AggregateRef] = []
         write_parameters(self.objects, self.job, map(canonical_json, sets))
 
     def run(
         self, indices: Iterable[int], model: Callable[[int, int], Outcome], *, number: int = 1
     ) -> SegmentRef:
-        writer = SegmentWriter(self.objects, self.job, new_attempt_id(), worker="w", host="h", pid=1)
+        writer = SegmentWriter(self.objects, self.job, next(ATTEMPTS), worker="w", host="h", pid=1)
         for k in indices:
             outcome = model(*self.spec.line.locate(k))
             execution = Execution(1.7e9 + k, 0.5, 0.25, 1000, number)
@@ -97,7 +92,7 @@ class Job:
         return ref
 
     def contents(self, **changes: Any) -> JobContents:
-        return JobContents(self.objects, self.job, self.spec, self.segments, **changes)
+        return JobContents(self.objects, self.job, self.spec, self.segments, self.aggregates, **changes)
 
     def files(self) -> dict[str, bytes]:
         finalize(self.contents(rest=ReplicateStatus.NOT_RUN))
@@ -220,7 +215,8 @@ def test_the_order_of_columns_is_that_of_the_first_row_that_succeeded_then_of_na
                 return ReplicateStatus.CRASHED
             case 1:
                 return {"c": 1, "a": 2}
-        return {"d": 1, "b": 1, "a": 1, "c": 1}
+            case _:
+                return {"d": 1, "b": 1, "a": 1, "c": 1}
 
     job = Job(spec_of(IndexLine.of(1, 3)), SETS[:1])
     for k in (2, 0, 1):
@@ -302,7 +298,11 @@ def test_contents_follow_the_records(tmp_path: Path) -> None:
     records.create_job(job.job, msgspec.json.encode(job.spec))
     epoch = records.take_lease(job.job, "me")
     records.commit_segment(job.job, epoch, job.run([1], lambda p, r: {"x": r}))
-    statuses = lambda: replicates_table(JobContents.of(job.objects, records, job.job))["status"].to_pylist()
+
+    def statuses() -> list[str]:
+        contents = JobContents.of(job.objects, records, job.job)
+        return [str(word) for word in replicates_table(contents)["status"].to_pylist()]
+
     assert statuses() == ["pending", "succeeded", "pending"]
     for event in (JobEvent.STARTED, JobEvent.ENVIRONMENT_READY, JobEvent.SETTLED):
         records.change_state(job.job, event, who="me")
@@ -390,7 +390,7 @@ def test_failures_tell_what_happened_and_the_others_are_left_out() -> None:
 def test_attempts_of_a_failure_are_counted() -> None:
     job = Job(spec_of(IndexLine.of(1, 3)), SETS[:1])
     job.run([0, 2], lambda p, r: ReplicateStatus.CRASHED, number=4)
-    writer = SegmentWriter(job.objects, job.job, new_attempt_id())
+    writer = SegmentWriter(job.objects, job.job, next(ATTEMPTS))
     writer.add(
         1, ReplicateStatus.CRASHED, True, [], StoredError("WorkerDied", "took its worker down 3 times")
     )
@@ -428,7 +428,7 @@ def test_the_summary_groups_by_fingerprint_with_a_full_example_and_a_command() -
 
 def test_attempts_are_execution_data_of_every_try() -> None:
     job = Job(spec_of(IndexLine.of(1, 2)), SETS[:1])
-    writer = SegmentWriter(job.objects, job.job, new_attempt_id(), worker="w1", host="h1", pid=9)
+    writer = SegmentWriter(job.objects, job.job, next(ATTEMPTS), worker="w1", host="h1", pid=9)
     writer.add_execution_only(1, ReplicateStatus.CRASHED, Execution(1.7e9, 2.0, 1.0))
     assert writer.finish() is None
     job.run([0, 1], lambda p, r: {"x": 1}, number=2)
@@ -473,15 +473,13 @@ def with_aggregates(
         by_param.setdefault(row.param, []).append(row)
     params = list(by_param)
     random.Random(seed).shuffle(params)
-    refs = []
     for i in range(splits):
         if mine := params[i::splits]:
-            writer = AggregateWriter(job.objects, job.job, new_attempt_id())
+            writer = AggregateWriter(job.objects, job.job, next(ATTEMPTS))
             for p in mine:
                 for row in by_param[p]:
                     writer.add(row)
-            refs.append(writer.finish([]))
-    job.contents_of_aggregates = replace(job.contents(rest=ReplicateStatus.NOT_RUN), aggregates=refs)  # type: ignore[attr-defined]
+            job.aggregates.append(writer.finish([]))
     return job
 
 
@@ -498,8 +496,9 @@ def test_one_aggregate_gives_its_outputs_plain_names_and_one_row_per_parameter_s
         good(4, "m:s", loss=1.5, extra=1, reason="more"),
     ]
     tables = [
-        aggregates_table(with_aggregates(("m:s",), rows, n, n).contents_of_aggregates) for n in (1, 2, 4)
-    ]  # type: ignore[attr-defined]
+        aggregates_table(with_aggregates(("m:s",), rows, n, n).contents(rest=ReplicateStatus.NOT_RUN))
+        for n in (1, 2, 4)
+    ]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
     table = tables[0]
@@ -525,14 +524,17 @@ def test_several_aggregates_are_told_apart_by_their_functions_names() -> None:
         AggregateRow(4, "other:fit", AggregateStatus.FAILED, 6, 6, error=StoredError("E", "no")),
     ]
     job = with_aggregates(("m:z_loss", "other:fit"), rows, 2)
-    table = aggregates_table(job.contents_of_aggregates)  # type: ignore[attr-defined]
+    table = aggregates_table(job.contents(rest=ReplicateStatus.NOT_RUN))
     assert table.column_names[-3:] == ["z_loss.loss", "z_loss.n", "fit.loss"]
     assert table["fit.loss"].to_pylist() == [0, 1, 2, 3, None]
     assert table["z_loss.loss"].to_pylist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert table["status"].to_pylist() == ["succeeded"] * 4 + ["failed"]
     assert table["reason"].to_pylist() == [None] * 4 + ["fit: E: no"]
     same = with_aggregates(("a:f", "b:f"), [good(0, "a:f", x=1), good(0, "b:f", x=2)], 1)
-    assert aggregates_table(same.contents_of_aggregates).column_names[-2:] == ["a:f.x", "b:f.x"]  # type: ignore[attr-defined]
+    assert aggregates_table(same.contents(rest=ReplicateStatus.NOT_RUN)).column_names[-2:] == [
+        "a:f.x",
+        "b:f.x",
+    ]
 
 
 def test_a_job_without_aggregates_has_an_empty_table_of_them() -> None:
@@ -542,6 +544,10 @@ def test_a_job_without_aggregates_has_an_empty_table_of_them() -> None:
 
 
 # Order and parameters
+
+
+def as_tuples(rows: Rows) -> list[tuple[int, int, int]]:
+    return list(zip(rows.param.tolist(), rows.replicate.tolist(), rows.index.tolist(), strict=True))
 
 
 blocks_strategy = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4)
@@ -564,11 +570,7 @@ def test_result_order_is_the_sorted_line(grown: list[tuple[int, int]], cuts: lis
     order = ResultOrder(line)
     assert order.size == line.size
     edges = sorted({0, line.size, *(min(c, line.size) for c in cuts)})
-    got = [
-        row
-        for lo, hi in zip(edges, edges[1:], strict=False)
-        for row in zip(*map(np.ndarray.tolist, order.rows(lo, hi)), strict=True)
-    ]
+    got = [row for lo, hi in itertools.pairwise(edges) for row in as_tuples(order.rows(lo, hi))]
     assert got == expected
     found = places(line, np.arange(line.size))
     assert list(zip(found.param.tolist(), found.replicate.tolist(), strict=True)) == [

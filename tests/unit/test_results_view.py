@@ -101,7 +101,8 @@ def plain_label(value: Any) -> str:
             return "float64"
         case str():
             return "text"
-    return "None"
+        case _:
+            return "None"
 
 
 @settings(max_examples=300, deadline=None)

@@ -100,7 +100,7 @@ def binary_values(array: pa.Array) -> list[bytes]:
 
 
 def starts_and_sizes(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where the bytes of each value of a large_binary array begin in its buffer, and how many there are."""
+    """Return where the bytes of each value of a large_binary array begin in its buffer, and their number."""
     if not len(array):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     ends = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)

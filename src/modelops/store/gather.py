@@ -92,7 +92,7 @@ class Stored:
         for i in _one_of_each(o, ~keep & counts, starts):
             head = o.data[i].as_py() if o.data[i].is_valid else None
             self.labels[o.names[o.name[i]]].add(dropped_label(o.kinds[o.kind[i]], head))
-        return keep
+        return np.asarray(keep, np.bool_)
 
 
 def _one_of_each(

@@ -1,4 +1,4 @@
-"""The order of result rows, (parameter set, replicate), over an index line of several blocks. Arrays throughout.
+"""The order of result rows, (parameter set, replicate), over an index line of several blocks; all in arrays.
 
 The axis of parameter sets is cut where a block begins or ends. Within such a band the same blocks cover
 every parameter set, so place and index of the row at a given rank are a division and a table look-up.
@@ -7,6 +7,7 @@ every parameter set, so place and index of the row at a given rank are a divisio
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from modelops.study.index_line import Block, IndexLine
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Consecutive rows of a result: parameter set, replicate and index of each. Shape ``(n,)``, int64."""
 
     param: npt.NDArray[np.int64]
@@ -60,7 +62,11 @@ class ResultOrder:
         if not parts:
             nothing = np.zeros(0, np.int64)
             return Rows(nothing, nothing, nothing)
-        return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Rows(
+            np.concatenate([part.param for part in parts]),
+            np.concatenate([part.replicate for part in parts]),
+            np.concatenate([part.index for part in parts]),
+        )
 
 
 def _rows_of_band(band: _Band, lo: int, hi: int) -> Rows:

@@ -207,6 +207,7 @@ def _read_verified(objects: Objects, job: JobId, ref: SegmentRef | AggregateRef)
     data = objects.get(name)
     if len(data) != ref.n_bytes or sha256(data).hexdigest() != ref.digest:
         raise IntegrityError(
-            f"{name} is damaged: its {len(data)} bytes are not the {ref.n_bytes} that attempt {ref.attempt} stored"
+            f"{name} is damaged: its {len(data)} bytes are not the {ref.n_bytes} that attempt {ref.attempt} "
+            "stored"
         )
     return open_table(data, name)
