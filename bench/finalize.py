@@ -6,6 +6,7 @@ Usage: python bench/finalize.py [--rows 1000000] [--segment 1000] [--params 20] 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -13,6 +14,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
@@ -23,14 +25,25 @@ from modelops.store.contents import JobContents
 from modelops.store.parameters import write_parameters
 from modelops.store.results import finalize
 from modelops.study.canonical import canonical_json
-from modelops.study.ids import JobId, new_attempt_id, new_job_id
+from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
 from modelops.study.index_line import IndexLine
 from modelops.study.spec import JobSpec
-from modelops.worker.messages import SegmentRef
+
+if TYPE_CHECKING:
+    from modelops.worker.messages import SegmentRef
+
+
+_numbers = itertools.count(1)
+
+
+def new_attempt_id() -> AttemptId:
+    return attempt_id(1, next(_numbers))
 
 
 def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segment: int) -> list[SegmentRef]:
-    write_parameters(objects, job, (canonical_json({"beta": 0.1 + i / n_params, "n": i}) for i in range(n_params)))
+    write_parameters(
+        objects, job, (canonical_json({"beta": 0.1 + i / n_params, "n": i}) for i in range(n_params))
+    )
     rng = random.Random(1)
     values = [
         [(name, "json", msgspec.Raw(repr(rng.random()).encode())) for name in ("a", "b", "c", "d", "e")]
@@ -49,7 +62,9 @@ def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segm
         refs.append(ref)
         adding_s += added - started
         finishing_s += time.perf_counter() - added
-    print(f"add: {adding_s / n_rows * 1e6:.2f} us per row, finish: {finishing_s / n_rows * 1e6:.2f} us per row")
+    print(
+        f"add: {adding_s / n_rows * 1e6:.2f} us per row, finish: {finishing_s / n_rows * 1e6:.2f} us per row"
+    )
     return refs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,6 @@ from modelops.home import Home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PYPROJECT = """\
 [project]
@@ -63,15 +63,13 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
 def descendants(pid: int) -> set[int]:
     """Return the pids of all live descendants of a process."""
     parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as f:
-                    fields = f.read().rsplit(b")", 1)[1].split()
-            except OSError:
-                continue  # it ended while we looked
-            if fields[0] != b"Z":
-                parents[int(entry)] = int(fields[1])
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_bytes().rsplit(b")", 1)[1].split()
+        except OSError:
+            continue  # it ended while we looked
+        if fields[0] != b"Z":
+            parents[int(entry.name)] = int(fields[1])
     found: set[int] = set()
     grown = True
     while grown:

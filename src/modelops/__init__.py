@@ -27,7 +27,7 @@ _WHERE = {
     "run": "modelops.client",
     "sobol": "modelops.study",
 }
-__all__ = [  # noqa: PLE0604  the same names as _WHERE; spelled out for type checkers
+__all__ = [
     "Job",
     "JobStatus",
     "ModelOpsError",

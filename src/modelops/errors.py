@@ -47,11 +47,11 @@ class BundleError(ModelOpsError):
     """The bundle needs mending; ``str`` names the file or the line to add."""
 
 
-class EnvironmentError_(ModelOpsError):
+class BundleEnvironmentError(ModelOpsError):
     """Base of errors about a bundle's environment."""
 
 
-class ResolutionError(EnvironmentError_, BundleError):
+class ResolutionError(BundleEnvironmentError, BundleError):
     """The dependencies cannot be resolved or built: final. Carries uv's own words.
 
     Parameters
@@ -70,7 +70,7 @@ class ResolutionError(EnvironmentError_, BundleError):
         return f"the dependencies of {self.what} cannot be installed:\n{self.uv_output}"
 
 
-class IndexUnreachableError(EnvironmentError_, RetryableError):
+class IndexUnreachableError(BundleEnvironmentError, RetryableError):
     """The package index did not answer; nothing is known about the dependencies."""
 
     def __init__(self, what: str, uv_output: str) -> None:
@@ -81,7 +81,7 @@ class IndexUnreachableError(EnvironmentError_, RetryableError):
         return f"the package index was not reachable while preparing {self.what}:\n{self.uv_output}"
 
 
-class NoInterpreterError(EnvironmentError_, ClusterError):
+class NoInterpreterError(BundleEnvironmentError, ClusterError):
     """No Python that the bundle accepts was found; lists those that were."""
 
     def __init__(self, wanted: str, found: tuple[str, ...]) -> None:
@@ -96,7 +96,7 @@ class NoInterpreterError(EnvironmentError_, ClusterError):
         )
 
 
-class EnvironmentDamagedError(EnvironmentError_, ClusterError):
+class EnvironmentDamagedError(BundleEnvironmentError, ClusterError):
     """An environment was damaged and a rebuild did not mend it."""
 
 

@@ -54,6 +54,7 @@ class Channel:
         self._waiting: deque[dict[str, Any]] = deque()
         self._waiting_bytes = 0
         self._ended = False
+        self._lines = False
         self._lock = allocate_lock()  # a model may report progress from a thread of its own
 
     def receive(self) -> dict[str, Any] | None:
@@ -65,7 +66,7 @@ class Channel:
             The parent sent bytes that are no frame.
         """
         while not self._waiting:
-            if self._ended:
+            if self._ended or self._splitter.broken:
                 self._splitter.close()
                 return None
             self.pump()
@@ -87,8 +88,8 @@ class Channel:
 
     @property
     def ended(self) -> bool:
-        """Whether the parent has closed the pipe."""
-        return self._ended
+        """Whether nothing more can come: the parent has closed the pipe, or broken the rules."""
+        return self._ended or bool(self._splitter.broken)
 
     def _take(self, body: bytes) -> None:
         try:
@@ -109,13 +110,23 @@ class Channel:
 
     def send(self, text: str) -> None:
         """Write one message, ASCII JSON, as one frame and at once."""
-        frame = f"Content-Length: {len(text)}\r\n\r\n{text}".encode("ascii")
+        if self._lines:
+            frame = f"{text}\n".encode("ascii")
+        else:
+            frame = f"Content-Length: {len(text)}\r\n\r\n{text}".encode("ascii")
         with self._lock:
             n = os.write(self._messages, frame)
             if n != len(frame):
                 rest = memoryview(frame)[n:]
                 while len(rest):
                     rest = rest[os.write(self._messages, rest) :]
+
+    def divert(self, pipe: int) -> None:
+        """Let go of both pipes in a child of our own; from now on write lines to this one."""
+        self.detach()
+        os.dup2(pipe, self._messages, inheritable=False)
+        os.close(pipe)
+        self._lines = True
 
     def detach(self) -> None:
         """Let go of both pipes in a forked child: it must neither speak on them nor hold them open."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from modelops_runner.values import InvalidOutputError, tagged
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
@@ -69,4 +71,8 @@ class Context:
     def report(self, fraction: float, **values: Any) -> None:
         """Show how far the replicate is (0 to 1), and values worth seeing while it runs."""
         self.progress = float(fraction)
-        self._notify("context/progress", {"index": self._index, "fraction": self.progress, "values": values})
+        try:
+            tree = tagged(values)
+        except InvalidOutputError as e:
+            raise TypeError(f"context.report: {e}") from None
+        self._notify("context/progress", {"index": self._index, "fraction": self.progress, "values": tree})

@@ -47,7 +47,13 @@ def error_object(error: BaseException, roots: tuple[str, ...]) -> dict[str, Any]
 
 def invalid_output(error: InvalidOutputError) -> dict[str, Any]:
     """Return the error object of a value that cannot cross: the fault lies in it, not in a line of code."""
-    return {"type": "InvalidOutput", "message": str(error), "traceback": "", "file": "", "line": 0}
+    return {
+        "type": "InvalidOutput",
+        "message": _cut(str(error), MAX_MESSAGE_CHARS),
+        "traceback": "",
+        "file": "",
+        "line": 0,
+    }
 
 
 def _message(error: BaseException) -> str:
@@ -125,6 +131,7 @@ def _missing_module(error: BaseException, roots: tuple[str, ...]) -> str | None:
 
 
 def _cut(text: str, limit: int) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates are not JSON to everyone
     if len(text) <= limit:
         return text
     half = limit // 2

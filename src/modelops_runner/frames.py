@@ -44,7 +44,7 @@ class FrameSplitter:
         self._max = max_body_bytes
         self._buffer = bytearray()
         self._length = -1  # of the body that is being awaited; -1: a header is
-        self._broken = ""
+        self.broken = ""  # why nothing more can be read, once it is so
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes of the stream and return the bodies they complete, in order.
@@ -52,10 +52,11 @@ class FrameSplitter:
         Raises
         ------
         FrameError
-            A header is no header, too long, or announces too much. Bodies completed before it are lost.
+            A header is no header, too long, or announces too much. Bodies that were complete before it are
+            returned first; then the error comes with the next call.
         """
-        if self._broken:
-            raise FrameError(self._broken)
+        if self.broken:
+            raise FrameError(self.broken)
         buffer = self._buffer
         buffer += data
         bodies = []
@@ -78,9 +79,11 @@ class FrameSplitter:
                 at += self._length
                 self._length = -1
         except FrameError as e:
-            self._broken = str(e)
+            self.broken = str(e)
             buffer.clear()
-            raise
+            if not bodies:
+                raise
+            return bodies
         del buffer[:at]
         return bodies
 
@@ -92,8 +95,8 @@ class FrameSplitter:
         FrameError
             It ended inside a frame.
         """
-        if self._broken:
-            raise FrameError(self._broken)
+        if self.broken:
+            raise FrameError(self.broken)
         if self._length >= 0:
             raise FrameError(f"the stream ended after {len(self._buffer)} of {self._length} bytes of a frame")
         if self._buffer:
@@ -110,10 +113,10 @@ class FrameSplitter:
             if not colon or not name.strip():
                 raise FrameError(f"a header line without a name and a colon: {_show(line, 0)}")
             if name.strip().lower() == b"content-length":
-                digits = value.strip()
-                if length >= 0 or not digits.isdigit() or len(digits) > 18:
+                number = value.strip()
+                if length >= 0 or not number.isdigit() or len(number) > 18:
                     raise FrameError(f"not one Content-Length: {_show(buffer, start)}")
-                length = int(digits)
+                length = int(number)
         if length < 0:
             raise FrameError(f"a header without Content-Length: {_show(buffer, start)}")
         if length > self._max:

@@ -10,7 +10,7 @@ import os
 import sys
 from time import perf_counter, process_time
 
-from modelops_runner import calls, stdio, values
+from modelops_runner import calls, forking, stdio, values
 from modelops_runner.channel import BUNDLE_RAISED, INTERNAL_ERROR, Channel, RpcError
 from modelops_runner.context import Context
 from modelops_runner.failures import error_object, invalid_output
@@ -54,7 +54,8 @@ class Replicates:
         self._state = ProcessState(workspace.workdir)
         self._inotify: Any = None
         self._watch()
-        self._in_child = False
+        self._in_child = False  # of the model's; it must not go on with our work
+        self._forking = False  # it is us who fork
         os.register_at_fork(after_in_child=self._forked)
 
     # --- models
@@ -160,6 +161,69 @@ class Replicates:
                     return finished
                 index += 1
         return finished
+
+    def run_forked(
+        self,
+        request_id: object,
+        sets: list[dict[str, Any]],
+        entry: tuple[Any, bool],
+        checkpoint_root: str | None,
+        timeout_s: float | None,
+    ) -> int:
+        """Run each replicate in a fork of this process; otherwise as `run`."""
+        from functools import partial
+
+        model, takes_context = entry
+        reason = self.fork_hazard()
+        if reason is not None:
+            raise forking.refuse(reason)
+        finished = 0
+        for one in sets:
+            for offset, seed in enumerate(one["seeds"]):
+                index = one["index"] + offset
+                args: tuple[Any, ...] = (values.untagged(one["params"]), seed)
+                if takes_context:
+                    args = (*args, self._context(one, offset, checkpoint_root))
+                stdio.flush()
+                if self._mark:
+                    os.write(self._marks, b"%b%d\n" % (self._mark, index))
+                work = partial(self._in_fork, model, args)
+                self._forking = True
+                try:
+                    status = forking.run_in_child(self._channel, work, index, timeout_s)
+                finally:
+                    self._forking = False
+                finished += 1
+                if status != "finished":
+                    self.mark_end()
+                self.clean()
+                if request_id in self._channel.cancelled or self._channel.ended:
+                    return finished
+        return finished
+
+    def fork_hazard(self) -> str | None:
+        """Return why this process must not be forked, None if it may."""
+        self._forking = True
+        try:
+            return forking.hazard()
+        finally:
+            self._forking = False
+
+    def _in_fork(self, model: Any, args: tuple[Any, ...], index: int) -> str:
+        before, cpu_before = perf_counter(), process_time()
+        try:
+            result = model(*args)
+        except BaseException as e:  # noqa: BLE001  the bundle's code
+            outcome = self._raised(e)
+        else:
+            if self._in_child:
+                _leave_child(None)
+            outcome = self._returned(result)
+        seconds, cpu = perf_counter() - before, process_time() - cpu_before
+        return (
+            f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
+            f',"seconds":{seconds:.9f},"cpu":{cpu:.9f}}}}}'
+        )
 
     def mark_end(self) -> None:
         """Say on stderr that what follows belongs to no replicate."""
@@ -273,7 +337,7 @@ class Replicates:
                 )
             elif kind is int and -(2**63) <= value < 2**64:
                 parts.append(f'{prefix}"json",{value}]')
-            elif kind is str and len(value) < _MAX_INLINE_TEXT:
+            elif kind is str and len(value) < _MAX_INLINE_TEXT and value.isascii():
                 parts.append(f'{prefix}"json",{to_json(value)}]')
             else:
                 try:
@@ -289,6 +353,8 @@ class Replicates:
             raise InvalidOutputError(
                 f"an output's name is text, not a {values.type_name(name)}: {values.shown(name)}"
             )
+        if not values.is_unicode(name):
+            raise InvalidOutputError(f"an output's name is no valid Unicode: {values.shown(name)}")
         if len(self._prefixes) > _MAX_PREFIXES:  # a model that invents new names all the time
             self._prefixes.clear()
         prefix = self._prefixes[str.__str__(name)] = f"[{to_json(str.__str__(name))},"
@@ -298,8 +364,11 @@ class Replicates:
 
     def _forked(self) -> None:
         """Cut a forked child off from the parent's pipes: two processes must not speak for one replicate."""
-        self._in_child = True
-        self._channel.detach()
+        if self._forking:
+            self._forking = False
+        else:
+            self._in_child = True
+            self._channel.detach()
 
 
 def _unsuccessful(status: str, error: dict[str, Any]) -> str:

@@ -68,6 +68,7 @@ class Server:
     def __init__(self, channel: Channel, marks: int) -> None:
         self._channel, self._marks = channel, marks
         self._replicates: Replicates | None = None
+        self._isolation = "warm"
         self._aggregates: dict[object, aggregates.Aggregate] = {}
         self._broken_aggregates: dict[object, RpcError] = {}
         self._methods: dict[str, Callable[[object, dict[str, Any]], str]] = {
@@ -145,6 +146,11 @@ class Server:
         )
         for entry in need(params, "preload", list, []):
             self._replicates.model(entry, wire=need(params, "wire", bool, False))
+        self._isolation = isolation
+        capabilities = dict(CAPABILITIES)
+        reason = self._replicates.fork_hazard() if isolation == "fork" else None
+        if reason is not None:
+            capabilities.update(isolation=["warm", "spawn"], fork_refused=reason)
         return to_json(
             {
                 "protocol": PROTOCOL,
@@ -155,7 +161,7 @@ class Server:
                 "prefix": sys.prefix,
                 "platform": sys.platform,
                 "bundle_digest": need(params, "bundle_digest", str, ""),
-                "capabilities": CAPABILITIES,
+                "capabilities": capabilities,
             }
         )
 
@@ -172,7 +178,12 @@ class Server:
             for key in ("param", "index", "replicate"):
                 need(one, key, int)
         model = replicates.model(need(params, "entry", str), wire=need(params, "wire", bool, False))
-        finished = replicates.run(identifier, sets, model, params.get("checkpoint_root"))
+        root = params.get("checkpoint_root")
+        if self._isolation == "fork":
+            timeout_s = params.get("replicate_timeout_s")
+            finished = replicates.run_forked(identifier, sets, model, root, timeout_s)
+        else:
+            finished = replicates.run(identifier, sets, model, root)
         replicates.mark_end()
         stopped = "true" if finished < sum(len(one["seeds"]) for one in sets) else "false"
         return f'{{"finished":{finished},"stopped":{stopped}}}'
@@ -244,7 +255,7 @@ class Server:
         return self._replicates
 
 
-CAPABILITIES: dict[str, object] = {"isolation": ["warm", "spawn"], "aggregate_incremental": True}
+CAPABILITIES: dict[str, object] = {"isolation": ["warm", "fork", "spawn"], "aggregate_incremental": True}
 
 
 def need(params: dict[str, Any], name: str, kind: type, default: Any = _MISSING) -> Any:

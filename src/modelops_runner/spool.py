@@ -25,7 +25,8 @@ class Spool:
     def new_path(self) -> str:
         """Return a name that no other runner of this folder uses."""
         self._names += 1
-        return os.path.join(self.folder, f"{os.getpid()}-{self._names}.out")
+        # Forks have the same counter, and pids come again.
+        return os.path.join(self.folder, f"{os.getpid()}-{self._names}-{os.urandom(4).hex()}.out")
 
     def output(self, value: object, room: int = INLINE_TOTAL) -> tuple[str, str]:
         """Return the kind of a value and its ``data`` as JSON text, at most ``room`` bytes of it inline."""

@@ -110,8 +110,10 @@ def tagged(value: Any, depth: int = 0) -> Any:
     kind = type(value)
     if kind is float:
         return value if value - value == 0.0 else {"$float": _special_float(value)}
-    if value is None or kind is str or kind is bool:
+    if value is None or kind is bool:
         return value
+    if kind is str:
+        return value if is_unicode(value) else {"$text": _base64(value.encode("utf-8", "surrogatepass"))}
     if kind is int:
         return value if -(2**63) <= value < 2**64 else {"$int": _decimal(value)}
     if depth > MAX_DEPTH:
@@ -129,7 +131,7 @@ def _tagged_items(items: Any, depth: int) -> list[Any]:
     kinds = set(map(type, items))
     if kinds == {float} and math.isfinite(sum(items)):  # one that is not finite spoils the sum
         return list(items)
-    if kinds <= {str, bool, type(None)}:
+    if kinds <= {bool, type(None)}:
         return list(items)
     out = []
     try:
@@ -145,7 +147,7 @@ def _tagged_dict(value: dict[Any, Any], depth: int) -> Any:
     key: Any = None
     try:
         for key, item in value.items():
-            if type(key) is not str or key[:1] == "$":
+            if type(key) is not str or key[:1] == "$" or not is_unicode(key):
                 break
             out[key] = tagged(item, depth + 1)
         else:
@@ -177,7 +179,7 @@ def _tagged_other(value: Any, depth: int) -> Any:
         kind, writer = kind_and_writer
         sink = io.BytesIO()
         writer(value, sink)
-        text = b2a_base64(sink.getbuffer(), newline=False).decode("ascii")
+        text = _base64(sink.getbuffer())
         return {"$arrow": [kind, text]} if kind.startswith("arrow") else {"$" + kind: text}
     for base in (dict, list, tuple, str, int, float):  # subclasses come back as what they extend
         if isinstance(value, base):
@@ -220,6 +222,21 @@ def _untag(tag: str, data: Any) -> Any:
     return reader(data)
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold the text: lone surrogates are in Python's text, and in no one else's."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _base64(data: Any) -> str:
+    return b2a_base64(data, newline=False).decode("ascii")
+
+
 def _special_float(value: float) -> str:
     if value == math.inf:
         return "inf"
@@ -253,9 +270,9 @@ def _read_int(text: str) -> int:
 
 def _tagged_numpy(np: Any, value: Any) -> Any:
     if isinstance(value, np.str_):
-        return {"$np": ["U", str.__str__(value)]}  # an array would drop NULs at its end
+        return {"$np": ["U", tagged(str.__str__(value))]}  # an array would drop NULs at its end
     if isinstance(value, np.bytes_):
-        return {"$np": ["S", b2a_base64(bytes(value), newline=False).decode("ascii")]}
+        return {"$np": ["S", _base64(bytes(value))]}
     dtype = value.dtype
     plain = dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8 and np.isfinite(value))
     if plain and type(value) is dtype.type:
@@ -264,7 +281,7 @@ def _tagged_numpy(np: Any, value: Any) -> Any:
             return {"$np": [dtype.str, item]}
     sink = io.BytesIO()
     _write_npy(value, sink)
-    return {"$npy0": b2a_base64(sink.getbuffer(), newline=False).decode("ascii")}
+    return {"$npy0": _base64(sink.getbuffer())}
 
 
 def _write_npy(value: Any, sink: Any) -> None:
@@ -302,7 +319,7 @@ def _read_np(pair: Any) -> Any:
     np = _library("numpy", "a NumPy scalar")
     dtype, item = pair
     if dtype == "U":
-        return np.str_(item)
+        return np.str_(untagged(item))
     if dtype == "S":
         return np.bytes_(a2b_base64(item))
     return np.dtype(dtype).type(item) if dtype[0] in "<|=" else np.array(item, dtype)[()]
@@ -398,6 +415,7 @@ _TAGS: dict[str, Callable[[Any], Any]] = {
     "$int": _read_int,
     "$tuple": lambda items: tuple(untagged(items)),
     "$dict": lambda pairs: {untagged(k): untagged(v) for k, v in pairs},
+    "$text": lambda text: a2b_base64(text).decode("utf-8", "surrogatepass"),
     "$complex": lambda pair: complex(*untagged(pair)),
     "$np": _read_np,
     "$bytes": a2b_base64,

@@ -37,6 +37,7 @@ if os.fork() == 0:
     if os.fork() == 0:
         os.setsid(); os.closerange(0, 64); write("daemon"); time.sleep(600)
     os._exit(0)
+while not {"child", "own_session", "daemon"} <= set(os.listdir(sys.argv[1])): time.sleep(0.01)
 write("runner")
 """
 NAMES = ("child", "own_session", "daemon", "runner")

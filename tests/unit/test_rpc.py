@@ -158,6 +158,9 @@ def test_an_answer_of_the_wrong_type_or_a_second_one_is_refused() -> None:
     first, _ = peer.request(ReplicatesRun(entry="m:f", sets=()))
     with pytest.raises(ProtocolError, match="not as agreed"):
         peer.receive(frame(id=first, result={"finished": "all", "stopped": False}))
+    with pytest.raises(ProtocolError, match="not as agreed"):
+        peer.receive(b"")
+    peer = Peer()
     second, _ = peer.request(Shutdown())
     peer.receive(frame(id=second, result=None))
     with pytest.raises(ProtocolError, match="not open"):
@@ -180,6 +183,18 @@ def test_the_end_of_the_stream_inside_a_message_is_an_error() -> None:
     with pytest.raises(ProtocolError, match="incomplete"):
         peer.eof()
     Peer().eof()
+
+
+def test_what_was_complete_before_a_broken_rule_stands() -> None:
+    peer = Peer()
+    good = frame(method="replicate/finished", params=FINISHED)
+    assert len(peer.receive(good + good + b"garbage without end" + bytes(9_000))) == 2
+    with pytest.raises(ProtocolError, match="no frame"):
+        peer.receive(good)
+    peer = Peer()
+    assert len(peer.receive(good + frame(id=5, result=None) + good)) == 1
+    with pytest.raises(ProtocolError, match="not open"):
+        peer.eof()
 
 
 def test_messages_do_not_depend_on_how_the_stream_was_cut() -> None:

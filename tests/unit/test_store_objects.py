@@ -79,9 +79,10 @@ def test_a_slice_is_exact_or_an_error(objects: Objects) -> None:
 
 
 def test_what_does_not_exist_is_named(objects: Objects) -> None:
-    for ask in (lambda: objects.get("no/such"), lambda: objects.read("no/such", 0, 1)):
-        with pytest.raises(NotFoundError, match="no/such"):
-            ask()
+    with pytest.raises(NotFoundError, match="no/such"):
+        objects.get("no/such")
+    with pytest.raises(NotFoundError, match="no/such"):
+        objects.read("no/such", 0, 1)
     with pytest.raises(NotFoundError, match="no/such"):
         list(objects.stream("no/such"))
     assert not objects.exists("no/such")
@@ -103,7 +104,9 @@ def test_deleting_twice_is_no_error_and_frees_the_name(objects: Objects) -> None
     objects.put_new("a", b"2")
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a/.", "a\\b", "a\0", ".tmp/x"])
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a/.", "a\\b", "a\0", ".tmp/x"]
+)
 def test_a_name_that_could_lead_elsewhere_is_refused(objects: Objects, name: str) -> None:
     with pytest.raises(RequestError):
         objects.put_new(name, b"")

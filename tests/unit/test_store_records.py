@@ -18,7 +18,14 @@ from alembic.script import ScriptDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelops.errors import ClusterError, InternalError, NotFoundError, RequestError, StorageError
+from modelops.errors import (
+    ClusterError,
+    InternalError,
+    ModelOpsError,
+    NotFoundError,
+    RequestError,
+    StorageError,
+)
 from modelops.states import JOB_NEXT, JobEvent, JobState, ReplicateStatus
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, LeaseLostError, Records
 from modelops.store.database import Database
@@ -81,7 +88,7 @@ def test_a_newer_database_is_refused_with_a_sentence(url: str, tmp_path: Path) -
     with sqlite3.connect(tmp_path / "modelops.db") as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
     raw.close()
-    with pytest.raises(ClusterError, match="newer ModelOps .*9999.*upgrade modelops"):
+    with pytest.raises(ClusterError, match=r"newer ModelOps .*9999.*upgrade modelops"):
         Records.open(url)
 
 
@@ -94,7 +101,10 @@ def test_a_url_that_keeps_nothing_is_refused(bad: str) -> None:
 def test_sqlite_is_opened_durably(url: str) -> None:
     database = Database.open(url)
     with database.reading() as sql:
-        pragmas = {p: sql.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous", "foreign_keys")}
+        pragmas = {
+            p: sql.exec_driver_sql(f"PRAGMA {p}").scalar()
+            for p in ("journal_mode", "synchronous", "foreign_keys")
+        }
     database.close()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
@@ -187,7 +197,13 @@ def test_a_driver_that_was_replaced_can_write_nothing(records: Records) -> None:
     assert second > first
     before = (records.job(JOB), records.events(JOB), records.segments(JOB))
     aggregate = AggregateRef(
-        attempt=AttemptId("g"), name="n", digest="d", n_bytes=1, params=((0, 1),), counts={"succeeded": 1}, inputs=()
+        attempt=AttemptId("g"),
+        name="n",
+        digest="d",
+        n_bytes=1,
+        params=((0, 1),),
+        counts={"succeeded": 1},
+        inputs=(),
     )
     for write in (
         lambda: records.commit_segment(JOB, first, ref("b", (2, 3))),
@@ -224,14 +240,12 @@ def test_a_segment_counts_once_and_comes_back_as_it_was(records: Records) -> Non
     assert records.counts(JOB) == {ReplicateStatus.SUCCEEDED: 28, ReplicateStatus.FAILED: 2}
 
 
-def test_jobs_do_not_share_segments(records: Records) -> None:
-    other = JobId("job_2")
-    for job in (JOB, other):
+def test_attempts_of_two_jobs_may_have_the_same_id(records: Records) -> None:
+    for job in (JOB, JobId("job_2")):
         records.create_job(job, b"{}")
-    assert records.commit_segment(JOB, records.take_lease(JOB, "me"), ref("a", (0, 5)))
-    epoch = records.take_lease(other, "me")
-    assert not records.commit_segment(other, epoch, ref("a", (0, 5))), "the attempt belongs to another job"
-    assert records.commit_segment(other, epoch, ref("b", (0, 5)))
+        assert records.commit_segment(job, records.take_lease(job, "me"), ref("a", (0, 5)))
+        assert [s.attempt for s in records.segments(job)] == ["a"]
+        assert records.covered(job) == Ranges([(0, 5)])
 
 
 def test_a_segment_that_covers_nothing_is_a_bug(records: Records) -> None:
@@ -260,7 +274,9 @@ def test_aggregates_come_back_as_they_were(records: Records) -> None:
 
 
 ranges_strategy = st.lists(
-    st.tuples(st.integers(0, 60), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1])), min_size=1, max_size=4
+    st.tuples(st.integers(0, 60), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1])),
+    min_size=1,
+    max_size=4,
 ).map(lambda pairs: Ranges(pairs).pairs)
 
 
@@ -309,11 +325,13 @@ for i in range(60):
 """
 
 
-def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice(records: Records, url: str) -> None:
+def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice(
+    records: Records, url: str
+) -> None:
     records.create_job(JOB, b"{}")
     epoch = records.take_lease(JOB, "me")
     accepted: list[str] = []
-    errors: list[BaseException] = []
+    errors: list[ModelOpsError] = []
     start = threading.Barrier(8)
 
     def commit(me: int) -> None:
@@ -325,7 +343,7 @@ def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice
                 if records.commit_segment(JOB, epoch, wanted):
                     accepted.append(wanted.attempt)
                 records.add_event(JOB, f"thread {me}", "note", str(i))
-        except BaseException as e:  # noqa: BLE001  shown by the assertion below
+        except ModelOpsError as e:
             errors.append(e)
 
     processes = [
@@ -361,19 +379,26 @@ def test_many_threads_and_processes_commit_at_once_and_no_index_is_covered_twice
     assert [e.number for e in records.events(JOB)] == list(range(1, len(records.events(JOB)) + 1))
 
 
-OPENER = "import sys; from modelops.store import Records; sys.stdin.readline(); print(len(Records.open(sys.argv[1]).jobs()))"
+OPENER = """
+import sys
+from modelops.store import Records
+sys.stdin.readline()
+print(len(Records.open(sys.argv[1]).jobs()))
+"""
 
 
 def test_processes_that_open_a_new_database_at_once_all_find_it_whole(url: str) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", OPENER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
+        subprocess.Popen(
+            [sys.executable, "-c", OPENER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
     ]
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [p.communicate(timeout=120)[0] for p in processes] == ["0\n"] * 4
+    assert [p.communicate(timeout=120)[0] for p in processes] == ["0\n"] * 3
 
 
 def test_what_was_committed_survives_kill_9_of_its_writer(url: str) -> None:
@@ -413,9 +438,13 @@ def test_a_full_disk_under_the_database_is_named_and_nothing_is_half_written(tmp
     records = Records.open(f"sqlite:///{where}/m.db")
     try:
         records.create_job(JOB, b"{}")
-        with pytest.raises(StorageError, match=rf"{where}/m.db.*full"):
+
+        def fill() -> None:
             for _ in range(100):
                 records.add_event(JOB, "me", "note", "x" * 50_000)
+
+        with pytest.raises(StorageError, match=rf"{where}/m.db.*full"):
+            fill()
         events = records.events(JOB)
         assert [e.number for e in events] == list(range(1, len(events) + 1))
         assert records.job(JOB).n_events == len(events)

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict, namedtuple
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,8 +85,10 @@ def test_the_text_is_ascii_json_that_any_reader_accepts(value: object) -> None:
     def refuse(name: str) -> object:
         raise AssertionError(name)
 
-    tree = json.loads(dumps(value).encode("ascii"), parse_constant=refuse)
-    assert "$file" not in json.dumps(tree).replace('["$file"', "") or "$dict" in json.dumps(tree)
+    text = dumps(value).encode("ascii")
+    assert msgspec.json.decode(text) is not refuse  # it is pickier than Python about surrogates
+    assert not text.startswith(b'{"$file"')
+    json.loads(text, parse_constant=refuse)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,8 @@ def test_special_arrays_come_back() -> None:
         assert same(round_trip(value), value)
     assert same(round_trip(void), void)
     back: Any = round_trip(aligned)
-    assert (back.dtype, back.tolist()) == (
-        aligned.dtype,
-        aligned.tolist(),
-    )  # what lies between the fields is noise
+    assert back.dtype == aligned.dtype
+    assert repr(back.tolist()) == repr(aligned.tolist())  # what lies between the fields is noise
     assert same(round_trip(wide), wide)
 
 

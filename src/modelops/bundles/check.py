@@ -15,7 +15,9 @@ Digests = Mapping[str, str]  # name of an output -> its kind and the SHA-256 of 
 TWICE, FRESH, REORDERED = "twice in one process", "in a fresh process", "in another order"
 
 
-def reproducible(reference: Mapping[int, Digests], again: Mapping[str, Mapping[int, Digests]], isolation: str) -> Check:
+def reproducible(
+    reference: Mapping[int, Digests], again: Mapping[str, Mapping[int, Digests]], isolation: str
+) -> Check:
     """Say whether a seed always gives the same outputs, bit for bit.
 
     Parameters
@@ -26,7 +28,9 @@ def reproducible(reference: Mapping[int, Digests], again: Mapping[str, Mapping[i
         What it gave in other circumstances, by `TWICE`, `FRESH`, `REORDERED`.
     """
     differing = {
-        how: sorted({name for seed, digests in seen.items() for name in differences(reference.get(seed, {}), digests)})
+        how: sorted(
+            {name for seed, digests in seen.items() for name in differences(reference.get(seed, {}), digests)}
+        )
         for how, seen in again.items()
     }
     details = {"seeds": list(reference), "differs": {how: names for how, names in differing.items() if names}}
@@ -35,13 +39,13 @@ def reproducible(reference: Mapping[int, Digests], again: Mapping[str, Mapping[i
     what = "; ".join(f"{how}: {_listed(names)}" for how, names in differing.items() if names)
     if differing.get(FRESH) or isolation != "warm":
         advice = (
-            "take all randomness from the seed (numpy.random.default_rng(seed), random.Random(seed)); look for "
-            "generators that are not seeded, the clock, process ids, and threads"
+            "take all randomness from the seed (numpy.random.default_rng(seed), random.Random(seed)); look "
+            "for generators that are not seeded, the clock, process ids, and threads"
         )
     else:
         advice = (
-            "something of one replicate is left for the next (a module-level variable, a cache, the global random "
-            'state): make it anew in each call, or write isolation = "fork" in [tool.modelops]'
+            "something of one replicate is left for the next (a module-level variable, a cache, the global "
+            'random state): make it anew in each call, or write isolation = "fork" in [tool.modelops]'
         )
     return failed("reproducible", f"the same seed gives other outputs {what}", advice, **details)
 
@@ -57,11 +61,13 @@ def differences(one: Digests, other: Digests) -> list[str]:
 
 
 def seeds_differ(by_seed: Mapping[int, Digests], unreliable: Collection[str] = ()) -> Check:
-    """Say whether seeds matter; outputs that differ for one seed already are ``unreliable`` and tell nothing."""
+    """Say whether seeds matter; outputs that differ for one seed already are ``unreliable``."""
     first, *rest = by_seed.values()
     differing = sorted({name for other in rest for name in differences(first, other)} - set(unreliable))
     if not differing and unreliable:
-        return warning("seeds", f"cannot be told: {_listed(sorted(unreliable))} differ for one seed already", outputs=[])
+        return warning(
+            "seeds", f"cannot be told: {_listed(sorted(unreliable))} differ for one seed already", outputs=[]
+        )
     if not differing:
         return warning(
             "seeds",
@@ -79,13 +85,19 @@ def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, An
         names = ", ".join(dict.fromkeys(f"{entry} ({kind})" for kind, entry in entries))
         return ok("imports", names, entries=[entry for _, entry in entries])
     kind, entry, error = bad[0]
-    place = f" at {error['file']}:{error['line']}" if error.get("file") else ""
+    # Only a path below the bundle is the author's; ModelOps' own are absolute.
+    place = f" at {error['file']}:{error['line']}" if error["file"] and not error["file"].startswith("/") else ""
+    what = error["message"] if error["type"].startswith("modelops") else f"{error['type']}: {error['message']}"
     others = f" (and {len(bad) - 1} more entry points)" if len(bad) > 1 else ""
-    message = f"{kind} {entry}: {error['type']}: {error['message']}{place}{others}"
+    message = f"{kind} {entry}: {what}{place}{others}"
     details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}
     if missing := error.get("missing_module"):
         return failed("imports", message, missing_module_advice(missing), **details)
-    advice = f"mend {error['file']}" if place else "correct the entry point in [tool.modelops], or the module's name"
+    advice = (
+        f"mend {error['file']}"
+        if place
+        else "correct the entry point in [tool.modelops], or the module's name"
+    )
     return failed("imports", message, advice, **details)
 
 
@@ -109,7 +121,7 @@ def runs(outcomes: Sequence[Outcome], tried: Mapping[int, str]) -> Check:
         return ok("runs", f"{len(outcomes)} replicates succeeded", n=len(outcomes), failures=[])
     first = bad[0]
     error = first.error
-    assert error is not None  # noqa: S101  chosen so
+    assert error is not None  # bad holds those with an error
     place = f" at {error.file}:{error.line}" if error.file else ""
     message = (
         f"{len(bad)} of {len(outcomes)} replicates did not succeed; {tried[first.index]}: {first.status}: "
@@ -127,11 +139,15 @@ def runs(outcomes: Sequence[Outcome], tried: Mapping[int, str]) -> Check:
 def _advice_of(outcome: Outcome) -> str:
     match str(outcome.status):
         case "invalid_output":
-            return "return numbers, text, lists, dicts, numpy arrays, tables or bytes: docs/reference/values.md"
+            return (
+                "return numbers, text, lists, dicts, numpy arrays, tables or bytes: docs/reference/values.md"
+            )
         case "timed_out":
             return "raise replicate_timeout, or find what it waits for"
         case "crashed":
             return "it took its process down; the last lines it wrote are in --json under stderr"
+        case _:
+            pass
     return "mend the model; run it again with 'modelops bundle run'"
 
 
@@ -145,11 +161,11 @@ def prints(seen: Mapping[str, Any], n_replicates: int) -> Check:
         ([f"{shown_bytes(each)} in each replicate"] if each else [])
         + ([f"{shown_bytes(at_import)} when imported"] if at_import else [])
     )
-    job = f", {shown_bytes(each * n_replicates)} in a job of {n_replicates:,} replicates" if each else ""
+    job = f", {shown_bytes(each * n_replicates)} in a job of {n_replicates:,}" if each else ""
     first = seen["stdout_text"].strip().splitlines()
     quoted = f" ({first[0][:60]!r}...)" if first else ""
     return warning(
-        "stdout", f"writes {where}{job}{quoted}", "it goes to the job's log and costs time; return it as an output, or "
+        "stdout", f"writes {where}{job}{quoted}", "it goes to the job's log and costs time; return it, or "
         "write it with the module logging", **details,
     )  # fmt: skip
 
@@ -165,8 +181,8 @@ def random_state(seen: Mapping[str, Any]) -> Check:
         + ([f"the import changes that of {' and '.join(at_import)}"] if at_import else [])
     )
     advice = (
-        "use a generator of your own, rng = numpy.random.default_rng(seed) or random.Random(seed), and pass it on: "
-        "a library that draws from the global one would change your results"
+        "use a generator of your own, rng = numpy.random.default_rng(seed) or random.Random(seed), and pass "
+        "it on: a library that draws from the global one would change your results"
     )
     return warning("random state", f"global random state: {what}", advice, **details)
 
@@ -189,7 +205,13 @@ def leaves(seen: Mapping[str, Any]) -> Check:
 
 
 def cost(
-    *, first_s: float, seconds: Sequence[float], peak_bytes: int, n_replicates: int, cores: int, available_bytes: int | None
+    *,
+    first_s: float,
+    seconds: Sequence[float],
+    peak_bytes: int,
+    n_replicates: int,
+    cores: int,
+    available_bytes: int | None,
 ) -> list[Check]:
     """Say how long and how much memory a replicate takes, and so how long the job takes on this machine.
 
@@ -202,16 +224,17 @@ def cost(
     available_bytes
         Memory that processes can still get here; None: unknown.
     """
-    typical = median(seconds)
+    typical, first = median(seconds), shown_seconds(first_s)
+    on = f"{cores} core{'s' if cores > 1 else ''}"
     each = ok(
         "time",
-        f"{shown_seconds(typical)} per replicate; the first takes {shown_seconds(first_s)} with starting and importing",
+        f"{shown_seconds(typical)} per replicate; the first {first}, starting and importing included",
         median_seconds=typical, first_seconds=first_s, n=len(seconds),
     )  # fmt: skip
     total_s = first_s + n_replicates * typical / min(cores, n_replicates)
     job = ok(
         "job",
-        f"{n_replicates:,} replicates on {cores} core{'s' if cores > 1 else ''}: about {shown_seconds(total_s)}",
+        f"{n_replicates:,} replicate{'s' if n_replicates > 1 else ''} on {on}: about {shown_seconds(total_s)}",
         replicates=n_replicates, cores=cores, seconds=total_s,
     )  # fmt: skip
     return [each, _memory(peak_bytes, min(cores, n_replicates), available_bytes), job]
@@ -242,7 +265,12 @@ def shown_bytes(n: float) -> str:
 
 def shown_seconds(s: float) -> str:
     """Return a duration as people read it: ``12 us``, ``1.5 s``, ``3.2 h``."""
-    for limit, unit, name in ((1e-3, 1e-6, "us"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min")):
+    for limit, unit, name in (
+        (1e-3, 1e-6, "us"),
+        (1.0, 1e-3, "ms"),
+        (120.0, 1.0, "s"),
+        (7200.0, 60.0, "min"),
+    ):
         if s < limit:
             return f"{s / unit:.2g} {name}" if s / unit < 10 else f"{s / unit:.0f} {name}"
     return f"{s / 3600:.1f} h" if s < 48 * 3600 else f"{s / 86400:.1f} days"

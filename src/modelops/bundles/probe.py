@@ -1,7 +1,7 @@
-"""What `modelops bundle check` runs inside a bundle's environment. Standard library only, Python 3.9 and later.
+"""What ``modelops bundle check`` runs in a bundle's environment. Standard library only, Python 3.9 and later.
 
-The runner loads this file by its path (`call_of`), so nothing is installed or copied for it. It uses the runner's
-own modules to find the entry points, exactly as a job does.
+The runner loads this file by its path (`call_of`), so nothing is installed or copied for it. It uses the
+runner's own modules to find the entry points, exactly as a job does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def import_all(entries: list[list[str]], wire: bool, root: str) -> list[dict[str
             else:
                 entrypoints.resolve(entry)
         except BaseException as e:  # noqa: BLE001  the bundle's code
-            found.append(error_object(e, (root, os.getcwd())))
+            found.append(error_object(e, (root, os.getcwd())))  # noqa: PTH109  as the runner does
         else:
             found.append({})
     return found
@@ -48,7 +48,7 @@ def observe(entry: str, wire: bool, root: str, params: dict[str, Any], seed: int
     from modelops_runner import calls
 
     seen: dict[str, Any] = {}
-    environ, folders = dict(os.environ), (os.getcwd(), os.environ["TMPDIR"])
+    environ, folders = dict(os.environ), (os.getcwd(), os.environ["TMPDIR"])  # noqa: PTH109
     files = [_files(folder) for folder in folders]
     with _StdoutMeter() as meter:
         at_start = _random_state()
@@ -65,15 +65,15 @@ def observe(entry: str, wire: bool, root: str, params: dict[str, Any], seed: int
         after = _random_state()
         changed = _changed(imported, after)
         if "numpy.random" in after and "numpy.random" not in imported:
-            # It came with the first replicate, so only a second one, of another seed, shows whether it is used.
+            # It came with the first replicate, so only a second one, with another seed, tells.
             model(params, seed + 1, *args[2:])
             changed = sorted({*changed, *_changed(after, _random_state())})
     seen["random_state"] = changed
-    seen["cwd_changed"] = os.getcwd() != folders[0]
-    seen["environ"] = sorted(
-        k for k in {*environ, *os.environ} if environ.get(k) != os.environ.get(k)
-    )[:MAX_NAMES]
-    for name, folder, before in zip(("workdir_files", "tmpdir_files"), folders, files):
+    seen["cwd_changed"] = os.getcwd() != folders[0]  # noqa: PTH109
+    seen["environ"] = sorted(k for k in {*environ, *os.environ} if environ.get(k) != os.environ.get(k))[
+        :MAX_NAMES
+    ]
+    for name, folder, before in zip(("workdir_files", "tmpdir_files"), folders, files):  # noqa: B905  Python 3.9
         now = _files(folder)
         touched = sorted(p for p in {*now, *before} if now.get(p) != before.get(p))
         seen[name], seen["n_" + name] = touched[:MAX_NAMES], len(touched)
@@ -85,7 +85,7 @@ class _StdoutMeter:
     """Points descriptor 1 at a file without a name, so that prints of Python, C and children all count."""
 
     def __enter__(self) -> _StdoutMeter:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
+        self._file = tempfile.TemporaryFile()
         _flush()
         self._real = os.dup(1)
         os.dup2(self._file.fileno(), 1)
@@ -163,7 +163,7 @@ def _peak_bytes() -> int:
 
 
 def call_of(function: str, *args: Any) -> tuple[str, list[Any]]:
-    """Return entry point and arguments of the ``function/call`` that calls a function of this file in a runner."""
+    """Return entry point and arguments of the call by which a runner calls a function of this file."""
     return "builtins:eval", [
         "__import__('runpy').run_path(path)[function](*args)",
         {"path": __file__, "function": function, "args": list(args)},

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-bundle_app = typer.Typer(help="Write, check and try out bundles.", no_args_is_help=True)
+bundle_app = typer.Typer(
+    help="Write, check and try out bundles.", no_args_is_help=True, rich_markup_mode=None
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Bundle = Annotated[str, typer.Argument(help="A bundle folder, a bundle .py file, or a study file (.toml).")]
@@ -15,7 +17,9 @@ Parameter = Annotated[
     list[str] | None,
     typer.Option("--parameter", "-p", help="NAME=VALUE[,VALUE...] or NAME=LO:HI:N. Repeat for more names."),
 ]
-Seed = Annotated[int | None, typer.Option(help="The study's seed, from which those of the replicates derive.")]
+Seed = Annotated[
+    int | None, typer.Option(help="The study's seed, from which those of the replicates derive.")
+]
 ReplicateTimeout = Annotated[str | None, typer.Option(help="Longest time of one replicate, as 10m.")]
 Memory = Annotated[str | None, typer.Option(help="Memory limit of one replicate, as 2GiB.")]
 Isolation = Annotated[str | None, typer.Option(help="warm, fork or spawn; default: the bundle's choice.")]
@@ -71,12 +75,11 @@ def check(
         existing(path), replicates=replicates, model=model, seed=seed, isolation=isolation,
         replicate_timeout=replicate_timeout, memory=memory,
     )  # fmt: skip
-    axes = axes_of_texts(parameter or ())
+    axes, home = axes_of_texts(parameter or ()), Home.from_environ(os.environ)
     with progress_line() as on_progress:
         checks = shown_checks(
-            check_bundle(study, Home.from_environ(os.environ), axes=axes, upgrade=upgrade, on_progress=on_progress),
-            quietly=as_json,
-        )  # fmt: skip
+            check_bundle(study, home, axes=axes, upgrade=upgrade, on_progress=on_progress), quietly=as_json
+        )
     code = exit_of_checks(checks)
     if as_json:
         show_json({"bundle": str(study.bundle), "ok": not code, "checks": [c.as_json() for c in checks]})
@@ -87,7 +90,9 @@ def check(
 def run_replicates(
     path: Bundle = ".",
     parameter: Parameter = None,
-    replicates: Annotated[int, typer.Option("--replicates", "-n", min=1, help="Replicates per parameter set.")] = 1,
+    replicates: Annotated[
+        int, typer.Option("--replicates", "-n", min=1, help="Replicates per parameter set.")
+    ] = 1,
     model: Model = None,
     seed: Seed = None,
     seeds: Annotated[str | None, typer.Option(help="The seeds themselves, as 11,977.")] = None,
@@ -95,14 +100,18 @@ def run_replicates(
     replicate_timeout: ReplicateTimeout = None,
     memory: Memory = None,
     job: Annotated[str | None, typer.Option(help="Run one replicate of this job again.")] = None,
-    param: Annotated[str | None, typer.Option(help="With --job: number or param_id of the parameter set.")] = None,
+    param: Annotated[
+        str | None, typer.Option(help="With --job: number or param_id of the parameter set.")
+    ] = None,
     replicate: Annotated[int | None, typer.Option(help="With --job: number of the replicate.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a few replicates here, without Dask, and print their outputs.
 
-    Without -p: the first parameter set of the bundle's study. With --job: the same seed, parameters, bundle and
-    environment as in that job. Exit code: 0 all succeeded, 3 some, 1 none, 2 the request was wrong.
+    Without -p: the first parameter set of the bundle's study. With --job: the same seed, parameters,
+    bundle and environment as in that job.
+
+    Exit code: 0 all succeeded, 3 some, 1 none, 2 the request was wrong.
     """
     import os
 
@@ -118,15 +127,17 @@ def run_replicates(
     with progress_line() as on_progress:
         if job is not None:
             if param is None or replicate is None:
-                raise RequestError("--job needs --param and --replicate as well: which replicate is to run again")
+                raise RequestError(
+                    "--job needs --param and --replicate as well: which replicate is to run again"
+                )
             ran = of_job(job, param, replicate, home, on_progress=on_progress)
         else:
             if param is not None or replicate is not None:
                 raise RequestError("--param and --replicate go with --job; without it, use -p and -n")
             explicit = seeds_of_text(seeds)
             study = unfilled_study(
-                existing(path), replicates=None if explicit else replicates, seeds=explicit, model=model, seed=seed,
-                isolation=isolation, replicate_timeout=replicate_timeout, memory=memory,
+                existing(path), replicates=None if explicit else replicates, seeds=explicit, seed=seed,
+                model=model, isolation=isolation, replicate_timeout=replicate_timeout, memory=memory,
             )  # fmt: skip
             ran = of_study(study, axes_of_texts(parameter or ()), home, on_progress=on_progress)
         shown = []

@@ -1,4 +1,4 @@
-"""Show one replicate that was run here: its outputs as the model returned them, arrays and tables by their shape."""
+"""Show one replicate that was run here: its outputs as the model returned them, arrays by their shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from modelops.client.local_run import RanReplicate
-    from modelops.processes import Output
+    from modelops.processes import SpooledFile
 
 MAX_TEXT = 500
 MAX_PRINTED_LINES = 20
@@ -26,7 +26,7 @@ def replicate_json(one: RanReplicate) -> dict[str, Any]:
         "seed": one.seed,
         "status": str(outcome.status),
         "seconds": outcome.seconds,
-        "outputs": {output.name: output_json(output) for output in outcome.outputs},
+        "outputs": {name: output_json(kind, data) for name, kind, data in outcome.outputs},
         "error": None
         if error is None
         else {
@@ -41,23 +41,25 @@ def replicate_json(one: RanReplicate) -> dict[str, Any]:
     }
 
 
-def output_json(output: Output) -> dict[str, Any]:
+def output_json(kind: str, given: bytes | SpooledFile) -> dict[str, Any]:
     """Return an output: ``value`` where JSON can hold it, otherwise what it is and how large."""
     import numpy as np
 
-    data = Path(output.data.path).read_bytes() if not isinstance(output.data, bytes) else output.data
-    shown: dict[str, Any] = {"kind": output.kind, "bytes": len(data)}
-    if output.kind.startswith("arrow"):
+    data = given if isinstance(given, bytes) else Path(given.path).read_bytes()
+    shown: dict[str, Any] = {"kind": kind, "bytes": len(data)}
+    if kind.startswith("arrow"):
         return shown | _table(data)
-    if output.kind in ("bytes", "bytearray"):
+    if kind in ("bytes", "bytearray"):
         return shown | ({"text": data.decode()} if len(data) <= MAX_TEXT and _is_text(data) else {})
     from modelops_runner.values import decode
 
-    value = decode(output.kind, data)
+    value = decode(kind, data)
     if isinstance(value, np.ndarray | np.generic):
         shown |= {"dtype": str(value.dtype), "shape": list(value.shape)}
         if value.size and value.dtype.kind in "iuf":
-            shown |= {"min": float(np.nanmin(value)), "max": float(np.nanmax(value))} if _any_number(value) else {}
+            shown |= (
+                {"min": float(np.nanmin(value)), "max": float(np.nanmax(value))} if _any_number(value) else {}
+            )
         return shown
     return shown | {"value": _plain(value)}
 
@@ -67,14 +69,16 @@ def show_replicate(one: RanReplicate) -> None:
     from modelops.bundles.check import shown_seconds
 
     params = " ".join(f"{name}={value!r}" for name, value in one.params.items())
-    status = typer.style(str(one.outcome.status), fg="green" if one.succeeded else "red", bold=not one.succeeded)
-    typer.echo(
-        f"replicate {one.replicate} of parameter set {one.param} ({params or 'no parameters'}), seed {one.seed}: "
-        f"{status} in {shown_seconds(one.outcome.seconds)}"
+    status = typer.style(
+        str(one.outcome.status), fg="green" if one.succeeded else "red", bold=not one.succeeded
     )
-    width = max((len(output.name) for output in one.outcome.outputs), default=0)
-    for output in one.outcome.outputs:
-        typer.echo(f"  {output.name:<{width}}  {_in_words(output_json(output))}")
+    typer.echo(
+        f"replicate {one.replicate} of parameter set {one.param} ({params or 'no parameters'}), "
+        f"seed {one.seed}: {status} in {shown_seconds(one.outcome.seconds)}"
+    )
+    width = max((len(name) for name, _, _ in one.outcome.outputs), default=0)
+    for name, kind, data in one.outcome.outputs:
+        typer.echo(f"  {name:<{width}}  {_in_words(output_json(kind, data))}")
     if one.succeeded and not one.outcome.outputs:
         typer.echo("  (no outputs)")
     if error := one.outcome.error:
@@ -83,7 +87,11 @@ def show_replicate(one: RanReplicate) -> None:
             typer.echo(_indented(f"{error.type}: {error.message}"))
     if one.printed.strip():
         lines = one.printed.rstrip().splitlines()
-        cut = f" (the last {MAX_PRINTED_LINES} of {len(lines):,} lines)" if len(lines) > MAX_PRINTED_LINES else ""
+        cut = (
+            f" (the last {MAX_PRINTED_LINES} of {len(lines):,} lines)"
+            if len(lines) > MAX_PRINTED_LINES
+            else ""
+        )
         typer.echo(f"  printed{cut}:")
         typer.echo(_indented("\n".join(lines[-MAX_PRINTED_LINES:]), "  | "))
 
@@ -93,14 +101,18 @@ def _in_words(shown: dict[str, Any]) -> str:
 
     if "value" in shown:
         text = repr(shown["value"])
-        return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({shown_bytes(shown['bytes'])} of JSON)"
+        return (
+            text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({shown_bytes(shown['bytes'])} of JSON)"
+        )
     if "dtype" in shown:
         span = f", {shown['min']:.6g} to {shown['max']:.6g}" if "min" in shown else ""
         return f"array of {shown['dtype']}, shape {tuple(shown['shape'])}{span}"
     if "columns" in shown:
         columns = ", ".join(f"{name}: {kind}" for name, kind in shown["columns"].items())
         return f"{shown['kind'].partition('.')[2] or 'table'} of {shown['rows']:,} rows ({columns})"
-    return f"{shown['kind']}, {shown_bytes(shown['bytes'])}" + (f": {shown['text']!r}" if "text" in shown else "")
+    return f"{shown['kind']}, {shown_bytes(shown['bytes'])}" + (
+        f": {shown['text']!r}" if "text" in shown else ""
+    )
 
 
 def _table(data: bytes) -> dict[str, Any]:

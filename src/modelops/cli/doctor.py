@@ -20,7 +20,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     from modelops.home import Home
 
     with progress_line() as on_progress:
-        checks = shown_checks(check_machine(Home.from_environ(os.environ), on_progress=on_progress), quietly=as_json)
+        checks = shown_checks(
+            check_machine(Home.from_environ(os.environ), on_progress=on_progress), quietly=as_json
+        )
     code = exit_of_checks(checks)
     if as_json:
         show_json({"ok": not code, "checks": [c.as_json() for c in checks]})

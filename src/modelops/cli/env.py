@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     from modelops.environments import EnvironmentInfo, Environments
 
-env_app = typer.Typer(help="List, build, verify and remove environments.", no_args_is_help=True)
+env_app = typer.Typer(
+    help="List, build, verify and remove environments.", no_args_is_help=True, rich_markup_mode=None
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -37,8 +39,8 @@ def list_(as_json: AsJson = False) -> None:
         table.add_column(column, overflow="fold")
     for info in found:
         table.add_row(
-            info.key, info.python.partition(" ")[0] or "-", str(len(info.packages)), shown_bytes(info.n_bytes),
-            _day(info.used_at), _state(info),
+            info.key, info.python.partition(" ")[0] or "-", str(len(info.packages)),
+            shown_bytes(info.n_bytes), _day(info.used_at), _state(info),
         )  # fmt: skip
     Console(soft_wrap=False).print(table)
 
@@ -82,7 +84,9 @@ def verify(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys, or their beginnings; default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every file with what was installed. A damaged environment is set aside; the next job rebuilds it.
+    """Compare every file with what was installed; set damaged environments aside.
+
+    The next job that needs one builds it anew.
 
     Exit code: 0 all whole, 1 some damaged.
     """
@@ -119,7 +123,9 @@ def gc(
     max_size: Annotated[
         str | None, typer.Option(help="Keep at most this much, the most recently used, as 10GiB.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove every environment that no process uses.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove every environment that no process uses.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -136,7 +142,11 @@ def gc(
     skipped: tuple[tuple[str, str], ...] = ()
     if dry_run:
         chosen = choose(
-            environments.list(), now=time.time(), max_age_s=max_age_s, max_bytes=max_bytes, everything=everything
+            environments.list(),
+            now=time.time(),
+            max_age_s=max_age_s,
+            max_bytes=max_bytes,
+            everything=everything,
         )
         removed = [info for info in chosen if not info.in_use]
         skipped = tuple((info.key, "a process uses it") for info in chosen if info.in_use)
@@ -183,7 +193,9 @@ def _chosen(environments: Environments, keys: list[str]) -> list[EnvironmentInfo
                 f"there is no environment {key!r}{did_you_mean(key, found)}; see 'modelops env list'"
             )
         if len(fitting) > 1:
-            raise RequestError(f"{key!r} is the beginning of {len(fitting)} keys: {', '.join(fitting)}; write more of it")
+            raise RequestError(
+                f"{key!r} is the beginning of {len(fitting)} keys: {', '.join(fitting)}; write more of it"
+            )
         chosen[fitting[0]] = found[fitting[0]]
     return list(chosen.values())
 

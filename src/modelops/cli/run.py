@@ -1,10 +1,8 @@
-"""``modelops run``: run a bundle or a study file on this machine, show the best sets, write the result files."""
+"""``modelops run``: run a bundle or a study on this machine, show the best sets, write the result files."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +12,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from modelops.client import Job
-    from modelops.study import Study
 
 
 def run(
@@ -24,7 +21,9 @@ def run(
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            "--parameter", "-p", help="NAME=VALUE[,VALUE...]; several make a grid. Repeat for more names."
+            "--parameter",
+            "-p",
+            help="NAME=VALUE[,VALUE...] or NAME=LO:HI:N. Repeat for more names; all combinations run.",
         ),
     ] = None,
     parameters: Annotated[
@@ -35,6 +34,9 @@ def run(
         int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The study's seed, 0 to 2**63-1.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="The seeds themselves, as 11,977,35; one per replicate.")
+    ] = None,
     aggregate: Annotated[
         list[str] | None, typer.Option("--aggregate", "-a", help="Aggregate entry point. Repeat for more.")
     ] = None,
@@ -47,7 +49,8 @@ def run(
     timeout: Annotated[str | None, typer.Option(help="Longest time of the job, as 12h.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory limit of one replicate, as 2GiB.")] = None,
     min_success: Annotated[
-        float | None, typer.Option(help="Fraction of replicates that must succeed for an aggregate (0 to 1).")
+        str | None,
+        typer.Option(help="Replicates that must succeed for an aggregate: 0.9 (fraction), 180 (count)."),
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
     out: Annotated[
@@ -61,6 +64,7 @@ def run(
     Exit code: 0 succeeded, 1 failed, 2 the request was wrong, 3 partial, 4 cancelled.
     """
     from modelops.cli.exits import exit_of_state
+    from modelops.cli.show import show_json
     from modelops.client import run as run_study
     from modelops.client.progress import ProgressBar
     from modelops.client.study_arguments import min_success_of_text, seeds_of_text, study_of_target
@@ -72,24 +76,25 @@ def run(
         model=model,
         replicates=replicates,
         seed=seed,
+        seeds=seeds_of_text(seeds),
         aggregate=aggregate,
         isolation=isolation,
         replicate_timeout=replicate_timeout,
         timeout=timeout,
         memory=memory,
-        min_success=min_success,
+        min_success=min_success_of_text(min_success),
     )
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
     status = job.status()
     folder = out or Path("results") / job.spec.name
     files = write_files(job, folder)
-    report = _report(job, study, folder) if status.counts.get("succeeded") else ""
+    report = _report(job, folder) if status.counts.get("succeeded") else ""
     if as_json:
-        typer.echo(json.dumps(_as_json(job, files, report), indent=2, default=str))
+        show_json(_as_json(job, files, report))
     else:
         _show(job, folder, files, report)
-    sys.exit(exit_of_state(status.state))
+    raise typer.Exit(exit_of_state(status.state))
 
 
 def write_files(job: Job, folder: Path) -> list[Path]:
@@ -103,10 +108,16 @@ def write_files(job: Job, folder: Path) -> list[Path]:
     return written
 
 
-def _report(job: Job, study: Study, folder: Path) -> str:
+def _report(job: Job, folder: Path) -> str:
+    """Let the bundle draw its report. If that fails, the results stand, and it is said on stderr."""
     from modelops.client.report import write_report
+    from modelops.errors import ModelOpsError
 
-    return write_report(job, folder)
+    try:
+        return write_report(job, folder)
+    except ModelOpsError as e:
+        typer.echo(f"warning: the results are complete, but the bundle's report failed: {e}", err=True)
+        return ""
 
 
 def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,20 @@ _COLOURS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON object (or list) on stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    """Print one JSON object on stdout; NaN and the infinities, which JSON lacks, become text."""
+    typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return repr(value)
+        case dict():
+            return {key: _finite(v) for key, v in value.items()}
+        case list() | tuple():
+            return [_finite(v) for v in value]
+        case _:
+            return value
 
 
 def show_check(check: Check) -> None:
@@ -45,7 +58,7 @@ def shown_checks(checks: Iterable[Check], *, quietly: bool) -> list[Check]:
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows what is being done: a line that goes away on a terminal, nothing elsewhere."""
+    """Give a function that shows, on a terminal only, what is being done: a line that goes away."""
     if not sys.stderr.isatty():
         yield lambda _text: None
         return

@@ -19,13 +19,13 @@ from modelops.bundles import job_spec, load_manifest, probe, take_snapshot
 from modelops.bundles.check import FRESH, REORDERED, TWICE, Digests
 from modelops.checks import Check, CheckStatus, failed, ok
 from modelops.client.local_runner import LocalRunner
-from modelops.client.local_sets import replicate_set
 from modelops.client.run import usable_cores
-from modelops.client.study_arguments import completed_study, with_axes
+from modelops.client.study_arguments import with_axes
+from modelops.client.study_files import completed
 from modelops.environments import Environments
 from modelops.errors import (
+    BundleEnvironmentError,
     BundleError,
-    EnvironmentError_,
     NotFoundError,
     ProcessError,
     RemoteError,
@@ -33,8 +33,9 @@ from modelops.errors import (
 )
 from modelops.processes import Row
 from modelops.states import ReplicateStatus
-from modelops.study.canonical import parse_canonical
+from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.index_line import IndexLine
+from modelops.worker.sets import replicate_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def _checks(
         manifest = load_manifest(snapshot)
         files = [p for p in snapshot.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
-        study = completed_study(study, manifest, snapshot)
+        study = completed(study, manifest, snapshot)
         if axes:
             study = replace(study, parameters=with_axes(study.sets(), axes))
         spec = job_spec(study, manifest, digest)
@@ -126,7 +127,7 @@ def _checks(
         environment = environments.ensure(
             lock, bundle_root=snapshot, retry_failed=upgrade, on_progress=on_progress
         )
-    except EnvironmentError_ as e:
+    except BundleEnvironmentError as e:
         raise _CannotGoOnError(failed("environment", str(e), _environment_advice(e))) from e
     n, seconds = len(lock.packages), time.monotonic() - began
     yield ok(
@@ -148,7 +149,7 @@ def _some_sets(study: Study) -> list[bytes]:
     return [sets.canonical(i, i + 1)[0] for i in chosen]
 
 
-def _environment_advice(error: EnvironmentError_) -> str:
+def _environment_advice(error: BundleEnvironmentError) -> str:
     if isinstance(error, BundleError):
         return "correct the dependencies in the file that is named; nothing was run"
     return "nothing is known about the bundle's dependencies; try again when this is mended"
@@ -200,7 +201,7 @@ class _Looker:
             errors = self.runner.pool.call(self.process, call, args)
         except ProcessError as e:
             raise _CannotGoOnError(
-                failed("imports", f"the process ended while importing {', '.join(e for _, e in entries)}: {e}",
+                failed("imports", f"a process ended while importing {', '.join(e for _, e in entries)}: {e}",
                        "find what ends the process when the module is imported")
             ) from e  # fmt: skip
         found = judge.imports(entries, errors)
@@ -256,7 +257,10 @@ class _Looker:
 
     def _set(self, asked: Asked) -> ReplicateSet:
         position, replicate = asked
-        return replicate_set(self._few, 0, self.sets[position], replicate, 1)
+        canonical = self.sets[position]
+        return replicate_set(
+            self._few, 0, param_id(canonical), canonical, index=replicate, replicate=replicate, n=1
+        )
 
     def _named(self, asked: Asked) -> str:
         position, replicate = asked
@@ -285,13 +289,13 @@ class _Looker:
         except ProcessError as e:
             return failed(name, f"{entry} of {len(rows)} replicates: {e}", "mend the aggregate")
         if outcome.error is None:
-            names = ", ".join(o.name for o in outcome.outputs) or "nothing"
-            return ok(name, f"{entry} of {len(rows)} replicates gives {names}",
-                      outputs=[o.name for o in outcome.outputs], seconds=outcome.seconds)  # fmt: skip
+            names = [name for name, _, _ in outcome.outputs]
+            return ok(name, f"{entry} of {len(rows)} replicates gives {', '.join(names) or 'nothing'}",
+                      outputs=names, seconds=outcome.seconds)  # fmt: skip
         error = outcome.error
         place = f" at {error.file}:{error.line}" if error.file else ""
         return failed(
-            name, f"{entry} of {len(rows)} replicates: {outcome.status}: {error.type}: {error.message}{place}",
+            name, f"{entry} of {len(rows)} replicates {outcome.status}: {error.type}: {error.message}{place}",
             "mend the aggregate; it gets the list of what the model returned, in order",
             type=error.type, error=error.message, traceback=error.traceback, stderr=error.stderr,
         )  # fmt: skip
@@ -305,13 +309,20 @@ class _Looker:
         manifest = self.runner.manifest
         params = parse_canonical(self.sets[0])
         call, args = probe.call_of(
-            "observe", self.spec.model, manifest.wire is not None, str(self.runner.snapshot), params, one.seeds[0]
+            "observe",
+            self.spec.model,
+            manifest.wire is not None,
+            str(self.runner.snapshot),
+            params,
+            one.seeds[0],
         )
         n_replicates = self.spec.line.size
         try:
             seen = self.runner.pool.call(self.process, call, args)
         except ProcessError as e:
-            yield failed("stdout", f"a replicate ended its process when stdout was a file: {e}", "mend the model")
+            yield failed(
+                "stdout", f"a replicate ended its process when stdout was a file: {e}", "mend the model"
+            )
             return
         yield judge.prints(seen, n_replicates)
         yield judge.random_state(seen)
@@ -330,18 +341,17 @@ class _Looker:
 
 def _with_few_replicates(spec: JobSpec) -> JobSpec:
     """Return the spec with as many replicates as are looked at, also where the job itself has fewer."""
-    seeds = spec.seeds
-    if seeds is not None:
-        others = (seed for seed in count() if seed not in spec.seeds)
-        seeds = (*seeds, *islice(others, N_SEEDS))[:N_SEEDS]
+    given = spec.seeds
+    seeds = None
+    if given is not None:
+        others = islice((seed for seed in count() if seed not in given), N_SEEDS)
+        seeds = (*given, *others)[:N_SEEDS]
     return msgspec.structs.replace(spec, line=IndexLine.of(1, N_SEEDS), seeds=seeds)
 
 
 def _digests(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> dict[int, Digests]:
-    """Return what each replicate number gave: a digest of each output; one that did not succeed gave its status."""
-    return {
-        replicate: outcome_digests(o) for (_, replicate), o in zip(asked, outcomes, strict=False)
-    }
+    """Return what each replicate number gave: a digest of each of its outputs."""
+    return {replicate: outcome_digests(o) for (_, replicate), o in zip(asked, outcomes, strict=False)}
 
 
 def outcome_digests(outcome: Outcome) -> Digests:
@@ -361,7 +371,7 @@ def _sha256(data: bytes | SpooledFile) -> str:
 def available_bytes() -> int | None:
     """Return the memory that processes can still get on this machine, None if the system does not tell."""
     try:
-        with open("/proc/meminfo", "rb") as meminfo:
+        with Path("/proc/meminfo").open("rb") as meminfo:
             for line in meminfo:
                 if line.startswith(b"MemAvailable:"):
                     return int(line.split()[1]) * 1024

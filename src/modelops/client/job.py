@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from modelops.study.ids import BundleDigest, JobId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
@@ -196,8 +196,11 @@ class Job:
         state = self.status().state
         if state not in FINAL_JOB_STATES:
             raise RequestError(f"job {self.id} is {state}; its result files are written when it ends")
-        names = self._objects.list(f"v1/jobs/{self.id}/results")
-        paths = {name.rpartition("/")[2]: self._objects.local_path(name) for name in names}
+        folder = f"v1/jobs/{self.id}/results"
+        paths = {
+            name.removeprefix(f"{folder}/"): self._objects.local_path(name)
+            for name in self._objects.list(folder)
+        }
         return {name: path for name, path in paths.items() if path is not None}
 
     @cached_property

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from modelops.bundles import job_spec
 from modelops.client.job import Job
 from modelops.client.local_runner import LocalRunner
-from modelops.client.local_sets import replicate_set
-from modelops.client.study_arguments import completed_study
+from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
 from modelops.states import ReplicateStatus
-from modelops.study.canonical import canonical_json, parse_canonical
+from modelops.store import Objects
+from modelops.store.parameters import Parameters
+from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.parameter_sets import ParameterSets
+from modelops.worker.sets import replicate_set
 
 if TYPE_CHECKING:
     from modelops.home import Home
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from modelops.study.spec import JobSpec
     from modelops.study.study import Study
 
+PARAM_ID_DIGITS = 32
 Progress = Callable[[str], None]
 
 
@@ -55,13 +58,18 @@ def of_study(
         The study or the bundle is wrong, its environment cannot be had, or it cannot be imported.
     """
     runner = LocalRunner.of_bundle(Path(study.bundle), home, on_progress=on_progress)
-    study = completed_study(study, runner.manifest, runner.snapshot)
+    study = completed(study, runner.manifest, runner.snapshot)
     first = dict(study.sets()[0])
     rows = [{**first, **dict(zip(axes, values, strict=True))} for values in product(*axes.values())]
     study = replace(study, parameters=ParameterSets.of_rows(rows))
     spec = job_spec(replace(study, aggregate=[]), runner.manifest, runner.digest)
     canonical = study.sets().canonical()
-    sets = [replicate_set(spec, p, c, 0, study.n_replicates) for p, c in enumerate(canonical)]
+    n = study.n_replicates
+    sets = [
+        replicate_set(spec, p, param_id(c), c, index=p * n + r, replicate=r, n=1)
+        for p, c in enumerate(canonical)
+        for r in range(n)
+    ]
     return _run(runner, spec, sets)
 
 
@@ -82,21 +90,24 @@ def of_job(
     """
     job = Job(job_id, home)
     spec = job.spec
-    number = int(param) if param.isdecimal() else job.param_number(param)
+    parameters = Parameters(Objects.open(str(home.objects)), job.id)
+    n = spec.line.n_params
     try:
-        spec.line.index(number, replicate)
-    except IndexError:
-        n = spec.line.n_params
+        number = int(param) if len(param) < PARAM_ID_DIGITS else parameters.param_of(param)
+        index = spec.line.index(number, replicate)
+    except (IndexError, KeyError, ValueError):
         raise NotFoundError(
             f"job {job_id} has no replicate {replicate} of parameter set {param}: it has {n} parameter sets "
             f"(0 to {n - 1}) with {spec.line.size // max(n, 1)} replicates each"
         ) from None
     runner = LocalRunner.of_job(job, on_progress=on_progress)
-    return _run(runner, spec, [replicate_set(spec, number, canonical_json(job.params(number)), replicate, 1)])
+    row = parameters[number]
+    one = replicate_set(spec, number, row.param_id, row.canonical, index=index, replicate=replicate, n=1)
+    return _run(runner, spec, [one])
 
 
 def _run(runner: LocalRunner, spec: JobSpec, sets: list[ReplicateSet]) -> Iterator[RanReplicate]:
-    """Run the sets one by one, so that each replicate is shown as soon as it has ended."""
+    """Run replicates, a set each, so that each is shown as soon as it has ended."""
     printed: dict[int | None, bytearray] = {}
 
     def log(index: int | None, text: bytes) -> None:
@@ -105,16 +116,13 @@ def _run(runner: LocalRunner, spec: JobSpec, sets: list[ReplicateSet]) -> Iterat
     with runner:
         process = runner.spec(isolation=spec.isolation, limits=spec.limits)
         for one in sets:
-            params = parse_canonical(bytes(one.params))
-            for n in range(len(one.seeds)):
-                single = one.after(n).first(1)
-                (outcome,) = runner.replicates(process, spec.model, [single], log=log)
-                text = bytes(printed.pop(None, b"") + printed.pop(single.index, b""))
-                yield RanReplicate(
-                    param=one.param,
-                    params=params,
-                    replicate=single.replicate,
-                    seed=single.seeds[0],
-                    outcome=outcome,
-                    printed=text.decode(errors="replace"),
-                )
+            (outcome,) = runner.replicates(process, spec.model, [one], log=log)
+            text = bytes(printed.pop(None, b"") + printed.pop(one.index, b""))
+            yield RanReplicate(
+                param=one.param,
+                params=parse_canonical(bytes(one.params)),
+                replicate=one.replicate,
+                seed=one.seeds[0],
+                outcome=outcome,
+                printed=text.decode(errors="replace"),
+            )

@@ -12,6 +12,7 @@ from modelops.environments import Environments, parse_lock
 from modelops.processes import ProcessPool, RunnerSpec
 from modelops.store import Objects
 from modelops.store.segments import job_folder
+from modelops.study.ids import BundleDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ class LocalRunner:
     """A bundle with its environment and a process pool of one slot, for the length of a ``with`` block."""
 
     def __init__(
-        self, snapshot: Path, digest: str, manifest: Manifest, environment: Environment, home: Home
+        self, snapshot: Path, digest: BundleDigest, manifest: Manifest, environment: Environment, home: Home
     ) -> None:
         self.snapshot, self.digest, self.manifest, self.environment = snapshot, digest, manifest, environment
         self._home = home
@@ -66,7 +67,7 @@ class LocalRunner:
         lock = parse_lock(Objects.open(str(home.objects)).get(f"{job_folder(job.id)}/lock").decode())
         snapshot = job.snapshot()
         environment = Environments(home.cache).ensure(lock, bundle_root=snapshot, on_progress=on_progress)
-        return cls(snapshot, job.spec.bundle, manifest, environment, home)
+        return cls(snapshot, BundleDigest(job.spec.bundle), manifest, environment, home)
 
     def spec(self, *, isolation: str | None = None, limits: Limits | None = None) -> RunnerSpec:
         """Return what the pool needs to start a runner of this bundle; isolation as the bundle says."""

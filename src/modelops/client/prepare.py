@@ -50,7 +50,9 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
         The study or the bundle is wrong; no job was recorded.
     """
     digest, snapshot = take_snapshot(Path(study.bundle), home.cache / "bundles")
-    manifest = load_manifest(snapshot)
+    manifest = load_manifest(
+        Path(study.bundle)
+    )  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
     parameters = parameter_table(study.sets())  # refuses duplicates

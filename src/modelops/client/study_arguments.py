@@ -1,7 +1,7 @@
 """From the words of a command line to a `Study`: a target, ``-p NAME=VALUE,...``, and options.
 
-``-p`` says which values a parameter takes, whatever the study file or the bundle says of it; parameters that are
-not named keep theirs. Values are typed as TOML and JSON type them.
+``-p`` says which values a parameter takes, whatever the study file or the bundle says of it; parameters that
+are not named keep theirs. Values are typed as TOML and JSON type them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.bundles import load_manifest
 from modelops.client.parameter_files import value_of_text
-from modelops.client.study_files import bundle_defaults, load_study, with_parameters_read
+from modelops.client.study_files import completed, load_study
 from modelops.errors import NotFoundError, RequestError
 from modelops.study.canonical import canonical_json
 from modelops.study.parameter_sets import ParameterSets
@@ -26,8 +26,6 @@ from modelops.study.wording import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from modelops.bundles import Manifest
-
 _STEPS = re.compile(r"([^:,\s]+):([^:,\s]+):([0-9]+)")
 _OPENS = {"[": "]", "{": "}"}
 
@@ -35,8 +33,8 @@ _OPENS = {"[": "]", "{": "}"}
 def axis_of_text(text: str) -> tuple[str, list[Any]]:
     """Read ``NAME=VALUE[,VALUE...]`` or ``NAME=LO:HI:N`` (N values, evenly spaced, both ends included).
 
-    ``1`` is an integer, ``1.0`` and ``1e3`` are floats, ``true`` and ``false`` bools, all else is text; text in double
-    quotes is always text, ``[...]`` and ``{...}`` are JSON.
+    ``1`` is an integer, ``1.0`` and ``1e3`` are floats, ``true`` and ``false`` bools, all else is text; what
+    stands in double quotes is always text, ``[...]`` and ``{...}`` are JSON.
 
     Raises
     ------
@@ -46,7 +44,9 @@ def axis_of_text(text: str) -> tuple[str, list[Any]]:
     name, equals, rest = text.partition("=")
     name = name.strip()
     if not equals or not name:
-        raise RequestError(f"-p {text!r} is no parameter; write NAME=VALUE or NAME=VALUE,VALUE, as in -p beta=0.1,0.2")
+        raise RequestError(
+            f"-p {text!r} is no parameter; write NAME=VALUE or NAME=VALUE,VALUE, as in -p beta=0.1,0.2"
+        )
     if match := _STEPS.fullmatch(rest.strip()):
         lo, hi, n = value_of_text(match[1]), value_of_text(match[2]), int(match[3])
         if _is_number(lo) and _is_number(hi):
@@ -60,7 +60,9 @@ def axes_of_texts(texts: Iterable[str]) -> dict[str, list[Any]]:
     for text in texts:
         name, values = axis_of_text(text)
         if name in axes:
-            raise RequestError(f"-p names {name!r} twice; write its values behind one another, as in -p {name}=1,2")
+            raise RequestError(
+                f"-p names {name!r} twice; write its values behind one another, as in -p {name}=1,2"
+            )
         axes[name] = values
     return axes
 
@@ -72,7 +74,9 @@ def seeds_of_text(text: str | None) -> list[int] | None:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise RequestError(f"--seeds {text!r}: write integers with commas between them, as in --seeds 11,977") from None
+        raise RequestError(
+            f"--seeds {text!r}: write integers with commas between them, as in --seeds 11,977"
+        ) from None
 
 
 def min_success_of_text(text: str | None) -> float | int | None:
@@ -80,7 +84,7 @@ def min_success_of_text(text: str | None) -> float | int | None:
     value = None if text is None else value_of_text(text)
     if value is not None and not _is_number(value):
         raise RequestError(f"--min-success {text!r}: a fraction such as 0.9, or a count such as 180")
-    return value  # type: ignore[no-any-return]  # a number or None, checked above
+    return value
 
 
 def study_of_target(
@@ -114,13 +118,13 @@ def study_of_target(
     study = unfilled_study(existing(target), parameters=parameters, **options)
     if said:
         bundle = Path(study.bundle)
-        complete = completed_study(study, load_manifest(bundle), bundle)
+        complete = completed(study, load_manifest(bundle), bundle)
         study = replace(study, parameters=with_axes(complete.sets(), said))
     return study
 
 
 def unfilled_study(path: Path, **options: Any) -> Study:
-    """Return the study of a study file or of a bundle, with these arguments of `Study`; None: as the file says."""
+    """Return the study of a study file or a bundle with these arguments of `Study`; None: as it says."""
     said = {name: value for name, value in options.items() if value is not None and value != []}
     if path.suffix == ".toml" and path.name != "pyproject.toml":
         given = load_study(path)
@@ -143,7 +147,7 @@ def existing(target: str) -> Path:
 
 
 def with_axes(base: ParameterSets, axes: Mapping[str, list[Any]]) -> ParameterSets:
-    """Return the sets in which these parameters take these values, in every combination with what else there was."""
+    """Return the sets in which these parameters take these values, combined with all that the others had."""
     rest: dict[bytes, dict[str, Any]] = {}
     for row in base:
         kept = {name: value for name, value in row.items() if name not in axes}
@@ -152,11 +156,6 @@ def with_axes(base: ParameterSets, axes: Mapping[str, list[Any]]) -> ParameterSe
         return grid(**axes)
     chosen = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     return ParameterSets.of_rows({**kept, **row} for kept in rest.values() for row in chosen)
-
-
-def completed_study(study: Study, manifest: Manifest, bundle: Path) -> Study:
-    """Return the study with nothing left open."""
-    return with_parameters_read(study.filled_from(bundle_defaults(manifest, bundle)))
 
 
 def _is_number(value: Any) -> bool:
@@ -201,7 +200,7 @@ def _split(text: str, rest: str) -> list[str]:
 def _value(text: str, word: str) -> Any:
     word = word.strip()
     if not word:
-        raise RequestError(f"-p {text}: a value is missing; an empty text is written \"\"")
+        raise RequestError(f'-p {text}: a value is missing; an empty text is written ""')
     if word[0] in '"[{':
         try:
             return json.loads(word)

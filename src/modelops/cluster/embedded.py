@@ -46,7 +46,7 @@ class AnnounceWorkers(SchedulerPlugin):
 
 
 class EmbeddedCluster:
-    """A pool on this machine: ``n_workers`` worker processes with ``threads`` slots each, for the length of a ``with`` block.
+    """A pool on this machine: ``n_workers`` processes with ``threads`` slots each. Use it in a ``with`` block.
 
     Raises
     ------

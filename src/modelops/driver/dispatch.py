@@ -19,10 +19,13 @@ _SIMULATE, _AGGREGATE = Kind.SIMULATE, Kind.AGGREGATE
 
 
 class Dispatcher:
-    """Takes work out of the backlogs for free places on workers: suspects, then aggregates, then chunks."""
+    """Takes work out of the backlogs for free places on workers: suspects, then aggregates, then chunks.
 
-    def __init__(self, roster: Roster, ledger: Ledger) -> None:
-        self._roster, self._ledger = roster, ledger
+    ``replicates_per_chunk``: instead of what the clock suggests.
+    """
+
+    def __init__(self, roster: Roster, ledger: Ledger, *, replicates_per_chunk: int | None = None) -> None:
+        self._roster, self._ledger, self._pinned = roster, ledger, replicates_per_chunk
         self.backlogs = {kind: Backlog(kind) for kind in Kind}
         self.meters = {kind: Meter() for kind in Kind}
 
@@ -55,7 +58,9 @@ class Dispatcher:
     def _next_chunk(self) -> Work | None:
         backlog = self.backlogs[_SIMULATE]
         n = backlog.n_ready
-        return backlog.take(chunk_size(self.meters[_SIMULATE], n, self._roster.slots)) if n else None
+        if not n:
+            return None
+        return backlog.take(self._pinned or chunk_size(self.meters[_SIMULATE], n, self._roster.slots))
 
     def _next_to_queue(self) -> Work | None:
         """Return work that may wait behind other work on a worker."""

@@ -21,9 +21,9 @@ from distributed.scheduler import KilledWorker
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.errors import (
+    BundleEnvironmentError,
     BundleError,
     ClusterError,
-    EnvironmentError_,
     HandshakeError,
     IntegrityError,
     ModelOpsError,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from modelops.worker.messages import AggregateRef, SegmentRef
 
 log = logging.getLogger(__name__)
-NO_HOPE = (RequestError, BundleError, EnvironmentError_, IntegrityError, HandshakeError, RemoteError)
+NO_HOPE = (RequestError, BundleError, BundleEnvironmentError, IntegrityError, HandshakeError, RemoteError)
 
 
 class Ledger(Protocol):
@@ -169,7 +169,7 @@ class DriverLoop:
             self.prepare()
         except ModelOpsError as error:
             self.tell(e.EnvironmentFailed(type(error).__name__, str(error)))
-        except Exception as error:  # noqa: BLE001  the top of a thread: the job must hear of it, whatever it is
+        except Exception as error:
             log.exception("preparing the environment of %s", self.job)
             self.tell(e.EnvironmentFailed(type(error).__name__, repr(error)))
         else:

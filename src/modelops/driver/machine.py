@@ -91,6 +91,8 @@ class Machine:
     segments, aggregates
         What earlier runs or drivers committed; it is not run again. An aggregate whose inputs have changed
         (its parameter set was extended or repaired) is stale and made anew.
+    replicates_per_chunk
+        How many replicates go into each chunk; by default as many as the clock says, see `chunking`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Machine:
         epoch: int = 1,
         segments: Iterable[SegmentRef] = (),
         aggregates: Iterable[AggregateRef] = (),
+        replicates_per_chunk: int | None = None,
     ) -> None:
         self.spec, self.job, self.epoch = spec, job, epoch
         self.state = JobState.QUEUED
@@ -120,7 +123,7 @@ class Machine:
         self._overlaps = False  # an index may be in two places
         self._strikes: dict[tuple[Kind, int], int] = {}
         self._ledger = Ledger(spec)
-        self._dispatcher = Dispatcher(self._roster, self._ledger)
+        self._dispatcher = Dispatcher(self._roster, self._ledger, replicates_per_chunk=replicates_per_chunk)
         self._backlogs, self._meters = self._dispatcher.backlogs, self._dispatcher.meters
         self._retry_on = tuple(sorted(spec.retry.on))
         to_aggregate = self._ledger.adopt(segments, aggregates)
@@ -431,6 +434,8 @@ class Machine:
 
     def _commit_if_new(self, attempt: AttemptId, commit: _Commit) -> None:
         """Commit, unless other outcomes of these items are there already; then only run what nobody has."""
+        if self._finalizing:
+            return  # the result files are being written from what is committed; a resumed job runs it again
         work = commit.work
         taken = False
         if commit.late:

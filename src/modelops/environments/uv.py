@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from modelops.errors import (
+    BundleEnvironmentError,
     ClusterError,
-    EnvironmentError_,
     IndexUnreachableError,
     InternalError,
     ResolutionError,
@@ -145,7 +145,7 @@ class Uv:
 
 def explain(
     output: str, returncode: int, *, what: str, volume: Path
-) -> EnvironmentError_ | StorageError | InternalError:
+) -> BundleEnvironmentError | StorageError | InternalError:
     """Say what a failure of uv means. Pure."""
     words = shorten(output) or f"uv ended with code {returncode} and wrote nothing"
     own = re.split(r"^\s*\[std(?:out|err)\]", words, maxsplit=1, flags=re.MULTILINE)[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from modelops.states import ReplicateStatus  # noqa: TC001 - msgspec reads the annotations
+from modelops.states import ReplicateStatus
 
 if TYPE_CHECKING:
     from modelops.rpc import ReplicateSet

@@ -106,6 +106,7 @@ class Peer:
         self._splitter = FrameSplitter()
         self._open: dict[int, Wire] = {}
         self._next_id = 1
+        self._broken: ProtocolError | None = None
 
     @property
     def open_requests(self) -> dict[int, Wire]:
@@ -134,13 +135,22 @@ class Peer:
         Raises
         ------
         ProtocolError
-            The runner broke a rule; the message says which.
+            The runner broke a rule; the message says which. Messages that were complete before it are
+            returned first (a finished replicate stays finished); then the error comes with the next call.
         """
+        if self._broken is not None:
+            raise self._broken
+        messages: list[Message] = []
         try:
-            bodies = self._splitter.feed(data)
+            for body in self._splitter.feed(data):
+                messages.append(self._message(body))
         except FrameError as e:
-            raise ProtocolError(f"the runner sent something that is no frame: {e}") from e
-        return [self._message(body) for body in bodies]
+            self._broken = ProtocolError(f"the runner sent something that is no frame: {e}")
+        except ProtocolError as e:
+            self._broken = e
+        if self._broken is not None and not messages:
+            raise self._broken
+        return messages
 
     def eof(self) -> None:
         """Say that the runner has closed its end.
@@ -148,8 +158,11 @@ class Peer:
         Raises
         ------
         ProtocolError
-            It did so inside a frame. Open requests are no error: whoever watches the process knows why.
+            It did so inside a frame, or broke a rule before. Open requests are no error: whoever watches
+            the process knows why.
         """
+        if self._broken is not None:
+            raise self._broken
         try:
             self._splitter.close()
         except FrameError as e:

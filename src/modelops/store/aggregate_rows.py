@@ -152,7 +152,7 @@ def _held(
 
 
 def _statuses(codes: npt.NDArray[np.int64], rest: ReplicateStatus) -> list[str]:
-    """Join the targets' statuses of each parameter set: the worst one; absent ones are still to come, or not run."""
+    """Join the targets' statuses by parameter set: the worst one; absent ones may come, or did not run."""
     absent = str(ReplicateStatus.PENDING if rest == ReplicateStatus.PENDING else AggregateStatus.NOT_RUN)
     out = np.full(codes.shape[1], str(AggregateStatus.SUCCEEDED), object)
     out[(codes == _ABSENT).any(axis=0)] = absent
@@ -176,7 +176,7 @@ def _replicates_of(contents: JobContents, params: npt.NDArray[np.int64]) -> npt.
 
 
 def target_prefixes(targets: tuple[str, ...]) -> dict[str, str]:
-    """Return what goes before the outputs of each target: nothing if there is one, else its function's name."""
+    """Return what goes before the outputs of each target: nothing if there is one, else its function."""
     if len(targets) == 1:
         return {targets[0]: ""}
     functions = {target: re.split("[:/]", target)[-1] for target in targets}

@@ -42,7 +42,9 @@ def aggregate_value(contents: JobContents, param: int | str, target: str) -> Any
             continue
         if row["status"][0].as_py() != _SUCCEEDED:
             status = list(AggregateStatus)[row["status"][0].as_py()]
-            raise KeyError(f"aggregate {target} of parameter set {param} is {status}: {row['reason'][0].as_py()}")
+            raise KeyError(
+                f"aggregate {target} of parameter set {param} is {status}: {row['reason'][0].as_py()}"
+            )
         outputs = OutputsColumn(row, f"{job_folder(contents.job)}/{ref.pack}").rows()[0]
         return decoded(contents.objects, row["returned"][0].as_py(), outputs)
     raise KeyError(f"job {contents.job} has no aggregate {target!r} of parameter set {param}")

@@ -6,6 +6,7 @@ second before a worker's first segment; and it looks at every value, which costs
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +27,12 @@ def fixed(
     )
 
 
-def bools(values: Sequence[bool]) -> pa.Array:
+def bools(
+    values: Sequence[bool] | npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_] | None = None
+) -> pa.Array:
     """Return an array of booleans."""
-    return pa.Array.from_buffers(
-        pa.bool_(), len(values), [None, _bits(np.fromiter(values, np.bool_, len(values)))]
-    )
+    bits = values if isinstance(values, np.ndarray) else np.fromiter(values, np.bool_, len(values))
+    return pa.Array.from_buffers(pa.bool_(), len(values), [_bitmap(valid), _bits(bits)])
 
 
 def binary(values: Sequence[Any], valid: npt.NDArray[np.bool_] | None = None) -> pa.Array:
@@ -94,11 +96,11 @@ def binary_values(array: pa.Array) -> list[bytes]:
     first, last = int(ends[0]), int(ends[-1])
     data = data_buffer.slice(first, last - first).to_pybytes() if last > first else b""
     edges = (ends - first).tolist()
-    return [data[lo:hi] for lo, hi in zip(edges, edges[1:], strict=False)]
+    return [data[lo:hi] for lo, hi in pairwise(edges)]
 
 
 def starts_and_sizes(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where the bytes of each value of a large_binary array begin in its buffer, and how many there are."""
+    """Return where the bytes of each value of a large_binary array begin in its buffer, and their number."""
     if not len(array):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     ends = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)

@@ -93,7 +93,8 @@ class Database:
         with self.reading() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
-            return connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+            found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+            return None if found is None else str(found)
 
     def _switch_to_wal(self) -> None:
         with self._as_ours(), self.engine.connect() as connection:
@@ -115,8 +116,8 @@ class Database:
         revision = self._revision()
         if revision is not None and revision not in REVISIONS:
             raise ClusterError(
-                f"the database {self.name} was written by a newer ModelOps (revision {revision}, this one knows "
-                f"up to {HEAD}); upgrade modelops, or use another MODELOPS_HOME"
+                f"the database {self.name} was written by a newer ModelOps (revision {revision}, this "
+                f"one knows up to {HEAD}); upgrade modelops, or use another MODELOPS_HOME"
             )
         config = Config()
         config.set_main_option("script_location", "modelops.store:migrations")
@@ -145,7 +146,7 @@ def _lock_beside(url: sa.URL) -> FileLock:
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    connection.isolation_level = None  # type: ignore[attr-defined]  # we send BEGIN ourselves, see below
+    connection.isolation_level = None  # we send BEGIN ourselves, see below
     cursor = connection.cursor()
     for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")

@@ -9,6 +9,7 @@ reason stays.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -91,7 +92,7 @@ class Stored:
         for i in _one_of_each(o, ~keep & counts, starts):
             head = o.data[i].as_py() if o.data[i].is_valid else None
             self.labels[o.names[o.name[i]]].add(dropped_label(o.kinds[o.kind[i]], head))
-        return keep
+        return np.asarray(keep, np.bool_)
 
 
 def _one_of_each(
@@ -176,7 +177,7 @@ class Cover(Generic[T]):
         order = np.argsort(which, kind="stable")
         at, which = at[order], which[order]
         edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(which)]
-        for lo, hi in zip(edges, edges[1:], strict=False):
+        for lo, hi in pairwise(edges):
             if lo < hi:
                 yield self._get(int(which[lo])), at[lo:hi]
 

@@ -6,6 +6,8 @@ returns: temporary file, fsync, hard link to the final name (which fails if that
 folder. A crash in between leaves a file in ``.tmp/`` that nothing refers to.
 """
 
+# ruff: noqa: D102  what the methods do is said once, in Objects
+
 from __future__ import annotations
 
 import os
@@ -28,7 +30,7 @@ class AlreadyExistsError(RequestError):
 
 
 class Objects(ABC):
-    """Named bytes. Names are relative paths of plain segments, e.g. ``v1/jobs/<job>/segments/<attempt>.arrow``.
+    """Named bytes. Names are relative paths, e.g. ``v1/jobs/<job>/segments/<attempt>.arrow``.
 
     Every method raises `StorageError`, naming the volume or service, when storage does not do its part.
     """
@@ -219,7 +221,7 @@ class FolderObjects(Objects):
 
 
 def checked_name(name: str) -> str:
-    """Return the name if it is a relative path without empty, ``.`` or ``..`` segments; refuse it otherwise."""
+    """Return the name if it is a relative path without empty, ``.`` or ``..`` segments; refuse others."""
     if not all(part not in ("", ".", "..", _TMP) for part in name.split("/")) or "\0" in name or "\\" in name:
         raise RequestError(f"{name!r} cannot be the name of an object: use plain segments joined by '/'")
     return name
@@ -229,7 +231,7 @@ def checked_length(data: bytes, name: str, offset: int, length: int) -> bytes:
     """Return the bytes if there are as many as were asked for."""
     if len(data) != length:
         raise IntegrityError(
-            f"{name} is too short: wanted {length} bytes at {offset}, found {len(data)}; it was cut or replaced"
+            f"{name} is too short: wanted {length} bytes at {offset}, found {len(data)}; was it cut?"
         )
     return data
 

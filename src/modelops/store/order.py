@@ -1,4 +1,4 @@
-"""The order of result rows, (parameter set, replicate), over an index line of several blocks. Arrays throughout.
+"""The order of result rows, (parameter set, replicate), over an index line of several blocks; all in arrays.
 
 The axis of parameter sets is cut where a block begins or ends. Within such a band the same blocks cover
 every parameter set, so place and index of the row at a given rank are a division and a table look-up.
@@ -7,6 +7,8 @@ every parameter set, so place and index of the row at a given rank are a divisio
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from modelops.study.index_line import Block, IndexLine
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Consecutive rows of a result: parameter set, replicate and index of each. Shape ``(n,)``, int64."""
 
     param: npt.NDArray[np.int64]
@@ -40,7 +43,7 @@ class ResultOrder:
         cuts = sorted({b.p0 for b in blocks} | {b.p0 + b.n_params for b in blocks})
         self._bands: list[_Band] = []
         self.size = 0
-        for lo, hi in zip(cuts, cuts[1:], strict=False):
+        for lo, hi in pairwise(cuts):
             inside = sorted((b for b in blocks if b.p0 <= lo < b.p0 + b.n_params), key=lambda b: b.r0)
             per_param = sum(b.n_replicates for b in inside)
             if per_param:
@@ -59,7 +62,11 @@ class ResultOrder:
         if not parts:
             nothing = np.zeros(0, np.int64)
             return Rows(nothing, nothing, nothing)
-        return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Rows(
+            np.concatenate([part.param for part in parts]),
+            np.concatenate([part.replicate for part in parts]),
+            np.concatenate([part.index for part in parts]),
+        )
 
 
 def _rows_of_band(band: _Band, lo: int, hi: int) -> Rows:
@@ -80,7 +87,7 @@ def places(line: IndexLine, indices: npt.NDArray[np.int64]) -> Rows:
     IndexError
         An index is not on the line.
     """
-    if len(indices) and not (0 <= indices.min() and indices.max() < line.size):
+    if len(indices) and not (indices.min() >= 0 and indices.max() < line.size):
         raise IndexError(f"an index outside 0..{line.size - 1}")
     blocks = np.array(
         [(b.base, b.p0, b.r0, b.n_replicates) for b in line.blocks if b.end > b.base] or [(0, 0, 0, 1)],

@@ -1,4 +1,4 @@
-"""Parameters as columns: int64, float64, bool or text if all sets have that type, canonical JSON otherwise."""
+"""Parameters as columns: int64, float64, bool or text if all sets agree, canonical JSON otherwise."""
 
 from __future__ import annotations
 

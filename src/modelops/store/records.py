@@ -80,7 +80,7 @@ class Records:
 
     @classmethod
     def open(cls, url: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Records:
-        """Open ``sqlite:////path/to/file`` (created and migrated as needed). See `Database.open` for errors."""
+        """Open ``sqlite:////path/to/file`` (created and migrated as needed); errors as `Database.open`."""
         return cls(Database.open(url), clock)
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class Records:
         if number is None:
             raise NotFoundError(f"there is no job {job}")
         _insert_event(sql, job, number, self._clock(), who, kind, text, data)
-        return number
+        return int(number)
 
     # Segments and aggregates
 
@@ -241,7 +241,7 @@ class Records:
         return self.commit_segments(job, epoch, [ref])[0]
 
     def commit_segments(self, job: JobId, epoch: int, refs: Sequence[SegmentRef]) -> list[bool]:
-        """Commit several segments in one transaction, each by the rules of `commit_segment`, in this order."""
+        """Commit several segments in one transaction, each by the rules of `commit_segment`, in order."""
         with self._database.writing() as sql:
             _hold(sql, job, epoch)
             return [self._commit_segment(sql, job, epoch, ref) for ref in refs]

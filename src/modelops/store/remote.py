@@ -1,5 +1,7 @@
 """Object storage behind a URL, through obstore: S3, Azure Blob, GCS (and ``memory://`` for tests)."""
 
+# ruff: noqa: D102  what the methods do is said once, in Objects
+
 from __future__ import annotations
 
 from contextlib import contextmanager

@@ -65,6 +65,7 @@ def base_columns(contents: JobContents, rows: Rows, status: pa.Array) -> dict[st
 def row_seeds(
     spec: JobSpec, param_ids: Sequence[Any], nth: npt.NDArray[np.int64], replicate: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
+    """Return the seed of each row: ``nth`` is the position of its parameter set in ``param_ids``."""
     if spec.seeds is not None:
         return np.array(spec.seeds, np.int64)[replicate]
     if spec.common_random_numbers:
@@ -75,7 +76,7 @@ def row_seeds(
 
 
 def replicate_statuses(contents: JobContents) -> tuple[list[str], int, int]:
-    """Return the words of the status column, and the codes of ``rest`` and ``running``; outcomes come first."""
+    """Return the words of the status column, and the codes of ``rest`` and ``running``; outcomes first."""
     return [*OUTCOMES, contents.rest, ReplicateStatus.RUNNING], len(OUTCOMES), len(OUTCOMES) + 1
 
 
@@ -90,10 +91,11 @@ def in_ranges(ranges: Ranges, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.
     if not ranges:
         return np.zeros(len(indices), np.bool_)
     edges = np.array(ranges.pairs, np.int64).ravel()
-    return np.searchsorted(edges, indices, side="right") % 2 == 1
+    return np.asarray(np.searchsorted(edges, indices, side="right") % 2 == 1)
 
 
 def replicate_groups(contents: JobContents, progress: Callable[[int, int], None] | None) -> Iterator[Group]:
+    """Yield every row of the line in result order, a row group at a time; committed segments are verified."""
     order = ResultOrder(contents.spec.line)
     cover: Cover[_Loaded] = Cover(
         [ref.ranges for ref in contents.segments],

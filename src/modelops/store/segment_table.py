@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -62,7 +63,7 @@ class OutputsColumn:
                 data[i] = self.slice_of(i)
         flat = list(zip(names, kinds, data, strict=True))
         ends = self.ends.tolist()
-        return [flat[lo:hi] for lo, hi in zip(ends, ends[1:], strict=False)]
+        return [flat[lo:hi] for lo, hi in pairwise(ends)]
 
     def inline(self) -> npt.NDArray[np.bool_]:
         """Say of each output whether its bytes are in ``data``."""
@@ -206,6 +207,7 @@ def _read_verified(objects: Objects, job: JobId, ref: SegmentRef | AggregateRef)
     data = objects.get(name)
     if len(data) != ref.n_bytes or sha256(data).hexdigest() != ref.digest:
         raise IntegrityError(
-            f"{name} is damaged: its {len(data)} bytes are not the {ref.n_bytes} that attempt {ref.attempt} stored"
+            f"{name} is damaged: its {len(data)} bytes are not the {ref.n_bytes} that attempt {ref.attempt} "
+            "stored"
         )
     return open_table(data, name)

@@ -468,7 +468,7 @@ def _errors(errors: list[StoredError | None]) -> pa.Array:
     n = len(errors)
     fields = []
     for i, field in enumerate(ERROR_TYPE):
-        values = [None if e is None else e[i] for e in errors]
+        values: list[Any] = [None if e is None else e[i] for e in errors]
         if field.type == pa.string():
             fields.append(columns.text(values))
         else:

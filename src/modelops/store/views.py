@@ -38,7 +38,7 @@ _CLASS[[*b"-0123456789"]] = _NUMBER
 _CLASS[ord('"')] = _TEXT
 _CLASS[[*b"tf"]] = _BOOL
 _NUMPY: Final = r'^\{"\$np":\["[<>|]?(?P<kind>[bfiu])[1248]",(?P<value>-?[0-9][0-9.eE+-]*|true|false)\]\}$'
-_TAG: Final = re.compile(rb'\{"\$([a-z0-9]+)":')
+_TAG: Final = re.compile(rb'\{\s*"\$([a-z0-9]+)"\s*:')
 _TAG_LABELS: Final = {
     b"tuple": "tuples",
     b"dict": "dicts",
@@ -64,7 +64,7 @@ class Cells(NamedTuple):
 
 
 class Column(NamedTuple):
-    """What the values of an output are. ``values``: in the order of the cells, if ``labels`` allow a column."""
+    """What the values of an output are. ``values``: in the order of the cells, if they can be a column."""
 
     labels: frozenset[str]
     values: pa.Array | None
@@ -180,6 +180,7 @@ def _convert_slowly(cells: Cells) -> Column:
 def _read(kind: str, data: bytes) -> tuple[str, Any]:
     """Return what a value is called in a reason, and the value if a column can hold it."""
     if kind == "json":
+        data = data.lstrip()
         if data[:1] == b"[":
             return "lists", None
         if data[:1] == b"{":
@@ -202,22 +203,21 @@ def dropped_label(kind: str, data: bytes | None) -> str:
 
 
 def _scalar(value: Any) -> tuple[str, Any]:
-    match value:
-        case None:
-            return "None", None
-        case bool() | np.bool_():
-            return "bool", bool(value)
-        case int() | np.integer() if not isinstance(value, np.timedelta64):
-            fits = -(2**63) <= int(value) < 2**63
-            return ("int64", int(value)) if fits else ("integers beyond int64", None)
-        case float() | np.float16() | np.float32() | np.float64():
-            return "float64", value
-        case str():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return "text that is not valid Unicode", None
-            return "text", str(value)
+    if value is None:
+        return "None", None
+    if isinstance(value, bool | np.bool_):
+        return "bool", bool(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
+        fits = -(2**63) <= int(value) < 2**63
+        return ("int64", int(value)) if fits else ("integers beyond int64", None)
+    if isinstance(value, (float, np.float16, np.float32)):  # np.float64 is a float
+        return "float64", value
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "text that is not valid Unicode", None
+        return "text", str(value)
     return f"{type(value).__name__} values", None
 
 
@@ -240,7 +240,7 @@ def scatter(found: pa.Array, row: npt.NDArray[np.int64], n_rows: int) -> pa.Arra
 
 
 def column_names(wanted: Iterable[str], taken: Iterable[str], prefix: str) -> dict[str, str]:
-    """Return the name of the column of each output; a name that is taken gets the prefix, until it is free."""
+    """Return the name of the column of each output; one that is taken gets the prefix, until it is free."""
     used = set(taken)
     out: dict[str, str] = {}
     wanted = list(wanted)
@@ -266,4 +266,4 @@ def _first_bytes(data: pa.Array) -> npt.NDArray[np.uint8]:
 
 
 def _take(data: pa.Array, chosen: npt.NDArray[np.bool_]) -> pa.Array:
-    return data.filter(columns.bools(chosen))  # type: ignore[arg-type]  # numpy booleans are a sequence
+    return data.filter(columns.bools(chosen))

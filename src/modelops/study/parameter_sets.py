@@ -254,5 +254,5 @@ def _pandas_column(series: Any) -> Listed:
 def _arrow_values(column: pa.ChunkedArray[Any]) -> Sequence[Any] | npt.NDArray[Any]:
     kind = column.type
     if column.null_count == 0 and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return column.to_numpy()
-    return column.to_pylist()
+        return np.asarray(column.to_numpy())
+    return list(column.to_pylist())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from modelops.errors import ProcessError
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import AggregateWriter
 from modelops.store.segments import AggregateRow

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from modelops.bundles import Manifest, load_manifest
 from modelops.environments import parse_lock
-from modelops.processes import ReplicateSet, RunnerSpec
+from modelops.processes import RunnerSpec
 from modelops.store.fetch import fetch_snapshot
 from modelops.store.parameters import Parameters
 from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest
-from modelops.study.seeds import entropy_key, seed_key, seeds_of
 from modelops.study.spec import JobSpec, decode_spec
+from modelops.worker.sets import replicate_set
 
 if TYPE_CHECKING:
+    from modelops.processes import ReplicateSet
     from modelops.study.ids import JobId
     from modelops.study.ranges import Ranges
     from modelops.worker.runtime import WorkerRuntime
@@ -43,25 +42,12 @@ class JobContext:
                 block = line.block_of(k)
                 param, replicate = line.locate(k)
                 n = min(hi - k, block.r0 + block.n_replicates - replicate)
-                sets.append(self._set(spec, param, replicate, k, n))
+                row = self.parameters[param]
+                sets.append(
+                    replicate_set(spec, param, row.param_id, row.canonical, index=k, replicate=replicate, n=n)
+                )
                 k += n
         return sets
-
-    def _set(self, spec: JobSpec, param: int, replicate: int, index: int, n: int) -> ReplicateSet:
-        row = self.parameters[param]
-        key_of = None if spec.common_random_numbers else row.param_id
-        if spec.seeds is not None:
-            seeds = list(spec.seeds[replicate : replicate + n])
-        else:
-            seeds = seeds_of(seed_key(spec.study_seed, key_of), replicate, n).tolist()
-        return ReplicateSet(
-            params=msgspec.Raw(row.canonical),
-            param=param,
-            index=index,
-            replicate=replicate,
-            seeds=seeds,
-            entropy_key=entropy_key(spec.study_seed, key_of).hex(),
-        )
 
 
 def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:

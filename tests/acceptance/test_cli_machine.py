@@ -1,0 +1,101 @@
+"""A user looks after a machine: doctor, and the environments on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.acceptance.conftest import Said
+
+    from modelops.home import Home
+
+    Modelops = Callable[..., Said]
+
+GOOD = "def simulate(params, seed):\n    return {'x': seed}\n"
+
+
+def test_doctor_finds_nothing_wrong_here(modelops: Modelops) -> None:
+    said = modelops("doctor", "--json")
+    answer = said.json
+    assert (said.code, answer["ok"]) == (0, True), [c for c in answer["checks"] if c["status"] == "FAILED"]
+    assert {c["name"] for c in answer["checks"]} >= {
+        "Python", "packages", "uv", "interpreters", "data folder", "cache folder", "state folder", "file system",
+        "temporary folder", "package index", "open files", "user processes", "memory limits", "processes", "clock",
+    }  # fmt: skip
+
+
+def test_doctor_names_the_folder_that_cannot_be_written_and_ends_with_1(
+    modelops: Modelops, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    said = modelops("doctor", MODELOPS_HOME=str(tmp_path / "file" / "home"))
+    assert said.code == 1
+    (line,) = [x for x in said.out.splitlines() if "data folder" in x]
+    assert line.startswith("FAILED")
+    assert str(tmp_path / "file" / "home") in line
+    assert "set MODELOPS_HOME" in said.out
+
+
+def test_doctor_only_warns_when_the_index_does_not_answer(modelops: Modelops) -> None:
+    said = modelops("doctor", UV_DEFAULT_INDEX="http://127.0.0.1:9/simple")
+    assert said.code == 0, said.out
+    assert any(x.startswith("warning  package index") for x in said.out.splitlines())
+
+
+def test_an_environment_is_built_listed_verified_and_removed(
+    modelops: Modelops, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = {"MODELOPS_HOME": str(tmp_path / "own")}
+    bundle = write_bundle(GOOD, dependencies='"iniconfig==2.0.0"')
+    built = modelops("env", "build", bundle, "--json", **own)
+    assert built.code == 0, built.err
+    key = built.json["key"]
+    assert built.json["built"] is True
+    assert built.json["packages"] == ["iniconfig==2.0.0"]
+    assert modelops("env", "build", bundle, "--json", **own).json["built"] is False
+
+    (row,) = modelops("env", "list", "--json", **own).json["environments"]
+    assert (row["key"], row["packages"], row["damages"]) == (key, ["iniconfig==2.0.0"], [])
+    assert key in modelops("env", "list", **own).out.replace("\n", "")
+    assert modelops("env", "verify", key[:8], **own).code == 0
+
+    said = modelops("env", "gc", "--max-age", "30d", **own)
+    assert (said.code, "removed 0 environments" in said.out) == (0, True)
+    dry = modelops("env", "gc", "--all", "--dry-run", "--json", **own).json
+    assert [r["key"] for r in dry["removed"]] == [key]
+    assert len(modelops("env", "list", "--json", **own).json["environments"]) == 1
+    assert modelops("env", "gc", "--all", **own).code == 0
+    assert modelops("env", "list", "--json", **own).json == {"environments": []}
+
+
+def test_a_damaged_environment_is_found_by_verify_and_built_again(
+    modelops: Modelops, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = {"MODELOPS_HOME": str(tmp_path / "own")}
+    bundle = write_bundle(GOOD, dependencies='"iniconfig==2.0.0"')
+    built = modelops("env", "build", bundle, "--json", **own).json
+    (module,) = (tmp_path / "own" / "cache" / "envs" / built["key"]).glob(
+        "lib/python*/site-packages/iniconfig/__init__.py"
+    )
+    module.unlink()
+    module.write_text("# not what was installed\n")
+    said = modelops("env", "verify", "--json", **own)
+    assert said.code == 1
+    (row,) = said.json["environments"]
+    assert (row["ok"], row["set_aside"]) == (False, True)
+    assert any("iniconfig/__init__.py" in d for d in row["damages"])
+    assert modelops("env", "build", bundle, "--json", **own).json["built"] is True
+    assert modelops("env", "verify", **own).code == 0
+
+
+def test_dependencies_that_do_not_exist_are_an_error_with_the_words_of_uv(
+    modelops: Modelops, write_bundle: Callable[..., Path], home: Home
+) -> None:
+    bundle = write_bundle(GOOD, dependencies='"no-such-package-modelops-test==9.9"')
+    said = modelops("env", "build", bundle)
+    assert said.code == 2
+    assert "no-such-package-modelops-test" in said.err
+    assert "Traceback" not in said.err

@@ -1,0 +1,109 @@
+"""Words of the command line become values with the types that they look like."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelops.client.study_arguments import (
+    axes_of_texts,
+    axis_of_text,
+    existing,
+    min_success_of_text,
+    seeds_of_text,
+    with_axes,
+)
+from modelops.errors import NotFoundError, RequestError
+from modelops.study.parameter_sets import ParameterSets
+from modelops.study.sampling import grid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VALUES: list[tuple[str, list[Any]]] = [
+    ("beta=0.1,0.2", [0.1, 0.2]),
+    ("n=1,2", [1, 2]),
+    ("n=1,1.0", [1, 1.0]),
+    ("on=true,false", [True, False]),
+    ("name=fast,slow", ["fast", "slow"]),
+    ('name="1","a,b"', ["1", "a,b"]),
+    ('name=""', [""]),
+    ("ages=[1,2],[3]", [[1, 2], [3]]),
+    ('nested={"a":[1,2],"b":","}', [{"a": [1, 2], "b": ","}]),
+    ("x=1e3, -2", [1000.0, -2]),
+    ("x=0.1:0.5:5", [0.1, 0.2, 0.3, 0.4, 0.5]),
+    ("x=0:10:6", [0, 2, 4, 6, 8, 10]),
+    ("x=0:1:3", [0.0, 0.5, 1.0]),
+    ("time=12:30:00x", ["12:30:00x"]),
+]
+
+
+@pytest.mark.parametrize(("text", "values"), VALUES)
+def test_values_have_the_type_that_they_look_like(text: str, values: list[Any]) -> None:
+    _, found = axis_of_text(text)
+    assert found == values
+    assert [type(v) for v in found] == [type(v) for v in values]
+
+
+@given(
+    st.lists(
+        st.text() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans(),
+        min_size=1,
+    )
+)
+def test_what_is_written_as_json_is_read_as_it_was(values: list[Any]) -> None:
+    text = "x=" + ",".join(json.dumps(v) for v in values)
+    assert axis_of_text(text) == ("x", values)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["beta"], "NAME=VALUE"),
+        (["=1"], "NAME=VALUE"),
+        (["beta="], "a value is missing"),
+        (["beta=1,,2"], "a value is missing"),
+        (['beta="a'], "a quote is not closed"),
+        (["beta=[1,2"], "a bracket is not closed"),
+        (["beta=[1 2]"], "not valid JSON"),
+        (["beta=1", "beta=2"], "names 'beta' twice"),
+        (["beta=1:0:3"], "LO < HI"),
+        (["beta=0:1:1"], "LO < HI"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_what_to_write(texts: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match=said.replace("<", "<")):
+        axes_of_texts(texts)
+
+
+def test_a_named_parameter_takes_its_values_and_the_others_keep_theirs() -> None:
+    sets = with_axes(grid(beta=[0.1, 0.2], gamma=[1, 2]), {"beta": [0.9]})
+    assert [dict(row) for row in sets] == [{"gamma": 1, "beta": 0.9}, {"gamma": 2, "beta": 0.9}]
+
+
+def test_one_and_one_point_zero_stay_apart_when_other_parameters_are_named() -> None:
+    sets = with_axes(ParameterSets.of_rows([{"a": 1, "b": 5}, {"a": 1.0, "b": 5}]), {"b": [6]})
+    assert [type(row["a"]) for row in sets] == [int, float]
+
+
+def test_seeds_and_min_success_are_read_from_text() -> None:
+    assert seeds_of_text("11,977,35") == [11, 977, 35]
+    assert seeds_of_text(None) is None
+    assert (min_success_of_text("0.9"), min_success_of_text("180")) == (0.9, 180)
+    assert isinstance(min_success_of_text("1"), int)
+    with pytest.raises(RequestError, match="11,977"):
+        seeds_of_text("a")
+    with pytest.raises(RequestError, match="fraction"):
+        min_success_of_text("most")
+
+
+def test_a_path_that_is_not_there_comes_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "seir").mkdir()
+    with pytest.raises(NotFoundError, match="did you mean 'seir'"):
+        existing(str(tmp_path / "sier"))
+    with pytest.raises(NotFoundError, match="bundle init"):
+        existing(str(tmp_path / "something_else"))
