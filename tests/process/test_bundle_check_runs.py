@@ -144,7 +144,12 @@ def test_each_fault_is_found_with_what_to_do(
 
 
 def test_numpy_used_by_its_global_functions_is_seen(home: Home, write_bundle: Callable[..., Path]) -> None:
-    source = "def simulate(params, seed):\n    import numpy\n    numpy.random.seed(seed)\n    return {'x': numpy.random.random()}"
+    source = """
+        import numpy
+        def simulate(params, seed):
+            numpy.random.seed(seed)
+            return {"x": numpy.random.random()}
+    """
     found = checked(write_bundle(source, dependencies='"numpy>=2"'), home)
     assert found["reproducible"].status is OK
     assert found["random state"].details["in_replicate"] == ["numpy.random"]

@@ -86,8 +86,12 @@ def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, An
         return ok("imports", names, entries=[entry for _, entry in entries])
     kind, entry, error = bad[0]
     # Only a path below the bundle is the author's; ModelOps' own are absolute.
-    place = f" at {error['file']}:{error['line']}" if error["file"] and not error["file"].startswith("/") else ""
-    what = error["message"] if error["type"].startswith("modelops") else f"{error['type']}: {error['message']}"
+    place = (
+        f" at {error['file']}:{error['line']}" if error["file"] and not error["file"].startswith("/") else ""
+    )
+    what = (
+        error["message"] if error["type"].startswith("modelops") else f"{error['type']}: {error['message']}"
+    )
     others = f" (and {len(bad) - 1} more entry points)" if len(bad) > 1 else ""
     message = f"{kind} {entry}: {what}{place}{others}"
     details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}

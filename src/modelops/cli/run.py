@@ -148,6 +148,8 @@ def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     from modelops.cli.tables import show_failures, show_table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # nobody's window: let no cell be folded
     status = job.status()
     counts = ", ".join(f"{n:,} {s}" for s, n in status.counts.items() if n)
     reason = f": {status.reason}" if status.reason else ""
