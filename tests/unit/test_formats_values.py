@@ -62,4 +62,6 @@ def test_the_page_lists_exactly_the_kinds_that_are_read() -> None:
 def test_every_tag_has_a_vector_or_is_a_nested_kind() -> None:
     tags = {row[0].partition('"')[2].partition('"')[0] for row in rows_below("values.md", "| tag | value |")}
     shown = {tag for tag in tags if any(f'{{"{tag}":' in text for _, text in JSON)}
-    assert tags - shown == {"$npy", "$arrow"}, "a nested array is checked above, a table in test_formats_stored"
+    assert tags - shown == {"$npy", "$arrow"}, (
+        "a nested array is checked above, a table in test_formats_stored"
+    )
