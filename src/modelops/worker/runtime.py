@@ -14,6 +14,7 @@ from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.worker.attempts import AttemptTable
 from modelops.worker.job_context import JobContext, load_job_context
+from modelops.worker.segment_cache import SegmentCache
 
 if TYPE_CHECKING:
     from modelops.study.ids import JobId
@@ -34,6 +35,7 @@ class WorkerRuntime:
         self.objects = Objects.open(settings.objects)
         self.environments = Environments(settings.cache)
         self.pool = ProcessPool(self.root, slots=slots)
+        self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
         self._jobs: OrderedDict[JobId, JobContext] = OrderedDict()
         self._lock = threading.Lock()

@@ -99,7 +99,6 @@ def missing_import(module: str, where: str) -> str:
 
 def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
     """Run the replicates of a chunk and store its segment; the receipt says what became of each index."""
-    began = time.perf_counter()
     attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges)
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
@@ -110,6 +109,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
         )
         sorter = _Chunk(chunk, writer, attempt.stop)
         unstarted = Ranges(chunk.ranges)
+        began = time.perf_counter()
         with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
             try:
                 end = runtime.pool.run(
@@ -126,6 +126,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
                 sorter.missing_import = missing_import(error.missing_module, error.traceback)
             else:
                 unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
+        wall_seconds = time.perf_counter() - began
         return _receipt(
             runtime,
             chunk,
@@ -136,7 +137,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
                 FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()
             ),
             model_seconds=sorter.model_seconds,
-            wall_seconds=time.perf_counter() - began,
+            wall_seconds=wall_seconds,
             missing_import=sorter.missing_import,
             notes=tuple(filter(None, [runtime.pool.not_forked(context.runner)])),
         )
