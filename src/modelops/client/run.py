@@ -133,7 +133,7 @@ def _run(
             environment = preparer.submit(_prepare_environment, prepared, home, objects, watcher)
             if cluster is None:
                 cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
-            loop = _driver(prepared, ledger, cluster, environment.result, watcher)
+            loop = _driver(prepared, ledger, cluster, environment.result, watcher, stack)
         except BaseException as error:
             ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
             raise
@@ -158,6 +158,7 @@ def _driver(
     cluster: EmbeddedCluster,
     prepare: Callable[[], None],
     watcher: Watcher,
+    stack: contextlib.ExitStack,
 ) -> DriverLoop:
     from modelops.driver import events as e
     from modelops.driver.loop import DriverLoop, check_workers
@@ -171,10 +172,11 @@ def _driver(
         prepare=prepare,
         on_change=watcher.changed,
     )
-    cluster.on_workers(
+    watching = cluster.watch_workers(
         joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
         left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
     )
+    stack.enter_context(watching)
     workers = cluster.workers()
     check_workers(workers)
     for worker, slots in workers.items():

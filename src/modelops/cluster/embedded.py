@@ -59,6 +59,7 @@ class EmbeddedCluster:
         self._settings = WorkerSettings.of_home(home)
         self._n_workers, self._threads = n_workers, threads
         self._stack = contextlib.ExitStack()
+        self._watchers: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
         self.client: Client
 
     def start(self) -> Self:
@@ -86,6 +87,7 @@ class EmbeddedCluster:
             self.client = self._stack.enter_context(Client(cluster, set_as_default=False))
             self.client.register_plugin(ModelOpsWorker(self._settings))
             self.client.register_plugin(AnnounceWorkers())
+            self.client.subscribe_topic(WORKERS_TOPIC, self._announce)
         except BaseException:
             self.close()
             raise
@@ -106,17 +108,26 @@ class EmbeddedCluster:
         found = self.client.scheduler_info(n_workers=-1)["workers"]
         return {address: int(info["nthreads"]) for address, info in found.items()}
 
-    def on_workers(self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]) -> None:
-        """Call ``joined(worker, slots)`` and ``left(worker, died)`` from now on, on the client's own thread."""
+    @contextlib.contextmanager
+    def watch_workers(
+        self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
+    ) -> Iterator[None]:
+        """Call ``joined(worker, slots)`` and ``left(worker, died)`` in this block, on the client's own thread."""
+        watcher = joined, left
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
 
-        def handle(event: tuple[float, dict[str, Any]]) -> None:
-            message = event[1]
+    def _announce(self, event: tuple[float, dict[str, Any]]) -> None:
+        # Dask keeps one handler for each topic, and several jobs may run here at once.
+        message = event[1]
+        for joined, left in list(self._watchers):
             if message["event"] == "joined":
                 joined(message["worker"], int(message["slots"]))
             else:
                 left(message["worker"], bool(message["died"]))
-
-        self.client.subscribe_topic(WORKERS_TOPIC, handle)
 
 
 @contextlib.contextmanager
