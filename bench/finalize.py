@@ -6,7 +6,6 @@ Usage: python bench/finalize.py [--rows 1000000] [--segment 1000] [--params 20] 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import platform
 import random
@@ -25,19 +24,12 @@ from modelops.store.contents import JobContents
 from modelops.store.parameters import write_parameters
 from modelops.store.results import finalize
 from modelops.study.canonical import canonical_json
-from modelops.study.ids import AttemptId, JobId, attempt_id, new_job_id
+from modelops.study.ids import JobId, attempt_id, new_job_id
 from modelops.study.index_line import IndexLine
 from modelops.study.spec import JobSpec
 
 if TYPE_CHECKING:
     from modelops.worker.messages import SegmentRef
-
-
-_numbers = itertools.count(1)
-
-
-def new_attempt_id() -> AttemptId:
-    return attempt_id(1, next(_numbers))
 
 
 def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segment: int) -> list[SegmentRef]:
@@ -51,7 +43,7 @@ def write_job(objects: Objects, job: JobId, n_params: int, n_rows: int, per_segm
     ]
     refs, adding_s, finishing_s = [], 0.0, 0.0
     for lo in range(0, n_rows, per_segment):
-        writer = SegmentWriter(objects, job, new_attempt_id(), worker="w", host="h", pid=1)
+        writer = SegmentWriter(objects, job, attempt_id(1, lo), worker="w", host="h", pid=1)
         started = time.perf_counter()
         for k in range(lo, min(lo + per_segment, n_rows)):
             execution = Execution(1.7e9, 0.01, 0.01)
@@ -86,16 +78,18 @@ def main() -> None:
             line=IndexLine.of(args.params, args.rows // args.params),
         )
         before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        times = []
+        times, cpu = [], []
         for _ in range(args.repeats):
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.process_time()
             finalize(JobContents(objects, job, spec, refs, rest=ReplicateStatus.NOT_RUN))
             times.append((time.perf_counter() - started) / args.rows * 1e6)
+            cpu.append((time.process_time() - started_cpu) / args.rows * 1e6)
         grown_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before_bytes
     print(
         json.dumps(
             {
                 "us_per_row": [round(t, 3) for t in times],
+                "cpu_us_per_row": [round(t, 3) for t in cpu],
                 "peak_memory_grew_mib": round(grown_bytes / 2**20),
                 **vars(args),
                 "pyarrow": pa.__version__,

@@ -18,6 +18,7 @@ from modelops_runner.channel import (
 )
 from modelops_runner.entrypoints import resolve
 from modelops_runner.frames import FrameError
+from modelops_runner.privileges import obey_modes
 from modelops_runner.replicates import Replicates
 from modelops_runner.spool import Spool, read_output
 from modelops_runner.values import to_json
@@ -134,6 +135,7 @@ class Server:
             if not os.path.isdir(folder) or not os.path.isabs(folder):
                 raise RpcError(REFUSED, f"{folder!r} is no absolute path of a folder")
         os.environ["TMPDIR"] = tmpdir
+        obey_modes([snapshot, sys.prefix, sys.base_prefix], [workdir, tmpdir, spool])
         workspace = Workspace(workdir, tmpdir, snapshot)
         _put_on_path(snapshot)
         self._replicates = Replicates(

@@ -73,6 +73,7 @@ class Workspace:
             if not os.path.isdir(root) or os.path.islink(root):
                 _remove(root)
                 os.makedirs(root)
+            os.chmod(root, 0o700)
         folders = [self.workdir, self.tmpdir]
         folders += [path for path, target in self._tree.items() if target is None]
         for path, target in self._tree.items():  # parents come first
@@ -80,11 +81,13 @@ class Workspace:
                 if os.path.islink(path) or not os.path.isdir(path):
                     _remove(path)
                     os.mkdir(path)
+                os.chmod(
+                    path, 0o700
+                )  # at once: what lies in a folder without permissions cannot be looked at
             elif target and (not os.path.islink(path) or os.readlink(path) != target):
                 _remove(path)
                 os.symlink(target, path)
         for folder in folders:
-            os.chmod(folder, 0o700)
             for entry in os.listdir(folder):
                 path = os.path.join(folder, entry)
                 if path not in self._tree:
@@ -130,8 +133,11 @@ def _remove(path: str) -> None:
         except FileNotFoundError:
             pass
         return
-    for folder, _, _ in os.walk(path):  # the model may have made them unreadable
-        os.chmod(folder, 0o700)
+    os.chmod(path, 0o700)
+    for folder, folders, _ in os.walk(path):
+        for name in folders:  # before they are listed: the model may have made them unreadable
+            if not os.path.islink(os.path.join(folder, name)):
+                os.chmod(os.path.join(folder, name), 0o700)
     from shutil import rmtree
 
     rmtree(path)

@@ -59,7 +59,7 @@ def test_an_environment_is_built_listed_verified_and_removed(
 
     (row,) = modelops("env", "list", "--json", **own).json["environments"]
     assert (row["key"], row["packages"], row["damages"]) == (key, ["iniconfig==2.0.0"], [])
-    assert key in modelops("env", "list", **own).out.replace("\n", "")
+    assert key in modelops("env", "list", **own).out
     assert modelops("env", "verify", key[:8], **own).code == 0
 
     said = modelops("env", "gc", "--max-age", "30d", **own)

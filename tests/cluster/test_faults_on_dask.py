@@ -130,6 +130,35 @@ def test_what_the_bundle_prints_is_in_the_jobs_log_with_its_replicate(
         assert f"{kind} 102" not in job.log(0, 1)
 
 
+def test_ten_megabytes_of_print_are_whole_in_the_jobs_log(
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle(
+        """
+        def simulate(params, seed):
+            for i in range(100_000):
+                print(f"{seed}:{i:06d}".ljust(99, "."))
+            return {"x": 1}
+        """
+    )
+    job = mo.run(mo.Study(bundle=bundle, parameters=[{"a": 1}], seeds=[1, 2]), cluster=cluster)
+    assert job.status().state == JobState.SUCCEEDED
+    lines = job.log(0, 1).splitlines()
+    assert [line.rstrip(".") for line in lines] == [f"2:{i:06d}" for i in range(100_000)]
+
+
+def test_a_module_missed_only_in_the_model_is_one_error_for_the_job_too(
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle("def simulate(params, seed):\n    import no.such\n    return {}\n")
+    job = mo.run(mo.Study(bundle=bundle, parameters=[{"a": 1}], replicates=50), cluster=cluster)
+    status = job.status()
+    assert status.state == JobState.FAILED
+    assert "No module named 'no'" in status.reason
+    assert "model.py" in status.reason
+    assert status.counts == {"not_run": 50}
+
+
 @pytest.mark.parametrize("empty", ["{}", "''", "None"])
 def test_an_empty_answer_is_a_success(
     empty: str, cluster: EmbeddedCluster, write_bundle: Callable[..., Path]

@@ -76,8 +76,7 @@ def test_the_words_of_an_index_do_not_show_its_password() -> None:
     assert "secret" not in check.message
 
 
-def test_an_impossible_clock_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 86_400.0)
-    check = clock(Home.at(tmp_path))
+def test_an_impossible_clock_is_a_failure(tmp_path: Path) -> None:
+    check = clock(Home.at(tmp_path), now=86_400.0)
     assert check.status is CheckStatus.FAILED
     assert "1970" in check.message

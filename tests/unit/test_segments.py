@@ -194,7 +194,7 @@ def test_a_spooled_file_that_was_changed_is_refused_and_nothing_is_stored(
 
 
 def test_finishing_again_after_a_lost_answer_gives_the_same_segment(objects: Objects, tmp_path: Path) -> None:
-    def writer(folder: str) -> SegmentWriter:
+    def writer(folder: str, seconds: float) -> SegmentWriter:
         (tmp_path / folder).mkdir()
         w = SegmentWriter(objects, JOB, ATTEMPT)
         w.add(
@@ -203,12 +203,12 @@ def test_finishing_again_after_a_lost_answer_gives_the_same_segment(objects: Obj
             True,
             [("a", "bytes", spooled(tmp_path / folder / "f", b"x" * 100_000))],
             None,
-            Execution(1.0, 2.0, 3.0),
+            Execution(1.0, seconds, 3.0),
         )
         return w
 
-    first = finished(writer("a"))
-    assert finished(writer("b")) == first
+    first = finished(writer("a", 2.0))
+    assert finished(writer("b", 7.0)) == first
     other = SegmentWriter(objects, JOB, ATTEMPT)
     other.add(0, OK, True, [("a", "bytes", b"other")])
     with pytest.raises(AlreadyExistsError):

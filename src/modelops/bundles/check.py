@@ -86,8 +86,12 @@ def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, An
         return ok("imports", names, entries=[entry for _, entry in entries])
     kind, entry, error = bad[0]
     # Only a path below the bundle is the author's; ModelOps' own are absolute.
-    place = f" at {error['file']}:{error['line']}" if error["file"] and not error["file"].startswith("/") else ""
-    what = error["message"] if error["type"].startswith("modelops") else f"{error['type']}: {error['message']}"
+    place = (
+        f" at {error['file']}:{error['line']}" if error["file"] and not error["file"].startswith("/") else ""
+    )
+    what = (
+        error["message"] if error["type"].startswith("modelops") else f"{error['type']}: {error['message']}"
+    )
     others = f" (and {len(bad) - 1} more entry points)" if len(bad) > 1 else ""
     message = f"{kind} {entry}: {what}{place}{others}"
     details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}
@@ -234,7 +238,8 @@ def cost(
     total_s = first_s + n_replicates * typical / min(cores, n_replicates)
     job = ok(
         "job",
-        f"{n_replicates:,} replicate{'s' if n_replicates > 1 else ''} on {on}: about {shown_seconds(total_s)}",
+        f"{n_replicates:,} replicate{'s' if n_replicates > 1 else ''} on {on}: about {shown_seconds(total_s)} "
+        "once the workers have started",
         replicates=n_replicates, cores=cores, seconds=total_s,
     )  # fmt: skip
     return [each, _memory(peak_bytes, min(cores, n_replicates), available_bytes), job]

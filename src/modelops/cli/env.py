@@ -31,18 +31,15 @@ def list_(as_json: AsJson = False) -> None:
     if not found:
         typer.echo("there are no environments yet; 'modelops env build BUNDLE' builds one")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for column in ("key", "python", "packages", "size", "last used", "state"):
-        table.add_column(column, overflow="fold")
-    for info in found:
-        table.add_row(
-            info.key, info.python.partition(" ")[0] or "-", str(len(info.packages)),
-            shown_bytes(info.n_bytes), _day(info.used_at), _state(info),
-        )  # fmt: skip
-    Console(soft_wrap=False).print(table)
+    rows = [
+        (info.key, info.python.partition(" ")[0] or "-", f"{len(info.packages)} packages",
+         shown_bytes(info.n_bytes), f"used {_day(info.used_at)}", _state(info))
+        for info in found
+    ]  # fmt: skip
+    # Plain columns and no frame: a key is there to be copied, so it must not be folded.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 @env_app.command()

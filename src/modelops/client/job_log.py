@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +21,7 @@ def log_lines(contents: JobContents) -> Iterator[LogLine]:
     """Yield what was printed, attempt by attempt; ``index`` None is the import and what came between replicates."""
     objects = contents.objects
     for name in objects.list(f"{job_folder(contents.job)}/logs"):
-        for line in objects.get(name).splitlines():
+        for line in zlib.decompress(objects.get(name)).splitlines():
             yield msgspec.json.decode(line, type=LogLine)
 
 

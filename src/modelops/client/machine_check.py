@@ -299,9 +299,9 @@ def runner(home: Home) -> Check:
     return ok("processes", f"a runner started, answered and ended in {seconds:.2f} s", seconds=seconds)
 
 
-def clock(home: Home) -> Check:
+def clock(home: Home, *, now: float | None = None) -> Check:
     """Check the clock against this program's age and against the volume that files are written to."""
-    now = time.time()
+    now = time.time() if now is None else now
     if now < EARLIEST:
         said = time.strftime("%Y-%m-%d", time.gmtime(now))
         return failed(

@@ -172,11 +172,12 @@ def _driver(
         prepare=prepare,
         on_change=watcher.changed,
     )
-    watching = cluster.watch_workers(
-        joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
-        left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
+    stack.enter_context(
+        cluster.on_workers(
+            joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
+            left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
+        )
     )
-    stack.enter_context(watching)
     workers = cluster.workers()
     check_workers(workers)
     for worker, slots in workers.items():

@@ -59,7 +59,7 @@ class EmbeddedCluster:
         self._settings = WorkerSettings.of_home(home)
         self._n_workers, self._threads = n_workers, threads
         self._stack = contextlib.ExitStack()
-        self._watchers: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
+        self._listeners: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
         self.client: Client
 
     def start(self) -> Self:
@@ -87,7 +87,7 @@ class EmbeddedCluster:
             self.client = self._stack.enter_context(Client(cluster, set_as_default=False))
             self.client.register_plugin(ModelOpsWorker(self._settings))
             self.client.register_plugin(AnnounceWorkers())
-            self.client.subscribe_topic(WORKERS_TOPIC, self._announce)
+            self.client.subscribe_topic(WORKERS_TOPIC, self._heard)
         except BaseException:
             self.close()
             raise
@@ -109,21 +109,20 @@ class EmbeddedCluster:
         return {address: int(info["nthreads"]) for address, info in found.items()}
 
     @contextlib.contextmanager
-    def watch_workers(
+    def on_workers(
         self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
     ) -> Iterator[None]:
-        """Call ``joined(worker, slots)`` and ``left(worker, died)`` in this block, on the client's own thread."""
-        watcher = joined, left
-        self._watchers.append(watcher)
+        """Call ``joined(worker, slots)`` and ``left(worker, died)`` within this block, on the client's own thread."""
+        listener = (joined, left)
+        self._listeners.append(listener)
         try:
             yield
         finally:
-            self._watchers.remove(watcher)
+            self._listeners.remove(listener)
 
-    def _announce(self, event: tuple[float, dict[str, Any]]) -> None:
-        # Dask keeps one handler for each topic, and several jobs may run here at once.
+    def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
-        for joined, left in list(self._watchers):
+        for joined, left in tuple(self._listeners):  # several jobs may share the cluster
             if message["event"] == "joined":
                 joined(message["worker"], int(message["slots"]))
             else:

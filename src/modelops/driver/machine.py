@@ -120,6 +120,7 @@ class Machine:
         self._roster = Roster()
         self._commits: dict[AttemptId, _Commit] = {}
         self._given_up: dict[AttemptId, Work] = {}
+        self._noted: set[str] = set()
         self._overlaps = False  # an index may be in two places
         self._strikes: dict[tuple[Kind, int], int] = {}
         self._ledger = Ledger(spec)
@@ -359,6 +360,10 @@ class Machine:
         work, late = self._take_over(receipt.attempt, _SIMULATE)
         if work is None:
             return
+        for text in receipt.notes:
+            if text not in self._noted:
+                self._noted.add(text)
+                self._write(c.Note("note", text))
         examples = [f.example for f in receipt.failures]
         stored = Ranges(receipt.segment.ranges) if receipt.segment else EMPTY
         again = [(status, Ranges(ranges)) for status, ranges in receipt.retry]

@@ -64,7 +64,7 @@ class AggregateRun:
         self._failed: Failure | None = None
 
     def run(
-        self, *, params: bytes, param: int, n: int, rows: Iterable[Row], target_data: Any
+        self, *, params: bytes, param: int, n: int, rows: Iterable[Row], wire: bool, target_data: Any
     ) -> AggregateOutcome:
         """Feed the rows and return the outcome."""
         process = self._process
@@ -75,7 +75,7 @@ class AggregateRun:
             params=msgspec.Raw(params),
             param=param,
             n=n,
-            wire=process.spec.wire,
+            wire=wire,
             target_data=msgspec.Raw(values.dumps(target_data).encode()),
         )
         process.runs += 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.errors import describe_exit
+from modelops.errors import ProcessError, describe_exit
 from modelops.processes.outcome import (
     Outcome,
     Output,
@@ -21,7 +21,7 @@ from modelops.processes.outcome import (
     fingerprint,
     indices,
 )
-from modelops.processes.process import Kill
+from modelops.processes.process import REFUSED, Kill
 from modelops.rpc import (
     Answer,
     Cancel,
@@ -87,6 +87,10 @@ def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> Repli
     )
 
 
+class ForkRefusedError(ProcessError):
+    """Forking this bundle's process is not safe; the text says why. Nothing of the request has run."""
+
+
 class ChunkRun:
     """One request ``replicates/run`` and what comes of it.
 
@@ -143,6 +147,8 @@ class ChunkRun:
                     if type(message) is Finished:
                         self._finished(message)
                     elif type(message) is Failure and message.id == request_id:
+                        if message.code == REFUSED and process.spec.isolation == "fork":
+                            raise ForkRefusedError(message.message)
                         raise process.failure(message, "replicates/run")
                     elif type(message) is Answer and message.id == request_id:
                         return self._answered()

@@ -16,13 +16,14 @@ import secrets
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.errors import ProcessError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.cgroup import CgroupHome, find_home
-from modelops.processes.chunk import ChunkRun, PartEnd
+from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.outcome import RunEnd, after, first, indices
 from modelops.processes.process import Kill, RunnerProcess
 from modelops.processes.reaper import Reaper
@@ -96,6 +97,7 @@ class ProcessPool:
         self._closed = False
         self._reaper = Reaper(hold=(self._lock_fd,))
         self._watch = Watch(stalled_after_s=stalled_after_s)
+        self._unforkable: dict[RunnerSpec, str] = {}
         self.starts = 0
 
     def __enter__(self) -> ProcessPool:
@@ -144,15 +146,21 @@ class ProcessPool:
         pending = list(sets)
         stop = stop if stop is not None else StopSignal()
         while pending and not stop.stopped:
-            part = self._run_part(
-                spec,
-                entry,
-                pending,
-                on_outcome=on_outcome,
-                stop=stop,
-                log=log,
-                checkpoint_root=checkpoint_root,
-            )
+            safe = replace(spec, isolation="spawn") if spec in self._unforkable else spec
+            try:
+                part = self._run_part(
+                    safe,
+                    entry,
+                    pending,
+                    on_outcome=on_outcome,
+                    stop=stop,
+                    log=log,
+                    checkpoint_root=checkpoint_root,
+                )
+            except ForkRefusedError as refused:
+                self._unforkable[spec] = str(refused)
+                logger.warning("%s", refused)
+                continue
             pending = after(pending, part.n)
             if part.stopped:
                 break
@@ -172,6 +180,10 @@ class ProcessPool:
         alone = spec.isolation == "spawn"  # a new interpreter for every replicate
         batch = [first(pending[0], 1)] if alone else first_frame(pending, FRAME_BYTES)
         with self._process(spec, [entry], log) as process:
+            if spec.isolation == "fork" and (reason := process.fork_refused) is not None:
+                raise ForkRefusedError(
+                    f"fork isolation is not safe in this bundle: {reason}; spawn is used instead"
+                )
             reused = process.runs > 0
             part = ChunkRun(
                 process,
@@ -186,6 +198,10 @@ class ProcessPool:
                 raise process.death("replicates/run")
             return part
 
+    def not_forked(self, spec: RunnerSpec) -> str | None:
+        """Return why replicates of this spec, which asks for forks, run in new interpreters instead."""
+        return self._unforkable.get(spec)
+
     def aggregate(
         self,
         spec: RunnerSpec,
@@ -195,6 +211,7 @@ class ProcessPool:
         param: int,
         n: int,
         rows: Iterable[Row],
+        target: bool | None = None,
         target_data: Any = None,
         stop: StopSignal | None = None,
         log: LogSink | None = None,
@@ -207,6 +224,8 @@ class ProcessPool:
             The tagged JSON of the parameter set.
         rows
             Succeeded replicates in order; read as the runner takes them, in bounded memory.
+        target
+            Call it as the wire convention calls targets; by default if the bundle uses that convention.
 
         Raises
         ------
@@ -216,7 +235,8 @@ class ProcessPool:
         stop = stop if stop is not None else StopSignal()
         with self._process(spec, [], log) as process:
             run = AggregateRun(process, entry, stop=stop, start_timeout_s=self._start_timeout_s)
-            return run.run(params=params, param=param, n=n, rows=rows, target_data=target_data)
+            wire = spec.wire if target is None else target
+            return run.run(params=params, param=param, n=n, rows=rows, wire=wire, target_data=target_data)
 
     def call(
         self,

@@ -216,6 +216,11 @@ class RunnerProcess:
             )
 
     @property
+    def fork_refused(self) -> str | None:
+        """Why it must not be forked, as it said when it had imported the bundle; None if it may."""
+        return self.info.capabilities.fork_refused if self.info is not None else None
+
+    @property
     def pid(self) -> int:
         """Its pid."""
         return self._child.pid

@@ -7,6 +7,7 @@ an orphan that harms nobody.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
@@ -240,24 +241,23 @@ class SegmentWriter:
         rss = [e.max_rss_bytes for e in runs]
         known = np.fromiter((r is not None for r in rss), np.bool_, n)
         started_us = np.round(_column(runs, 0, np.float64) * 1e6).astype(np.int64)
-        return _store_table(
-            self._objects,
-            self._job,
-            self._attempt,
-            "executions",
-            {
-                "index": columns.fixed(_column(rows, 0, np.int64), pa.int64()),
-                "status": columns.fixed(
-                    np.fromiter((OUTCOME_CODE[status] for _, status, _ in rows), np.uint8, n), pa.uint8()
-                ),
-                "attempt_number": columns.fixed(_column(runs, 4, np.int32), pa.int32()),
-                "started_at": columns.fixed(started_us, pa.timestamp("us", tz="UTC")),
-                "seconds": columns.fixed(_column(runs, 1, np.float64), pa.float64()),
-                "cpu_seconds": columns.fixed(_column(runs, 2, np.float64), pa.float64()),
-                "max_rss_bytes": columns.fixed(np.array([r or 0 for r in rss], np.int64), pa.int64(), known),
-            },
-            self._who,
-        ).name
+        table = {
+            "index": columns.fixed(_column(rows, 0, np.int64), pa.int64()),
+            "status": columns.fixed(
+                np.fromiter((OUTCOME_CODE[status] for _, status, _ in rows), np.uint8, n), pa.uint8()
+            ),
+            "attempt_number": columns.fixed(_column(runs, 4, np.int32), pa.int32()),
+            "started_at": columns.fixed(started_us, pa.timestamp("us", tz="UTC")),
+            "seconds": columns.fixed(_column(runs, 1, np.float64), pa.float64()),
+            "cpu_seconds": columns.fixed(_column(runs, 2, np.float64), pa.float64()),
+            "max_rss_bytes": columns.fixed(np.array([r or 0 for r in rss], np.int64), pa.int64(), known),
+        }
+        name = f"executions/{self._attempt}.arrow"
+        # Dask may run a task again whose receipt was lost. The outcomes are the same then, the times are not:
+        # those of the first run stay.
+        with contextlib.suppress(AlreadyExistsError):
+            _store_table(self._objects, self._job, self._attempt, "executions", table, self._who)
+        return name
 
 
 class AggregateRow(NamedTuple):

@@ -109,6 +109,7 @@ class _AggregateRun:
             param=param,
             n=n_succeeded,
             rows=self.reader.rows(param),
+            target=self.context.manifest.is_target(target),
             stop=self.attempt.stop,
             log=log,
         )

@@ -1,7 +1,8 @@
-"""What a bundle printed, kept by replicate: ``logs/<attempt>.jsonl`` of the job, written once per attempt."""
+"""What a bundle printed, kept by replicate: ``logs/<attempt>.jsonl.zz`` of the job, written once per attempt."""
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Self
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from modelops.store import Objects
     from modelops.study.ids import AttemptId, JobId
 
-MAX_BYTES_PER_REPLICATE = 64 * 1024
-MAX_BYTES_PER_ATTEMPT = 8 * 1024 * 1024
+MAX_BYTES_PER_ATTEMPT = 64 * 1024 * 1024
+KEPT_TAIL_BYTES = 16 * 1024  # of a replicate whose text had to make room
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,7 +33,7 @@ class JobLog:
     """Collect text in bounded memory; store it when the attempt ends. Nothing is stored if nothing was printed."""
 
     def __init__(self, objects: Objects, job: JobId, attempt: AttemptId) -> None:
-        self._objects, self._name = objects, f"{job_folder(job)}/logs/{attempt}.jsonl"
+        self._objects, self._name = objects, f"{job_folder(job)}/logs/{attempt}.jsonl.zz"
         self._text: OrderedDict[int | None, bytearray] = OrderedDict()
         self._dropped: dict[int | None, int] = {}
         self._n_bytes = 0
@@ -42,28 +43,25 @@ class JobLog:
 
     def __exit__(self, *_: object) -> None:
         if self._text:
-            self._objects.put_new(self._name, b"".join(self._lines()))
+            self._objects.put_new(self._name, zlib.compress(b"".join(self._lines()), 1))
 
     def write(self, index: int | None, data: bytes) -> None:
-        """Add what replicate ``index`` wrote; of very long output the end is kept."""
-        text = self._text.setdefault(index, bytearray())
-        before = len(text)
-        text += data
-        excess = len(text) - MAX_BYTES_PER_REPLICATE
-        if excess > 0:
-            del text[:excess]
-            self._dropped[index] = self._dropped.get(index, 0) + excess
-        self._n_bytes += len(text) - before
-        while self._n_bytes > MAX_BYTES_PER_ATTEMPT:
-            self._drop_oldest(keep=index)
+        """Add what replicate ``index`` wrote. Who prints most without end has been cut short before."""
+        self._text.setdefault(index, bytearray()).extend(data)
+        self._n_bytes += len(data)
+        while self._n_bytes > MAX_BYTES_PER_ATTEMPT and self._shorten():
+            pass
 
-    def _drop_oldest(self, keep: int | None) -> None:
-        oldest = next(i for i in self._text if i != keep or len(self._text) == 1)
-        size = len(self._text[oldest])
-        self._text[oldest].clear()
-        self._text.move_to_end(oldest)
-        self._dropped[oldest] = self._dropped.get(oldest, 0) + size
-        self._n_bytes -= size
+    def _shorten(self) -> bool:
+        """Keep only the tail of the oldest text that is longer than a tail; False if there is none."""
+        for index, text in self._text.items():
+            excess = len(text) - KEPT_TAIL_BYTES
+            if excess > 0:
+                del text[:excess]
+                self._dropped[index] = self._dropped.get(index, 0) + excess
+                self._n_bytes -= excess
+                return True
+        return False
 
     def _lines(self) -> list[bytes]:
         order = sorted(self._text, key=lambda i: -1 if i is None else i)

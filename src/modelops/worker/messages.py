@@ -72,6 +72,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     ``retry``: outcomes that are to be tried again, not in the segment. ``unstarted``: given back because
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
+    ``notes``: what the job's record should say once, e.g. why a bundle that asks for forks gets none.
     """
 
     job: JobId
@@ -85,6 +86,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     model_seconds: float = 0.0
     wall_seconds: float = 0.0
     missing_import: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):

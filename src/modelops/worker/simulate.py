@@ -138,6 +138,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
             model_seconds=sorter.model_seconds,
             wall_seconds=time.perf_counter() - began,
             missing_import=sorter.missing_import,
+            notes=tuple(filter(None, [runtime.pool.not_forked(context.runner)])),
         )
     finally:
         runtime.attempts.leave(attempt)
