@@ -80,7 +80,7 @@ class DriverLoop:
     clock: Callable[[], float] = time.monotonic
     _inbox: queue.SimpleQueue[e.Event] = field(default_factory=queue.SimpleQueue)
     _timers: list[tuple[float, str]] = field(default_factory=list)
-    _futures: dict[AttemptId, Future[Any]] = field(default_factory=dict)
+    _futures: dict[AttemptId, tuple[str, Future[Any]]] = field(default_factory=dict)  # worker, receipt
     _final: JobState | None = None
     _lease_lost: bool = False
     _shown_at: float = 0.0
@@ -114,6 +114,9 @@ class DriverLoop:
         with contextlib.suppress(queue.Empty):
             while len(events) < MAX_EVENTS_AT_ONCE:
                 events.append(self._inbox.get_nowait())
+        for event in events:
+            if isinstance(event, e.WorkerLeft):
+                self._forget(event.worker)
         return [command for event in events for command in self.machine.handle(event, self.clock())]
 
     def _next_event(self) -> e.Event:
@@ -213,14 +216,25 @@ class DriverLoop:
             retries=0,
             priority=priority,
         )
-        self._futures[chunk.attempt] = future
-        future.add_done_callback(lambda f, attempt=chunk.attempt: self._settled(attempt, f))
+        self._futures[chunk.attempt] = worker, future
+        if self.client.loop is None:
+            raise ClusterError("the connection to the scheduler was closed")
+        self.client.loop.add_callback(self._receive, chunk.attempt, future)
 
-    def _settled(self, attempt: AttemptId, future: Future[Any]) -> None:
-        """Turn a finished future into an event, and let go of it. Runs on Dask's callback thread."""
-        self._futures.pop(attempt, None)
+    def _forget(self, worker: str) -> None:
+        """Give up the receipts that a worker took along: Dask would wait for them for ever."""
+        lost = [future for name, future in list(self._futures.values()) if name == worker]
+        if lost:
+            self.client.cancel(lost, force=True)
+
+    async def _receive(self, attempt: AttemptId, future: Future[Any]) -> None:
+        """Turn a finished future into an event. Runs on the client's event loop, beside all others.
+
+        Not in Dask's callback thread: there is one, and a receipt that was finished but not fetched when its
+        worker died would block it, and with it the receipts of all other workers.
+        """
         try:
-            answer = future.result()
+            answer = await self.client.gather(future, asynchronous=True)
         except (KilledWorker, FutureCancelledError) as error:
             self.tell(e.AttemptLost(attempt, worker_died=isinstance(error, KilledWorker)))
         except ModelOpsError as error:
@@ -235,6 +249,8 @@ class DriverLoop:
                 self.tell(e.AggregateDone(answer))
             else:
                 self.tell(e.ChunkErred(attempt, "InternalError", f"a task answered {answer!r}", final=True))
+        finally:
+            self._futures.pop(attempt, None)
 
     def _stop(self, command: c.StopAttempt) -> None:
         """Ask the worker; Dask itself cannot stop a task that runs."""
