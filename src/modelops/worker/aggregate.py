@@ -33,8 +33,11 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateR
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, stopped=True)
     try:
-        run = _AggregateRun(runtime, runtime.job(chunk.job), chunk, attempt)
-        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+        with (
+            runtime.using(chunk.job) as context,
+            JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log,
+        ):
+            run = _AggregateRun(runtime, context, chunk, attempt)
             finished = run.all(job_log.write)
         if not finished:
             return _receipt(runtime, chunk, stopped=True)

@@ -72,7 +72,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     ``retry``: outcomes that are to be tried again, not in the segment. ``unstarted``: given back because
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
-    ``notes``: what the job's record should say once, e.g. why a bundle that asks for forks gets none.
     """
 
     job: JobId
