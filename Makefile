@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+# The machine's own trust store: what pip and the browser trust, uv trusts, behind a company's proxy too.
+export UV_SYSTEM_CERTS ?= 1
 
 .PHONY: demo test lint bench docs lock clean help
 .DEFAULT_GOAL := help

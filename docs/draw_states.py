@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelops.states import FINAL_JOB_STATES, JOB_NEXT, JobState
+from modelops.states import JOB_NEXT, JobEvent, JobState
 
 PAGE = Path(__file__).parent / "reference" / "states.md"
 BEGIN, END = "<!-- drawn from modelops.states: begin -->", "<!-- drawn from modelops.states: end -->"
 
 
 def drawing() -> str:
-    """Return the job's states as a Mermaid diagram."""
+    """Return the job's states as a Mermaid diagram, and the table behind it."""
+    edges: dict[tuple[JobState, JobState], list[JobEvent]] = {}
+    for (state, event), to in JOB_NEXT.items():
+        edges.setdefault((state, to), []).append(event)
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {JobState.QUEUED}"]
-    lines += [f"    {state} --> {to}: {event}" for (state, event), to in JOB_NEXT.items()]
-    lines += [f"    {state} --> [*]" for state in JobState if state in FINAL_JOB_STATES]
-    return "\n".join([*lines, "```"])
+    lines += [f"    {state} --> {to}: {', '.join(events)}" for (state, to), events in edges.items()]
+    lines += ["```", "", "| from | by | to |", "|---|---|---|"]
+    lines += [f"| `{state}` | `{event}` | `{to}` |" for (state, event), to in JOB_NEXT.items()]
+    return "\n".join(lines)
 
 
 def redrawn(text: str) -> str:

@@ -156,7 +156,7 @@ def _to_frame(table: Any) -> Any:
             frame.index = _as_objects(frame.index)
         elif frame.dtypes.iloc[i].name != "object":
             frame.isetitem(i, frame.iloc[:, i].astype(object).where(frame.iloc[:, i].notna(), None))
-    if extra["freq"] is not None and len(frame.index):
+    if extra["freq"] != getattr(frame.index, "freqstr", None):  # the dtype of a PeriodIndex has it already
         frame.index.freq = extra["freq"]
     return frame
 

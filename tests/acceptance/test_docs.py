@@ -37,6 +37,7 @@ from modelops.cli.app import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -97,11 +98,13 @@ class Step:
 def steps(markdown: str, page: str) -> list[Step]:
     """Return what is to be run on a page. Raises ValueError where a block cannot be understood."""
     found: list[Step] = []
+    just_run: Step | None = None
     for block in blocks(markdown):
         where = f"{page}:{block.line}"
-        if block.language == "text" and found and not block.between:
-            found[-1].expected = block.text
+        if block.language == "text" and just_run and not block.between:
+            just_run.expected, just_run = block.text, None
             continue
+        just_run = None
         step = Step(page, block.line, "", block.text)
         if codes := _EXIT.findall(block.between):
             step.exit = int(codes[-1])
@@ -121,6 +124,7 @@ def steps(markdown: str, page: str) -> list[Step]:
             known = "python, sh, console, toml, json or text"
             raise ValueError(f"{where}: a fence must say {known}, not {block.language!r}")
         found.append(step)
+        just_run = step
     return found
 
 
@@ -363,14 +367,29 @@ def test_every_error_is_described() -> None:
     assert [n for n in names if f"`{n}`" not in page] == []
 
 
-def test_the_states_are_drawn_from_the_tables() -> None:
+@pytest.fixture(scope="session")
+def draw_states() -> ModuleType:
     spec = importlib.util.spec_from_file_location("draw_states", DOCS / "draw_states.py")
     assert spec is not None
     assert spec.loader is not None
-    draw_states = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw_states)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_states_are_drawn_from_the_tables(draw_states: ModuleType) -> None:
     page = (DOCS / "reference" / "states.md").read_text("utf-8")
-    assert draw_states.redrawn(page) == page, "make docs"
+    assert draw_states.redrawn(page) == page, "run 'make docs'"
+
+
+def test_a_drawing_that_is_not_that_of_the_tables_is_redrawn(draw_states: ModuleType) -> None:
+    page = f"# A\n\n{draw_states.BEGIN}\nold\n{draw_states.END}\n\nB\n"
+    drawn = draw_states.redrawn(page)
+    assert "old" not in drawn
+    assert "running --> finalizing: settled, stopped_early" in drawn
+    assert "| `running` | `stopped_early` | `finalizing` |" in drawn
+    assert drawn.startswith("# A\n")
+    assert drawn.endswith("\n\nB\n")
 
 
 # Words for which the glossary has another one. Names in code, such as `param`, are no prose.

@@ -87,7 +87,7 @@ def test_derived_seeds_are_those_of_the_reference_and_distinct(
     cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
 ) -> None:
     bundle = write_bundle('def simulate(params, seed):\n    return {"got": seed}\n')
-    sets = [{"a": 1}, {"a": 1.0}, {"b": "x"}]
+    sets: list[dict[str, Any]] = [{"a": 1}, {"a": 1.0}, {"b": "x"}]
     results = mo.run(
         mo.Study(bundle=bundle, parameters=sets, replicates=500, seed=7), cluster=cluster
     ).results()

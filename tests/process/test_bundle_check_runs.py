@@ -209,3 +209,38 @@ def test_explicit_seeds_are_the_ones_that_are_tried(home: Home, write_bundle: Ca
 def test_a_bundle_that_is_not_there_is_a_wrong_request(home: Home, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nothere"):
         checked(tmp_path / "nothere", home)
+
+
+def test_a_model_with_a_context_and_large_outputs_is_checked_like_any_other(
+    home: Home, write_bundle: Callable[..., Path]
+) -> None:
+    source = """
+        import os
+        def simulate(params, seed, context):
+            context.report(0.5)
+            entropy = context.entropy
+            return {"large": entropy.to_bytes(16, "little") * 20_000, "dir": os.path.isdir(context.checkpoint_dir)}
+        def summarize(replicates):
+            return {"n": sum(len(r["large"]) for r in replicates)}
+    """
+    found = checked(write_bundle(source, table=BOTH), home)
+    assert [c for c in found.values() if c.status is FAILED] == []
+    assert "large" in found["seeds"].message
+
+
+def test_a_slow_model_is_run_half_as_often(
+    home: Home, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.client.bundle_check.SLOW_S", -1.0)
+    found = checked(write_bundle(GOOD, table=BOTH), home)
+    assert found["runs"].details["n"] == 6
+    assert found["reproducible"].status is OK
+
+
+def test_a_replicate_that_never_ends_is_stopped_by_its_timeout(
+    home: Home, write_bundle: Callable[..., Path]
+) -> None:
+    source = "import threading\ndef simulate(params, seed):\n    threading.Event().wait()"
+    check = checked(write_bundle(source), home, replicate_timeout="1s")["runs"]
+    assert check.status is FAILED
+    assert "timed_out" in check.message

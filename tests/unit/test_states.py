@@ -61,7 +61,7 @@ def test_the_page_lists_and_draws_exactly_the_table() -> None:
     assert listed == dict(JOB_NEXT)
     drawn = set()
     for line in (REFERENCE / "states.md").read_text().splitlines():
-        if "-->" in line and "[*]" not in line:
+        if " --> " in line and "[*]" not in line:
             arrow, events = line.split(": ")
             source, to = arrow.split("-->")
             drawn |= {(source.strip(), event, to.strip()) for event in events.split(", ")}

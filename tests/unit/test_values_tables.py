@@ -42,6 +42,9 @@ FRAMES = {
     "column levels": pd.DataFrame(
         np.eye(2), columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")], names=["p", "q"])
     ),
+    "empty, with a frequency": pd.DataFrame({"x": [1.0]}, index=pd.date_range("2020", periods=1)).iloc[:0],
+    "periods": pd.DataFrame({"x": [1, 2]}, index=pd.period_range("2020-01", periods=2, freq="M")),
+    "no periods": pd.DataFrame({"x": [1]}, index=pd.period_range("2020-01", periods=1, freq="M")).iloc[:0],
     "text objects": pd.DataFrame({"d": pd.Series(["x", None], dtype=object)}),
     "text index": pd.DataFrame({"x": [1, 2]}, index=pd.Index(["a", "b"], dtype=object)),
 }

@@ -238,7 +238,8 @@ def cost(
     total_s = first_s + n_replicates * typical / min(cores, n_replicates)
     job = ok(
         "job",
-        f"{n_replicates:,} replicate{'s' if n_replicates > 1 else ''} on {on}: about {shown_seconds(total_s)}",
+        f"{n_replicates:,} replicate{'s' if n_replicates > 1 else ''} on {on}: about {shown_seconds(total_s)} "
+        "once the workers have started",
         replicates=n_replicates, cores=cores, seconds=total_s,
     )  # fmt: skip
     return [each, _memory(peak_bytes, min(cores, n_replicates), available_bytes), job]

@@ -122,9 +122,12 @@ def snapshot_changed(snapshot: Path) -> list[str]:
         ``__pycache__`` folders are no change: Python makes them, and never reads a stale one.
     """
     try:
-        before = msgspec.json.decode(_stats_file(snapshot).read_bytes(), type=Stats).files
+        stats = msgspec.json.decode(_stats_file(snapshot).read_bytes(), type=Stats)
     except (FileNotFoundError, msgspec.DecodeError):
         return ["missing: its list of stats"]
+    if stats.format != FORMAT:  # of another ModelOps that shares this cache; the bytes decide then
+        return ["missing: a list of stats that this version reads"]
+    before = stats.files
     now = _stats(snapshot)
     return sorted(
         [f"missing: {path}" for path in before.keys() - now.keys()]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from modelops.client import Job
 
 
+_COUNTS = {"param_id", "status", "n_succeeded", "n_replicates", "reason"}
+
+
 def run(
     target: Annotated[
         str, typer.Argument(help="A study file (.toml), a bundle folder, or a bundle .py file.")
@@ -136,10 +139,20 @@ def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
 
 
 def best_sets(job: Job, n: int = 5) -> pa.Table:
-    """Return the aggregates ranked by the bundle's objective, lowest first; an empty table without one."""
-    from modelops.client.report import ranked_aggregates
+    """Return the aggregates ranked by the bundle's objective, lowest first; an empty table without one.
 
-    return ranked_aggregates(job).slice(0, n)
+    Columns: the ordinal, the parameters, the objective, then the other scalar outputs.
+    """
+    from modelops.client.report import objective_column, ranked_aggregates
+
+    ranked = ranked_aggregates(job).slice(0, n)
+    objective = objective_column(ranked.column_names, job.manifest.objective)
+    if objective is None:
+        return ranked
+    names = [name for name in ranked.column_names if name not in _COUNTS]
+    n_parameters = ranked.column_names.index("status") - 2
+    parameters, outputs = names[1 : 1 + n_parameters], names[1 + n_parameters :]
+    return ranked.select(["param", *parameters, objective, *(o for o in outputs if o != objective)])
 
 
 def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:

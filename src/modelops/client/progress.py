@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from modelops.client.run import Watcher
-from modelops.states import ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, ReplicateStatus
 
 if TYPE_CHECKING:
     from modelops.client.job import Job
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 5.0
 _WAITING = (ReplicateStatus.PENDING, ReplicateStatus.RUNNING)
+_NEVER_RAN = (ReplicateStatus.NOT_RUN, ReplicateStatus.CANCELLED, ReplicateStatus.NOT_NEEDED)
 
 
 class ProgressBar(Watcher):
@@ -31,6 +32,7 @@ class ProgressBar(Watcher):
         self._began: float | None = None
         self._plain_at = 0.0
         self._said = ""
+        self._ended = False
         self._stage = ""
         self._progress = Progress(
             SpinnerColumn(),
@@ -78,8 +80,11 @@ class ProgressBar(Watcher):
 
     def changed(self, machine: Machine) -> None:
         """Redraw; on a pipe, print a line every few seconds and one at the end."""
+        if self._ended:
+            return
+        self._ended = machine.state in FINAL_JOB_STATES
         counts = machine.counts()
-        done = self._total - sum(counts.get(s, 0) for s in _WAITING)
+        done = self._total - sum(counts.get(s, 0) for s in (*_WAITING, *_NEVER_RAN))
         now = time.monotonic()
         if done and self._began is None:
             self._began = now
@@ -94,7 +99,7 @@ class ProgressBar(Watcher):
             self._progress.update(
                 self._task, description=text, completed=done, rate=rate, counts=shown, left=left
             )
-        elif done and (now - self._plain_at > PLAIN_EVERY_S or done == self._total):
+        elif self._ended or (done and now - self._plain_at > PLAIN_EVERY_S):
             self._plain_at = now
             self._line(f"{machine.state}: {done:,}/{self._total:,}  {rate}  {shown}  {left}".rstrip())
 

@@ -128,17 +128,18 @@ def _run(
         preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
         for again in (True, False):
             ledger = _ledger(prepared, records, objects)
-            try:
-                # Resolving and installing, and starting Dask, have nothing to do with each other.
-                environment = preparer.submit(_prepare_environment, prepared, ledger, home, watcher)
-                if cluster is None:
-                    cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
-                loop = _driver(prepared, ledger, cluster, environment.result, watcher)
-            except BaseException as error:
-                ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
-                raise
-            interrupts.drive(loop)
-            state = loop.run()
+            with contextlib.ExitStack() as listening:
+                try:
+                    # Resolving and installing, and starting Dask, have nothing to do with each other.
+                    environment = preparer.submit(_prepare_environment, prepared, ledger, home, watcher)
+                    if cluster is None:
+                        cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
+                    loop = _driver(prepared, ledger, cluster, environment.result, watcher, listening)
+                except BaseException as error:
+                    ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
+                    raise
+                interrupts.drive(loop)
+                state = loop.run()
             if not (again and ledger.voided and state is JobState.FAILED):
                 break
             # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that is it.
@@ -179,6 +180,7 @@ def _driver(
     cluster: EmbeddedCluster,
     prepare: Callable[[], None],
     watcher: Watcher,
+    listening: contextlib.ExitStack,
 ) -> DriverLoop:
     from modelops.driver import events as e
     from modelops.driver.loop import DriverLoop, check_workers
@@ -192,9 +194,11 @@ def _driver(
         prepare=prepare,
         on_change=watcher.changed,
     )
-    cluster.on_workers(
-        joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
-        left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
+    listening.enter_context(
+        cluster.on_workers(
+            joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
+            left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
+        )
     )
     workers = cluster.workers()
     check_workers(workers)

@@ -59,6 +59,7 @@ class EmbeddedCluster:
         self._settings = WorkerSettings.of_home(home)
         self._n_workers, self._threads = n_workers, threads
         self._stack = contextlib.ExitStack()
+        self._listeners: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
         self.client: Client
 
     def start(self) -> Self:
@@ -86,6 +87,7 @@ class EmbeddedCluster:
             self.client = self._stack.enter_context(Client(cluster, set_as_default=False))
             self.client.register_plugin(ModelOpsWorker(self._settings))
             self.client.register_plugin(AnnounceWorkers())
+            self.client.subscribe_topic(WORKERS_TOPIC, self._heard)
         except BaseException:
             self.close()
             raise
@@ -106,17 +108,25 @@ class EmbeddedCluster:
         found = self.client.scheduler_info(n_workers=-1)["workers"]
         return {address: int(info["nthreads"]) for address, info in found.items()}
 
-    def on_workers(self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]) -> None:
-        """Call ``joined(worker, slots)`` and ``left(worker, died)`` from now on, on the client's own thread."""
+    @contextlib.contextmanager
+    def on_workers(
+        self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
+    ) -> Iterator[None]:
+        """Call ``joined(worker, slots)`` and ``left(worker, died)`` within this block, on the client's own thread."""
+        listener = (joined, left)
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
-        def handle(event: tuple[float, dict[str, Any]]) -> None:
-            message = event[1]
+    def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
+        message = event[1]
+        for joined, left in tuple(self._listeners):  # several jobs may share the cluster
             if message["event"] == "joined":
                 joined(message["worker"], int(message["slots"]))
             else:
                 left(message["worker"], bool(message["died"]))
-
-        self.client.subscribe_topic(WORKERS_TOPIC, handle)
 
 
 @contextlib.contextmanager

@@ -190,7 +190,8 @@ class DriverLoop:
         future.add_done_callback(lambda f, attempt=chunk.attempt: self._settled(attempt, f))
 
     def _settled(self, attempt: AttemptId, future: Future[Any]) -> None:
-        """Turn a finished future into an event. Runs on Dask's callback thread."""
+        """Turn a finished future into an event, and let go of it. Runs on Dask's callback thread."""
+        self._futures.pop(attempt, None)
         try:
             answer = future.result()
         except (KilledWorker, FutureCancelledError) as error:

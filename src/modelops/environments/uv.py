@@ -65,7 +65,8 @@ def uv_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
     pip's index variables are translated where uv's own are not set: uv does not read them.
     """
-    kept = {k: v for k, v in environ.items() if k not in _NOT_OURS}
+    # What the machine trusts, uv should trust, behind a company's proxy too; the user's own word goes first.
+    kept = {"UV_SYSTEM_CERTS": "1", **{k: v for k, v in environ.items() if k not in _NOT_OURS}}
     if not kept.keys() & {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} and "PIP_INDEX_URL" in kept:
         kept["UV_DEFAULT_INDEX"] = kept["PIP_INDEX_URL"]
     if not kept.keys() & {"UV_INDEX", "UV_EXTRA_INDEX_URL"} and "PIP_EXTRA_INDEX_URL" in kept:

@@ -217,7 +217,7 @@ def _scalar(value: Any) -> tuple[str, Any]:
             value.encode()
         except UnicodeEncodeError:
             return "text that is not valid Unicode", None
-        return "text", str(value)
+        return "text", str.__str__(value)  # str() of a numpy.str_ drops NULs at its end
     return f"{type(value).__name__} values", None
 
 
