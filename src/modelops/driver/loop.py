@@ -59,7 +59,7 @@ class Ledger(Protocol):
     def commit_aggregates(self, stored: AggregateRef) -> bool: ...  # noqa: D102
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102
     def note(self, command: c.Note) -> None: ...  # noqa: D102
-    def finalize(self) -> None: ...  # noqa: D102
+    def finalize(self) -> str | None: ...  # noqa: D102  why nothing counts any more, if so
 
 
 @dataclass
@@ -182,8 +182,8 @@ class DriverLoop:
                 self.ledger.note(command)
             case c.Finalize():
                 self.on_change(self.machine)
-                self.ledger.finalize()
-                return e.Finalized()
+                voided = self.ledger.finalize()
+                return e.Finalized() if voided is None else e.ResultsVoided(voided)
             case c.Finish():
                 if command.state not in FINAL_JOB_STATES:
                     raise ModelOpsError(

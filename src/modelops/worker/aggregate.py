@@ -32,11 +32,14 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateR
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, stopped=True)
     try:
-        run = _AggregateRun(runtime, runtime.job(chunk.job), chunk, attempt)
-        began = time.perf_counter()
-        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+        with (
+            runtime.using(chunk.job) as context,
+            JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log,
+        ):
+            began = time.perf_counter()
+            run = _AggregateRun(runtime, context, chunk, attempt)
             finished = run.all(job_log.write)
-        wall_seconds = time.perf_counter() - began
+            wall_seconds = time.perf_counter() - began
         if not finished:
             return _receipt(runtime, chunk, stopped=True)
         return _receipt(

@@ -73,7 +73,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
     ``wall_seconds``: what running them took, without what a chunk of any size costs (loading the job, storing).
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
-    ``notes``: what the job's record should say once, e.g. why a bundle that asks for forks gets none.
     """
 
     job: JobId
