@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,11 @@ def test_a_finished_job_leaves_exactly_what_the_page_lists(
         assert not name.startswith("v1/jobs/") or name.startswith(f"v1/jobs/{job.id}/")
     for name, pattern in listed.items():
         assert [f for f in found if pattern.fullmatch(f)], f"{name} is on the page, and nothing has that name"
+
+    workers = {row["worker"]: row["pid"] for row in job.attempts().to_pylist()}
+    assert workers == {
+        worker: pid for worker, pid in cluster.client.run(os.getpid).items() if worker in workers
+    }
 
     top = {row[0].strip("/`") for row in rows_below("layout.md", "| in `MODELOPS_HOME` |")}
     beside = {f"modelops.db{end}" for end in ("-wal", "-shm", ".lock")}
