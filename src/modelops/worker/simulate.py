@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -112,7 +113,12 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
 
 def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt) -> Receipt:
     writer = SegmentWriter(
-        runtime.objects, chunk.job, chunk.attempt, worker=runtime.address, host=runtime.host
+        runtime.objects,
+        chunk.job,
+        chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        pid=os.getpid(),
     )
     sorter = _Chunk(chunk, writer, attempt.stop)
     unstarted = Ranges(chunk.ranges)
