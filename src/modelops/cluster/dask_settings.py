@@ -21,7 +21,9 @@ DASK_SETTINGS: Final[dict[str, Any]] = {
     "distributed.worker.memory.terminate": False,
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.deploy.lost-worker-timeout": "15s",
+    # A local cluster dismisses a worker that is away at one moment this long after it was away the first time,
+    # also if it only restarts again, and then nobody starts it any more. Nobody shall be dismissed.
+    "distributed.deploy.lost-worker-timeout": "3650 days",
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.interval": "5s",
 }
