@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measuring import describe, show
 
 import modelops as mo
+from measuring import describe, show
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
