@@ -7,11 +7,13 @@ machine is never entered twice at a time, and every write of this driver happens
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
@@ -34,7 +36,7 @@ from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.worker import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from distributed import Client, Future
 
@@ -43,19 +45,21 @@ if TYPE_CHECKING:
     from modelops.worker.messages import AggregateRef, SegmentRef
 
 log = logging.getLogger(__name__)
+MAX_EVENTS_AT_ONCE = 256
+QUICK = (c.SubmitChunk, c.SubmitAggregates, c.StopAttempt, c.SetTimer, c.PrepareEnvironment)
 NO_HOPE = (RequestError, BundleError, BundleEnvironmentError, IntegrityError, HandshakeError, RemoteError)
 
 
 class Ledger(Protocol):
     """Where the loop writes what has become true. Every write checks the driver's epoch."""
 
-    def commit_segment(self, segment: SegmentRef) -> bool: ...  # noqa: D102  named after the command
+    def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]: ...  # noqa: D102  named after the command
     def commit_synthetic(self, command: c.CommitSynthetic) -> tuple[bool, SegmentRef]: ...  # noqa: D102
     def commit_synthetic_aggregates(self, command: c.CommitSyntheticAggregates) -> bool: ...  # noqa: D102
     def commit_aggregates(self, stored: AggregateRef) -> bool: ...  # noqa: D102
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102
     def note(self, command: c.Note) -> None: ...  # noqa: D102
-    def finalize(self) -> None: ...  # noqa: D102
+    def finalize(self) -> str | None: ...  # noqa: D102  why nothing counts any more, if so
 
 
 @dataclass
@@ -95,10 +99,7 @@ class DriverLoop:
         """
         self._perform(self.machine.start(self.clock()))
         while self._final is None and not self._lease_lost:
-            event = self._next_event()
-            if isinstance(event, e.WorkerLeft):
-                self._forget(event.worker)
-            self._perform(self.machine.handle(event, self.clock()))
+            self._perform(self._orders())
             now = self.clock()
             if now - self._shown_at >= 0.05:
                 self._shown_at = now
@@ -106,6 +107,17 @@ class DriverLoop:
         self.on_change(self.machine)
         self._futures.clear()
         return self._final if self._final is not None else self.machine.state
+
+    def _orders(self) -> list[c.Command]:
+        """Wait for news and return what the machine makes of all that has come in by then."""
+        events = [self._next_event()]
+        with contextlib.suppress(queue.Empty):
+            while len(events) < MAX_EVENTS_AT_ONCE:
+                events.append(self._inbox.get_nowait())
+        for event in events:
+            if isinstance(event, e.WorkerLeft):
+                self._forget(event.worker)
+        return [command for event in events for command in self.machine.handle(event, self.clock())]
 
     def _next_event(self) -> e.Event:
         while True:
@@ -119,12 +131,26 @@ class DriverLoop:
                 self.on_change(self.machine)
 
     def _perform(self, commands: list[c.Command]) -> None:
-        # A commit is answered at once, and its answer may order more: a list used as a stack of batches.
-        todo = list(commands)
+        # Work goes out first, so that no worker waits for a disk. Writes keep their order; segments that are
+        # committed one after another share a transaction. A write is answered at once, and may order more.
+        todo = deque(commands)
         while todo:
-            answer = self._one(todo.pop(0))
-            if answer is not None:
+            for command in [x for x in todo if isinstance(x, QUICK)]:
+                self._one(command)
+            todo = deque(x for x in todo if not isinstance(x, QUICK))
+            for answer in self._write(todo):
                 todo.extend(self.machine.handle(answer, self.clock()))
+
+    def _write(self, todo: deque[c.Command]) -> list[e.Event]:
+        segments = []
+        while todo and isinstance(first := todo[0], c.CommitSegment):
+            segments.append(first.segment)
+            todo.popleft()
+        if segments:
+            accepted = self.ledger.commit_segments(segments)
+            return [e.Committed(s.attempt, ok) for s, ok in zip(segments, accepted, strict=True)]
+        answer = self._one(todo.popleft()) if todo else None
+        return [] if answer is None else [answer]
 
     def _one(self, command: c.Command) -> e.Event | None:
         match command:
@@ -133,7 +159,8 @@ class DriverLoop:
             case c.SubmitAggregates():
                 self._submit(tasks.aggregate, command.chunk, command.worker, priority=1)
             case c.CommitSegment():
-                return e.Committed(command.segment.attempt, self.ledger.commit_segment(command.segment))
+                (accepted,) = self.ledger.commit_segments([command.segment])
+                return e.Committed(command.segment.attempt, accepted)
             case c.CommitSynthetic():
                 accepted, segment = self.ledger.commit_synthetic(command)
                 return e.Committed(command.attempt, accepted, segment)
@@ -155,8 +182,8 @@ class DriverLoop:
                 self.ledger.note(command)
             case c.Finalize():
                 self.on_change(self.machine)
-                self.ledger.finalize()
-                return e.Finalized()
+                voided = self.ledger.finalize()
+                return e.Finalized() if voided is None else e.ResultsVoided(voided)
             case c.Finish():
                 if command.state not in FINAL_JOB_STATES:
                     raise ModelOpsError(
