@@ -11,7 +11,7 @@ from modelops.states import AggregateStatus, JobEvent
 from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from modelops.driver.commands import ChangeState, CommitSynthetic, CommitSyntheticAggregates, Note
     from modelops.store import Objects, Records
@@ -40,9 +40,9 @@ class StoreLedger:
     bundle_changes: Callable[[], list[str]] = list
     voided: bool = False
 
-    def commit_segment(self, segment: SegmentRef) -> bool:
-        """Write the row of a segment; False if its indices are covered already."""
-        return self.records.commit_segment(self.job, self.epoch, segment)
+    def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]:
+        """Write the rows of segments in one transaction; False for each whose indices are covered already."""
+        return self.records.commit_segments(self.job, self.epoch, segments)
 
     def commit_synthetic(self, command: CommitSynthetic) -> tuple[bool, SegmentRef]:
         """Write and commit a segment that says of each index what no worker could say."""

@@ -16,6 +16,7 @@ from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.worker.attempts import AttemptTable
 from modelops.worker.job_context import JobContext, load_job_context
+from modelops.worker.segment_cache import SegmentCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,7 @@ class WorkerRuntime:
         self.objects = Objects.open(settings.objects)
         self.environments = Environments(settings.cache)
         self.pool = ProcessPool(self.root, slots=slots)
+        self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
         self._jobs: OrderedDict[JobId, JobContext] = OrderedDict()
         self._notes: defaultdict[JobId, list[str]] = defaultdict(list)

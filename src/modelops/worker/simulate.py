@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -100,25 +101,28 @@ def missing_import(module: str, where: str) -> str:
 
 def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
     """Run the replicates of a chunk and store its segment; the receipt says what became of each index."""
-    began = time.perf_counter()
     attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges)
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
     try:
         with runtime.using(chunk.job) as context:
-            return _simulate(runtime, context, chunk, attempt, began)
+            return _simulate(runtime, context, chunk, attempt)
     finally:
         runtime.attempts.leave(attempt)
 
 
-def _simulate(
-    runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt, began: float
-) -> Receipt:
+def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt) -> Receipt:
     writer = SegmentWriter(
-        runtime.objects, chunk.job, chunk.attempt, worker=runtime.address, host=runtime.host
+        runtime.objects,
+        chunk.job,
+        chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        pid=os.getpid(),
     )
     sorter = _Chunk(chunk, writer, attempt.stop)
     unstarted = Ranges(chunk.ranges)
+    began = time.perf_counter()
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
         try:
             end = runtime.pool.run(
@@ -135,6 +139,7 @@ def _simulate(
             sorter.missing_import = missing_import(error.missing_module, error.traceback)
         else:
             unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
+    wall_seconds = time.perf_counter() - began
     return _receipt(
         runtime,
         chunk,
@@ -143,7 +148,7 @@ def _simulate(
         unstarted=unstarted.pairs,
         failures=tuple(FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()),
         model_seconds=sorter.model_seconds,
-        wall_seconds=time.perf_counter() - began,
+        wall_seconds=wall_seconds,
         missing_import=sorter.missing_import,
         notes=(*filter(None, [runtime.pool.not_forked(context.runner)]), *runtime.take_notes(chunk.job)),
     )
