@@ -200,6 +200,30 @@ def test_a_local_package_of_the_bundle_is_installed_from_the_bundles_folder(
     assert run(second, "import local; print(local.answer)") == "2"
 
 
+def test_a_local_package_is_found_when_the_cache_is_a_link_to_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume")
+    root = write(tmp_path / "m", requirements__txt="./libs/local\n")
+    write(
+        root / "libs" / "local",
+        pyproject__toml="""
+        [build-system]
+        requires = ["flit_core"]
+        build-backend = "flit_core.buildapi"
+        [project]
+        name = "local"
+        version = "1"
+        description = "x"
+        """,
+        local__py="answer = 1\n",
+    )
+    environments = Environments(tmp_path / "link")
+
+    environment = environments.ensure(environments.resolve(root), bundle_root=root)
+
+    assert run(environment, "import local; print(local.answer)") == "1"
+
+
 def test_a_dependency_that_does_not_exist_is_final_and_remembered_with_uvs_words(
     environments: Environments, tmp_path: Path, uv: CountedUv
 ) -> None:

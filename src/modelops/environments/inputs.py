@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["uv.lock", "pylock.toml", "requirements.txt", "project", "pep723", "none"]
 _SCRIPT: Final = re.compile(r"(?m)^# /// script\s*$\n((?:^#(?: .*)?$\n)+?)^# ///\s*$")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")  # what the folder of a snapshot is called
 _PIN: Final = re.compile(r"(?:(?:cpython|python)[-@]?)?(\d+(?:\.\d+){0,2})\S*")
 _INCLUDE: Final = re.compile(r"^(?:-r|--requirement|-c|--constraint)[ =]\s*(\S+)")
 _LOCAL: Final = re.compile(
@@ -42,11 +43,13 @@ class DependencyInputs:
     python_pin: str | None
     needs_install: bool = False
     needs_bundle: bool = False
+    project: str = ""
 
     @property
     def name(self) -> str:
-        """What to call the inputs in a message: bundle and file."""
-        return f"{self.root.name}/{self.file.name}" if self.file else self.root.name
+        """What to call the inputs in a message: bundle and file. The folder of a snapshot is no name."""
+        bundle = self.project or ("" if _DIGEST.fullmatch(self.root.name) else self.root.name)
+        return "/".join(filter(None, [bundle, self.file.name if self.file else ""])) or "the bundle"
 
     def digest(self) -> str:
         """SHA-256 over kind and contents: the same inputs, the same digest, wherever the bundle lies."""
@@ -91,8 +94,9 @@ def dependency_inputs(bundle_root: Path) -> DependencyInputs:
         requires_python = requires_python or metadata.get("requires-python")
     contents, local = _contents(root, kind, file, project, metadata)
     return DependencyInputs(
-        root, kind, file, contents, requires_python, _pin(root), needs_install, needs_install or local
-    )
+        root, kind, file, contents, requires_python, _pin(root), needs_install, needs_install or local,
+        project=str(about.get("name") or ""),
+    )  # fmt: skip
 
 
 def tree_digest(root: Path) -> str:

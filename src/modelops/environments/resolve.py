@@ -61,7 +61,8 @@ def resolve_inputs(
         See `modelops.environments.uv.explain`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="resolve-", dir=scratch) as folder:
+    # Resolved: uv follows links in what it reads, not in where it writes, and then finds no relative path.
+    with tempfile.TemporaryDirectory(prefix="resolve-", dir=scratch.resolve()) as folder:
         root, output = inputs.root, Path(folder) / _OUTPUT
         if inputs.needs_bundle:
             root = copy_bundle(inputs.root, Path(folder) / inputs.root.name)

@@ -7,6 +7,7 @@ to WAL and migrating happen under a file lock, because neither waits for another
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -121,9 +122,14 @@ class Database:
             )
         config = Config()
         config.set_main_option("script_location", "modelops.store:migrations")
-        with self.writing() as connection:
+        with _MIGRATING, self.writing() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+# What alembic runs (``context``, ``op``) it hands over in globals of the process, so only one thread may migrate,
+# whatever its database. The file lock around it keeps other processes away.
+_MIGRATING: Final = threading.Lock()
 
 
 def _parse(url: str) -> sa.URL:
