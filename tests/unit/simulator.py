@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.machine import DEADLY, Machine
+from modelops.driver.blame import DEADLY
+from modelops.driver.machine import Machine
 from modelops.states import FAILURES, FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus, next_state
 from modelops.study.ids import JobId
 from modelops.study.index_line import Block, IndexLine
@@ -320,10 +321,11 @@ class World:
     def _forget_worker(self, name: str, *, died: bool) -> None:
         if name not in self.load:
             return
+        alone = self.s.slots == 1 or self.load[name] == 1
         for attempt, command in list(self.live.items()):
             if command.worker == name:
                 self._forget(attempt)
-                if died:
+                if died and alone and len(Ranges(_items(command))) == 1:
                     is_chunk = isinstance(command, c.SubmitChunk)
                     (self.deaths_seen if is_chunk else self.param_deaths_seen).update(Ranges(_items(command)))
         del self.load[name]
@@ -649,7 +651,7 @@ class World:
         else:
             seen = self.deaths_seen if isinstance(command, c.CommitSynthetic) else self.param_deaths_seen
             for item in _committed_items(command):
-                self.check(seen[item] >= DEADLY, "condemned after too few deaths")
+                self.check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
         self.unanswered[attempt] = command
         self._later(self.rng.random() * 0.005, "commit", command)
 

@@ -566,13 +566,18 @@ def test_eta_is_what_is_left_over_the_slots() -> None:
 
 PURE = [
     "backlog",
+    "blame",
     "chunking",
     "commands",
+    "course",
     "coverage",
     "dispatch",
     "events",
+    "intake",
     "ledger",
     "machine",
+    "outbox",
+    "places",
     "probe",
     "range_sets",
     "roster",

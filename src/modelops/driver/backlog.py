@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from modelops.driver.range_sets import RangeQueue
 
@@ -17,15 +16,14 @@ SUSPECT_AFTER_DEATHS = 2
 SPLIT_INTO = 8
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """What is done with a range: of indices, or of parameter sets."""
 
     SIMULATE = "simulate"
     AGGREGATE = "aggregate"
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Indices (or, to aggregate, parameter sets) that share a history.
 
     ``number``: of the attempt, by the count of failed ones. ``deaths``: workers that died while they ran it.
@@ -49,7 +47,7 @@ class Work:
         parts, rest = [], self.ranges
         while rest:
             part, rest = rest.take(size)
-            parts.append(replace(self, ranges=part))
+            parts.append(self._replace(ranges=part))
         return parts
 
 
@@ -122,11 +120,11 @@ class Backlog:
         self._special = _without(self._special, ranges)
         self._n_special = sum(len(w.ranges) for w in self._special)
         self.suspects = _without(self.suspects, ranges)
-        kept = [(at, i, replace(w, ranges=w.ranges - ranges)) for at, i, w in self._waiting]
+        kept = [(at, i, w._replace(ranges=w.ranges - ranges)) for at, i, w in self._waiting]
         self._waiting = [entry for entry in kept if entry[2].ranges]
         heapify(self._waiting)
 
 
 def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
-    kept = (replace(w, ranges=w.ranges - ranges) for w in works)
+    kept = (w._replace(ranges=w.ranges - ranges) for w in works)
     return deque(w for w in kept if w.ranges)
