@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from simulator_store import Store
+
 from modelops.driver import commands as c
 from modelops.driver import events as e
+from modelops.driver import machine
 from modelops.driver.backlog import Kind, Work
 from modelops.driver.blame import Blame
 from modelops.driver.course import Course
@@ -15,8 +18,10 @@ from modelops.driver.intake import Intake
 from modelops.driver.machine import Machine
 from modelops.driver.places import Commit, Places
 from modelops.driver.probe import Probe
+from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
-from modelops.states import JobEvent
+from modelops.states import JobEvent, JobState
+from modelops.study.ids import attempt_id
 from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
@@ -279,3 +284,71 @@ def loses_the_end_of_a_range(patch: pytest.MonkeyPatch) -> None:
         return split(self)[:7]
 
     patch.setattr(Work, "split", wrong)
+
+
+# Of drivers that take over.
+
+
+@bug
+def checks_no_epoch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "hold", _nothing)
+
+
+@bug
+def gives_attempts_the_names_of_an_earlier_driver(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machine, "attempt_id", lambda _epoch, n: attempt_id(1, n))
+
+
+@bug
+def adopts_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RollCall, "_adopt", _nothing)
+
+
+@bug
+def adopts_what_others_have(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: RollCall, worker: str, found: e.Found, *, draining: bool) -> None:
+        if found.indices and not draining:
+            self._backlog.withdraw(found.indices)
+            self._probe.withdraw(found.indices)
+            work = Work(Kind.SIMULATE, found.indices, found.attempt_number)
+            self._roster.place(Attempt(found.attempt, work, worker))
+
+    patch.setattr(RollCall, "_adopt", wrong)
+
+
+@bug
+def adopts_and_runs_again(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: RollCall, worker: str, found: e.Found, *, draining: bool) -> None:
+        if found.indices and not draining:
+            work = Work(Kind.SIMULATE, found.indices, found.attempt_number)
+            self._roster.place(Attempt(found.attempt, work, worker))
+
+    patch.setattr(RollCall, "_adopt", wrong)
+
+
+@bug
+def submits_before_the_roll_call_is_over(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RollCall, "is_open", False)
+
+
+@bug
+def waits_for_ever_for_a_worker_that_does_not_answer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RollCall, "close", _nothing)
+
+
+@bug
+def forgets_the_failed_attempts_of_an_earlier_driver(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+    patch.setattr(
+        Machine, "__init__", lambda self, *args, **kwargs: init(self, *args, **{**kwargs, "retried": ()})
+    )
+
+
+@bug
+def begins_a_job_that_runs_already(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+
+    def wrong(self: Machine, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "state": JobState.QUEUED})
+
+    patch.setattr(Machine, "__init__", wrong)

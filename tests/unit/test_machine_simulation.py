@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from typing import TYPE_CHECKING
 
 import pytest
-from planted_bugs import BUGS
+from planted_bugs import BUGS, drops_retries
+from simulate import play_many, shrunk
 from simulator import BrokenRule, simulate
 
 from modelops.states import FINAL_JOB_STATES
@@ -14,15 +16,18 @@ from modelops.states import FINAL_JOB_STATES
 if TYPE_CHECKING:
     from planted_bugs import Plant
 
-N_SCHEDULES = 2_000
+N_SCHEDULES = int(os.environ.get("MODELOPS_SCHEDULES", "5000"))
+ENOUGH_TO_FIND_A_BUG = 2_000
 
 
 def test_no_rule_is_broken_in_thousands_of_random_schedules() -> None:
-    worlds = [simulate(seed) for seed in range(N_SCHEDULES)]
-    ends = {world.finished.state for world in worlds if world.finished is not None}
-    assert ends == FINAL_JOB_STATES  # every way to end was met
-    assert statistics.median(world.n_events for world in worlds) >= 50
-    assert sum(world.n_faults for world in worlds) >= 5 * N_SCHEDULES
+    figures = play_many(N_SCHEDULES)
+    assert len(figures.n_events) == N_SCHEDULES
+    assert figures.ends == FINAL_JOB_STATES  # every way to end was met
+    assert statistics.median(figures.n_events) >= 200
+    assert statistics.median(figures.n_faults) >= 5
+    assert figures.n_real >= N_SCHEDULES // 10
+    assert sum(figures.n_drivers) >= 1.5 * N_SCHEDULES  # others took the job over
 
 
 def test_the_same_seed_plays_the_same_schedule() -> None:
@@ -34,9 +39,26 @@ def test_the_same_seed_plays_the_same_schedule() -> None:
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
 def test_the_simulator_finds_a_planted_bug(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    for seed in range(N_SCHEDULES):
+    for seed in range(ENOUGH_TO_FIND_A_BUG):
         try:
             simulate(seed)
         except BrokenRule:
             return
-    pytest.fail(f"{plant.__name__} was not found in {N_SCHEDULES} schedules")
+    pytest.fail(f"{plant.__name__} was not found in {ENOUGH_TO_FIND_A_BUG} schedules")
+
+
+def test_a_failing_schedule_is_printed_with_its_seed_and_only_the_faults_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drops_retries(monkeypatch)
+    for seed in range(ENOUGH_TO_FIND_A_BUG):
+        try:
+            simulate(seed)
+        except BrokenRule:
+            small = shrunk(seed)
+            assert small.startswith(f"seed {seed}, ")
+            assert f"simulate.py 1 --first {seed}" in small
+            assert "crashes" in small or "failing" in small  # without one there is nothing to retry
+            assert "faults" not in small  # and it needs no other
+            return
+    pytest.fail("no schedule failed")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from modelops.driver.range_sets import RangeQueue
-
-if TYPE_CHECKING:
-    from modelops.study.ranges import Ranges
+from modelops.study.ranges import Ranges
 
 SUSPECT_AFTER_DEATHS = 2
 SPLIT_INTO = 8
@@ -112,6 +110,14 @@ class Backlog:
             return None
         number = min(queues)[1]
         return Work(self.kind, self._ready[number].take(n), number)
+
+    def numbered(self, number: int) -> Ranges:
+        """Return the items whose next attempt is of this number. Costs the whole backlog: for rare events."""
+        works = [*self._special, *self.suspects, *(entry[2] for entry in self._waiting)]
+        pairs = [pair for work in works if work.number == number for pair in work.ranges.pairs]
+        if number in self._ready:
+            pairs += self._ready[number].snapshot().pairs
+        return Ranges(pairs)
 
     def withdraw(self, ranges: Ranges) -> None:
         """Take these out wherever they are. Costs the whole backlog: for rare events."""

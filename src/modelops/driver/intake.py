@@ -121,6 +121,7 @@ class Intake:
             why = "a worker gave back outcomes that are not retried"
             self.erred(work._replace(ranges=failed), why, now)
         else:
+            self._outbox.write(c.RecordRetry(failed, work.number + 1))
             next_try = Work(_SIMULATE, failed, work.number + 1)
             self._places.requeue(next_try, now + self._spec.retry.delay_s(work.number))
 

@@ -23,9 +23,11 @@ from modelops.driver.ledger import Ledger
 from modelops.driver.outbox import Outbox
 from modelops.driver.places import Places
 from modelops.driver.probe import Probe
+from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import AttemptId, JobId, attempt_id
+from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,6 +53,14 @@ class Machine:
     segments, aggregates
         What earlier runs or drivers committed; it is not run again. An aggregate whose inputs have changed
         (its parameter set was extended or repaired) is stale and made anew.
+    retried
+        What earlier drivers of this run recorded by `RecordRetry`, in that order.
+    state, reason
+        As recorded. A job that was running goes on; one that was stopping is finalized.
+    used_s
+        How many seconds of the job's timeout earlier drivers used.
+    adopt
+        Whether to ask workers for attempts of an earlier driver before anything is submitted.
     replicates_per_chunk
         How many replicates go into each chunk; by default as many as the clock says, see `chunking`.
     """
@@ -63,14 +73,20 @@ class Machine:
         epoch: int = 1,
         segments: Iterable[SegmentRef] = (),
         aggregates: Iterable[AggregateRef] = (),
+        retried: Iterable[tuple[Ranges, int]] = (),
+        state: JobState = JobState.QUEUED,
+        reason: str = "",
+        used_s: float = 0.0,
+        adopt: bool = False,
         replicates_per_chunk: int | None = None,
     ) -> None:
         self.spec, self.job, self.epoch = spec, job, epoch
         self.over = False  # nothing follows: finished, or another driver has the job
-        self._expired = False
+        self._expired = self._started = False
+        self._used_s = used_s
         self._n_attempts = 0
         self._outbox = Outbox()
-        self._course = Course(self._outbox, JobState.QUEUED, "")
+        self._course = Course(self._outbox, state, reason)
         self._roster = Roster()
         self._ledger = Ledger(spec)
         self._dispatcher = Dispatcher(
@@ -82,6 +98,12 @@ class Machine:
         to_aggregate = self._ledger.adopt(segments, aggregates)
         self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
         missing = self._ledger.lacks(_SIMULATE, spec.line.all())
+        self._retried: dict[int, Ranges] = {}  # by the number of their next attempt
+        for indices, number in retried:
+            self._retried = {n: r - indices for n, r in self._retried.items()}
+            self._retried[number] = self._retried.get(number, EMPTY) | (indices & missing)
+        for indices in self._retried.values():
+            missing = missing - indices
         wanted = spec.fail_fast and not self._ledger.counts[ReplicateStatus.SUCCEEDED]
         self._probe = Probe(missing, wanted=wanted)
         first = self._probe.release() if self._probe.passed else self._probe.indices
@@ -95,6 +117,16 @@ class Machine:
             course=self._course,
             outbox=self._outbox,
             stop=self._stop_early,
+        )
+
+        self._roll_call = RollCall(
+            wanted=adopt,
+            roster=self._roster,
+            ledger=self._ledger,
+            places=self._places,
+            backlog=self._backlogs[_SIMULATE],
+            probe=self._probe,
+            outbox=self._outbox,
         )
 
     @property
@@ -163,12 +195,19 @@ class Machine:
 
     def start(self, now: float) -> list[c.Command]:
         """Begin; only the first call does anything."""
-        if self.state is not JobState.QUEUED or self.over:
+        if self._started or self.over:
             return []
-        self._course.change(JobEvent.STARTED)
-        if self.spec.timeout_s is not None:
-            self._outbox.set_timer("timeout", now + self.spec.timeout_s)
-        self._outbox.order(c.PrepareEnvironment())
+        self._started = True
+        if self.state is JobState.QUEUED:
+            self._course.change(JobEvent.STARTED)
+        if not self._course.draining:
+            if self.spec.timeout_s is not None:
+                self._outbox.set_timer("timeout", now + max(0.0, self.spec.timeout_s - self._used_s))
+            for number, indices in self._retried.items():
+                again = Work(_SIMULATE, indices, number)
+                self._backlogs[_SIMULATE].add_later(again, now + self.spec.retry.delay_s(number - 1))
+            self._outbox.order(c.PrepareEnvironment())
+        self._conclude()
         return self._outbox.fetch()
 
     def handle(self, event: e.Event, now: float) -> list[c.Command]:
@@ -177,7 +216,7 @@ class Machine:
             return []
         self._on(event, now)
         if not self.over:
-            if self._course.may_run:
+            if self._course.may_run and not self._roll_call.is_open:
                 self._dispatch()
             self._conclude()
             self._set_retry_timer()
@@ -192,7 +231,10 @@ class Machine:
             case e.AggregateDone():
                 self._intake.aggregates(event.receipt, now)
             case e.WorkerJoined():
-                self._roster.join(event.worker, event.slots)
+                self._roll_call.join(event.worker, event.slots, now)
+            case e.AttemptsFound():
+                draining = self._course.draining
+                self._roll_call.answer(event.worker, event.attempts, draining=draining)
             case e.WorkerLeft():
                 self._on_worker_left(event.worker, event.died)
             case e.AttemptLost():
@@ -221,9 +263,10 @@ class Machine:
     # The environment.
 
     def _on_environment_ready(self, now: float) -> None:
-        if self.state is not JobState.PREPARING:
+        if self.state is JobState.PREPARING:
+            self._course.change(JobEvent.ENVIRONMENT_READY)
+        elif self.state is not JobState.RUNNING or self._course.has_environment:
             return
-        self._course.change(JobEvent.ENVIRONMENT_READY)
         self._course.has_environment = True
         if not self._probe.passed:
             self._outbox.set_timer("probe", now + PROBE_WAIT_S)
@@ -242,6 +285,7 @@ class Machine:
     # Workers and attempts that end without a receipt.
 
     def _on_worker_left(self, name: str, died: bool) -> None:
+        self._roll_call.leave(name)
         worker = self._roster.leave(name)
         if worker is None:
             return
@@ -349,6 +393,8 @@ class Machine:
             self._stop_early("timeout", now)
         elif name == "stop" and self._course.draining:
             self._abandon()
+        elif name == "roll_call":
+            self._roll_call.close()
         elif name == "retry":
             for backlog in self._backlogs.values():
                 backlog.release(now)
