@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from simulator import JOB, Scenario, World
+from simulator import JOB, World
+from simulator_scenario import Scenario
 
 from modelops import driver
 from modelops.driver import commands as c
@@ -235,14 +236,14 @@ def test_chunks_can_be_of_a_size_that_is_given() -> None:
 
 
 def chunk_sizes(world: World) -> list[int]:
-    return [len(Ranges(s.ranges)) for s in world.segments.values()]
+    return [len(Ranges(s.ranges)) for s in world.store.segments.values()]
 
 
 def test_twenty_times_two_hundred_instant_replicates_take_few_chunks() -> None:
     world = play(spec(20, 200, aggregates=("m:a",)), [2e-6] * 4_000)
     assert world.finished == c.Finish(JobState.SUCCEEDED, "")
-    assert len(world.segments) <= 10
-    assert len(world.aggregates) <= 8
+    assert len(world.store.segments) <= 10
+    assert len(world.store.aggregates) <= 8
     assert world.now < 0.5  # of which 0.3 s are the simulated environment and finalizing
 
 
@@ -317,7 +318,11 @@ def test_a_million_parameter_sets_cost_ranges_not_replicates() -> None:
 
 def test_a_replicate_that_takes_its_worker_down_is_found_and_the_others_succeed() -> None:
     world = play(
-        spec(10, 30, aggregates=("m:a",), fail_fast=False), [0.001] * 300, workers=3, slots=2, poison={123}
+        spec(10, 30, aggregates=("m:a",), fail_fast=False),
+        [0.001] * 300,
+        workers=3,
+        slots=2,
+        poison=frozenset({123}),
     )
     assert world.outcomes[123] is CRASHED
     assert sum(status is SUCCEEDED for status in world.outcomes.values()) == 299
@@ -348,7 +353,7 @@ def test_a_worker_that_is_drained_condemns_nobody() -> None:
 
 
 def test_an_aggregate_that_takes_its_worker_down_is_failed() -> None:
-    world = play(spec(3, 4, aggregates=("m:a", "m:b")), [0.01] * 12, poison_params={1})
+    world = play(spec(3, 4, aggregates=("m:a", "m:b")), [0.01] * 12, poison_params=frozenset({1}))
     assert world.finished == c.Finish(JobState.PARTIAL, "")
     assert world.machine.aggregate_counts()[AggregateStatus.FAILED] == 2
     assert world.machine.aggregate_counts()[AggregateStatus.SUCCEEDED] == 4
@@ -362,7 +367,11 @@ def test_attempts_are_one_and_the_retries_and_the_last_stores_every_outcome() ->
         (submit,) = only(commands, c.SubmitChunk)
         assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (number, (CRASHED,))
         commands = machine.handle(e.ChunkDone(receipt(submit.chunk, CRASHED)), now)
-        assert commands == [c.SetTimer("retry", now + delay)]  # and no worker is held meanwhile
+        # No worker is held meanwhile, and the next driver would know.
+        assert commands == [
+            c.RecordRetry(Ranges([(0, 1)]), number + 1),
+            c.SetTimer("retry", now + delay),
+        ]
         assert machine.counts()[ReplicateStatus.PENDING] == 1
         now += delay
         commands = machine.handle(e.TimerRang("retry"), now)
@@ -542,7 +551,7 @@ def test_an_aggregate_is_kept_unless_its_parameter_set_was_extended() -> None:
 def test_the_smallest_jobs_end(shape: tuple[int, int], aggregates: tuple[str, ...]) -> None:
     world = play(spec(*shape, aggregates=aggregates), [0.1] * (shape[0] * shape[1]))
     assert world.finished == c.Finish(JobState.SUCCEEDED, "")
-    assert len(world.aggregated) == (shape[0] if aggregates else 0)
+    assert len(world.store.aggregated) == (shape[0] if aggregates else 0)
 
 
 def test_an_empty_job_succeeds_at_once() -> None:
@@ -566,15 +575,21 @@ def test_eta_is_what_is_left_over_the_slots() -> None:
 
 PURE = [
     "backlog",
+    "blame",
     "chunking",
     "commands",
+    "course",
     "coverage",
     "dispatch",
     "events",
+    "intake",
     "ledger",
     "machine",
+    "outbox",
+    "places",
     "probe",
     "range_sets",
+    "roll_call",
     "roster",
 ]
 

@@ -28,6 +28,7 @@ from modelops.errors import (
     ClusterError,
     HandshakeError,
     IntegrityError,
+    InternalError,
     ModelOpsError,
     RemoteError,
     RequestError,
@@ -177,6 +178,11 @@ class DriverLoop:
                 self._submit(tasks.simulate, command.chunk, command.worker, priority=0)
             case c.SubmitAggregates():
                 self._submit(tasks.aggregate, command.chunk, command.worker, priority=1)
+            case c.AskForAttempts():
+                raise InternalError(f"this loop cannot ask {command.worker} for its attempts")
+            case c.RecordRetry():
+                text = f"attempt {command.number} of {command.indices}"
+                self.ledger.note(c.Note("retry", text))
             case c.CommitSegment():
                 (accepted,) = self.ledger.commit_segments([command.segment])
                 return e.Committed(command.segment.attempt, accepted)

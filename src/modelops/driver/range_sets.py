@@ -54,6 +54,10 @@ class RangeQueue:
         self._n -= n
         return Ranges(taken)
 
+    def snapshot(self) -> Ranges:
+        """Return the set as it is now."""
+        return Ranges(self._heap)
+
     def withdraw(self, ranges: Ranges) -> None:
         """Take these out wherever they are. Costs all the ranges of the queue: for rare events."""
         left = Ranges(self._heap) - ranges
