@@ -106,7 +106,7 @@ def _checks(
 ) -> Iterator[Check]:
     try:
         digest, snapshot = take_snapshot(source, home.cache / "bundles")
-        manifest = load_manifest(snapshot)
+        manifest = load_manifest(source)  # a folder without a pyproject.toml gives its name
         files = [p for p in snapshot.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
         study = completed(study, manifest, snapshot)
