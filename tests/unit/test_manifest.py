@@ -13,7 +13,9 @@ from modelops.errors import BundleError, NotFoundError, RequestError
 
 def bundle_with(folder: Path, **files: str) -> Path:
     for name, text in files.items():
-        path = folder / name.replace("__", "/").replace("_toml", ".toml").replace("_txt", ".txt").replace("_py", ".py")
+        path = folder / name.replace("__", "/").replace("_toml", ".toml").replace("_txt", ".txt").replace(
+            "_py", ".py"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
@@ -174,8 +176,12 @@ def test_wire_is_found_in_its_three_places_and_in_their_order(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("file", ["pyproject_toml", "requirements_txt"])
-def test_a_framework_that_the_bundle_depends_on_may_bring_the_wire_function(tmp_path: Path, file: str) -> None:
-    text = '[project]\nname = "w"\ndependencies = ["framework"]\n' if file == "pyproject_toml" else "framework\n"
+def test_a_framework_that_the_bundle_depends_on_may_bring_the_wire_function(
+    tmp_path: Path, file: str
+) -> None:
+    text = (
+        '[project]\nname = "w"\ndependencies = ["framework"]\n' if file == "pyproject_toml" else "framework\n"
+    )
     bundle_with(tmp_path, **{file: text})
     manifest = load_manifest(tmp_path)
     assert manifest.wire == ("", "an entry point of a dependency")
