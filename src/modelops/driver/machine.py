@@ -150,7 +150,8 @@ class Machine:
             ReplicateStatus.PENDING: 0 if is_final else n_open - running,
             ReplicateStatus.RUNNING: running,
             **self._ledger.counts,
-            ReplicateStatus.NOT_RUN: n_open if is_final else 0,
+            ReplicateStatus.CANCELLED: n_open if self.state is JobState.CANCELLED else 0,
+            ReplicateStatus.NOT_RUN: n_open if is_final and self.state is not JobState.CANCELLED else 0,
         }
 
     def aggregate_counts(self) -> dict[AggregateStatus, int]:
@@ -440,11 +441,11 @@ class Machine:
             self.over = not self._outbox.paused
 
     def _on_results_voided(self, reason: str) -> None:
-        if not self._finalizing:
+        if not self._course.finalizing:
             return
         self._ledger = Ledger(self.spec)
         cancelled = self.state is JobState.CANCELLING
-        self._change(JobEvent.STOPPED if cancelled else JobEvent.NONE_SUCCEEDED, reason)
+        self._course.change(JobEvent.STOPPED if cancelled else JobEvent.NONE_SUCCEEDED, reason)
         self._finish()
 
     def _finish(self) -> None:
