@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,3 +22,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Ite
     (root / "cache").symlink_to(shared_cache)
     with EmbeddedCluster(Home.at(root), n_workers=2) as started:
         yield started
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """Collect what ModelOps warns of in this process.
+
+    Not ``caplog``: a `LocalCluster` sets the level of the handlers that pytest hangs on Dask's logger, and
+    these are the ones of ``caplog``.
+    """
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    messages: list[str] = []
+    collector = Collector(logging.WARNING)
+    logging.getLogger("modelops").addHandler(collector)
+    yield messages
+    logging.getLogger("modelops").removeHandler(collector)

@@ -185,3 +185,23 @@ def test_an_aggregate_that_kills_its_worker_three_times_is_failed_and_the_replic
     (row,) = job.aggregates().to_pylist()
     assert "took its worker down 3 times" in row["reason"]
     wait_for(lambda: len(cluster.workers()) == 2, "there are two workers again")
+
+
+def test_jobs_that_share_a_cluster_all_hear_of_a_death(
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each has one of the two workers under it; the job of the one that dies is the first to have begun."""
+    bundle = write_bundle(HANGS_ONCE, table='model = "model:simulate"\naggregate = "model:summarize"\n')
+    note = tmp_path / "pids"
+
+    def run(note: Path) -> JobState:
+        study = mo.Study(bundle=bundle, parameters=[{"note": str(note)}], seeds=[*range(12)], aggregate=[])
+        return mo.run(study, cluster=cluster).status().state
+
+    with ThreadPoolExecutor(2) as pool:
+        hanging = pool.submit(run, note)
+        wait_for(note.exists, "the replicate hangs")
+        assert run(tmp_path) == JobState.SUCCEEDED  # this note exists, so nothing hangs
+        reaper = state_and_parent(int(note.read_text().split()[0]))[1]
+        os.kill(state_and_parent(reaper)[1], signal.SIGKILL)
+        assert hanging.result(DEADLINE_S) == JobState.SUCCEEDED

@@ -96,9 +96,10 @@ def test_folders_without_permissions_that_a_replicate_leaves_are_gone_for_the_ne
     outcomes = run(tmp_path, snapshot, code)
 
     assert [o.status for o in outcomes] == [Status.SUCCEEDED] * 3
-    seen = [{name: data for name, _, data in o.outputs}["seen"] for o in outcomes]
+    by_name = [{name: data for name, _, data in o.outputs} for o in outcomes]
+    seen = [outputs["seen"] for outputs in by_name]
     assert seen == [b'["data.csv","m.py","tables"]'] * 3
-    assert len({{name: data for name, _, data in o.outputs}["pid"] for o in outcomes}) == 1
+    assert len({outputs["pid"] for outputs in by_name}) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders to another user")

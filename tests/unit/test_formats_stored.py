@@ -59,8 +59,10 @@ def equal(a: Any, b: Any) -> bool:
             pd.testing.assert_frame_equal(a, b)
         case pd.Series():
             pd.testing.assert_series_equal(a, b)
-        case pl.DataFrame() | pl.Series():
-            return type(a) is type(b) and a.equals(b)
+        case pl.DataFrame():
+            return type(a) is pl.DataFrame and a.equals(b)
+        case pl.Series():
+            return type(a) is pl.Series and a.equals(b)
         case pa.Table() | pa.RecordBatch() | pa.Array():
             return type(a) is type(b) and a.equals(b)
         case _:

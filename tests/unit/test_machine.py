@@ -592,3 +592,20 @@ def test_the_machine_imports_nothing_that_touches_the_outside_world(module: str)
             )
             assert inside or name.split(".")[0] in allowed, f"{module} imports {name}"
             assert name != "modelops.driver.loop"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_results_that_were_voided_count_no_more_and_the_job_says_why(cancelled: bool) -> None:
+    machine, commands = running(spec(1, 3))
+    finish_chunks(machine, commands)
+    if cancelled:
+        machine.handle(e.CancelAsked("Ctrl-C"), 2.0)
+    assert machine.counts()[SUCCEEDED] == 3
+
+    commands = machine.handle(e.ResultsVoided("the bundle was changed"), 3.0)
+
+    (end,) = only(commands, c.Finish)
+    assert end == c.Finish(JobState.CANCELLED if cancelled else JobState.FAILED, "the bundle was changed")
+    assert machine.over
+    assert machine.counts()[SUCCEEDED] == 0
+    assert machine.counts()[ReplicateStatus.NOT_RUN] == 3

@@ -451,3 +451,31 @@ def test_a_full_disk_under_the_database_is_named_and_nothing_is_half_written(tmp
     finally:
         records.close()
         subprocess.run(["umount", where], check=True)
+
+
+def test_voided_results_count_no_more_and_can_be_covered_again(records: Records) -> None:
+    records.create_job(JOB, b"{}")
+    other = new_job_id()
+    records.create_job(other, b"{}")
+    epoch = records.take_lease(JOB, "me")
+    aggregate = AggregateRef(
+        attempt=AttemptId("g"), name="a", digest="d", n_bytes=1, params=((0, 2),), counts={}, inputs=()
+    )
+    records.commit_segments(JOB, epoch, [ref("a", (0, 10)), ref("b", (10, 12), (14, 15))])
+    records.commit_aggregates(JOB, epoch, aggregate)
+    records.commit_segment(other, records.take_lease(other, "me"), ref("a", (0, 10)))
+
+    assert records.void_results(JOB, epoch, "me", "changed: model.py") == 13
+
+    assert (records.segments(JOB), records.aggregates(JOB)) == ([], [])
+    assert (records.counts(JOB), records.covered(JOB)) == ({}, Ranges())
+    assert records.covered(other) == Ranges([(0, 10)])
+    event = records.events(JOB)[-1]
+    assert (event.who, event.kind, event.text) == ("me", "results_voided", "changed: model.py")
+    assert event.data == {"replicates": 13}
+    later = records.take_lease(JOB, "me")
+    with pytest.raises(LeaseLostError):
+        records.void_results(JOB, epoch, "me", "late")
+    assert records.commit_segment(JOB, later, ref("c", (5, 12)))
+    assert records.commit_aggregates(JOB, later, aggregate)
+    assert records.void_results(JOB, later, "me", "again") == 7

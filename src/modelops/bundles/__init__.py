@@ -4,6 +4,16 @@ from modelops.bundles.files import bundle_digest
 from modelops.bundles.job import job_spec
 from modelops.bundles.manifest import Manifest, load_manifest
 from modelops.bundles.pack import pack_bundle, unpack_bundle
-from modelops.bundles.snapshot import snapshot_changed, take_snapshot
+from modelops.bundles.snapshot import snapshot_changed, snapshot_mark, take_snapshot
 
-__all__ = ["Manifest", "bundle_digest", "job_spec", "load_manifest", "pack_bundle", "snapshot_changed", "take_snapshot", "unpack_bundle"]
+__all__ = [
+    "Manifest",
+    "bundle_digest",
+    "job_spec",
+    "load_manifest",
+    "pack_bundle",
+    "snapshot_changed",
+    "snapshot_mark",
+    "take_snapshot",
+    "unpack_bundle",
+]

@@ -136,6 +136,15 @@ def snapshot_changed(snapshot: Path) -> list[str]:
     )
 
 
+def snapshot_mark(snapshot: Path) -> str:
+    """Return what tells this snapshot from one that was made anew in its place; empty if there is none."""
+    try:
+        stats = _stats_file(snapshot).stat()
+    except FileNotFoundError:
+        return ""
+    return f"{stats.st_ino}-{stats.st_mtime_ns}"
+
+
 def check_snapshot(snapshot: Path) -> None:
     """Read every byte of a snapshot and compare with its digest, which is its name.
 

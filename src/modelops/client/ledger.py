@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.errors import InternalError
 from modelops.states import AggregateStatus, JobEvent
 from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from modelops.driver.commands import ChangeState, CommitSynthetic, CommitSyntheticAggregates, Note
     from modelops.store import Objects, Records
     from modelops.study.ids import JobId
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, ErrorExample, SegmentRef
 
+log = logging.getLogger(__name__)
+MAX_NAMED: Final = 5  # changed files in a message
+
 
 @dataclass
 class StoreLedger:
-    """A `modelops.driver.loop.Ledger` over SQL rows and stored objects."""
+    """A `modelops.driver.loop.Ledger` over SQL rows and stored objects.
+
+    ``bundle_changes`` returns how the bundle's snapshot differs from what it was at the beginning. ``voided``:
+    it did, and nothing of this run of the job counts.
+    """
 
     job: JobId
     spec: JobSpec
@@ -27,10 +37,12 @@ class StoreLedger:
     objects: Objects
     epoch: int
     who: str
+    bundle_changes: Callable[[], list[str]] = list
+    voided: bool = False
 
-    def commit_segment(self, segment: SegmentRef) -> bool:
-        """Write the row of a segment; False if its indices are covered already."""
-        return self.records.commit_segment(self.job, self.epoch, segment)
+    def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]:
+        """Write the rows of segments in one transaction; False for each whose indices are covered already."""
+        return self.records.commit_segments(self.job, self.epoch, segments)
 
     def commit_synthetic(self, command: CommitSynthetic) -> tuple[bool, SegmentRef]:
         """Write and commit a segment that says of each index what no worker could say."""
@@ -70,12 +82,23 @@ class StoreLedger:
         for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
             self.records.change_state(self.job, event, who=self.who, why=why, epoch=self.epoch)
 
-    def finalize(self) -> None:
-        """Write the result files."""
+    def finalize(self) -> str | None:
+        """Write the result files; if the bundle was changed while it ran, make nothing count and return why."""
         from modelops.store.contents import JobContents
         from modelops.store.results import finalize
 
+        if changes := self.bundle_changes():
+            more = f" (and {len(changes) - MAX_NAMED} more)" if len(changes) > MAX_NAMED else ""
+            why = (
+                f"the bundle was changed while the job ran: {'; '.join(changes[:MAX_NAMED])}{more}. "
+                "Its files are read-only for models; write to the working directory or TMPDIR"
+            )
+            n = self.records.void_results(self.job, self.epoch, self.who, why)
+            log.warning("%s; %d finished replicates do not count", why, n)
+            self.voided = True
+            return why
         finalize(JobContents.of(self.objects, self.records, self.job))
+        return None
 
 
 def _stored(error: ErrorExample) -> StoredError:

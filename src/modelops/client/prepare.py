@@ -9,16 +9,24 @@ import contextlib
 import getpass
 import io
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.bundles import Manifest, job_spec, load_manifest, pack_bundle, take_snapshot
+from modelops.bundles import (
+    Manifest,
+    job_spec,
+    load_manifest,
+    pack_bundle,
+    snapshot_changed,
+    snapshot_mark,
+    take_snapshot,
+)
 from modelops.client.study_files import completed
 from modelops.store import AlreadyExistsError
-from modelops.store.fetch import bundle_object
+from modelops.store.fetch import bundle_object, fetch_snapshot
 from modelops.store.parameters import write_parameters
 from modelops.store.segments import job_folder
 from modelops.study import parameter_table
@@ -39,6 +47,18 @@ class PreparedJob:
     spec: JobSpec
     manifest: Manifest
     snapshot: Path
+    snapshot_mark: str
+
+    def bundle_changes(self) -> list[str]:
+        """Return how the bundle's snapshot differs from what it was when the job was prepared."""
+        if snapshot_mark(self.snapshot) != self.snapshot_mark:
+            return ["it was made anew meanwhile, as another job had found it changed"]
+        return snapshot_changed(self.snapshot)
+
+    def with_fresh_snapshot(self, home: Home, objects: Objects) -> PreparedJob:
+        """Return the same job over a snapshot that was unpacked from storage, unless the one here is whole."""
+        snapshot = fetch_snapshot(objects, BundleDigest(self.spec.bundle), home.cache / "bundles")
+        return replace(self, snapshot=snapshot, snapshot_mark=snapshot_mark(snapshot))
 
 
 def prepare_job(study: Study, home: Home, records: Records, objects: Objects) -> PreparedJob:
@@ -50,6 +70,7 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
         The study or the bundle is wrong; no job was recorded.
     """
     digest, snapshot = take_snapshot(Path(study.bundle), home.cache / "bundles")
+    mark = snapshot_mark(snapshot)
     manifest = load_manifest(
         Path(study.bundle)
     )  # not of the snapshot: a folder without a name of its own gives its
@@ -69,7 +90,7 @@ def prepare_job(study: Study, home: Home, records: Records, objects: Objects) ->
         who=whoami(),
         why=f"submitted from {Path(study.bundle).resolve()}",
     )
-    return PreparedJob(job, spec, manifest, snapshot)
+    return PreparedJob(job, spec, manifest, snapshot, mark)
 
 
 def store_bundle(objects: Objects, snapshot: Path, digest: BundleDigest) -> None:

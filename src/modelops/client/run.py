@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelops.cluster.embedded import EmbeddedCluster
     from modelops.driver.loop import DriverLoop
     from modelops.driver.machine import Machine
-    from modelops.store import Objects
+    from modelops.store import Objects, Records
     from modelops.study import Study
 
 
@@ -113,9 +113,9 @@ def _run(
     watcher: Watcher,
     interrupts: Interrupts,
 ) -> Job:
-    from modelops.client.ledger import StoreLedger
     from modelops.client.prepare import prepare_job, whoami
     from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.states import JobEvent, JobState
     from modelops.store import Objects, Records
 
     with contextlib.ExitStack() as stack:
@@ -125,31 +125,53 @@ def _run(
         prepared = prepare_job(study, home, records, objects)
         job = Job(prepared.job, home)
         watcher.prepared(job, prepared.spec.line.size)
-        epoch = records.take_lease(prepared.job, whoami())
-        ledger = StoreLedger(prepared.job, prepared.spec, records, objects, epoch, whoami())
-        try:
-            # Resolving and installing, and starting Dask, have nothing to do with each other.
-            preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
-            environment = preparer.submit(_prepare_environment, prepared, home, objects, watcher)
-            if cluster is None:
-                cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
-            loop = _driver(prepared, ledger, cluster, environment.result, watcher, stack)
-        except BaseException as error:
-            ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
-            raise
-        interrupts.drive(loop)
-        loop.run()
+        preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
+        for again in (True, False):
+            ledger = _ledger(prepared, records, objects)
+            with contextlib.ExitStack() as listening:
+                try:
+                    # Resolving and installing, and starting Dask, have nothing to do with each other.
+                    environment = preparer.submit(_prepare_environment, prepared, ledger, home, watcher)
+                    if cluster is None:
+                        cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
+                    loop = _driver(prepared, ledger, cluster, environment.result, watcher, listening)
+                except BaseException as error:
+                    ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
+                    raise
+                interrupts.drive(loop)
+                state = loop.run()
+            if not (again and ledger.voided and state is JobState.FAILED):
+                break
+            # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that is it.
+            prepared = prepared.with_fresh_snapshot(home, objects)
+            why = "its replicates run again from a fresh copy of the bundle"
+            records.change_state(prepared.job, JobEvent.REPAIRED, who=whoami(), why=why, epoch=ledger.epoch)
         return job
 
 
-def _prepare_environment(prepared: PreparedJob, home: Home, objects: Objects, watcher: Watcher) -> None:
+def _ledger(prepared: PreparedJob, records: Records, objects: Objects) -> StoreLedger:
+    from modelops.client.ledger import StoreLedger
+    from modelops.client.prepare import whoami
+
+    epoch = records.take_lease(prepared.job, whoami())
+    return StoreLedger(
+        prepared.job, prepared.spec, records, objects, epoch, whoami(), prepared.bundle_changes
+    )
+
+
+def _prepare_environment(prepared: PreparedJob, ledger: StoreLedger, home: Home, watcher: Watcher) -> None:
+    from modelops.driver.commands import Note
     from modelops.environments import Environments
+    from modelops.store import AlreadyExistsError
     from modelops.store.segments import job_folder
 
     environments = Environments(home.cache)
     lock = environments.resolve(prepared.snapshot, on_progress=watcher.stage)
-    objects.put_new(f"{job_folder(prepared.job)}/lock", lock.text.encode())
-    environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
+    with contextlib.suppress(AlreadyExistsError):  # the job's first run stored it; it is the same
+        ledger.objects.put_new(f"{job_folder(prepared.job)}/lock", lock.text.encode())
+    environment = environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
+    if environment.damage:
+        ledger.note(Note("note", f"{environment.damage}; rebuilt in {environment.seconds:.1f} s"))
 
 
 def _driver(
@@ -158,7 +180,7 @@ def _driver(
     cluster: EmbeddedCluster,
     prepare: Callable[[], None],
     watcher: Watcher,
-    stack: contextlib.ExitStack,
+    listening: contextlib.ExitStack,
 ) -> DriverLoop:
     from modelops.driver import events as e
     from modelops.driver.loop import DriverLoop, check_workers
@@ -172,7 +194,7 @@ def _driver(
         prepare=prepare,
         on_change=watcher.changed,
     )
-    stack.enter_context(
+    listening.enter_context(
         cluster.on_workers(
             joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
             left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
@@ -208,8 +230,12 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
 
     def drive(self, loop: DriverLoop) -> None:
-        """Send Ctrl-C to this loop from now on."""
+        """Send Ctrl-C to this loop from now on; also one that came too late for the loop before."""
+        from modelops.driver import events as e
+
         self._loop = loop
+        if self._presses:
+            loop.tell(e.CancelAsked("Ctrl-C"))
 
     def _pressed(self, _signum: int, _frame: object) -> None:
         from modelops.driver import events as e

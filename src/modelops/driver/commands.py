@@ -101,7 +101,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finalize:
-    """Write the result files from the committed segments; answer Finalized."""
+    """Write the result files from the committed segments; answer Finalized, or ResultsVoided."""
 
 
 @dataclass(frozen=True, slots=True)

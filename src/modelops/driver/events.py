@@ -106,6 +106,13 @@ class Finalized:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultsVoided:
+    """Instead of Finalized: what was committed does not count any more, because the bundle was changed under it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreLost:
     """The database or the storage does not answer: intake pauses, nothing is acknowledged."""
 
@@ -135,6 +142,7 @@ Event = (
     | TimerRang
     | CancelAsked
     | Finalized
+    | ResultsVoided
     | StoreLost
     | StoreBack
     | LeaseLost

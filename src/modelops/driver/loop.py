@@ -7,11 +7,13 @@ machine is never entered twice at a time, and every write of this driver happens
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
@@ -34,7 +36,7 @@ from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.worker import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from distributed import Client, Future
 
@@ -43,19 +45,21 @@ if TYPE_CHECKING:
     from modelops.worker.messages import AggregateRef, SegmentRef
 
 log = logging.getLogger(__name__)
+MAX_EVENTS_AT_ONCE = 256
+QUICK = (c.SubmitChunk, c.SubmitAggregates, c.StopAttempt, c.SetTimer, c.PrepareEnvironment)
 NO_HOPE = (RequestError, BundleError, BundleEnvironmentError, IntegrityError, HandshakeError, RemoteError)
 
 
 class Ledger(Protocol):
     """Where the loop writes what has become true. Every write checks the driver's epoch."""
 
-    def commit_segment(self, segment: SegmentRef) -> bool: ...  # noqa: D102  named after the command
+    def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]: ...  # noqa: D102  named after the command
     def commit_synthetic(self, command: c.CommitSynthetic) -> tuple[bool, SegmentRef]: ...  # noqa: D102
     def commit_synthetic_aggregates(self, command: c.CommitSyntheticAggregates) -> bool: ...  # noqa: D102
     def commit_aggregates(self, stored: AggregateRef) -> bool: ...  # noqa: D102
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102
     def note(self, command: c.Note) -> None: ...  # noqa: D102
-    def finalize(self) -> None: ...  # noqa: D102
+    def finalize(self) -> str | None: ...  # noqa: D102  why nothing counts any more, if so
 
 
 @dataclass
@@ -76,7 +80,7 @@ class DriverLoop:
     clock: Callable[[], float] = time.monotonic
     _inbox: queue.SimpleQueue[e.Event] = field(default_factory=queue.SimpleQueue)
     _timers: list[tuple[float, str]] = field(default_factory=list)
-    _futures: dict[AttemptId, Future[Any]] = field(default_factory=dict)
+    _futures: dict[AttemptId, tuple[str, Future[Any]]] = field(default_factory=dict)  # worker, receipt
     _final: JobState | None = None
     _lease_lost: bool = False
     _shown_at: float = 0.0
@@ -95,7 +99,7 @@ class DriverLoop:
         """
         self._perform(self.machine.start(self.clock()))
         while self._final is None and not self._lease_lost:
-            self._perform(self.machine.handle(self._next_event(), self.clock()))
+            self._perform(self._orders())
             now = self.clock()
             if now - self._shown_at >= 0.05:
                 self._shown_at = now
@@ -103,6 +107,17 @@ class DriverLoop:
         self.on_change(self.machine)
         self._futures.clear()
         return self._final if self._final is not None else self.machine.state
+
+    def _orders(self) -> list[c.Command]:
+        """Wait for news and return what the machine makes of all that has come in by then."""
+        events = [self._next_event()]
+        with contextlib.suppress(queue.Empty):
+            while len(events) < MAX_EVENTS_AT_ONCE:
+                events.append(self._inbox.get_nowait())
+        for event in events:
+            if isinstance(event, e.WorkerLeft):
+                self._forget(event.worker)
+        return [command for event in events for command in self.machine.handle(event, self.clock())]
 
     def _next_event(self) -> e.Event:
         while True:
@@ -116,12 +131,26 @@ class DriverLoop:
                 self.on_change(self.machine)
 
     def _perform(self, commands: list[c.Command]) -> None:
-        # A commit is answered at once, and its answer may order more: a list used as a stack of batches.
-        todo = list(commands)
+        # Work goes out first, so that no worker waits for a disk. Writes keep their order; segments that are
+        # committed one after another share a transaction. A write is answered at once, and may order more.
+        todo = deque(commands)
         while todo:
-            answer = self._one(todo.pop(0))
-            if answer is not None:
+            for command in [x for x in todo if isinstance(x, QUICK)]:
+                self._one(command)
+            todo = deque(x for x in todo if not isinstance(x, QUICK))
+            for answer in self._write(todo):
                 todo.extend(self.machine.handle(answer, self.clock()))
+
+    def _write(self, todo: deque[c.Command]) -> list[e.Event]:
+        segments = []
+        while todo and isinstance(first := todo[0], c.CommitSegment):
+            segments.append(first.segment)
+            todo.popleft()
+        if segments:
+            accepted = self.ledger.commit_segments(segments)
+            return [e.Committed(s.attempt, ok) for s, ok in zip(segments, accepted, strict=True)]
+        answer = self._one(todo.popleft()) if todo else None
+        return [] if answer is None else [answer]
 
     def _one(self, command: c.Command) -> e.Event | None:
         match command:
@@ -130,7 +159,8 @@ class DriverLoop:
             case c.SubmitAggregates():
                 self._submit(tasks.aggregate, command.chunk, command.worker, priority=1)
             case c.CommitSegment():
-                return e.Committed(command.segment.attempt, self.ledger.commit_segment(command.segment))
+                (accepted,) = self.ledger.commit_segments([command.segment])
+                return e.Committed(command.segment.attempt, accepted)
             case c.CommitSynthetic():
                 accepted, segment = self.ledger.commit_synthetic(command)
                 return e.Committed(command.attempt, accepted, segment)
@@ -152,8 +182,8 @@ class DriverLoop:
                 self.ledger.note(command)
             case c.Finalize():
                 self.on_change(self.machine)
-                self.ledger.finalize()
-                return e.Finalized()
+                voided = self.ledger.finalize()
+                return e.Finalized() if voided is None else e.ResultsVoided(voided)
             case c.Finish():
                 if command.state not in FINAL_JOB_STATES:
                     raise ModelOpsError(
@@ -186,14 +216,25 @@ class DriverLoop:
             retries=0,
             priority=priority,
         )
-        self._futures[chunk.attempt] = future
-        future.add_done_callback(lambda f, attempt=chunk.attempt: self._settled(attempt, f))
+        self._futures[chunk.attempt] = worker, future
+        if self.client.loop is None:
+            raise ClusterError("the connection to the scheduler was closed")
+        self.client.loop.add_callback(self._receive, chunk.attempt, future)
 
-    def _settled(self, attempt: AttemptId, future: Future[Any]) -> None:
-        """Turn a finished future into an event, and let go of it. Runs on Dask's callback thread."""
-        self._futures.pop(attempt, None)
+    def _forget(self, worker: str) -> None:
+        """Give up the receipts that a worker took along: Dask would wait for them for ever."""
+        lost = [future for name, future in list(self._futures.values()) if name == worker]
+        if lost:
+            self.client.cancel(lost, force=True)
+
+    async def _receive(self, attempt: AttemptId, future: Future[Any]) -> None:
+        """Turn a finished future into an event. Runs on the client's event loop, beside all others.
+
+        Not in Dask's callback thread: there is one, and a receipt that was finished but not fetched when its
+        worker died would block it, and with it the receipts of all other workers.
+        """
         try:
-            answer = future.result()
+            answer = await self.client.gather(future, asynchronous=True)
         except (KilledWorker, FutureCancelledError) as error:
             self.tell(e.AttemptLost(attempt, worker_died=isinstance(error, KilledWorker)))
         except ModelOpsError as error:
@@ -208,6 +249,8 @@ class DriverLoop:
                 self.tell(e.AggregateDone(answer))
             else:
                 self.tell(e.ChunkErred(attempt, "InternalError", f"a task answered {answer!r}", final=True))
+        finally:
+            self._futures.pop(attempt, None)
 
     def _stop(self, command: c.StopAttempt) -> None:
         """Ask the worker; Dask itself cannot stop a task that runs."""

@@ -238,6 +238,8 @@ class Machine:
                 self._on_environment_failed(event, now)
             case e.Finalized():
                 self._on_finalized()
+            case e.ResultsVoided():
+                self._on_results_voided(event.reason)
             case e.StoreLost():
                 self._on_store_lost(event.what)
             case e.StoreBack():
@@ -674,6 +676,14 @@ class Machine:
             self._change(JobEvent.SOME_SUCCEEDED, self.reason)
         else:
             self._change(JobEvent.NONE_SUCCEEDED, self.reason)
+        self._finish()
+
+    def _on_results_voided(self, reason: str) -> None:
+        if not self._finalizing:
+            return
+        self._ledger = Ledger(self.spec)
+        cancelled = self.state is JobState.CANCELLING
+        self._change(JobEvent.STOPPED if cancelled else JobEvent.NONE_SUCCEEDED, reason)
         self._finish()
 
     def _finish(self) -> None:

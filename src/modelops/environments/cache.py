@@ -26,7 +26,14 @@ from modelops.environments.inputs import dependency_inputs
 from modelops.environments.interpreters import Interpreter, Interpreters, fits, write_whole
 from modelops.environments.lock import EnvironmentKey, Lock, environment_key, parse_lock
 from modelops.environments.locking import IN_USE, exclusive, share, unused
-from modelops.environments.manifest import Damage, Manifest, hash_damage, read_manifest, stat_damage
+from modelops.environments.manifest import (
+    Damage,
+    Manifest,
+    hash_damage,
+    manifest_mark,
+    read_manifest,
+    stat_damage,
+)
 from modelops.environments.resolve import inputs_digest, resolve_inputs
 from modelops.environments.uv import Progress, Uv, kill_tree, start_time
 from modelops.errors import (
@@ -49,7 +56,11 @@ SCRATCH_S: Final = 86_400.0  # no build takes longer
 
 @dataclass(frozen=True)
 class Environment:
-    """A whole environment. ``built``: by this call; ``seconds``: what the call took."""
+    """A whole environment. ``built``: by this call; ``seconds``: what the call took.
+
+    ``damage``: what was wrong with the one that this call replaced, if it did. ``mark``: differs from that of any
+    other environment that was or will be in the same place.
+    """
 
     path: Path
     python: Path
@@ -57,6 +68,8 @@ class Environment:
     interpreter: Interpreter
     built: bool
     seconds: float
+    damage: str | None = None
+    mark: str = ""
 
 
 class Environments:
@@ -199,9 +212,11 @@ class Environments:
         key = environment_key(lock, interpreter)
         root = self._envs / key
 
-        def environment(manifest: Manifest, *, built: bool) -> Environment:
-            seconds = time.monotonic() - started
-            return Environment(root, root / "bin" / "python", key, manifest.interpreter, built, seconds)
+        def environment(manifest: Manifest, *, built: bool, damage: str | None = None) -> Environment:
+            seconds, python = time.monotonic() - started, root / "bin" / "python"
+            return Environment(
+                root, python, key, manifest.interpreter, built, seconds, damage, manifest_mark(root)
+            )
 
         if manifest := self._whole(root):
             return environment(manifest, built=False)
@@ -214,7 +229,7 @@ class Environments:
                 self._failures.forget(key)
             elif failure := self._failures.recall(key, asked_at):
                 raise failure
-            self._set_aside(key)
+            damage = self._set_aside(key)
             careful = any(self._quarantine.glob(f"{key}-*"))
             try:
                 manifest = build_environment(
@@ -227,7 +242,7 @@ class Environments:
                     self._failures.remember(key, e)
                 raise
             self._log.info("built environment %s in %.2f s", key, manifest.build_seconds)
-            return environment(manifest, built=True)
+            return environment(manifest, built=True, damage=damage)
 
     def validate(self, key: EnvironmentKey) -> list[Damage]:
         """Return how an environment differs from what was built, by stats: milliseconds."""
@@ -244,10 +259,12 @@ class Environments:
         Raises
         ------
         FileNotFoundError
-            It was removed since `ensure` returned; ask again.
+            It was removed or rebuilt since `ensure` returned; ask again.
         """
         fd = share(environment.path)
         try:
+            if manifest_mark(environment.path) != environment.mark:
+                raise FileNotFoundError(f"the environment {environment.path} was rebuilt meanwhile")
             yield
         finally:
             os.close(fd)
@@ -308,18 +325,20 @@ class Environments:
             os.utime(root / IN_USE)
         return manifest
 
-    def _set_aside(self, key: EnvironmentKey, damages: Sequence[Damage] = ()) -> None:
-        """Move what is left of a damaged environment to quarantine and say what was wrong, in one line."""
+    def _set_aside(self, key: EnvironmentKey, damages: Sequence[Damage] = ()) -> str | None:
+        """Move what is left of a damaged environment to quarantine; say and return what was wrong, in one line."""
         root = self._envs / key
         if not os.path.lexists(root):
-            return
+            return None
         damages = damages or self.validate(key)
         more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""
-        self._log.warning("environment %s is damaged: %s%s; it will be rebuilt", key, damages[0], more)
+        damage = f"environment {key} is damaged: {damages[0]}{more}"
+        self._log.warning("%s; it will be rebuilt", damage)
         self._quarantine.mkdir(parents=True, exist_ok=True)
         # A rename keeps the open files of a process that still runs from it.
         root.rename(self._quarantine / f"{key}-{time.time_ns()}")
         self._bound_quarantine()
+        return damage
 
     def _bound_quarantine(self, keep: int = KEPT_IN_QUARANTINE) -> None:
         """Remove all but the newest in quarantine; those in use stay."""

@@ -90,6 +90,15 @@ def read_manifest(root: Path) -> Manifest | None:
         return None
 
 
+def manifest_mark(root: Path) -> str:
+    """Return what tells this environment from one that is built in its place later; "" if there is none."""
+    try:
+        seen = (root / NAME).stat()
+    except OSError:
+        return ""
+    return f"{seen.st_ino}-{seen.st_mtime_ns}"
+
+
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write the manifest at once; from then on the environment exists."""
     write_whole(root / NAME, msgspec.msgpack.encode(manifest))

@@ -26,6 +26,8 @@ class RunnerSpec:
     ``python`` has. ``snapshot``: the read-only folder of the bundle. ``isolation``: ``warm``, ``fork`` or
     ``spawn``. ``wire``: the bundle uses the wire convention. ``env``: further variables. ``pycache``: folder
     for compiled modules, since the snapshot takes none. ``python_version``: X.Y.Z to insist on, if known.
+    ``incarnation``: differs when the environment or the snapshot was made anew in the same place, so that no
+    process that has seen the old one is used for it.
     """
 
     python: str
@@ -41,6 +43,7 @@ class RunnerSpec:
     env: tuple[tuple[str, str], ...] = ()
     pycache: str | None = None
     python_version: str | None = None
+    incarnation: str = ""
 
 
 def first(one: ReplicateSet, n: int) -> ReplicateSet:

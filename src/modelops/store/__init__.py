@@ -1,7 +1,10 @@
 """Take outcomes from workers and decisions from the driver, keep them, and hand on results."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from modelops.store.objects import AlreadyExistsError, Objects
-from modelops.store.records import ChangedMeanwhileError, EventRow, JobRow, LeaseLostError, Records
 from modelops.store.segment_table import SegmentTable, read_aggregates, read_segment
 from modelops.store.segments import (
     AggregateRow,
@@ -12,6 +15,9 @@ from modelops.store.segments import (
     SpooledFile,
     StoredError,
 )
+
+if TYPE_CHECKING:
+    from modelops.store.records import ChangedMeanwhileError, EventRow, JobRow, LeaseLostError, Records
 
 __all__ = [
     "AggregateRow",
@@ -32,3 +38,12 @@ __all__ = [
     "read_aggregates",
     "read_segment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # SQL is for drivers and clients; a worker, which starts often, does without its import.
+    if name in __all__:
+        from modelops.store import records
+
+        return getattr(records, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

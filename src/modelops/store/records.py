@@ -292,6 +292,34 @@ class Records:
         sql.execute(ranges.insert(), rows)
         return True
 
+    def void_results(self, job: JobId, epoch: int, who: str, why: str) -> int:
+        """Make nothing of a job's results count any more, with the event ``results_voided`` that says why.
+
+        The stored objects become orphans; the indices can be covered again.
+
+        Returns
+        -------
+            How many replicates had an outcome.
+
+        Raises
+        ------
+        LeaseLostError
+            ``epoch`` is not the job's.
+        """
+        with self._database.writing() as sql:
+            _hold(sql, job, epoch)
+            r = schema.segment_ranges.c
+            n = sql.scalar(sa.select(sa.func.coalesce(sa.func.sum(r.hi - r.lo), 0)).where(r.job == job)) or 0
+            for table in (
+                schema.segment_ranges,
+                schema.segments,
+                schema.aggregate_ranges,
+                schema.aggregates,
+            ):
+                sql.execute(table.delete().where(table.c.job == job))
+            self._append_event(sql, job, who, "results_voided", why, {"replicates": int(n)})
+        return int(n)
+
     def segments(self, job: JobId) -> list[SegmentRef]:
         """Return the committed segments of a job, by their smallest index."""
         rows, covers = self._stored(job, schema.segments, schema.segment_ranges)

@@ -28,14 +28,18 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateR
     Only succeeded replicates are seen, in replicate order. A parameter set with fewer than ``min_success`` of them
     is `skipped`, with the reason.
     """
-    began = time.perf_counter()
     attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, ranges=())
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, stopped=True)
     try:
-        run = _AggregateRun(runtime, runtime.job(chunk.job), chunk, attempt)
-        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+        with (
+            runtime.using(chunk.job) as context,
+            JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log,
+        ):
+            began = time.perf_counter()
+            run = _AggregateRun(runtime, context, chunk, attempt)
             finished = run.all(job_log.write)
+            wall_seconds = time.perf_counter() - began
         if not finished:
             return _receipt(runtime, chunk, stopped=True)
         return _receipt(
@@ -43,7 +47,7 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateR
             chunk,
             stored=run.writer.finish(inputs=tuple(s.digest for s in chunk.segments)),
             failures=tuple(run.failures.values()),
-            wall_seconds=time.perf_counter() - began,
+            wall_seconds=wall_seconds,
         )
     finally:
         runtime.attempts.leave(attempt)
@@ -57,7 +61,9 @@ class _AggregateRun:
     ) -> None:
         self.runtime, self.context, self.chunk, self.attempt = runtime, context, chunk, attempt
         self.writer = AggregateWriter(runtime.objects, chunk.job, chunk.attempt)
-        self.reader = ReplicateReader(runtime.objects, chunk.job, chunk.segments, context.spec.line)
+        self.reader = ReplicateReader(
+            runtime.objects, runtime.segments, chunk.job, chunk.segments, context.spec.line
+        )
         self.failures: dict[str, FailureCount] = {}
 
     def all(self, log: LogSink) -> bool:

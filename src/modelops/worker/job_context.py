@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelops.bundles import Manifest, load_manifest
-from modelops.environments import parse_lock
+from modelops.bundles import Manifest, load_manifest, snapshot_mark
+from modelops.environments import Environment, parse_lock
 from modelops.processes import RunnerSpec
 from modelops.store.fetch import fetch_snapshot
 from modelops.store.parameters import Parameters
@@ -29,8 +30,15 @@ class JobContext:
     job: JobId
     spec: JobSpec
     manifest: Manifest
+    environment: Environment
     runner: RunnerSpec
     parameters: Parameters
+    snapshot_mark: str
+
+    @property
+    def has_its_snapshot(self) -> bool:
+        """Whether the bundle's folder is still the one that was there when this was loaded. Two microseconds."""
+        return snapshot_mark(Path(self.runner.snapshot)) == self.snapshot_mark
 
     def sets(self, indices: Ranges) -> list[ReplicateSet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
@@ -56,6 +64,7 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
     spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
     lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
+    mark = snapshot_mark(snapshot)
     environment = runtime.environments.ensure(lock, bundle_root=snapshot)
     manifest = load_manifest(snapshot)
     runner = RunnerSpec(
@@ -70,5 +79,6 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
         threads=spec.limits.threads,
         wire=manifest.wire is not None,
         pycache=str(cache / "pycache" / environment.key),
+        incarnation=f"{environment.mark} {mark}",
     )
-    return JobContext(job, spec, manifest, runner, Parameters(objects, job))
+    return JobContext(job, spec, manifest, environment, runner, Parameters(objects, job), mark)

@@ -71,8 +71,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
     ``retry``: outcomes that are to be tried again, not in the segment. ``unstarted``: given back because
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
+    ``wall_seconds``: what running them took, without what a chunk of any size costs (loading the job, storing).
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
-    ``notes``: what the job's record should say once, e.g. why a bundle that asks for forks gets none.
     """
 
     job: JobId
@@ -117,7 +117,10 @@ class AggregateRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AggregateReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an aggregate chunk."""
+    """What became of an aggregate chunk.
+
+    ``wall_seconds``: what making the aggregates took, without what a chunk of any size costs (storing it).
+    """
 
     job: JobId
     attempt: AttemptId

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from modelops.processes import FileSlice, Row
 from modelops.states import OUTCOMES
-from modelops.store import PackSlice, read_segment
+from modelops.store import PackSlice
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -20,24 +19,29 @@ if TYPE_CHECKING:
     from modelops.states import ReplicateStatus
     from modelops.store import Objects, SegmentTable
     from modelops.store.segment_table import StoredOutput
-    from modelops.study.ids import AttemptId, JobId
+    from modelops.study.ids import JobId
     from modelops.study.index_line import IndexLine
     from modelops.worker.messages import SegmentRef
-
-MAX_OPEN_SEGMENTS = 64
+    from modelops.worker.segment_cache import SegmentCache
 
 
 class ReplicateReader:
-    """Reads segments when they are needed and keeps the last ones used; each is verified by its digest.
+    """Reads segments when they are needed; each is verified by its digest.
 
     A parameter set's replicates may lie in several segments, and in between each other: the first
     submission of a job is spread over the line.
     """
 
-    def __init__(self, objects: Objects, job: JobId, refs: Sequence[SegmentRef], line: IndexLine) -> None:
-        self._objects, self._job, self._line = objects, job, line
+    def __init__(
+        self,
+        objects: Objects,
+        segments: SegmentCache,
+        job: JobId,
+        refs: Sequence[SegmentRef],
+        line: IndexLine,
+    ) -> None:
+        self._objects, self._segments, self._job, self._line = objects, segments, job, line
         self._refs = [(Ranges(ref.ranges), ref) for ref in refs]
-        self._open: OrderedDict[AttemptId, SegmentTable] = OrderedDict()
 
     def count(self, param: int, status: ReplicateStatus) -> int:
         """Return how many replicates of a parameter set have this status."""
@@ -59,16 +63,7 @@ class ReplicateReader:
     def _tables(self, wanted: Ranges) -> Iterator[tuple[SegmentTable, Ranges]]:
         for held, ref in self._refs:
             if here := held & wanted:
-                yield self._table(ref), here
-
-    def _table(self, ref: SegmentRef) -> SegmentTable:
-        if ref.attempt in self._open:
-            self._open.move_to_end(ref.attempt)
-            return self._open[ref.attempt]
-        table = self._open[ref.attempt] = read_segment(self._objects, self._job, ref)
-        if len(self._open) > MAX_OPEN_SEGMENTS:
-            self._open.popitem(last=False)
-        return table
+                yield self._segments.read(self._job, ref), here
 
     def _for_runner(self, output: StoredOutput) -> tuple[str, str, bytes | FileSlice]:
         name, kind, data = output

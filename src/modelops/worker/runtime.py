@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import threading
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, Final
 
 from modelops.environments import Environments
+from modelops.errors import EnvironmentDamagedError
 from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.worker.attempts import AttemptTable
 from modelops.worker.job_context import JobContext, load_job_context
+from modelops.worker.segment_cache import SegmentCache
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modelops.study.ids import JobId
     from modelops.worker.settings import WorkerSettings
+
+TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
 
 
 class WorkerRuntime:
@@ -34,19 +41,52 @@ class WorkerRuntime:
         self.objects = Objects.open(settings.objects)
         self.environments = Environments(settings.cache)
         self.pool = ProcessPool(self.root, slots=slots)
+        self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
         self._jobs: OrderedDict[JobId, JobContext] = OrderedDict()
+        self._notes: defaultdict[JobId, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
         self._loading: dict[JobId, threading.Lock] = {}
 
-    def job(self, job: JobId) -> JobContext:
-        """Return what is known of a job, loading and validating its environment the first time.
+    @contextlib.contextmanager
+    def using(self, job: JobId) -> Iterator[JobContext]:
+        """Lend what is known of a job; its environment is not removed within this block.
+
+        The first time it is loaded, and its environment validated, built or mended. So it is when environment or
+        snapshot were made anew since.
 
         Raises
         ------
         ModelOpsError
             The bundle or its environment cannot be had.
         """
+        with contextlib.ExitStack() as held:
+            yield self._held(job, held)
+
+    def _held(self, job: JobId, held: contextlib.ExitStack) -> JobContext:
+        for _ in range(TRIES):
+            context = self._context(job)
+            if context.has_its_snapshot:
+                try:
+                    held.enter_context(self.environments.hold(context.environment))
+                except FileNotFoundError:
+                    pass  # removed or rebuilt since: load it again
+                else:
+                    return context
+            with self._lock:
+                if self._jobs.get(job) is context:
+                    del self._jobs[job]
+        raise EnvironmentDamagedError(
+            f"environment {context.environment.key} was removed or replaced {TRIES} times while it was about to be "
+            "used; look for what cleans the cache of this machine"
+        )
+
+    def take_notes(self, job: JobId) -> tuple[str, ...]:
+        """Return what the job's story should say of this worker, each note once."""
+        with self._lock:
+            return tuple(self._notes.pop(job, ()))
+
+    def _context(self, job: JobId) -> JobContext:
         with self._lock:
             if job in self._jobs:
                 self._jobs.move_to_end(job)
@@ -59,6 +99,9 @@ class WorkerRuntime:
             context = load_job_context(self, job)
             with self._lock:
                 self._jobs[job] = context
+                if damage := context.environment.damage:
+                    seconds = context.environment.seconds
+                    self._notes[job].append(f"{damage}; rebuilt on {self.host} in {seconds:.1f} s")
                 self._loading.pop(job, None)
                 while len(self._jobs) > self.MAX_JOBS:
                     self._jobs.popitem(last=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from modelops.worker.stored import stored_error, stored_outputs
 if TYPE_CHECKING:
     from modelops.processes import Outcome
     from modelops.processes.stop import StopSignal
+    from modelops.worker.job_context import JobContext
     from modelops.worker.runtime import WorkerRuntime
 
 MAX_FINGERPRINTS = 100  # in one receipt; the segment holds every error
@@ -101,51 +103,59 @@ def missing_import(module: str, where: str, snapshot: str) -> str:
 
 def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
     """Run the replicates of a chunk and store its segment; the receipt says what became of each index."""
-    began = time.perf_counter()
     attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges)
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
     try:
-        context = runtime.job(chunk.job)
-        writer = SegmentWriter(
-            runtime.objects, chunk.job, chunk.attempt, worker=runtime.address, host=runtime.host
-        )
-        sorter = _Chunk(chunk, writer, attempt.stop, context.runner.snapshot)
-        unstarted = Ranges(chunk.ranges)
-        with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
-            try:
-                end = runtime.pool.run(
-                    context.runner,
-                    context.spec.model,
-                    context.sets(unstarted),
-                    on_outcome=sorter.take,
-                    stop=attempt.stop,
-                    log=job_log.write,
-                )
-            except RemoteError as error:
-                if not error.missing_module:
-                    raise
-                sorter.missing_import = missing_import(
-                    error.missing_module, error.traceback, context.runner.snapshot
-                )
-            else:
-                unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
-        return _receipt(
-            runtime,
-            chunk,
-            segment=writer.finish(),
-            retry=tuple((status, Ranges.of(ks).pairs) for status, ks in sorter.retry.items()),
-            unstarted=unstarted.pairs,
-            failures=tuple(
-                FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()
-            ),
-            model_seconds=sorter.model_seconds,
-            wall_seconds=time.perf_counter() - began,
-            missing_import=sorter.missing_import,
-            notes=tuple(filter(None, [runtime.pool.not_forked(context.runner)])),
-        )
+        with runtime.using(chunk.job) as context:
+            return _simulate(runtime, context, chunk, attempt)
     finally:
         runtime.attempts.leave(attempt)
+
+
+def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt) -> Receipt:
+    writer = SegmentWriter(
+        runtime.objects,
+        chunk.job,
+        chunk.attempt,
+        worker=runtime.address,
+        host=runtime.host,
+        pid=os.getpid(),
+    )
+    sorter = _Chunk(chunk, writer, attempt.stop, context.runner.snapshot)
+    unstarted = Ranges(chunk.ranges)
+    began = time.perf_counter()
+    with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+        try:
+            end = runtime.pool.run(
+                context.runner,
+                context.spec.model,
+                context.sets(unstarted),
+                on_outcome=sorter.take,
+                stop=attempt.stop,
+                log=job_log.write,
+            )
+        except RemoteError as error:
+            if not error.missing_module:
+                raise
+            sorter.missing_import = missing_import(
+                error.missing_module, error.traceback, context.runner.snapshot
+            )
+        else:
+            unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
+    wall_seconds = time.perf_counter() - began
+    return _receipt(
+        runtime,
+        chunk,
+        segment=writer.finish(),
+        retry=tuple((status, Ranges.of(ks).pairs) for status, ks in sorter.retry.items()),
+        unstarted=unstarted.pairs,
+        failures=tuple(FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()),
+        model_seconds=sorter.model_seconds,
+        wall_seconds=wall_seconds,
+        missing_import=sorter.missing_import,
+        notes=(*filter(None, [runtime.pool.not_forked(context.runner)]), *runtime.take_notes(chunk.job)),
+    )
 
 
 def _receipt(runtime: WorkerRuntime, chunk: Chunk, **what: object) -> Receipt:
