@@ -420,12 +420,13 @@ class World:
                 example = ErrorExample(fingerprint=name, status=status, error_type="E", message=name, index=k)
                 count = failures[name].count + 1 if name in failures else 1
                 failures[name] = FailureCount(example=example, count=count)
+        indices = done if len(final) == len(done) else Ranges.of(final)
         return Receipt(
             job=JOB,
             attempt=chunk.attempt,
             worker=worker.name,
             host="h",
-            segment=segment_of(chunk.attempt, Ranges.of(final), counts) if final else None,
+            segment=segment_of(chunk.attempt, indices, counts) if final else None,
             retry=tuple((status, Ranges.of(ks).pairs) for status, ks in again.items()),
             unstarted=unstarted.pairs,
             failures=tuple(failures.values()),

@@ -269,11 +269,16 @@ class Driver:
         check(1 <= number <= last, "more attempts than allowed")
         check(bool(chunk.retry_on) == (number < last), "a last attempt must store every outcome")
         soon = self.world.now + _EPSILON
+        told, failed_attempts, not_before = self.told, self.failed_attempts, self.not_before
         for k in items:
-            check(k not in self.told, "a replicate has its outcome and is run again")
-            check(k not in holders, "a replicate runs twice at once")
-            check(number == 1 + self.failed_attempts[k], "an attempt is miscounted")
-            check(self.not_before.get(k, 0.0) <= soon, "a replicate is retried too early")
+            if k in told:
+                check(False, "a replicate has its outcome and is run again")
+            if k in holders:
+                check(False, "a replicate runs twice at once")
+            if number != 1 + failed_attempts.get(k, 0):
+                check(False, "an attempt is miscounted")
+            if not_before and not_before.get(k, 0.0) > soon:
+                check(False, "a replicate is retried too early")
             holders[k] = chunk.attempt
         self.store.numbers[chunk.attempt] = number
         self._submit(command, items)

@@ -157,7 +157,7 @@ def draw_scenario(seed: int) -> Scenario:
         cancels=tuple(sorted(total * chance() for _ in range(rng.choice([1, 1, 2]))))
         if chance() < 0.1
         else (),
-        resumes=rng.choice([0, 0, 1, 2]),
+        resumes=rng.choice([0, 0, 0, 1] if real_store else [0, 0, 1, 2]),
         faults={} if chance() < 0.1 else _draw_faults(rng),
         real_store=real_store,
     )
@@ -182,7 +182,7 @@ def _draw_some(rng: random.Random, size: int) -> frozenset[int]:
 
 
 def _draw_line(rng: random.Random, *, small: bool) -> IndexLine:
-    size = rng.randint(1, 6) if small else rng.choice([rng.randint(1, 20), *[rng.randint(36, 60)] * 5])
+    size = rng.randint(1, 3) if small else rng.choice([rng.randint(1, 20), *[rng.randint(36, 49)] * 7])
     n_params = min(size, rng.choice([1, 2, 5, 10, 40]))
     blocks = [Block(0, 0, n_params, 0, max(1, size // n_params))]
     if rng.random() < 0.3:  # more replicates, then more parameter sets

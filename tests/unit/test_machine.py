@@ -17,6 +17,7 @@ from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.machine import Machine
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.study.ids import attempt_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
@@ -544,6 +545,49 @@ def test_an_aggregate_is_kept_unless_its_parameter_set_was_extended() -> None:
     (again,) = only(machine.handle(e.Committed(submit.chunk.attempt), 1.0), c.SubmitAggregates)
     assert again.chunk.params == ((1, 2),)
     assert [s.attempt for s in again.chunk.segments] == ["0001-000001", "0002-000001"]
+
+
+def taken_over(job: JobSpec, **known: object) -> Machine:
+    """Return the machine of a second driver, with one worker that has not answered yet."""
+    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, adopt=True, **known)  # type: ignore[arg-type]
+    assert machine.start(0.0) == [c.PrepareEnvironment()]
+    assert c.AskForAttempts("w0") in machine.handle(e.WorkerJoined("w0", 1), 0.0)
+    assert machine.handle(e.EnvironmentReady(), 0.0) == []  # nothing is submitted before it has answered
+    return machine
+
+
+def test_a_new_driver_adopts_what_a_worker_runs_and_submits_only_the_rest() -> None:
+    machine = taken_over(spec(1, 2))
+    found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))
+    (submit,) = machine.handle(e.AttemptsFound("w0", (found,)), 1.0)
+    assert isinstance(submit, c.SubmitChunk)
+    assert (submit.chunk.attempt, submit.chunk.ranges) == ("0002-000001", ((1, 2),))
+    old = Chunk(job=JOB, attempt=found.attempt, epoch=1, ranges=((0, 1),))
+    assert only(machine.handle(e.ChunkDone(receipt(old)), 2.0), c.CommitSegment)
+
+
+def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_answer() -> None:
+    machine = taken_over(spec(1, 2), segments=[committed("0001-000001", ((0, 1),))])
+    assert only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)
+    found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))
+    assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == [c.StopAttempt(found.attempt, "w0")]
+
+
+def test_a_new_driver_knows_how_often_a_replicate_has_failed_and_how_long_the_job_has_taken() -> None:
+    job = spec(1, 1, retry=RetryPolicy(max_retries=1), timeout_s=100.0)
+    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, retried=[(Ranges([(0, 1)]), 2)], used_s=40.0)
+    assert c.SetTimer("timeout", 67.0) in machine.start(7.0)
+    assert c.SetTimer("retry", 37.0) in machine.handle(e.WorkerJoined("w0", 1), 7.0)
+    assert machine.handle(e.EnvironmentReady(), 7.0) == []
+    (submit,) = only(machine.handle(e.TimerRang("retry"), 37.0), c.SubmitChunk)
+    assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (2, ())
+
+
+@pytest.mark.parametrize("state", [JobState.FINALIZING, JobState.CANCELLING])
+def test_a_new_driver_of_a_job_that_was_stopping_only_finalizes(state: JobState) -> None:
+    machine = Machine(spec(1, 2), JOB, epoch=2, state=state, reason="enough", adopt=True)
+    assert machine.start(0.0) == [c.Finalize()]
+    assert finalized(machine).reason == "enough"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1)])

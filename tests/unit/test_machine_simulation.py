@@ -16,7 +16,7 @@ from modelops.states import FINAL_JOB_STATES
 if TYPE_CHECKING:
     from planted_bugs import Plant
 
-N_SCHEDULES = int(os.environ.get("MODELOPS_SCHEDULES", "5000"))
+N_SCHEDULES = int(os.environ.get("MODELOPS_SCHEDULES", "4000"))
 ENOUGH_TO_FIND_A_BUG = 2_000
 
 

@@ -66,7 +66,7 @@ class Backlog:
         """How many items could go out now, suspects left out."""
         n = self._n_special
         for queue in self._ready.values():
-            n += len(queue)
+            n += queue.n
         return n
 
     def add(self, work: Work) -> None:
@@ -105,7 +105,7 @@ class Backlog:
             work = self._special.popleft()
             self._n_special -= len(work.ranges)
             return work
-        queues = [(queue.first, number) for number, queue in self._ready.items() if queue]
+        queues = [(queue.first, number) for number, queue in self._ready.items() if queue.n]
         if not queues:
             return None
         number = min(queues)[1]

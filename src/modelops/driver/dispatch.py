@@ -70,14 +70,16 @@ class Dispatcher:
         return None if cost is None else n * cost / min(self._roster.slots, max(n, 1))
 
     def _suspects(self) -> Iterator[tuple[Work, Worker]]:
-        n = sum(len(b.suspects) for b in self.backlogs.values())
+        n = 0
+        for backlog in self.backlogs.values():
+            n += len(backlog.suspects)
         if not n:
             self._roster.release_reserved()
             return
         for worker in self._roster.reserve(n):
-            backlog = next((b for b in self.backlogs.values() if b.suspects), None)
-            if backlog is not None:
-                yield backlog.suspects.popleft(), worker
+            held = next((b for b in self.backlogs.values() if b.suspects), None)
+            if held is not None:
+                yield held.suspects.popleft(), worker
 
     def _next_work(self) -> Work | None:
         return self._next_aggregates() or self._next_chunk()

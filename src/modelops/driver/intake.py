@@ -172,7 +172,8 @@ class Intake:
         now: float,
     ) -> None:
         settled = self._ledger.add_outcomes(work.ranges, counts, segment)
-        self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
+        if settled:
+            self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
         if work.number == 1:
             self._judge(work.ranges, 0, examples, now)
         limit = self._spec.max_failures

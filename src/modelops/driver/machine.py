@@ -414,9 +414,13 @@ class Machine:
         return attempt_id(self.epoch, self._n_attempts)
 
     def _set_retry_timer(self) -> None:
-        due = [at for b in self._backlogs.values() if (at := b.next_at()) is not None]
-        if due and not self._course.draining:
-            self._outbox.set_timer("retry", min(due))
+        due = None
+        for backlog in self._backlogs.values():
+            at = backlog.next_at()
+            if at is not None and (due is None or at < due):
+                due = at
+        if due is not None and not self._course.draining:
+            self._outbox.set_timer("retry", due)
 
     # The end.
 
