@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
 
 JOB = JobId("job_simulated")
+WITHOUT_OUTCOME = (
+    ReplicateStatus.PENDING,
+    ReplicateStatus.RUNNING,
+    ReplicateStatus.NOT_RUN,
+    ReplicateStatus.CANCELLED,
+)
 SUCCEEDED, CRASHED, FAILED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED, ReplicateStatus.FAILED
 MAX_STEPS = 30_000
 MAX_OUTAGES = 10  # of the store, per run; each makes the machine ask again for everything unanswered
@@ -742,10 +748,13 @@ class World:
         self.check(state in FINAL_JOB_STATES and state is self.machine.state, f"ended as {state}")
         truth = Counter(self.outcomes.values())
         for status, n in counts.items():
-            if status not in (ReplicateStatus.PENDING, ReplicateStatus.RUNNING, ReplicateStatus.NOT_RUN):
+            if status not in WITHOUT_OUTCOME:
                 self.check(n == truth[status], f"{n} {status} were reported, {truth[status]} are stored")
         n_open = self.line.size - len(self.outcomes)
-        self.check(counts[ReplicateStatus.NOT_RUN] == n_open, "not_run is wrong")
+        rest, other = ReplicateStatus.NOT_RUN, ReplicateStatus.CANCELLED
+        if state is JobState.CANCELLED:
+            rest, other = other, rest
+        self.check((counts[rest], counts[other]) == (n_open, 0), "not_run or cancelled is wrong")
         self.check(
             counts[ReplicateStatus.PENDING] == counts[ReplicateStatus.RUNNING] == 0, "still open at the end"
         )
