@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
 
 JOB = JobId("job_simulated")
+WITHOUT_OUTCOME = (
+    ReplicateStatus.PENDING,
+    ReplicateStatus.RUNNING,
+    ReplicateStatus.NOT_RUN,
+    ReplicateStatus.CANCELLED,
+)
 SUCCEEDED, CRASHED, FAILED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED, ReplicateStatus.FAILED
 MAX_STEPS = 30_000
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
@@ -516,10 +522,13 @@ class World:
         check(state in FINAL_JOB_STATES and state is machine.state is store.state, f"ended as {state}")
         truth = Counter(store.outcomes.values())
         for status, n in counts.items():
-            if status not in (ReplicateStatus.PENDING, ReplicateStatus.RUNNING, ReplicateStatus.NOT_RUN):
+            if status not in WITHOUT_OUTCOME:
                 check(n == truth[status], "other outcomes were reported than are stored")
         n_open = self.line.size - len(store.outcomes)
-        check(counts[ReplicateStatus.NOT_RUN] == n_open, "not_run is wrong")
+        rest, other = ReplicateStatus.NOT_RUN, ReplicateStatus.CANCELLED
+        if state is JobState.CANCELLED:
+            rest, other = other, rest
+        check((counts[rest], counts[other]) == (n_open, 0), "not_run or cancelled is wrong")
         check(
             counts[ReplicateStatus.PENDING] == counts[ReplicateStatus.RUNNING] == 0, "still open at the end"
         )

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from modelops.client.run import Watcher
-from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, ReplicateStatus
 
 if TYPE_CHECKING:
     from modelops.client.job import Job
@@ -84,8 +84,6 @@ class ProgressBar(Watcher):
             return
         self._ended = machine.state in FINAL_JOB_STATES
         counts = machine.counts()
-        if machine.state is JobState.CANCELLED:  # what it did not run, it did not run because of that
-            counts[ReplicateStatus.CANCELLED] = counts.pop(ReplicateStatus.NOT_RUN)
         done = self._total - sum(counts.get(s, 0) for s in (*_WAITING, *_NEVER_RAN))
         now = time.monotonic()
         if done and self._began is None:

@@ -150,7 +150,8 @@ class Machine:
             ReplicateStatus.PENDING: 0 if is_final else n_open - running,
             ReplicateStatus.RUNNING: running,
             **self._ledger.counts,
-            ReplicateStatus.NOT_RUN: n_open if is_final else 0,
+            ReplicateStatus.NOT_RUN: n_open if is_final and self.state is not JobState.CANCELLED else 0,
+            ReplicateStatus.CANCELLED: n_open if self.state is JobState.CANCELLED else 0,
         }
 
     def aggregate_counts(self) -> dict[AggregateStatus, int]:
