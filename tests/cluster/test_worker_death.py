@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modelops.driver.machine import Machine
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
-DEADLINE_S = 120.0
+DEADLINE_S = 120.0  # of what must come; a slow machine restarts a worker in ten seconds and more
 GONE_WITHIN_S = 2.0
 
 
