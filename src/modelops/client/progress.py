@@ -106,7 +106,7 @@ class ProgressBar(Watcher):
     def _line(self, text: str) -> None:
         if text != self._said:
             self._said = text
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:
