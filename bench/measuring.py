@@ -29,7 +29,7 @@ def describe(*packages: str) -> None:
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
     cores = len(os.sched_getaffinity(0))
     print(f"commit {commit}; Python {platform.python_version()}, {versions}")
-    print(f"{_cpu()}, {cores} cores, {platform.platform()}; load before and during: {load}")
+    print(f"{_cpu()}, {cores} cores, {platform.platform()}; load of the last 1, 5, 15 minutes: {load}")
 
 
 def _cpu() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from modelops_runner import values
 from modelops_runner.entrypoints import resolve
 from modelops_runner.spool import read_output
+from modelops_runner.values import InvalidOutputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ class Aggregate:
         if self._incremental:
             return self._function.finish(self._state)
         rows, self._rows = self._rows, []
-        names = _parameter_names(self._function)
         if self._wire:
-            return self._function(rows, self._target_data) if len(names) > 1 else self._function(rows)
+            args = (rows, self._target_data) if _takes_two(self._function) else (rows,)
+            return _with_loss(self._function(*args))
+        names = _parameter_names(self._function)
         offered = {"params": self._params, "target_data": self._target_data}
         return self._function(rows, **{name: value for name, value in offered.items() if name in names[1:]})
 
@@ -70,6 +72,34 @@ def _parameter_names(function: Any) -> list[str]:
         return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # a builtin without a signature
         return []
+
+
+def _takes_two(target: Any) -> bool:
+    """Return whether a target has room for ``target_data`` behind ``sim_returns``."""
+    import inspect
+
+    try:
+        inspect.signature(target).bind([], None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
+
+
+def _with_loss(returned: Any) -> Any:
+    """Return what a target returned, if it is what the wire convention says: a dict with a number ``loss``."""
+    from numbers import Real
+
+    if not isinstance(returned, dict) or "loss" not in returned:
+        what = f"a dict without it: {sorted(map(str, returned))}" if isinstance(returned, dict) else ""
+        raise InvalidOutputError(
+            f"a target returns a dict with the number 'loss', not {what or 'a ' + values.type_name(returned)}"
+        )
+    loss = returned["loss"]
+    if isinstance(loss, bool) or not isinstance(loss, Real):
+        raise InvalidOutputError(f"it is a number, not a {values.type_name(loss)}").within(".loss")
+    return returned
 
 
 def _sim_return(index: int, outputs: dict[str, Any]) -> dict[str, Any]:

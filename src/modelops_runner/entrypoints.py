@@ -65,7 +65,8 @@ def wire_function(root: str) -> Callable[..., Any]:
     if found is None:
         raise EntryPointError(
             "the bundle has no wire function: no entry point in the group 'modelops.wire', "
-            "no .modelops/manifest.json with 'wire', and no wire.py with a function 'wire'"
+            "no .modelops/manifest.json with 'wire', and no wire.py with a function 'wire'. A bundle that is not "
+            "of the wire convention names its model in [tool.modelops] of its pyproject.toml"
         )
     return found
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from modelops_runner.values import InvalidOutputError
 
+MAX_TYPE_CHARS = 500
 MAX_MESSAGE_CHARS = 16 * 1024
 MAX_TRACEBACK_CHARS = 64 * 1024
 _HERE = os.path.dirname(__file__)
@@ -31,9 +32,12 @@ def error_object(error: BaseException, roots: tuple[str, ...]) -> dict[str, Any]
     tb = _without_runner(error.__traceback__)
     file, line = _place(error, tb, roots)
     out = {
-        "type": kind.__qualname__
-        if kind.__module__ in ("builtins", "__main__")
-        else f"{kind.__module__}.{kind.__qualname__}",
+        "type": _cut(
+            kind.__qualname__
+            if kind.__module__ in ("builtins", "__main__")
+            else f"{kind.__module__}.{kind.__qualname__}",
+            MAX_TYPE_CHARS,
+        ),
         "message": _cut(_message(error), MAX_MESSAGE_CHARS),
         "traceback": _cut(_relative(_format(error, tb), roots), MAX_TRACEBACK_CHARS),
         "file": file,
@@ -59,7 +63,7 @@ def invalid_output(error: InvalidOutputError) -> dict[str, Any]:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as e:  # noqa: BLE001  the bundle's own __str__
+    except BaseException as e:  # noqa: BLE001  the bundle's own __str__
         return f"<str() of the exception raised {type(e).__name__}>"
 
 
@@ -75,7 +79,7 @@ def _format(error: BaseException, tb: TracebackType | None) -> str:
 
     try:
         return "".join(traceback.format_exception(type(error), error, tb))
-    except Exception:  # noqa: BLE001  an exception can be built so that even formatting it fails
+    except BaseException:  # noqa: BLE001  an exception can be built so that even formatting it fails
         return (
             "Traceback (most recent call last):\n" + "".join(traceback.format_tb(tb)) + type(error).__name__
         )

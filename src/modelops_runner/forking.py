@@ -14,7 +14,7 @@ import sys
 from time import perf_counter
 
 from modelops_runner import stdio
-from modelops_runner.channel import INTERNAL_ERROR, REFUSED, RpcError
+from modelops_runner.channel import REFUSED, STORAGE_FAILED, RpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int) 
     try:
         channel.send(work(index))
     except RpcError as e:
-        os.write(pipe, _FAILED + ascii(e.message).encode("ascii") + b"\n")
+        channel.send(_FAILED.decode() + ascii(e.message)[1:-1])  # on the pipe, which is the channel's now
     stdio.flush()
     os._exit(0)
 
@@ -139,7 +139,7 @@ def _forward(channel: Channel, pipe: int, deadline: float | None) -> tuple[bool,
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if line.startswith(_FAILED):
-                raise RpcError(INTERNAL_ERROR, line[1:].decode("ascii"))
+                raise RpcError(STORAGE_FAILED, line[1:].decode("ascii"))
             channel.send(line.decode("ascii"))
             if line.startswith(_FINISHED):
                 return True, False

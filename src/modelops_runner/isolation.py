@@ -1,8 +1,9 @@
 """What a replicate may leave behind in a process, and how the next one does not see it.
 
 Warm isolation puts back the environment variables, the working directory, the umask, the handlers of
-SIGINT and SIGTERM, and the standard streams. It does not put back modules, globals or random state: a
-model that needs a fresh process says ``isolation = "fork"`` or ``"spawn"``.
+SIGINT, SIGTERM and SIGALRM, an alarm that is still set, and the standard streams. It does not put back
+modules, globals or random state: a model that needs a fresh process says ``isolation = "fork"`` or
+``"spawn"``.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the module `signal` would build its enums first
 import os
 import sys
+from io import TextIOWrapper
+
+from modelops_runner import stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_INT, _TERM = _signal.SIGINT, _signal.SIGTERM
+_SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
 
 
 class ProcessState:
-    """The state of this process to go back to. Costs about a microsecond to check."""
+    """The state of this process to go back to. Costs a few microseconds to check."""
 
-    def __init__(self, workdir: str) -> None:
+    def __init__(self, workdir: str, marks: int) -> None:
+        self._marks = marks
         self._workdir = workdir
         self._environ: Any = os.environ
         self._open_workdir()
@@ -32,8 +37,15 @@ class ProcessState:
         self._variables: dict[Any, Any] = dict(self._environ._data)
         self._umask = os.umask(0o022)
         os.umask(self._umask)
-        self._handlers = (_signal.getsignal(_INT), _signal.getsignal(_TERM))
+        self._handlers = tuple(map(_signal.getsignal, _SIGNALS))
+        self._alarm = _signal.getitimer(_signal.ITIMER_REAL)[0] > 0.0  # then it is the bundle's to keep
+        self._adopt_streams()
+
+    def _adopt_streams(self) -> None:
+        """Take the standard streams as they are now."""
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        # The others were put there at import: they are the bundle's own.
+        self._texts = [(fd, s) for fd, s in enumerate(self._streams) if type(s) is TextIOWrapper]
 
     def _open_workdir(self) -> None:
         self._workdir_fd = os.open(self._workdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -44,14 +56,26 @@ class ProcessState:
             self._restore_environ()
         os.fchdir(self._workdir_fd)
         os.umask(self._umask)
-        if (
-            _signal.getsignal(_INT) is not self._handlers[0]
-            or _signal.getsignal(_TERM) is not self._handlers[1]
-        ):
-            for number, handler in zip((_INT, _TERM), self._handlers):
-                if handler is not None:  # None: installed from C; it cannot be put back from here
-                    _signal.signal(number, handler)
+        if not self._alarm:
+            _signal.alarm(0)
+        for number, handler in zip(_SIGNALS, self._handlers):
+            # None: installed from C; it cannot be put back from here
+            if _signal.getsignal(number) is not handler is not None:
+                _signal.signal(number, handler)
         sys.stdin, sys.stdout, sys.stderr = self._streams
+        os.set_blocking(self._marks, True)  # the same file as 1 and 2; asyncio and some programs change it
+        if not all(stdio.usable(stream) for _, stream in self._texts):
+            self.descriptor_was_closed()
+
+    def descriptor_was_closed(self) -> None:
+        """Open what the model closed of 0, 1, 2 and of the streams upon them."""
+        stdio.put_back(self._marks)
+        streams = list(self._streams)
+        for fd, stream in self._texts:
+            if not stdio.usable(stream):
+                streams[fd] = stdio.new_stream(fd)
+        sys.stdin, sys.stdout, sys.stderr = streams
+        self._adopt_streams()
 
     def workdir_was_replaced(self) -> None:
         """Take hold of the working directory anew, after `Workspace.restore` may have made it again."""

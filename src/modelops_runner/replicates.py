@@ -11,11 +11,11 @@ import sys
 from time import perf_counter, process_time
 
 from modelops_runner import calls, forking, stdio, values
-from modelops_runner.channel import BUNDLE_RAISED, INTERNAL_ERROR, Channel, RpcError
+from modelops_runner.channel import BUNDLE_RAISED, STORAGE_FAILED, Channel, RpcError
 from modelops_runner.context import Context
 from modelops_runner.failures import error_object, invalid_output
 from modelops_runner.isolation import ProcessState
-from modelops_runner.spool import INLINE_TOTAL, Spool
+from modelops_runner.spool import INLINE_TOTAL, Spool, SpoolError
 from modelops_runner.values import InvalidOutputError, to_json
 
 TYPE_CHECKING = False
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SCALARS = frozenset({float, int, str, bool, type(None)})
 _MAX_INLINE_TEXT = 2_000  # characters of a text on the fast path; longer ones are measured against the limit
 _MAX_PREFIXES = 10_000
+_POLLNVAL = 0x20
 _CLOCK_SLACK_S = 100e-6  # the clock of CPU time is a system call; one reading serves two quick replicates
 
 
@@ -51,7 +52,9 @@ class Replicates:
         self._mark = b"\x1e" + marker.encode("ascii") + b":" if marker else b""
         self._models: dict[tuple[str, bool], tuple[Any, bool]] = {}
         self._prefixes: dict[str, str] = {}  # name of an output -> the JSON before its value
-        self._state = ProcessState(workspace.workdir)
+        self._state = ProcessState(workspace.workdir, marks)
+        for fd in (0, 1, 2):
+            channel.poll.register(fd, 0)  # no events, but it says when one of them is closed
         self._inotify: Any = None
         self._watch()
         self._in_child = False  # of the model's; it must not go on with our work
@@ -242,8 +245,11 @@ class Replicates:
     def _settle(self) -> bool:
         """Take in messages that have arrived; return whether our folders were touched."""
         touched = False
-        for fd, _ in self._channel.poll.poll(0):
-            if fd == self._channel.requests:
+        for fd, event in self._channel.poll.poll(0):
+            if fd <= 2:
+                if event & _POLLNVAL:
+                    self._state.descriptor_was_closed()
+            elif fd == self._channel.requests:
                 if not self._channel.ended:
                     self._channel.pump()
             else:
@@ -278,8 +284,10 @@ class Replicates:
             kind, outputs = self.outputs(result)
         except InvalidOutputError as e:
             return _unsuccessful("invalid_output", invalid_output(e))
-        except MemoryError as e:
-            return _unsuccessful("failed", error_object(e, self.roots))
+        except RpcError:
+            raise
+        except BaseException as e:  # noqa: BLE001  to look at a value may run code of its class
+            return self._raised(e)
         return f'"status":"succeeded","returned":"{kind}","outputs":{outputs},"error":null'
 
     def _raised(self, error: BaseException) -> str:
@@ -304,8 +312,8 @@ class Replicates:
         try:
             if isinstance(result, dict):
                 return "dict", self._dict_outputs(result)
-        except OSError as e:
-            raise self._spool_error(e) from e
+        except SpoolError as e:
+            raise RpcError(STORAGE_FAILED, str(e)) from e
         kind, data = self.encoded(result)
         return "value", f'[["value","{kind}",{data}]]'
 
@@ -313,11 +321,8 @@ class Replicates:
         """Return the kind of one value and its data as JSON text; raises as `outputs`."""
         try:
             return self._spool.output(value)
-        except OSError as e:
-            raise self._spool_error(e) from e
-
-    def _spool_error(self, error: OSError) -> RpcError:
-        return RpcError(INTERNAL_ERROR, f"an output could not be written to {self._spool.folder}: {error}")
+        except SpoolError as e:
+            raise RpcError(STORAGE_FAILED, str(e)) from e
 
     def _dict_outputs(self, result: dict[Any, Any]) -> str:
         parts = []

@@ -54,12 +54,9 @@ def _tidy_interpreter() -> None:
     import faulthandler
 
     sys.argv = ["modelops_runner"]
-    for name in ("package", "main"):
+    for name in ("os", "package", "main"):
         vars(sys.modules["__main__"]).pop(name, None)
     sys.dont_write_bytecode = False  # -B is for children; ours is kept out of the snapshot by its loader
-    prefix = os.environ.get("MODELOPS_PYCACHE")
-    if prefix:
-        sys.pycache_prefix = prefix
     faulthandler.enable(2, all_threads=False)
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 INLINE_TOTAL = 4 * 1024 * 1024
 
 
+class SpoolError(Exception):
+    """The folder for large outputs cannot be written; not the value's fault."""
+
+
 class Spool:
     """A folder whose files belong to the parent as soon as it is told their names."""
 
@@ -67,8 +71,11 @@ class _Sink:
     def finish(self, kind: str) -> str:
         """Return the ``data`` field of the output, as JSON text."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            try:
+                os.close(fd)  # some file systems tell of a full disk only now
+            except OSError as e:
+                raise self._failed(e) from e
             path = values.dumps(self._path)
             return f'{{"$file":{path},"bytes":{self._n},"sha256":"{self._hash.hexdigest()}"}}'
         data = b"".join(self._head)
@@ -92,7 +99,10 @@ class _Sink:
         from hashlib import sha256  # loads OpenSSL
 
         path = self._spool.new_path()
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise self._failed(e) from e
         self._path, self._hash = path, sha256()
         for part in self._head:
             self._append(memoryview(part))
@@ -100,8 +110,14 @@ class _Sink:
 
     def _append(self, view: memoryview) -> None:
         self._hash.update(view)
-        while len(view):
-            view = view[os.write(self._fd, view) :]
+        try:
+            while len(view):
+                view = view[os.write(self._fd, view) :]
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def _failed(self, error: OSError) -> SpoolError:
+        return SpoolError(f"an output could not be written to {self._spool.folder}: {error.strerror}")
 
 
 def read_output(kind: str, data: Any) -> Any:

@@ -40,12 +40,36 @@ def take_over() -> Pipes:
     return Pipes(requests, messages, marks)
 
 
+def put_back(marks: int) -> None:
+    """Give 0, 1 and 2 their files again after the bundle has closed one of them."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    if null > 2:
+        os.close(null)
+    os.dup2(marks, 1)
+    os.dup2(marks, 2)
+    os.set_inheritable(0, True)  # where it was 0 that had been closed, `dup2` had nothing to do
+
+
+def usable(stream: Any) -> bool:
+    """Return whether a `TextIOWrapper` is neither closed nor detached from its file."""
+    try:
+        return not stream.closed
+    except ValueError:  # detached
+        return False
+
+
+def new_stream(fd: int) -> Any:
+    """Return a text stream like the one that Python began with on this descriptor."""
+    return open(fd, "w" if fd else "r", 1, "utf-8", "backslashreplace", closefd=False)
+
+
 def flush() -> None:
     """Write out what the bundle has printed, from Python and from C. A broken stream is no reason to stop."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except Exception:  # noqa: BLE001  the model may have closed it or put anything in its place
+        except BaseException:  # noqa: BLE001  the model may have closed it or put anything in its place
             pass
     _fflush(None)
 

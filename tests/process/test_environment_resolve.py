@@ -234,7 +234,7 @@ def test_a_dependency_that_does_not_exist_is_final_and_remembered_with_uvs_words
             ResolutionError, match="modelops-test-no-such-package-at-all was not found"
         ) as caught:
             environments.resolve(root)
-        assert caught.value.what == "m/requirements.txt"
+        assert caught.value.what == "the bundle's requirements.txt"
         assert uv.n_calls == 1
     with pytest.raises(ResolutionError):
         Environments(tmp_path / "cache", uv=uv.path).resolve(root)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from modelops.errors import ProcessExitedError, RemoteError
-from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec, StopSignal
+from modelops.errors import ProcessExitedError, RemoteError, StorageError
+from modelops.processes import AggregateOutcome, Outcome, ProcessPool, ReplicateSet, RunnerSpec, StopSignal
 from modelops.states import ReplicateStatus as Status
 
 if TYPE_CHECKING:
@@ -493,3 +493,108 @@ def test_a_soft_stop_kills_after_its_grace(bench: Bench, tmp_path: Path) -> None
     outcomes = bench.run(spec, stop=stop, started=str(started))
     thread.join()
     assert [o.index for o in outcomes] == [0]
+
+
+TAMPERING = {  # what one replicate does to the process; it succeeds, and so do those after it
+    "closes sys.stdout": "sys.stdout.close(); sys.stderr.close()",
+    "detaches sys.stdout": "sys.stdout.detach()",
+    "closes 0, 1 and 2": "os.close(0); os.close(1); os.close(2)",
+    "makes stderr non-blocking": "os.set_blocking(2, False); fill()",
+    "leaves an alarm": "signal.setitimer(signal.ITIMER_REAL, 0.5)",
+    "leaves a handler": "signal.signal(signal.SIGALRM, lambda *_: 1 / 0); signal.setitimer(0, 0.5)",
+    "forgets where modules are": "sys.path.clear(); os.mkdir('left')",
+}
+
+
+@pytest.mark.parametrize("code", TAMPERING.values(), ids=TAMPERING)
+def test_what_a_replicate_does_to_its_process_is_not_the_next_ones_failure(bench: Bench, code: str) -> None:
+    model = (
+        textwrap.dedent(MODEL)
+        .format(code)
+        .replace("    return", "    if seed > 1: time.sleep(0.3)\n    return")
+    )
+    fill = """
+def fill():
+    try:
+        while True: os.write(2, b"x" * 4095 + b"\\n")
+    except BlockingIOError: pass
+"""
+    outcomes = bench.run(bench.spec(model + fill))
+    assert [(o.status, o.error) for o in outcomes] == [(Status.SUCCEEDED, None)] * 4
+    assert [value(o) for o in outcomes] == list(range(4))
+    assert bench.printed[2] == b"replicate 2 begins\n"
+
+
+def test_an_error_that_cannot_be_put_into_words_is_still_that_error(bench: Bench) -> None:
+    code = """
+    class Odd(Exception):
+        def __str__(self): raise SystemExit(7)
+    Odd.__qualname__ = "O" * 100_000
+    def model(params, seed):
+        if seed == 1: raise Odd
+        return {}
+    """
+    outcomes = bench.run(bench.spec(code))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.FAILED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert error.type.startswith("m.OOO")
+    assert len(error.type) < 1_000
+    assert error.message == "<str() of the exception raised SystemExit>"
+    assert error.line == 6
+
+
+@pytest.mark.parametrize("error_type", ["ValueError", "OSError"])
+def test_code_of_a_value_that_raises_while_it_is_taken_is_a_failure_in_the_bundle(
+    bench: Bench, error_type: str
+) -> None:
+    code = f"""
+    class Lazy(dict):
+        def items(self): raise {error_type}("not now")
+    def model(params, seed): return Lazy() if seed == 1 else {{}}
+    """
+    outcomes = bench.run(bench.spec(code))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.FAILED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert (error.type, error.message, error.file, error.line) == (error_type, "not now", "m.py", 3)
+
+
+@pytest.mark.parametrize("isolation", ["warm", "fork"])
+def test_a_spool_that_cannot_be_written_is_named_and_is_no_fault_of_a_replicate(
+    bench: Bench, isolation: str
+) -> None:
+    code = """
+    import os, resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    def model(params, seed): return {"x": bytes(1_000_000)}
+    """
+    with pytest.raises(StorageError, match=r"could not be written to .*/spool: File too large; free space"):
+        bench.run(bench.spec(code, isolation=isolation))
+
+
+def test_memory_that_a_child_took_is_said_of_the_aggregate_and_of_no_later_one(bench: Bench) -> None:
+    if bench.pool._cgroups is None:
+        pytest.skip("no memory cgroup can be made on this machine")
+    code = """
+    import subprocess, sys
+    GREEDY = [sys.executable, "-c", "x = [b'x' * (4 << 20 | i) for i in range(300)]"]
+    def model(params, seed):
+        subprocess.run(GREEDY, check=bool(seed))
+    def total(replicates):
+        subprocess.run(GREEDY, check=True)
+    def other(replicates):
+        raise ValueError("mine")
+    """
+    spec = bench.spec(code, memory_bytes=200 << 20)
+
+    def aggregate(entry: str) -> AggregateOutcome:
+        return bench.pool.aggregate(spec, entry, params=b"{}", param=0, n=0, rows=iter(()))
+
+    assert [o.status for o in bench.run(spec, n=1)] == [Status.SUCCEEDED]
+    outcomes = [aggregate(entry) for entry in ("m:other", "m:total", "m:other")]
+    assert [o.status for o in outcomes] == [Status.FAILED, Status.OUT_OF_MEMORY, Status.FAILED]
+    errors = [o.error for o in outcomes if o.error is not None]
+    assert [e.message for e in errors] == ["mine", "limit 200.0 MiB, peak 200.0 MiB", "mine"]
+    assert "CalledProcessError" in errors[1].traceback
+    assert bench.pool.starts == 1

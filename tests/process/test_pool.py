@@ -118,6 +118,19 @@ def test_a_second_chunk_finds_the_process_of_the_first(pool: ProcessPool, spec: 
     assert len(pids) == pool.starts == 1
 
 
+def test_what_a_runner_compiles_is_kept_for_the_next_one_and_out_of_the_snapshot(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path
+) -> None:
+    spec = replace(spec, isolation="spawn", pycache=str(tmp_path / "pycache"))
+    run(pool, spec, "m:pid")
+    compiled = {path: path.stat().st_mtime_ns for path in (tmp_path / "pycache").rglob("*.pyc")}
+    names = {path.name.partition(".")[0] for path in compiled}
+    assert {"serve", "replicates", "values", "m"} <= names
+    assert not list(Path(spec.snapshot).rglob("*.pyc"))
+    run(pool, spec, "m:pid")
+    assert {path: path.stat().st_mtime_ns for path in compiled} == compiled
+
+
 def test_processes_of_other_specs_are_not_shared_and_the_least_recently_used_goes_first(
     pool: ProcessPool, spec: RunnerSpec
 ) -> None:

@@ -971,6 +971,56 @@ def test_the_wire_function_is_looked_for_in_order(tmp_path: Path, bundle: Callab
     assert "no wire function" in nothing.message
 
 
+TARGETS = """
+def wire(entrypoint, params, seed): return {}
+def one(sim_returns): return {"loss": 1}
+def two(returns, data): return {"loss": 2.0, "diagnostics": data}
+def any_number(*args): return {"loss": float(len(args))}
+def named(sim_returns, **options): return {"loss": 3.0, "diagnostics": options}
+def keyword_only(sim_returns, *, verbose=False): return {"loss": 4.0}
+class Target:
+    def __call__(self, sim_returns, target_data): return {"loss": float("nan")}
+instance = Target()
+def nothing(sim_returns, target_data): return None
+def no_loss(sim_returns, target_data): return {"diagnostics": 1}
+def text(sim_returns, target_data): return {"loss": "12"}
+def flag(sim_returns, target_data): return {"loss": True}
+"""
+
+
+def test_a_target_gets_the_arguments_that_it_has_room_for(bundle: Callable[..., Runner]) -> None:
+    runner = bundle({"wire.py": TARGETS})
+    losses = {"one": 1, "two": 2.0, "any_number": 2.0, "named": 3.0, "keyword_only": 4.0}
+    for name, loss in losses.items():
+        answer = aggregate(runner, f"wire:{name}", [[]], wire=True, target_data=msgspec.Raw(b'{"x": 1}'))
+        assert isinstance(answer, Answer), answer
+        assert isinstance(answer.result, AggregateResult)
+        result = runner.outputs(answer.result)
+        assert result["loss"] == loss
+        if name == "two":
+            assert result["diagnostics"] == {"x": 1}
+    assert isinstance(aggregate(runner, "wire:instance", [[]], wire=True), Answer)  # NaN is a number
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("nothing", "'loss', not a NoneType"),
+        ("no_loss", "not a dict without it: ['diagnostics']"),
+        ("text", "loss: it is a number, not a str"),
+        ("flag", "loss: it is a number, not a bool"),
+    ],
+)
+def test_a_target_that_returns_no_loss_is_no_success(
+    target: str, says: str, bundle: Callable[..., Runner]
+) -> None:
+    failed = aggregate(bundle({"wire.py": TARGETS}), f"wire:{target}", [[]], wire=True)
+    assert isinstance(failed, Failure)
+    assert failed.raised
+    assert failed.raised.invalid_output
+    assert says in failed.raised.message
+
+
 # --- the protocol itself
 
 

@@ -1,264 +1,196 @@
-"""A world for the driver's machine: its own clock, workers, a store, and faults, all from one seed.
+"""A world for the driver's machine: its own clock, workers, a store, drivers that come and go, and faults.
 
 `simulate(seed)` builds a scenario, plays it to its end and checks, at every command and at the end, what must
-hold whatever goes wrong. A broken rule raises `BrokenRule` with the seed and the last events.
+hold whatever goes wrong. A broken rule raises `BrokenRule` with the seed and the last events. `simulate.py`
+plays many of them.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from simulator_driver import Driver, Submit
+from simulator_scenario import Scenario, draw_scenario
+from simulator_store import RealStore, Store, committed_attempt, segment_of
+
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.machine import DEADLY, Machine
-from modelops.states import FAILURES, FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus, next_state
+from modelops.driver.machine import Machine
+from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus
+from modelops.store.records import LeaseLostError
 from modelops.study.ids import JobId
-from modelops.study.index_line import Block, IndexLine
-from modelops.study.ranges import Ranges
-from modelops.study.spec import JobSpec, RetryPolicy
-from modelops.worker.messages import (
-    AggregateReceipt,
-    AggregateRef,
-    ErrorExample,
-    FailureCount,
-    Receipt,
-    SegmentRef,
-)
+from modelops.study.ranges import EMPTY, Ranges
+from modelops.worker.messages import AggregateReceipt, AggregateRef, ErrorExample, FailureCount, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
+
+    from simulator_store import Commit
 
     from modelops.study.ids import AttemptId
 
 JOB = JobId("job_simulated")
+WITHOUT_OUTCOME = (
+    ReplicateStatus.PENDING,
+    ReplicateStatus.RUNNING,
+    ReplicateStatus.NOT_RUN,
+    ReplicateStatus.CANCELLED,
+)
 SUCCEEDED, CRASHED, FAILED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED, ReplicateStatus.FAILED
 MAX_STEPS = 30_000
-MAX_OUTAGES = 10  # of the store, per run; each makes the machine ask again for everything unanswered
+LEASE_S = 2.0  # without a sign of life, then another driver takes over
+NO_FAULTS: frozenset[int] = frozenset()
 
 
 class BrokenRule(AssertionError):  # noqa: N818  it is a finding, not an error of the program
     """The machine did something that must never happen."""
 
 
-@dataclass
-class Scenario:
-    """What is run and what goes wrong. Rates are chances per chunk, or per commit."""
+class Task:
+    """An attempt as its worker sees it, and the drivers that wait for its receipt."""
 
-    spec: JobSpec
-    n_workers: int
-    slots: int
-    seconds: list[float]  # of each replicate
-    crashes: dict[int, int] = field(default_factory=dict)  # index -> how many attempts crash first
-    failing: set[int] = field(default_factory=set)  # indices whose model raises
-    fingerprints: int = 1  # how many different errors they raise
-    poison: set[int] = field(default_factory=set)  # indices that take the worker down
-    poison_params: set[int] = field(default_factory=set)  # parameter sets whose aggregate does
-    environment_fails: bool = False
-    missing_import_at: int = -1
-    deaths: float = 0.0  # of the worker, while it runs a chunk
-    partitions: float = 0.0  # the worker is said to be gone, and its receipts come later
-    late: float = 0.0  # the attempt is said to be lost, and its receipt comes later
-    twice: float = 0.0
-    errs: float = 0.0
-    errs_finally: float = 0.0
-    given_back: float = 0.0
-    refusals: float = 0.0
-    unanswered: float = 0.0  # the store goes away while it commits
-    jitter: float = 0.0  # seconds by which news is delayed
-    cancels: tuple[float, ...] = ()
-    lease_lost_at: float | None = None
-    resumes: int = 0
-    deaf: bool = False  # a stopped attempt hangs: no receipt comes
+    __slots__ = ("attempt", "command", "drivers", "items")
+
+    def __init__(self, command: Submit, items: Ranges, driver: Driver) -> None:
+        self.command, self.items, self.drivers = command, items, [driver]
+        self.attempt = command.chunk.attempt
 
 
-def draw_scenario(seed: int) -> Scenario:
-    """Make a random scenario. The same seed makes the same one."""
-    rng = random.Random(seed)
-    chance = rng.random
-    line = _draw_line(rng)
-    size = line.size
-    retry = RetryPolicy(max_retries=0)
-    if chance() < 0.6:
-        retry = RetryPolicy(
-            max_retries=rng.randint(1, 4),
-            initial_delay=rng.choice([0.0, 0.5, 30.0]),
-            backoff=rng.choice([1.0, 2.0]),
-            max_delay=rng.choice([None, 40.0]),
-            on=frozenset({CRASHED} if chance() < 0.7 else {CRASHED, FAILED}),
-        )
-    mean = rng.choice([1e-5, 1e-3, 0.05, 1.0, 60.0])
-    seconds = [mean * rng.lognormvariate(0, 1) for _ in range(size)]
-    failing: set[int] = set()
-    if chance() < 0.1:
-        failing = set(range(size))
-    elif chance() < 0.4:
-        failing = {k for k in range(size) if chance() < 0.1}
-    is_calm = chance() < 0.1
-    rate = rng.choice([0.02, 0.1, 0.3])
+class Worker:
+    """A worker, its tasks, and the receipts that nobody took."""
 
-    def fault(likely: float) -> float:
-        return rate * chance() if not is_calm and chance() < likely else 0.0
-
-    total = sum(seconds)
-    return Scenario(
-        spec=JobSpec(
-            name="simulated",
-            bundle="b",
-            bundle_name="b",
-            model="m:f",
-            aggregates=tuple("mn"[: rng.choice([0, 1, 1, 2])]),
-            line=line,
-            retry=retry,
-            fail_fast=chance() < 0.7,
-            max_failures=rng.randint(0, size) if chance() < 0.1 else None,
-            timeout_s=total * chance() * 2 if chance() < 0.1 else None,
-        ),
-        n_workers=rng.randint(1, 4),
-        slots=rng.choice([1, 1, 2, 3]),
-        seconds=seconds,
-        crashes={k: rng.randint(1, 7) for k in range(size) if chance() < 0.1} if chance() < 0.5 else {},
-        failing=failing,
-        fingerprints=rng.choice([1, 1, 3]),
-        poison={rng.randrange(size) for _ in range(rng.randint(1, 2))} if size and chance() < 0.15 else set(),
-        poison_params={rng.randrange(line.n_params)} if size and chance() < 0.07 else set(),
-        environment_fails=chance() < 0.02,
-        missing_import_at=rng.randrange(size) if size and chance() < 0.03 else -1,
-        deaths=fault(0.5),
-        partitions=fault(0.4),
-        late=fault(0.5),
-        twice=fault(0.5),
-        errs=fault(0.3),
-        errs_finally=fault(0.05) / 10,
-        given_back=fault(0.3),
-        refusals=fault(0.1) / 3,
-        unanswered=fault(0.4),
-        jitter=rng.choice([0.0, 0.01, mean * 3]),
-        cancels=tuple(sorted(total * chance() for _ in range(rng.choice([1, 1, 2]))))
-        if chance() < 0.15
-        else (),
-        lease_lost_at=total * chance() if chance() < 0.02 else None,
-        resumes=rng.choice([0, 0, 1, 2]),
-        deaf=chance() < 0.1,
-    )
-
-
-def _draw_line(rng: random.Random) -> IndexLine:
-    blocks = [Block(0, 0, *_draw_rectangle(rng, 0))]
-    if rng.random() < 0.3:  # more replicates, then more parameter sets
-        b = blocks[0]
-        more = rng.randint(0, 5)
-        blocks.append(Block(b.end, 0, b.n_params, b.n_replicates, more))
-        blocks.append(Block(blocks[-1].end, b.n_params, rng.randint(0, 4), 0, b.n_replicates + more))
-    return IndexLine(tuple(blocks))
-
-
-def _draw_rectangle(rng: random.Random, r0: int) -> tuple[int, int, int]:
-    n_params = rng.choice([1, 1, 2, 5, 20, 80])
-    return n_params, r0, rng.randint(1, max(1, rng.choice([1, 60, 150]) // n_params))
-
-
-class _Worker:
-    __slots__ = ("alive", "name", "running", "slots", "waiting")
+    __slots__ = ("alive", "name", "running", "slots", "table", "waiting")
 
     def __init__(self, name: str, slots: int) -> None:
-        self.name, self.slots = name, slots
-        self.alive = True
-        self.running: dict[AttemptId, c.SubmitChunk | c.SubmitAggregates] = {}
-        self.waiting: deque[c.SubmitChunk | c.SubmitAggregates] = deque()
+        self.name, self.slots, self.alive = name, slots, True
+        self.running: dict[AttemptId, Task] = {}
+        self.waiting: list[Task] = []
+        self.table: dict[AttemptId, tuple[Task, e.ChunkDone | e.AggregateDone]] = {}
 
 
 class World:
     """Plays one scenario."""
 
-    def __init__(self, scenario: Scenario, seed: int, machine_class: type[Machine] = Machine) -> None:
-        self.s, self.seed, self.machine_class = scenario, seed, machine_class
-        self.spec = scenario.spec
-        self.line = self.spec.line
-        self.rng = random.Random(seed ^ 0x5EED)
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.s, self.seed = scenario, seed
+        self.line = scenario.spec.line
+        self.random = random.Random(seed ^ 0x5EED).random
         self.now = 0.0
-        self.queue: list[tuple[float, int, str, Any]] = []
-        self.ties = itertools.count()
-        self.n_events = self.n_faults = 0
-        self.trace: deque[tuple[float, str, object]] = deque(maxlen=40)
-        # the store
-        self.outcomes: dict[int, ReplicateStatus] = {}
-        self.segments: dict[AttemptId, SegmentRef] = {}
-        self.aggregated: dict[int, AttemptId] = {}
-        self.aggregates: dict[AttemptId, AggregateRef] = {}
-        self.aggregate_rows: Counter[str] = Counter()
-        self.store_up = True
-        self.epoch = 0
-        self.n_workers_made = 0
-        self.workers: dict[str, _Worker] = {}
+        self.queue: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self.n_ties = self.n_events = self.n_commands = self.n_faults = self.n_workers_made = 0
+        self.occasions = dict.fromkeys(scenario.faults, 0)
+        self.strikes = {n: k for k in ("crash", "pause", "rival") for n in scenario.faults.get(k, NO_FAULTS)}
+        self.trace: deque[tuple[float, int, str, object]] = deque(maxlen=40)
+        self.store: Store = (RealStore if scenario.real_store else Store)(scenario.spec, self.outcome)
+        self.ids: set[AttemptId] = set()
+        self.workers: dict[str, Worker] = {}
+        self.drivers: list[Driver] = []
+        self.cancelled = False
 
     # One run of the job.
 
     def run(self) -> None:
         """Play until the job has ended, and then each resumption."""
-        for _ in range(1 + self.s.resumes):
+        for n in range(1 + self.s.resumes):
+            if n:
+                if self.store.state is JobState.SUCCEEDED:
+                    break
+                self.store.begin_again()
             self._run_once()
-            if self.lease_lost or self.machine.state is JobState.SUCCEEDED:
-                break
 
     def _run_once(self) -> None:
-        self.epoch += 1
         self.queue.clear()
-        self.n_outages = 0
-        self.told: set[int] = set(self.outcomes)  # outcomes that the machine was told of
-        self.told_params: set[int] = set(self.aggregated)
-        self.holders: dict[int, AttemptId] = {}
-        self.param_holders: dict[int, AttemptId] = {}
-        self.live: dict[AttemptId, c.SubmitChunk | c.SubmitAggregates] = {}  # as the machine must see it
-        self.load: dict[str, int] = {}
-        self.failed_attempts: Counter[int] = Counter()
-        self.not_before: dict[int, float] = {}
-        self.deaths_seen: Counter[int] = Counter()
-        self.param_deaths_seen: Counter[int] = Counter()
-        self.ids: set[AttemptId] = set()
-        self.numbers: dict[AttemptId, int] = {}
-        self.unanswered: dict[AttemptId, Any] = {}
-        self.receipted: set[AttemptId] = set()
-        self.timers: dict[str, int] = {}
-        self.state = JobState.QUEUED
-        self.finished: c.Finish | None = None
-        self.finalizing = False
-        self.store_told_up = True
-        self.lease_lost = False
+        self.began = self.now
+        self.store.up = True
         self.cancelled = False
-        self.store_up = True
-        self.machine = self.machine_class(
-            self.spec,
-            JOB,
-            epoch=self.epoch,
-            segments=list(self.segments.values()),
-            aggregates=list(self.aggregates.values()),
-        )
-        self.check(self.machine.counts()[SUCCEEDED] == self._n_succeeded(), "does not know what is committed")
+        self.drivers.clear()
         self.workers.clear()
         for _ in range(self.s.n_workers):
-            self._later(self.rng.random() * 0.1, "hire", None)
+            self.later_by_chance(0.1, self._hire, None)
         for at in self.s.cancels:
-            self._later(at, "tell", e.CancelAsked())
-        if self.s.lease_lost_at is not None:
-            self._later(self.s.lease_lost_at, "tell", e.LeaseLost())
-        self._perform(self.machine.start(self.now))
-        while self.queue and not self.machine.over:
+            self.later(at, self._cancel, None)
+        self._take_over()
+        while self.queue and self.holder.finished is None:
+            self.now, _, happen, arg = heappop(self.queue)
             self.n_events += 1
             self.check(self.n_events < MAX_STEPS, "the job does not end")
-            self.now, _, what, arg = heappop(self.queue)
-            getattr(self, f"_do_{what}")(arg)
-        self._check_end()
+            happen(arg)
+            if not self.holder.alive and self.store.state in FINAL_JOB_STATES:
+                return  # the driver died when all was recorded
+        self._check_end(self.holder)
 
-    def _later(self, delay: float, what: str, arg: object) -> None:
-        heappush(self.queue, (self.now + delay, next(self.ties), what, arg))
+    def _take_over(self, _: object = None) -> None:
+        """Let a new driver take the lease and begin with what the store knows."""
+        if not self.store.up:
+            self.later(1.0, self._take_over, None)
+            return
+        if self.store.state in FINAL_JOB_STATES:
+            return
+        store, is_first = self.store, not self.drivers
+        epoch = store.take_lease()
+        segments, aggregates = store.known()
+        self.machine = Machine(
+            self.s.spec,
+            JOB,
+            epoch=epoch,
+            segments=segments,
+            aggregates=aggregates,
+            retried=store.retried,
+            state=store.state,
+            reason=store.reason,
+            used_s=self.now - self.began,
+            adopt=not is_first,
+        )
+        self.holder = driver = Driver(self, self.machine, epoch)
+        self.drivers.append(driver)
+        self.check(self.machine.counts()[SUCCEEDED] == store.n_succeeded, "does not know what is committed")
+        for worker in self.workers.values():
+            self.later(0.0, driver.deliver, e.WorkerJoined(worker.name, worker.slots))
+        driver.perform(self.machine.start(self.now))
 
-    def _chance(self, rate: float) -> bool:
-        if rate and self.rng.random() < rate:
+    @property
+    def finished(self) -> c.Finish | None:
+        """How the last driver ended the job."""
+        return self.holder.finished
+
+    @property
+    def outcomes(self) -> dict[int, ReplicateStatus]:
+        """What the store holds of each replicate."""
+        return self.store.outcomes
+
+    # The clock, and chance.
+
+    def later(self, delay: float, happen: Callable[[Any], None], arg: object) -> None:
+        """Let something happen."""
+        self.n_ties = tie = self.n_ties + 1
+        heappush(self.queue, (self.now + delay, tie, happen, arg))
+
+    def later_by_chance(self, most: float, happen: Callable[[Any], None], arg: object) -> None:
+        """Let something happen soon."""
+        self.later(self.random() * most, happen, arg)
+
+    def set_timer(self, driver: Driver, command: c.SetTimer) -> int:
+        """Set a timer, and return what tells it from earlier ones of its name."""
+        self.n_ties = tie = self.n_ties + 1
+        timer = (driver, command.name, tie)
+        heappush(self.queue, (max(self.now, command.at), tie, self._ring, timer))
+        return tie
+
+    def _ring(self, timer: tuple[Driver, str, int]) -> None:
+        driver, name, tie = timer
+        if driver.timers.get(name) == tie:
+            driver.deliver(e.TimerRang(name))
+
+    def occurs(self, kind: str) -> bool:
+        """Say whether this occasion for a fault is one at which it happens."""
+        numbers = self.s.faults.get(kind)
+        if numbers is None:
+            return False
+        self.occasions[kind] = n = self.occasions[kind] + 1
+        if n in numbers:
             self.n_faults += 1
             return True
         return False
@@ -266,299 +198,213 @@ class World:
     def check(self, holds: bool, rule: str) -> None:
         """Raise `BrokenRule` unless it holds."""
         if not holds:
-            raise BrokenRule(f"seed {self.seed}, t={self.now:.3f}, run {self.epoch}: {rule}{self.story()}")
+            raise BrokenRule(f"seed {self.seed}, t={self.now:.3f}: {rule}")
 
     def story(self) -> str:
         """Return the last events and commands, a line each."""
-        return "".join(f"\n  {at:.3f} {arrow} {what}" for at, arrow, what in self.trace)
+        return "".join(f"\n  {at:.3f} driver {n} {arrow} {what}" for at, n, arrow, what in self.trace)
 
-    # What the machine is told.
+    def _tell_all(self, event: e.Event) -> None:
+        for driver in self.drivers:
+            driver.tell(event)
 
-    def _do_tell(self, event: e.Event) -> None:
-        self.trace.append((self.now, "<-", event))
-        match event:
-            case e.ChunkDone():
-                self._note_receipt(event.receipt)
-            case e.AggregateDone():
-                self.receipted.add(event.receipt.attempt)
-                self._forget(event.receipt.attempt)
-            case e.AttemptLost() if event.worker_died:
-                if event.attempt in self.live:
-                    self._forget_worker(self.live[event.attempt].worker, died=True)
-            case e.AttemptLost() | e.ChunkErred():
-                self._forget(event.attempt)
-            case e.WorkerLeft():
-                self._forget_worker(event.worker, died=event.died)
-            case e.WorkerJoined():
-                self.load.setdefault(event.worker, 0)
-            case e.CancelAsked():
-                self.cancelled = True
-            case e.StoreLost():
-                self.store_told_up = False
-            case e.StoreBack():
-                self.store_told_up = True
-            case e.LeaseLost():
-                self.lease_lost = True
-            case e.Committed():
-                self._note_committed(event)
-            case _:
-                pass
-        self._perform(self.machine.handle(event, self.now))
-        if self.n_events % 16 == 0 or self.n_events < 50:
-            self._check_view()
+    # Drivers.
 
-    def _forget(self, attempt: AttemptId) -> None:
-        command = self.live.pop(attempt, None)
-        if command is None:
+    def strike(self, driver: Driver) -> bool:
+        """Let the fault of this moment hit a driver; return whether it goes on."""
+        kind = self.strikes[self.n_commands]
+        if driver is not self.holder:
+            return True
+        self.n_faults += 1
+        self.trace.append((self.now, driver.epoch, "!!", kind))
+        if kind == "rival":
+            self.later_by_chance(0.1, self._take_over, None)
+            return True
+        if kind == "crash":
+            driver.alive = False
+            for worker in self.workers.values():  # Dask drops what a client that is gone had waiting
+                worker.waiting = [t for t in worker.waiting if any(d.alive for d in t.drivers)]
+            self.later_by_chance(2 * LEASE_S, self._take_over, None)
+            return False
+        driver.asleep = True
+        sleep = self.random() * 3 * LEASE_S
+        self.later(sleep, driver.wake, None)
+        if sleep > LEASE_S:
+            self.later(LEASE_S, self._take_over, None)
+        return False
+
+    def _cancel(self, _: object) -> None:
+        holder = self.holder
+        if not holder.alive or holder.asleep or not holder.is_holder:
+            self.later(0.5, self._cancel, None)
             return
-        self.load[command.worker] -= 1
-        for k in Ranges(_items(command)):
-            holders = self.holders if isinstance(command, c.SubmitChunk) else self.param_holders
-            if holders.get(k) == attempt:
-                del holders[k]
+        self.cancelled = True
+        self.n_faults += 1
+        holder.tell(e.CancelAsked())
 
-    def _forget_worker(self, name: str, *, died: bool) -> None:
-        if name not in self.load:
-            return
-        for attempt, command in list(self.live.items()):
-            if command.worker == name:
-                self._forget(attempt)
-                if died:
-                    is_chunk = isinstance(command, c.SubmitChunk)
-                    (self.deaths_seen if is_chunk else self.param_deaths_seen).update(Ranges(_items(command)))
-        del self.load[name]
+    def do_environment(self, driver: Driver) -> None:
+        """Answer PrepareEnvironment."""
+        failed = e.EnvironmentFailed("ResolutionError", "no such package")
+        driver.tell(failed if self.s.environment_fails else e.EnvironmentReady())
 
-    def _note_receipt(self, receipt: Receipt) -> None:
-        self.receipted.add(receipt.attempt)
-        command = self.live.get(receipt.attempt)
-        if isinstance(command, c.SubmitChunk):
-            for _, ranges in receipt.retry:
-                for k in Ranges(ranges):
-                    if k not in self.told:
-                        self.failed_attempts[k] += 1
-                        delay = self.spec.retry.delay_s(command.chunk.attempt_number)
-                        self.not_before[k] = self.now + delay
-        self._forget(receipt.attempt)
-
-    def _note_committed(self, event: e.Committed) -> None:
-        command = self.unanswered.pop(event.attempt, None)
-        if command is None or not event.accepted:
-            return
-        if isinstance(command, c.CommitSegment | c.CommitSynthetic):
-            self.told.update(_committed_items(command))
-        else:
-            self.told_params.update(_committed_items(command))
-
-    # What it orders.
-
-    def _perform(self, commands: Iterable[c.Command]) -> None:
-        for command in commands:
-            self.trace.append((self.now, "->", command))
-            self.check(self.finished is None, "ordered after the end")
-            self.check(not self.lease_lost, "ordered without a lease")
-            match command:
-                case c.SubmitChunk():
-                    self._submit_chunk(command)
-                case c.SubmitAggregates():
-                    self._submit_aggregates(command)
-                case (
-                    c.CommitSegment()
-                    | c.CommitSynthetic()
-                    | c.CommitAggregates()
-                    | c.CommitSyntheticAggregates()
-                ):
-                    self._take_commit(command)
-                case c.StopAttempt():
-                    self._later(self.rng.random() * (0.01 + self.s.jitter), "stop", command)
-                case c.SetTimer():
-                    tie = next(self.ties)
-                    self.timers[command.name] = tie
-                    heappush(self.queue, (max(self.now, command.at), tie, "ring", (command.name, tie)))
-                case c.ChangeState():
-                    self.check(self.store_told_up, "recorded a state while the store is away")
-                    self.check(next_state(self.state, command.event) is command.state, "illegal transition")
-                    self.state = command.state
-                case c.PrepareEnvironment():
-                    self._later(0.1, "environment", None)
-                case c.Finalize():
-                    self.check(self.store_told_up, "finalizes while the store is away")
-                    self.check(not self.unanswered, "finalizes while commits are under way")
-                    self.finalizing = True
-                    self._later(0.1, "finalize", None)
-                case c.Finish():
-                    self.check(command.state is self.state, "finished in another state than recorded")
-                    self.finished = command
-                case c.Note():
-                    pass
-
-    def _submit(self, command: c.SubmitChunk | c.SubmitAggregates) -> None:
-        attempt = command.chunk.attempt
-        self.check(self.state is JobState.RUNNING, f"submitted while {self.state}")
-        self.check(self.store_told_up, "submitted while the store is away")
-        self.check(attempt not in self.ids, f"attempt id used twice: {attempt}")
-        self.check(attempt.startswith(f"{self.epoch:04d}-"), f"attempt id without its epoch: {attempt}")
-        self.check(command.worker in self.load, "submitted to a worker that left")
-        self.ids.add(attempt)
-        self.live[attempt] = command
-        self.load[command.worker] += 1
-        self.check(self.load[command.worker] <= 2 * self.s.slots, "more than a window on a worker")
-        worker = self.workers.get(command.worker)
-        if worker is not None and worker.alive:
-            worker.waiting.append(command)
-            self._start_next(worker)
-
-    def _submit_chunk(self, command: c.SubmitChunk) -> None:
-        chunk = command.chunk
-        number = chunk.attempt_number
-        last = 1 + self.spec.retry.max_retries
-        self.check(bool(chunk.ranges), "submitted nothing")
-        self.check(1 <= number <= last, f"attempt {number} of {last}")
-        self.check(bool(chunk.retry_on) == (number < last), "a last attempt must store every outcome")
-        for k in Ranges(chunk.ranges):
-            self.check(k < self.line.size, f"{k} is not on the line")
-            self.check(k not in self.told, f"replicate {k} has its outcome and is run again")
-            self.check(k not in self.holders, f"replicate {k} runs twice at once")
-            self.check(
-                number == 1 + self.failed_attempts[k], f"replicate {k}: attempt {number} is miscounted"
-            )
-            self.check(self.not_before.get(k, 0) <= self.now + 1e-9, f"replicate {k} is retried too early")
-            self.holders[k] = chunk.attempt
-        self.numbers[chunk.attempt] = number
-        self._submit(command)
-
-    def _submit_aggregates(self, command: c.SubmitAggregates) -> None:
-        held: set[int] = set()
-        for segment in command.chunk.segments:
-            held.update(Ranges(segment.ranges))
-        for p in Ranges(command.chunk.params):
-            indices = self.line.of_param(p)
-            self.check(all(k in self.told for k in indices), f"aggregates {p} before it has settled")
-            self.check(all(k in held for k in indices), f"aggregate {p} is not given all its segments")
-            self.check(p not in self.told_params, f"aggregates {p} twice")
-            self.check(p not in self.param_holders, f"aggregates {p} twice at once")
-            self.param_holders[p] = command.chunk.attempt
-        self._submit(command)
+    def do_finalize(self, driver: Driver) -> None:
+        """Answer Finalize."""
+        if self.store.up:
+            driver.tell(e.Finalized())
 
     # Workers.
 
-    def _do_hire(self, _: None) -> None:
+    def _hire(self, _: None) -> None:
         self.n_workers_made += 1
-        worker = _Worker(f"w{self.n_workers_made}", self.s.slots)
+        worker = Worker(f"w{self.n_workers_made}", self.s.slots)
         self.workers[worker.name] = worker
-        self._later(0.0, "tell", e.WorkerJoined(worker.name, worker.slots))
+        self._tell_all(e.WorkerJoined(worker.name, worker.slots))
 
-    def _do_environment(self, _: None) -> None:
-        failed = e.EnvironmentFailed("ResolutionError", "no such package")
-        self._do_tell(failed if self.s.environment_fails else e.EnvironmentReady())
+    def submit(self, driver: Driver, command: Submit, items: Ranges) -> None:
+        """Give a worker a task, if it is still there."""
+        worker = self.workers.get(command.worker)
+        if worker is not None:
+            worker.waiting.append(Task(command, items, driver))
+            if len(worker.running) < worker.slots:
+                self._start_next(worker)
 
-    def _do_ring(self, timer: tuple[str, int]) -> None:
-        if self.timers.get(timer[0]) == timer[1]:
-            self._do_tell(e.TimerRang(timer[0]))
-
-    def _start_next(self, worker: _Worker) -> None:
+    def _start_next(self, worker: Worker) -> None:
         while worker.alive and worker.waiting and len(worker.running) < worker.slots:
-            command = next(
-                (w for w in worker.waiting if isinstance(w, c.SubmitAggregates)), worker.waiting[0]
-            )
-            worker.waiting.remove(command)
-            attempt = command.chunk.attempt
-            worker.running[attempt] = command
-            if isinstance(command, c.SubmitChunk):
-                items = Ranges(command.chunk.ranges)
-                duration = 0.002 + sum(self.s.seconds[k] for k in items)
-                deadly = any(k in self.s.poison for k in items)
+            waiting = worker.waiting
+            i = next((i for i, t in enumerate(waiting) if isinstance(t.command, c.SubmitAggregates)), 0)
+            task = waiting.pop(i)
+            worker.running[task.attempt] = task
+            duration = 0.002 + self.random() * 0.002
+            if isinstance(task.command, c.SubmitChunk):
+                seconds, deadly = self.s.seconds, self.s.poison
+                for k in task.items:
+                    duration += seconds[k]
             else:
-                duration = 0.002 + 0.001 * len(Ranges(command.chunk.params))
-                deadly = any(p in self.s.poison_params for p in Ranges(command.chunk.params))
-            duration += self.rng.random() * 0.002
-            if deadly or self._chance(self.s.deaths):
-                self._later(duration * self.rng.random(), "die", worker)
-            elif self._chance(self.s.partitions):
-                self._later(duration * self.rng.random(), "partition", worker)
-            self._later(duration, "end", (worker, command))
+                deadly = self.s.poison_params
+                duration += 0.001 * len(task.items)
+            if deadly and not deadly.isdisjoint(task.items):
+                self.n_faults += 1
+                self.later_by_chance(duration, self._die, worker)
+            elif self.occurs("death"):
+                self.later_by_chance(duration, self._die, worker)
+            elif self.occurs("partition"):
+                self.later_by_chance(duration, self._partition, worker)
+            self.later(duration, self._end, (worker, task))
 
-    def _do_die(self, worker: _Worker) -> None:
+    def _die(self, worker: Worker) -> None:
         if not worker.alive:
             return
         worker.alive = False
-        if worker.name not in self.workers:
+        if self.workers.pop(worker.name, None) is None:
             return  # partitioned before: nobody sees it die
-        attempts = [*worker.running, *(w.chunk.attempt for w in worker.waiting)]
-        if self.rng.random() < 0.5:
-            self.rng.shuffle(attempts)
-            for attempt in attempts:
-                self._later(self._delay(), "tell", e.AttemptLost(attempt, worker_died=True))
-        self._later(self._delay() + 0.001, "tell", e.WorkerLeft(worker.name, died=True))
-        del self.workers[worker.name]
-        self._later(1.0, "hire", None)
+        attempts = [*worker.running, *(t.attempt for t in worker.waiting)]
+        delay = self._delay() + 0.001
+        for driver in self.drivers:
+            if self.random() < 0.5:
+                for attempt in sorted(attempts, key=lambda _: self.random()):
+                    self.later(self._delay(), driver.deliver, e.AttemptLost(attempt, worker_died=True))
+            self.later(delay, driver.deliver, e.WorkerLeft(worker.name, died=True))
+        self.later(1.0, self._hire, None)
 
-    def _do_partition(self, worker: _Worker) -> None:
-        if worker.alive and worker.name in self.workers:
-            del self.workers[worker.name]
-            self._later(0.0, "tell", e.WorkerLeft(worker.name, died=False))
-            self._later(1.0, "hire", None)  # its receipts still come, under the old name
+    def _partition(self, worker: Worker) -> None:
+        if worker.alive and self.workers.pop(worker.name, None) is not None:
+            self._tell_all(e.WorkerLeft(worker.name, died=False))
+            self.later(1.0, self._hire, None)  # its receipts still come, under the old name
 
     def _delay(self) -> float:
-        return self.rng.random() * self.s.jitter if self.s.jitter else 0.0
+        return self.random() * self.s.jitter if self.s.jitter else 0.0
 
-    def _do_end(self, ended: tuple[_Worker, c.SubmitChunk | c.SubmitAggregates]) -> None:
-        worker, command = ended
-        attempt = command.chunk.attempt
-        if not worker.alive or attempt not in worker.running:
+    def _end(self, ended: tuple[Worker, Task]) -> None:
+        worker, task = ended
+        if not worker.alive or task.attempt not in worker.running:
             return
-        del worker.running[attempt]
-        if self._chance(self.s.errs):
-            self._later(
-                self._delay(), "tell", e.ChunkErred(attempt, "StorageError", "disk full", final=False)
-            )
-        elif self._chance(self.s.errs_finally):
-            self._later(self._delay(), "tell", e.ChunkErred(attempt, "HandshakeError", "no", final=True))
+        del worker.running[task.attempt]
+        if self.occurs("err"):
+            self._answer(task, e.ChunkErred(task.attempt, "StorageError", "disk full", final=False))
+        elif self.occurs("fatal"):
+            self._answer(task, e.ChunkErred(task.attempt, "HandshakeError", "no", final=True))
         else:
-            n = 0 if self._chance(self.s.given_back) else len(Ranges(_items(command)))
-            self._hand_in(worker, command, n)
+            self._hand_in(worker, task, 0 if self.occurs("given_back") else len(task.items))
         self._start_next(worker)
 
-    def _do_stop(self, stop: c.StopAttempt) -> None:
+    def do_stop(self, stop: c.StopAttempt) -> None:
+        """Stop an attempt: it hands in a part of its items, as far as it has come."""
         worker = self.workers.get(stop.worker)
-        if worker is None or not worker.alive:
+        if worker is None:
             return
-        if self.s.deaf and self.state is not JobState.RUNNING:  # it hangs, and no receipt will ever come
-            worker.running.pop(stop.attempt, None)
-            return
-        if stop.attempt in worker.running:
-            command = worker.running.pop(stop.attempt)
-            items = Ranges(_items(command))
-            deadly = self.s.poison if isinstance(command, c.SubmitChunk) else self.s.poison_params
-            n = self.rng.randint(0, next((i for i, k in enumerate(items) if k in deadly), len(items)))
-            self._hand_in(worker, command, n)
+        task = worker.running.pop(stop.attempt, None)
+        if task is not None:
+            if self.machine.state is not JobState.RUNNING and self.occurs("deaf"):
+                return  # it hangs, and no receipt will ever come
+            deadly = self.s.poison if isinstance(task.command, c.SubmitChunk) else self.s.poison_params
+            items = task.items
+            most = next((i for i, k in enumerate(items) if k in deadly), len(items)) if deadly else len(items)
+            self._hand_in(worker, task, int(self.random() * (most + 1)))
         else:
-            waiting = next((w for w in worker.waiting if w.chunk.attempt == stop.attempt), None)
-            if waiting is None:
+            task = next((t for t in worker.waiting if t.attempt == stop.attempt), None)
+            if task is None:
                 return
-            worker.waiting.remove(waiting)
-            self._hand_in(worker, waiting, 0)
+            worker.waiting.remove(task)
+            self._hand_in(worker, task, 0)
         self._start_next(worker)
 
-    def _hand_in(self, worker: _Worker, command: c.SubmitChunk | c.SubmitAggregates, n: int) -> None:
-        """Deliver the receipt for the first ``n`` items: at once, late, or twice."""
-        event: e.Event
-        if isinstance(command, c.SubmitChunk):
-            event = e.ChunkDone(self._receipt(worker, command, n))
-        else:
-            event = e.AggregateDone(self._aggregate_receipt(worker, command, n))
-        delay = self._delay()
-        if self._chance(self.s.late):
-            self._later(delay, "tell", e.AttemptLost(command.chunk.attempt, worker_died=False))
-            delay += self.rng.random() * 2
-        self._later(delay, "tell", event)
-        if self._chance(self.s.twice):
-            self._later(delay + self.rng.random(), "tell", event)
+    def do_ask(self, asked: tuple[Driver, str]) -> None:
+        """Let a worker say what it runs, and send the receipts of that here too from now on."""
+        driver, name = asked
+        if self.occurs("mute"):
+            if self.random() < 0.5:
+                self.later(6.0, self.do_ask, asked)
+            return
+        worker = self.workers.get(name)
+        if worker is None or not driver.alive:
+            return
+        tasks = [*worker.running.values(), *(task for task, _ in worker.table.values())]
+        found = []
+        for task in tasks:
+            if driver not in task.drivers:
+                task.drivers.append(driver)
+                is_chunk = isinstance(task.command, c.SubmitChunk)
+                number = task.command.chunk.attempt_number if isinstance(task.command, c.SubmitChunk) else 1
+                found.append(e.Found(task.attempt, task.items if is_chunk else EMPTY, number))
+        driver.tell(e.AttemptsFound(name, tuple(found)))
+        for _, event in worker.table.values():
+            self.later(0.0, driver.deliver, event)
+        worker.table.clear()
 
-    def _receipt(self, worker: _Worker, command: c.SubmitChunk, n: int) -> Receipt:
+    def _answer(self, task: Task, event: e.Event, delay: float = 0.0) -> None:
+        for driver in task.drivers:
+            if delay or self.s.jitter:
+                self.later(self._delay() + delay, driver.deliver, event)
+            else:
+                driver.tell(event)
+
+    def _hand_in(self, worker: Worker, task: Task, n: int) -> None:
+        """Deliver the receipt for the first ``n`` items: at once, late, twice or never."""
+        event = self._receipt(worker, task, n)
+        if not any(driver.alive for driver in task.drivers):
+            worker.table[task.attempt] = (task, event)
+            return
+        if self.occurs("never"):
+            self._answer(task, e.AttemptLost(task.attempt, worker_died=False))
+            return
+        if self.occurs("late"):
+            self._answer(task, e.AttemptLost(task.attempt, worker_died=False))
+            self._answer(task, event, 0.01 + self.random() * 2)
+        else:
+            self._answer(task, event)
+        if self.occurs("twice"):
+            self._answer(task, event, 0.01 + self.random() * 2)
+
+    def _receipt(self, worker: Worker, task: Task, n: int) -> e.ChunkDone | e.AggregateDone:
+        if isinstance(task.command, c.SubmitChunk):
+            return e.ChunkDone(self._chunk_receipt(worker, task, task.command, n))
+        return e.AggregateDone(self._aggregate_receipt(worker, task, task.command, n))
+
+    def _chunk_receipt(self, worker: Worker, task: Task, command: c.SubmitChunk, n: int) -> Receipt:
         chunk = command.chunk
-        done, unstarted = Ranges(chunk.ranges).take(n)
+        done, unstarted = task.items.take(n)
         final: list[int] = []
-        counts: Counter[ReplicateStatus] = Counter()
+        counts: dict[ReplicateStatus, int] = {}
         again: dict[ReplicateStatus, list[int]] = {}
         failures: dict[str, FailureCount] = {}
         missing = None
@@ -569,26 +415,24 @@ class World:
                 missing = "No module named 'x'"
                 unstarted |= Ranges.of(j for j in done if j >= k)
                 break
-            status = self._outcome(k, chunk.attempt_number)
+            status = self.outcome(k, chunk.attempt_number)
             if status in chunk.retry_on:
                 again.setdefault(status, []).append(k)
             else:
                 final.append(k)
-                counts[status] += 1
+                counts[status] = counts.get(status, 0) + 1
             if status is not SUCCEEDED:
                 name = f"{status}-{k % self.s.fingerprints}"
                 example = ErrorExample(fingerprint=name, status=status, error_type="E", message=name, index=k)
                 count = failures[name].count + 1 if name in failures else 1
                 failures[name] = FailureCount(example=example, count=count)
-        segment = None
-        if final:
-            segment = _segment(chunk.attempt, Ranges.of(final), counts)
+        indices = done if len(final) == len(done) else Ranges.of(final)
         return Receipt(
             job=JOB,
             attempt=chunk.attempt,
             worker=worker.name,
             host="h",
-            segment=segment,
+            segment=segment_of(chunk.attempt, indices, counts) if final else None,
             retry=tuple((status, Ranges.of(ks).pairs) for status, ks in again.items()),
             unstarted=unstarted.pairs,
             failures=tuple(failures.values()),
@@ -597,26 +441,25 @@ class World:
             missing_import=missing,
         )
 
-    def _outcome(self, k: int, number: int) -> ReplicateStatus:
+    def outcome(self, k: int, number: int) -> ReplicateStatus:
+        """Return how a replicate ends in its attempt of this number."""
         if number <= self.s.crashes.get(k, 0):
             return CRASHED
         return FAILED if k in self.s.failing else SUCCEEDED
 
-    def _aggregate_receipt(self, worker: _Worker, command: c.SubmitAggregates, n: int) -> AggregateReceipt:
-        chunk = command.chunk
-        params = Ranges(chunk.params)
+    def _aggregate_receipt(
+        self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int
+    ) -> AggregateReceipt:
+        chunk, spec, params = command.chunk, self.s.spec, task.items
         stored = None
         if n == len(params):
             rows: Counter[str] = Counter()
             for p in params:
                 indices = self.line.of_param(p)
                 ok = sum(self.outcomes[k] is SUCCEEDED for k in indices)
-                status = (
-                    AggregateStatus.SUCCEEDED
-                    if ok >= self.spec.needed(len(indices))
-                    else AggregateStatus.SKIPPED
-                )
-                rows[status] += len(self.spec.aggregates)
+                enough = ok >= spec.needed(len(indices))
+                status = AggregateStatus.SUCCEEDED if enough else AggregateStatus.SKIPPED
+                rows[status] += len(spec.aggregates)
             stored = AggregateRef(
                 attempt=chunk.attempt,
                 name="a",
@@ -638,192 +481,96 @@ class World:
 
     # The store.
 
-    def _take_commit(
-        self,
-        command: c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates,
-    ) -> None:
-        self.check(self.store_told_up, "commits while the store is away")
-        attempt = _committed_attempt(command)
-        if isinstance(command, c.CommitSegment | c.CommitAggregates):
-            self.check(attempt in self.receipted, f"commits {attempt} without a receipt")
-        else:
-            seen = self.deaths_seen if isinstance(command, c.CommitSynthetic) else self.param_deaths_seen
-            for item in _committed_items(command):
-                self.check(seen[item] >= DEADLY, "condemned after too few deaths")
-        self.unanswered[attempt] = command
-        self._later(self.rng.random() * 0.005, "commit", command)
-
-    def _do_commit(self, command: Any) -> None:
-        if not self.store_up:
+    def do_commit(self, asked: tuple[Driver, Commit]) -> None:
+        """Write and answer, if the store is there and the driver holds the lease."""
+        driver, command = asked
+        store = self.store
+        if not store.up:
             return  # it gets no answer; the machine asks again
-        attempt = _committed_attempt(command)
-        accepted, segment = True, None
-        if self.n_outages < MAX_OUTAGES and self._chance(self.s.unanswered):
-            self.n_outages += 1
-            if self.rng.random() < 0.5:
-                self._write(command)
-            self.store_up = False
-            self._later(0.0, "tell", e.StoreLost("database"))
-            self._later(self.rng.random() * 5, "mend", None)
+        try:
+            store.hold(driver.epoch)
+            if driver.alive and self.occurs("outage"):
+                if self.random() < 0.5:
+                    store.commit(driver.epoch, command)
+                store.up = False
+                self._tell_all(e.StoreLost("database"))
+                self.later_by_chance(5, self._mend, None)
+                return
+            attempt = committed_attempt(command)
+            is_new = attempt not in store.segments and attempt not in store.aggregates
+            if is_new and self.occurs("refusal"):
+                driver.tell(e.Committed(attempt, accepted=False))
+                return
+            accepted, segment = store.commit(driver.epoch, command)
+        except LeaseLostError:
+            driver.lose_lease()
             return
-        if self._chance(self.s.refusals) and attempt not in self.segments and attempt not in self.aggregates:
-            accepted = False
-        else:
-            accepted, segment = self._write(command)
-        self._do_tell(e.Committed(attempt, accepted, segment))
+        driver.tell(e.Committed(attempt, accepted, segment))
 
-    def _do_mend(self, _: None) -> None:
-        self.store_up = True
-        self._do_tell(e.StoreBack())
+    def _mend(self, _: None) -> None:
+        self.store.up = True
+        self._tell_all(e.StoreBack())
 
-    def _write(self, command: Any) -> tuple[bool, SegmentRef | None]:
-        """Commit as the real store does: idempotent by attempt, refused if any index is covered."""
-        attempt = _committed_attempt(command)
-        if attempt in self.segments or attempt in self.aggregates:
-            return True, self.segments.get(attempt)
-        items = _committed_items(command)
-        if isinstance(command, c.CommitSegment | c.CommitSynthetic):
-            if any(k in self.outcomes for k in items):
-                return False, None
-            if isinstance(command, c.CommitSegment):
-                segment, number = command.segment, self.numbers[attempt]
-                self.outcomes.update((k, self._outcome(k, number)) for k in items)
-            else:
-                segment = _segment(attempt, items, Counter({command.status: len(items)}))
-                self.outcomes.update((k, command.status) for k in items)
-            self.segments[attempt] = segment
-            return True, segment
-        if any(p in self.aggregated for p in items):
-            return False, None
-        if isinstance(command, c.CommitAggregates):
-            stored = command.stored
-        else:
-            n = len(items) * len(self.spec.aggregates)
-            inputs = tuple(s.digest for s in self.segments.values())
-            stored = AggregateRef(
-                attempt=attempt,
-                name="a",
-                digest="d",
-                n_bytes=1,
-                params=items.pairs,
-                counts={"failed": n},
-                inputs=inputs,
-            )
-        self.aggregated.update((p, attempt) for p in items)
-        self.aggregates[attempt] = stored
-        self.aggregate_rows.update(stored.counts)
-        return True, None
+    # What must hold at the end.
 
-    def _do_finalize(self, _: None) -> None:
-        if self.store_up:
-            self._do_tell(e.Finalized())
-
-    # What must hold.
-
-    def _n_succeeded(self) -> int:
-        return sum(status is SUCCEEDED for status in self.outcomes.values())
-
-    def _check_view(self) -> None:
-        counts = self.machine.counts()
-        self.check(sum(counts.values()) == self.line.size, "the counts do not add up")
-        self.check(min(counts.values()) >= 0, "negative counts")
-        n_final = counts[SUCCEEDED] + sum(counts[s] for s in FAILURES)
-        self.check(n_final == len(self.told), f"counts {n_final} outcomes, {len(self.told)} are committed")
-        self.check(0 <= self.machine.progress <= 1, "progress outside 0..1")
-        eta = self.machine.eta(self.now)
-        self.check(eta is None or eta >= 0, f"eta {eta}")
-
-    def _check_end(self) -> None:
-        if self.lease_lost:
-            return
-        self.check(self.finished is not None, f"the job never ended; it is {self.state}")
-        assert self.finished is not None
-        state, counts = self.finished.state, self.machine.counts()
-        self.check(state in FINAL_JOB_STATES and state is self.machine.state, f"ended as {state}")
-        truth = Counter(self.outcomes.values())
+    def _check_end(self, driver: Driver) -> None:
+        check, machine = self.check, driver.machine
+        finished, store = driver.finished, self.store
+        check(finished is not None, f"the job never ended; it is {store.state}")
+        assert finished is not None
+        state, counts = finished.state, machine.counts()
+        check(state in FINAL_JOB_STATES and state is machine.state is store.state, f"ended as {state}")
+        truth = Counter(store.outcomes.values())
         for status, n in counts.items():
-            if status not in (ReplicateStatus.PENDING, ReplicateStatus.RUNNING, ReplicateStatus.NOT_RUN):
-                self.check(n == truth[status], f"{n} {status} were reported, {truth[status]} are stored")
-        n_open = self.line.size - len(self.outcomes)
-        self.check(counts[ReplicateStatus.NOT_RUN] == n_open, "not_run is wrong")
-        self.check(
+            if status not in WITHOUT_OUTCOME:
+                check(n == truth[status], "other outcomes were reported than are stored")
+        n_open = self.line.size - len(store.outcomes)
+        rest, other = ReplicateStatus.NOT_RUN, ReplicateStatus.CANCELLED
+        if state is JobState.CANCELLED:
+            rest, other = other, rest
+        check((counts[rest], counts[other]) == (n_open, 0), "not_run or cancelled is wrong")
+        check(
             counts[ReplicateStatus.PENDING] == counts[ReplicateStatus.RUNNING] == 0, "still open at the end"
         )
-        rows = self.machine.aggregate_counts()
+        n_stored = sum(len(Ranges(s.ranges)) for s in store.segments.values())
+        check(n_stored == len(store.outcomes), "an outcome is stored twice")
+        rows = machine.aggregate_counts()
         for row in (AggregateStatus.SUCCEEDED, AggregateStatus.SKIPPED, AggregateStatus.FAILED):
-            self.check(
-                rows[row] == self.aggregate_rows[row], f"aggregates: {rows}, stored: {self.aggregate_rows}"
-            )
-        self.check(sum(rows.values()) == self.machine.n_aggregates, "aggregates do not add up")
+            check(rows[row] == store.aggregate_rows[row], "other aggregates were reported than are stored")
+        check(sum(rows.values()) == machine.n_aggregates, "aggregates do not add up")
         self._check_verdict(state, n_open, rows)
 
     def _check_verdict(self, state: JobState, n_open: int, rows: dict[AggregateStatus, int]) -> None:
-        n_ok = self._n_succeeded()
+        check, machine, n_ok = self.check, self.machine, self.store.n_succeeded
         if n_open or rows[AggregateStatus.NOT_RUN]:
-            self.check(self.machine.reason != "", "ended early without a reason")
+            check(machine.reason != "", "ended early without a reason")
         if state is JobState.CANCELLED:
-            self.check(self.cancelled, "cancelled without being asked")
-        elif n_ok == self.line.size and rows[AggregateStatus.SUCCEEDED] == self.machine.n_aggregates:
-            self.check(state is JobState.SUCCEEDED, f"everything succeeded and the job is {state}")
+            check(self.cancelled, "cancelled without being asked")
+        elif n_ok == self.line.size and rows[AggregateStatus.SUCCEEDED] == machine.n_aggregates:
+            check(state is JobState.SUCCEEDED, "everything succeeded and the job has not")
         elif n_ok:
-            self.check(
+            check(
                 state is JobState.PARTIAL or self.s.environment_fails,
-                f"some succeeded and the job is {state}",
+                "some succeeded and the job is not partial",
             )
         else:
-            self.check(state is JobState.FAILED, f"nothing succeeded and the job is {state}")
-        for k in self.s.poison & set(self.outcomes):
-            self.check(self.outcomes[k] is CRASHED, f"poison {k} ended as {self.outcomes[k]}")
+            check(state is JobState.FAILED, "nothing succeeded and the job has not failed")
+        for k in self.s.poison & self.outcomes.keys():
+            check(self.outcomes[k] is CRASHED, "poison has not ended as crashed")
 
 
-def _segment(attempt: AttemptId, indices: Ranges, counts: Counter[ReplicateStatus]) -> SegmentRef:
-    return SegmentRef(
-        attempt=attempt,
-        name="s",
-        digest=f"digest {attempt}",
-        n_bytes=1,
-        ranges=indices.pairs,
-        counts=dict(counts),
-    )
-
-
-def _items(command: c.SubmitChunk | c.SubmitAggregates) -> tuple[tuple[int, int], ...]:
-    return command.chunk.ranges if isinstance(command, c.SubmitChunk) else command.chunk.params
-
-
-def _committed_attempt(command: Any) -> AttemptId:
-    match command:
-        case c.CommitSegment():
-            return command.segment.attempt
-        case c.CommitAggregates():
-            return command.stored.attempt
-        case c.CommitSynthetic() | c.CommitSyntheticAggregates():
-            return command.attempt
-        case _:
-            raise TypeError(command)
-
-
-def _committed_items(command: Any) -> Ranges:
-    match command:
-        case c.CommitSegment():
-            return Ranges(command.segment.ranges)
-        case c.CommitAggregates():
-            return Ranges(command.stored.params)
-        case c.CommitSynthetic():
-            return command.indices
-        case c.CommitSyntheticAggregates():
-            return command.params
-        case _:
-            raise TypeError(command)
-
-
-def simulate(seed: int, machine_class: type[Machine] = Machine) -> World:
-    """Play the scenario of this seed to its end and return the world, for its figures."""
-    world = World(draw_scenario(seed), seed, machine_class)
+def play(scenario: Scenario, seed: int, world: World | None = None) -> World:
+    """Play a scenario to its end and return the world, for its figures. Raises BrokenRule."""
+    world = world or World(scenario, seed)
     try:
         world.run()
-    except BrokenRule:
-        raise
+    except BrokenRule as broken:
+        raise BrokenRule(f"{broken}\n{scenario}{world.story()}") from None
     except Exception as error:
-        raise BrokenRule(f"seed {seed}: the machine raised {error!r}{world.story()}") from error
+        raise BrokenRule(f"seed {seed}: raised {error!r}\n{scenario}{world.story()}") from error
     return world
+
+
+def simulate(seed: int) -> World:
+    """Play the scenario of this seed. Raises BrokenRule."""
+    return play(draw_scenario(seed), seed)

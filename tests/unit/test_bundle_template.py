@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("name", ["mymodel", "my-model", "My_Model2", "random", "numpy", "class"])
+NAMES = ["mymodel", "my-model", "My_Model2", "random", "numpy", "class", "wire", "test", "modelops-runner"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_new_bundle_is_a_bundle_whatever_its_name(tmp_path: Path, name: str) -> None:
     written = init_bundle(tmp_path / name)
     assert all(path.is_file() for path in written)
     manifest = load_manifest(tmp_path / name)
     module = manifest.model().split(":")[0]
-    assert module not in ("random", "numpy", "class")
+    assert module not in ("random", "numpy", "class", "wire", "test", "modelops_runner")
+    assert manifest.wire is None
     functions = ast.parse((tmp_path / name / f"{module}.py").read_text()).body
     assert {"simulate", "summarize"} <= {f.name for f in functions if isinstance(f, ast.FunctionDef)}
     assert manifest.aggregates == {"summarize": f"{module}:summarize"}
@@ -48,7 +52,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         init_bundle(tmp_path / "f")
 
 
-@pytest.mark.parametrize("name", ["1model", "my model", "-x", "é", "a.b"])
+@pytest.mark.parametrize("name", ["1model", "my model", "-x", "é", "a.b", "a_", "a-", "a\n"])
 def test_a_name_that_cannot_be_one_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="cannot name a bundle"):
         init_bundle(tmp_path / "x", name)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelops.cli.run import refuse_unwritable
 from modelops.client.study_arguments import (
     axes_of_texts,
     axis_of_text,
@@ -107,3 +108,12 @@ def test_a_path_that_is_not_there_comes_with_the_one_that_was_meant(tmp_path: Pa
         existing(str(tmp_path / "sier"))
     with pytest.raises(NotFoundError, match="bundle init"):
         existing(str(tmp_path / "something_else"))
+
+
+def test_result_files_that_could_not_be_written_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper" / "still"):
+        with pytest.raises(RequestError, match=r"cannot be written to .*--out\. Nothing was run"):
+            refuse_unwritable(folder)
+    refuse_unwritable(tmp_path / "not" / "yet")
+    assert not (tmp_path / "not").exists()

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from simulator import JOB, Scenario, World
+from simulator import JOB, World
+from simulator_scenario import Scenario
 
 from modelops import driver
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.machine import Machine
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.study.ids import attempt_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
@@ -235,14 +237,14 @@ def test_chunks_can_be_of_a_size_that_is_given() -> None:
 
 
 def chunk_sizes(world: World) -> list[int]:
-    return [len(Ranges(s.ranges)) for s in world.segments.values()]
+    return [len(Ranges(s.ranges)) for s in world.store.segments.values()]
 
 
 def test_twenty_times_two_hundred_instant_replicates_take_few_chunks() -> None:
     world = play(spec(20, 200, aggregates=("m:a",)), [2e-6] * 4_000)
     assert world.finished == c.Finish(JobState.SUCCEEDED, "")
-    assert len(world.segments) <= 10
-    assert len(world.aggregates) <= 8
+    assert len(world.store.segments) <= 10
+    assert len(world.store.aggregates) <= 8
     assert world.now < 0.5  # of which 0.3 s are the simulated environment and finalizing
 
 
@@ -317,7 +319,11 @@ def test_a_million_parameter_sets_cost_ranges_not_replicates() -> None:
 
 def test_a_replicate_that_takes_its_worker_down_is_found_and_the_others_succeed() -> None:
     world = play(
-        spec(10, 30, aggregates=("m:a",), fail_fast=False), [0.001] * 300, workers=3, slots=2, poison={123}
+        spec(10, 30, aggregates=("m:a",), fail_fast=False),
+        [0.001] * 300,
+        workers=3,
+        slots=2,
+        poison=frozenset({123}),
     )
     assert world.outcomes[123] is CRASHED
     assert sum(status is SUCCEEDED for status in world.outcomes.values()) == 299
@@ -348,7 +354,7 @@ def test_a_worker_that_is_drained_condemns_nobody() -> None:
 
 
 def test_an_aggregate_that_takes_its_worker_down_is_failed() -> None:
-    world = play(spec(3, 4, aggregates=("m:a", "m:b")), [0.01] * 12, poison_params={1})
+    world = play(spec(3, 4, aggregates=("m:a", "m:b")), [0.01] * 12, poison_params=frozenset({1}))
     assert world.finished == c.Finish(JobState.PARTIAL, "")
     assert world.machine.aggregate_counts()[AggregateStatus.FAILED] == 2
     assert world.machine.aggregate_counts()[AggregateStatus.SUCCEEDED] == 4
@@ -362,7 +368,11 @@ def test_attempts_are_one_and_the_retries_and_the_last_stores_every_outcome() ->
         (submit,) = only(commands, c.SubmitChunk)
         assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (number, (CRASHED,))
         commands = machine.handle(e.ChunkDone(receipt(submit.chunk, CRASHED)), now)
-        assert commands == [c.SetTimer("retry", now + delay)]  # and no worker is held meanwhile
+        # No worker is held meanwhile, and the next driver would know.
+        assert commands == [
+            c.RecordRetry(Ranges([(0, 1)]), number + 1),
+            c.SetTimer("retry", now + delay),
+        ]
         assert machine.counts()[ReplicateStatus.PENDING] == 1
         now += delay
         commands = machine.handle(e.TimerRang("retry"), now)
@@ -393,7 +403,12 @@ def test_cancel_stops_every_attempt_keeps_what_is_finished_and_then_ends() -> No
     )
     assert machine.handle(e.ChunkDone(given_back), 1.0) == [c.Finalize()]
     assert finalized(machine) == c.Finish(JobState.CANCELLED, "cancelled by ctrl-c")
-    assert (machine.counts()[SUCCEEDED], machine.counts()[ReplicateStatus.NOT_RUN]) == (1, 3)
+    counts = machine.counts()  # in the words of the stored results
+    assert (counts[SUCCEEDED], counts[ReplicateStatus.CANCELLED], counts[ReplicateStatus.NOT_RUN]) == (
+        1,
+        3,
+        0,
+    )
 
 
 def test_a_second_cancel_waits_for_nobody() -> None:
@@ -537,12 +552,55 @@ def test_an_aggregate_is_kept_unless_its_parameter_set_was_extended() -> None:
     assert [s.attempt for s in again.chunk.segments] == ["0001-000001", "0002-000001"]
 
 
+def taken_over(job: JobSpec, **known: object) -> Machine:
+    """Return the machine of a second driver, with one worker that has not answered yet."""
+    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, adopt=True, **known)  # type: ignore[arg-type]
+    assert machine.start(0.0) == [c.PrepareEnvironment()]
+    assert c.AskForAttempts("w0") in machine.handle(e.WorkerJoined("w0", 2), 0.0)
+    assert machine.handle(e.EnvironmentReady(), 0.0) == []  # nothing is submitted before it has answered
+    return machine
+
+
+def test_a_new_driver_adopts_what_a_worker_runs_and_submits_only_the_rest() -> None:
+    machine = taken_over(spec(1, 2))
+    found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))
+    (submit,) = machine.handle(e.AttemptsFound("w0", (found,)), 1.0)
+    assert isinstance(submit, c.SubmitChunk)
+    assert (submit.chunk.attempt, submit.chunk.ranges) == ("0002-000001", ((1, 2),))
+    old = Chunk(job=JOB, attempt=found.attempt, epoch=1, ranges=((0, 1),))
+    assert only(machine.handle(e.ChunkDone(receipt(old)), 2.0), c.CommitSegment)
+
+
+def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_answer() -> None:
+    machine = taken_over(spec(1, 2), segments=[committed("0001-000001", ((0, 1),))])
+    assert only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)
+    found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))
+    assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == [c.StopAttempt(found.attempt, "w0")]
+
+
+def test_a_new_driver_knows_how_often_a_replicate_has_failed_and_how_long_the_job_has_taken() -> None:
+    job = spec(1, 1, retry=RetryPolicy(max_retries=1), timeout_s=100.0)
+    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, retried=[(Ranges([(0, 1)]), 2)], used_s=40.0)
+    assert c.SetTimer("timeout", 67.0) in machine.start(7.0)
+    assert c.SetTimer("retry", 37.0) in machine.handle(e.WorkerJoined("w0", 1), 7.0)
+    assert machine.handle(e.EnvironmentReady(), 7.0) == []
+    (submit,) = only(machine.handle(e.TimerRang("retry"), 37.0), c.SubmitChunk)
+    assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (2, ())
+
+
+@pytest.mark.parametrize("state", [JobState.FINALIZING, JobState.CANCELLING])
+def test_a_new_driver_of_a_job_that_was_stopping_only_finalizes(state: JobState) -> None:
+    machine = Machine(spec(1, 2), JOB, epoch=2, state=state, reason="enough", adopt=True)
+    assert machine.start(0.0) == [c.Finalize()]
+    assert finalized(machine).reason == "enough"
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1)])
 @pytest.mark.parametrize("aggregates", [(), ("m:a",)])
 def test_the_smallest_jobs_end(shape: tuple[int, int], aggregates: tuple[str, ...]) -> None:
     world = play(spec(*shape, aggregates=aggregates), [0.1] * (shape[0] * shape[1]))
     assert world.finished == c.Finish(JobState.SUCCEEDED, "")
-    assert len(world.aggregated) == (shape[0] if aggregates else 0)
+    assert len(world.store.aggregated) == (shape[0] if aggregates else 0)
 
 
 def test_an_empty_job_succeeds_at_once() -> None:
@@ -566,15 +624,21 @@ def test_eta_is_what_is_left_over_the_slots() -> None:
 
 PURE = [
     "backlog",
+    "blame",
     "chunking",
     "commands",
+    "course",
     "coverage",
     "dispatch",
     "events",
+    "intake",
     "ledger",
     "machine",
+    "outbox",
+    "places",
     "probe",
     "range_sets",
+    "roll_call",
     "roster",
 ]
 
@@ -608,4 +672,4 @@ def test_results_that_were_voided_count_no_more_and_the_job_says_why(cancelled: 
     assert end == c.Finish(JobState.CANCELLED if cancelled else JobState.FAILED, "the bundle was changed")
     assert machine.over
     assert machine.counts()[SUCCEEDED] == 0
-    assert machine.counts()[ReplicateStatus.NOT_RUN] == 3
+    assert machine.counts()[ReplicateStatus.CANCELLED if cancelled else ReplicateStatus.NOT_RUN] == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,3 +82,25 @@ def test_an_impossible_clock_is_a_failure(tmp_path: Path) -> None:
     check = clock(Home.at(tmp_path), now=86_400.0)
     assert check.status is CheckStatus.FAILED
     assert "1970" in check.message
+
+
+@pytest.mark.parametrize(("free", "status"), [(60 << 10, "FAILED"), (500 << 20, "warning"), (9 << 30, "ok")])
+def test_a_volume_on_which_nothing_fits_is_a_failure(
+    free: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=free))
+    check = folder_check("cache folder", tmp_path)
+    assert check.status == status
+    assert status == "ok" or "larger volume" in check.advice
+
+
+def test_a_full_volume_is_not_called_one_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    check = folder_check("cache folder", tmp_path)
+    assert check.status is CheckStatus.FAILED
+    assert "free some space" in check.advice

@@ -13,7 +13,9 @@ from modelops.errors import BundleError, NotFoundError, RequestError
 
 def bundle_with(folder: Path, **files: str) -> Path:
     for name, text in files.items():
-        path = folder / name.replace("__", "/").replace("_toml", ".toml").replace("_py", ".py")
+        path = folder / name.replace("__", "/").replace("_toml", ".toml").replace("_txt", ".txt").replace(
+            "_py", ".py"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
@@ -90,7 +92,7 @@ def test_a_path_without_a_bundle_says_what_a_bundle_is(tmp_path: Path) -> None:
         load_manifest(tmp_path)
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     with pytest.raises(BundleError, match=r"has no \[tool.modelops\] table; add one"):
-        load_manifest(tmp_path)
+        load_manifest(tmp_path).model()
 
 
 SCRIPT = """\
@@ -171,6 +173,21 @@ def test_wire_is_found_in_its_three_places_and_in_their_order(tmp_path: Path) ->
     assert manifest.wire
     assert manifest.wire.function == "pkg.mod:fn"
     assert manifest.install  # entry points exist only when it is installed
+
+
+@pytest.mark.parametrize("file", ["pyproject_toml", "requirements_txt"])
+def test_a_framework_that_the_bundle_depends_on_may_bring_the_wire_function(
+    tmp_path: Path, file: str
+) -> None:
+    text = (
+        '[project]\nname = "w"\ndependencies = ["framework"]\n' if file == "pyproject_toml" else "framework\n"
+    )
+    bundle_with(tmp_path, **{file: text})
+    manifest = load_manifest(tmp_path)
+    assert manifest.wire == ("", "an entry point of a dependency")
+    assert manifest.model("models.seir:Seir") == "models.seir:Seir"
+    with pytest.raises(BundleError, match=r"has no \[tool.modelops\] table; add one"):
+        manifest.model()  # more likely forgotten than meant
 
 
 def test_a_wire_bundle_runs_any_entry_point_and_its_aggregates_are_targets(tmp_path: Path) -> None:

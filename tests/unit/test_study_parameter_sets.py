@@ -147,3 +147,8 @@ def test_a_million_sets_take_seconds_and_come_in_chunks() -> None:
     assert [len(chunk) for chunk in table["param_id"].chunks] == [ROW_GROUP] * 16
     last = 2**20 - 1
     assert table["canonical"][last].as_py().encode() == canonical_json(sets[last])
+
+
+def test_a_series_is_no_table_and_is_refused_in_a_sentence() -> None:
+    with pytest.raises(RequestError, match="cannot be read as parameter sets"):
+        ParameterSets.of_table(pd.Series([1, 2]))

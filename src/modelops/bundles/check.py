@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from modelops.bundles.missing import line_to_add
 from modelops.checks import Check, failed, ok, warning
 
 if TYPE_CHECKING:
@@ -78,8 +79,18 @@ def seeds_differ(by_seed: Mapping[int, Digests], unreliable: Collection[str] = (
     return ok("seeds", f"different seeds give different outputs ({_listed(differing)})", outputs=differing)
 
 
-def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, Any]]) -> Check:
-    """Say whether all entry points, ``(kind, entry)``, can be imported."""
+def imports(
+    entries: Sequence[tuple[str, str]],
+    errors: Sequence[Mapping[str, Any]],
+    listed_in: str = "pyproject.toml",
+) -> Check:
+    """Say whether all entry points, ``(kind, entry)``, can be imported.
+
+    Parameters
+    ----------
+    listed_in
+        Name of the file that lists the bundle's dependencies, as `line_to_add` has it.
+    """
     bad = [(kind, entry, e) for (kind, entry), e in zip(entries, errors, strict=True) if e]
     if not bad:
         names = ", ".join(dict.fromkeys(f"{entry} ({kind})" for kind, entry in entries))
@@ -96,7 +107,7 @@ def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, An
     message = f"{kind} {entry}: {what}{place}{others}"
     details = {"errors": [{"kind": k, "entry": n, **e} for k, n, e in bad]}
     if missing := error.get("missing_module"):
-        return failed("imports", message, missing_module_advice(missing), **details)
+        return failed("imports", message, line_to_add(missing, listed_in), **details)
     advice = (
         f"mend {error['file']}"
         if place
@@ -105,20 +116,9 @@ def imports(entries: Sequence[tuple[str, str]], errors: Sequence[Mapping[str, An
     return failed("imports", message, advice, **details)
 
 
-def missing_module_advice(module: str) -> str:
-    """Say which line brings a module that is not there."""
-    package = _PACKAGES.get(module.partition(".")[0], module.partition(".")[0].replace("_", "-"))
-    return f'add "{package}" to dependencies under [project] in pyproject.toml'
-
-
-# Where people trip most often; all others are looked for under the module's own name.
-_PACKAGES = {
-    "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
-    "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
-}  # fmt: skip
-
-
-def runs(outcomes: Sequence[Outcome], tried: Mapping[int, str]) -> Check:
+def runs(
+    outcomes: Sequence[Outcome], tried: Mapping[int, str], listed_in: str = "pyproject.toml"
+) -> Check:
     """Say whether replicates succeed. ``tried``: index -> which parameter set and seed that was."""
     bad = [o for o in outcomes if o.error is not None]
     if not bad:
@@ -131,7 +131,7 @@ def runs(outcomes: Sequence[Outcome], tried: Mapping[int, str]) -> Check:
         f"{len(bad)} of {len(outcomes)} replicates did not succeed; {tried[first.index]}: {first.status}: "
         f"{error.type}: {error.message}{place}"
     )
-    advice = missing_module_advice(error.missing_module) if error.missing_module else _advice_of(first)
+    advice = line_to_add(error.missing_module, listed_in) if error.missing_module else _advice_of(first)
     failures = [
         {"what": tried[o.index], "status": str(o.status), "type": o.error.type, "message": o.error.message,
          "traceback": o.error.traceback, "stderr": o.error.stderr}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles.script import script_metadata, top_level_functions
-from modelops.bundles.wire import Wire, find_wire
+from modelops.bundles.wire import OF_A_DEPENDENCY, Wire, find_wire, wire_of_dependency
 from modelops.errors import BundleError, NotFoundError, RequestError
 from modelops.study.spec import ISOLATIONS
 from modelops.study.wording import did_you_mean
@@ -57,10 +57,15 @@ class Manifest:
 
         Raises
         ------
-        RequestError
-            The bundle has no such model; lists those it has.
+        RequestError, BundleError
+            The bundle has no such model, or names none; lists those it has, or says what to add.
         """
         if wanted is None:
+            if not self.models and self.wire and self.wire.declared_in == OF_A_DEPENDENCY:
+                raise BundleError(
+                    f"the pyproject.toml of bundle {self.name!r} has no [tool.modelops] table; add one, e.g.\n\n"
+                    '    [tool.modelops]\n    model = "model:simulate"'
+                )
             if not self.models:
                 raise RequestError(
                     f"bundle {self.name!r} names no model in {self.source}; say which one to run, "
@@ -100,7 +105,10 @@ def load_manifest(bundle: Path) -> Manifest:
     file = bundle / "pyproject.toml"
     if file.is_file():
         return _folder_manifest(bundle, file.read_text("utf-8"))
-    if wire := find_wire(bundle, {}):
+    wire = find_wire(bundle, {})
+    if wire is None and (bundle / "requirements.txt").is_file():
+        wire = wire_of_dependency()
+    if wire is not None:
         return Manifest(bundle.resolve().name, wire.declared_in, {}, wire=wire)
     scripts = sorted(bundle.glob("*.py"))
     if len(scripts) == 1:  # the snapshot of a single-file bundle
@@ -120,10 +128,7 @@ def _folder_manifest(bundle: Path, text: str) -> Manifest:
     wire = find_wire(bundle, pyproject)
     table = pyproject.get("tool", {}).get("modelops")
     if table is None and wire is None:
-        raise BundleError(
-            f"{bundle / where} has no [tool.modelops] table; add one, e.g.\n\n"
-            '    [tool.modelops]\n    model = "model:simulate"'
-        )
+        wire = wire_of_dependency()
     project = pyproject.get("project", {})
     name = project.get("name") or bundle.resolve().name
     return _Reader(table or {}, text, where).manifest(name, wire, bool(project.get("entry-points")))

@@ -12,8 +12,9 @@ from modelops.errors import RequestError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TAKEN = frozenset({"numpy", "tests", "conftest", "pytest", "modelops"})
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# "wire": wire.py at the root would make it a bundle of the wire convention. "test": Python's own tests.
+_TAKEN = frozenset({"numpy", "test", "tests", "conftest", "pytest", "modelops", "modelops_runner", "wire"})
+_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?")  # as packages are named, without dots
 
 _PYPROJECT = """\
 [project]
@@ -154,7 +155,10 @@ def init_bundle(path: Path, name: str | None = None) -> list[Path]:
     """
     name = name or path.resolve().name
     if not _NAME.fullmatch(name):
-        raise RequestError(f"{name!r} cannot name a bundle: letters, digits, - and _, a letter first")
+        raise RequestError(
+            f"{name!r} cannot name a bundle: letters (a to z), digits, - and _, a letter first and no - or _ at "
+            "the end; e.g. 'modelops bundle init mymodel'"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RequestError(f"{path} exists and is not empty; nothing was written. Choose another name")
     module = _module_name(name)

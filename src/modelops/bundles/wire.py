@@ -1,6 +1,7 @@
 """The wire convention: how a bundle says where its function ``wire(entrypoint, params, seed)`` is.
 
-Three ways, the first found counts: the entry-point group ``modelops.wire`` in `pyproject.toml`,
+Three ways, the first found counts: the entry-point group ``modelops.wire`` in `pyproject.toml` (or in that of
+a package that the bundle depends on, which is known only in the bundle's environment),
 ``.modelops/manifest.json`` with ``{"wire": "pkg.mod:fn"}`` or ``{"wire": "path/file.py:fn"}``, and a file
 `wire.py` with a function `wire` at the root. Nothing is imported to find it.
 """
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 GROUP = "modelops.wire"
 MANIFEST = ".modelops/manifest.json"
 WIRE_FILE = "wire.py"
+OF_A_DEPENDENCY = "an entry point of a dependency"
 _FUNCTION = re.compile(r"(?:[\w.]+|[\w./\- ]+\.py):[A-Za-z_]\w*")
 
 
 class Wire(NamedTuple):
-    """Where a bundle's wire function is: ``pkg.mod:fn`` or ``path/file.py:fn``, and who says so."""
+    """Where a bundle's wire function is: ``pkg.mod:fn`` or ``path/file.py:fn``, and who says so.
+
+    ``function`` is empty where only the bundle's environment can tell.
+    """
 
     function: str
     declared_in: str
@@ -57,6 +62,11 @@ def find_wire(bundle: Path, pyproject: Mapping[str, Any]) -> Wire | None:
     if (bundle / WIRE_FILE).is_file():
         return Wire(f"{WIRE_FILE}:wire", WIRE_FILE)
     return None
+
+
+def wire_of_dependency() -> Wire:
+    """Return the wire function of a folder that says nothing itself: a framework it depends on may bring one."""
+    return Wire("", OF_A_DEPENDENCY)
 
 
 def _wire(function: object, where: str) -> Wire:

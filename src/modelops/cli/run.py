@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from modelops.errors import RequestError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,6 +90,7 @@ def run(
         memory=memory,
         min_success=min_success_of_text(min_success),
     )
+    refuse_unwritable(out or Path("results"))
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
     status = job.status()
@@ -98,6 +102,16 @@ def run(
     else:
         _show(job, folder, files, report)
     raise typer.Exit(exit_of_state(status.state))
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse before anything runs what could not be written at the end. Raises RequestError."""
+    there = next((p for p in [folder, *folder.absolute().parents] if p.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RequestError(
+            f"the result files cannot be written to {folder}: {there} is no folder that you can write to; name "
+            "another with --out. Nothing was run"
+        )
 
 
 def write_files(job: Job, folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from modelops.client.local_runner import LocalRunner
 from modelops.client.run import usable_cores
 from modelops.client.study_arguments import with_axes
 from modelops.client.study_files import completed
-from modelops.environments import Environments
+from modelops.environments import Environments, dependency_inputs
 from modelops.errors import (
     BundleEnvironmentError,
     BundleError,
@@ -106,7 +106,7 @@ def _checks(
 ) -> Iterator[Check]:
     try:
         digest, snapshot = take_snapshot(source, home.cache / "bundles")
-        manifest = load_manifest(snapshot)
+        manifest = load_manifest(source)  # a folder without a pyproject.toml gives its name
         files = [p for p in snapshot.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
         study = completed(study, manifest, snapshot)
@@ -171,13 +171,19 @@ class _Looker:
         self._few = _with_few_replicates(self.spec)
 
     @property
+    def listed_in(self) -> str:
+        return dependency_inputs(self.runner.snapshot).listed_in
+
+    @property
     def process(self) -> RunnerSpec:
         return self.runner.spec(isolation=self.spec.isolation, limits=self.spec.limits)
 
     def checks(self) -> Iterator[Check]:
         yield self._imports()
         reference, again = self._replicates()
-        yield judge.runs(self._outcomes, {i: self._named(asked) for i, asked in self._asked.items()})
+        yield judge.runs(
+            self._outcomes, {i: self._named(asked) for i, asked in self._asked.items()}, self.listed_in
+        )
         if reference:
             found = judge.reproducible(reference, again, self.spec.isolation)
             yield found
@@ -204,7 +210,7 @@ class _Looker:
                 failed("imports", f"a process ended while importing {', '.join(e for _, e in entries)}: {e}",
                        "find what ends the process when the module is imported")
             ) from e  # fmt: skip
-        found = judge.imports(entries, errors)
+        found = judge.imports(entries, errors, self.listed_in)
         if found.status is CheckStatus.FAILED:
             raise _CannotGoOnError(found)
         return found

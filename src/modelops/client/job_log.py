@@ -21,7 +21,8 @@ def log_lines(contents: JobContents) -> Iterator[LogLine]:
     """Yield what was printed, attempt by attempt; ``index`` None is the import and what came between replicates."""
     objects = contents.objects
     for name in objects.list(f"{job_folder(contents.job)}/logs"):
-        for line in zlib.decompress(objects.get(name)).splitlines():
+        data = objects.get(name)
+        for line in (zlib.decompress(data) if name.endswith(".zz") else data).splitlines():
             yield msgspec.json.decode(line, type=LogLine)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import InternalError
-from modelops.states import AggregateStatus, JobEvent
+from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobEvent, JobState
 from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
 
 if TYPE_CHECKING:
@@ -78,8 +78,14 @@ class StoreLedger:
         self.records.add_event(self.job, self.who, command.kind, command.text, epoch=self.epoch)
 
     def abandon(self, why: str) -> None:
-        """Record that the job will not be driven: it was interrupted before a replicate could run."""
-        for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+        """Record that nobody drives the job any more: it was interrupted, or something else than it failed."""
+        state = self.records.job(self.job).state
+        if state in FINAL_JOB_STATES:
+            return
+        steps = (
+            [JobEvent.STOPPED] if state is JobState.CANCELLING else [JobEvent.CANCEL_ASKED, JobEvent.STOPPED]
+        )
+        for event in steps:
             self.records.change_state(self.job, event, who=self.who, why=why, epoch=self.epoch)
 
     def finalize(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from modelops.home import Home
 
 MIN_FREE_BYTES = 1 << 30
+MIN_USABLE_BYTES = 50 << 20  # numpy alone takes this much
 MIN_TMP_BYTES = 100 << 20
 MIN_OPEN_FILES = 1024
 MIN_PROCESSES = 256
@@ -39,6 +41,8 @@ NETWORK_KINDS = frozenset(
         "pvfs2",
     }
 )  # fmt: skip
+
+_MORE_ROOM = "free some space (modelops env gc --max-age 30d), or set MODELOPS_HOME to a larger volume"
 
 
 def check_machine(
@@ -131,18 +135,23 @@ def folder_check(name: str, folder: Path) -> Check:
             try:
                 subprocess.run([program], check=True, timeout=20)
             except PermissionError:
-                return failed(name, f"{folder}: programs there cannot be run (mounted noexec)", advice)
+                return failed(
+                    name, f"{folder}: programs there cannot be run (mounted noexec)",
+                    "set MODELOPS_HOME to a folder on a volume that is not mounted noexec",
+                )  # fmt: skip
     except OSError as e:
+        advice = _MORE_ROOM if e.errno in (errno.ENOSPC, errno.EDQUOT) else advice
         return failed(name, f"{folder} cannot be written: {e.strerror}", advice)
     free = shutil.disk_usage(folder).free
     where = f"{folder} on {mount_of(folder)[0]}"
     details = {"path": str(folder), "volume": mount_of(folder)[0], "free_bytes": free}
+    if free < MIN_USABLE_BYTES:
+        message = (
+            f"{where}: only {shown_bytes(free)} are free, too little for an environment or a job's results"
+        )
+        return failed(name, message, _MORE_ROOM, **details)
     if free < MIN_FREE_BYTES:
-        return warning(
-            name, f"{where}: only {shown_bytes(free)} are free",
-            "free some space (modelops env gc --max-age 30d), or set MODELOPS_HOME to a larger volume",
-            **details,
-        )  # fmt: skip
+        return warning(name, f"{where}: only {shown_bytes(free)} are free", _MORE_ROOM, **details)
     return ok(name, f"{where}, {shown_bytes(free)} free", **details)
 
 
@@ -191,7 +200,10 @@ def mount_of(path: Path, mounts: str | None = None) -> tuple[str, str]:
 
 def temporary_folder() -> Check:
     """Check the folder for temporary files."""
-    folder = Path(tempfile.gettempdir())
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as e:
+        return failed("temporary folder", str(e), "set TMPDIR to a folder that you can write to")
     free = shutil.disk_usage(folder).free
     if free < MIN_TMP_BYTES:
         return warning(

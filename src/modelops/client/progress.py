@@ -106,7 +106,8 @@ class ProgressBar(Watcher):
     def _line(self, text: str) -> None:
         if text != self._said:
             self._said = text
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            # Nobody knows how wide a pipe is: a line stays one line.
+            self.console.print(text, highlight=False, markup=False, soft_wrap=self.plain)
 
 
 def _duration(seconds: float) -> str:

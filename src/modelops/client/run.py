@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from modelops.study import Study
 
 
+MAX_S_WITHOUT_WORKER = 300.0  # a worker that died is started again in seconds
+
+
 class Watcher:
     """What is told while a job runs; the default says nothing. The CLI draws a progress bar with it."""
 
@@ -135,11 +138,11 @@ def _run(
                     if cluster is None:
                         cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
                     loop = _driver(prepared, ledger, cluster, environment.result, watcher, listening)
+                    interrupts.drive(loop)
+                    state = loop.run()
                 except BaseException as error:
                     ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
                     raise
-                interrupts.drive(loop)
-                state = loop.run()
             if not (again and ledger.voided and state is JobState.FAILED):
                 break
             # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that is it.
@@ -192,6 +195,7 @@ def _driver(
         ledger=ledger,
         client=cluster.client,
         prepare=prepare,
+        max_s_without_worker=MAX_S_WITHOUT_WORKER,
         on_change=watcher.changed,
     )
     listening.enter_context(

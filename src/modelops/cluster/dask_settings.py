@@ -21,7 +21,9 @@ DASK_SETTINGS: Final[dict[str, Any]] = {
     "distributed.worker.memory.terminate": False,
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.deploy.lost-worker-timeout": "15s",
+    # A nanny starts its worker again, however often it dies and however long that takes. With the default the
+    # cluster gives up a worker, for good, that happens to be down some time after an earlier death.
+    "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.interval": "5s",
 }

@@ -16,6 +16,7 @@ from distributed.security import Security
 
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.nanny import DetachedNanny
+from modelops.errors import ClusterError
 from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
@@ -105,7 +106,11 @@ class EmbeddedCluster:
 
     def workers(self) -> dict[str, int]:
         """Return the address of each worker and the number of its slots."""
-        found = self.client.scheduler_info(n_workers=-1)["workers"]
+        scheduler = self.client.scheduler
+        if scheduler is None:
+            raise ClusterError("the cluster is closed")
+        # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
+        found = self.client.sync(scheduler.identity, n_workers=-1)["workers"]
         return {address: int(info["nthreads"]) for address, info in found.items()}
 
     @contextlib.contextmanager

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from modelops.driver.range_sets import RangeQueue
-
-if TYPE_CHECKING:
-    from modelops.study.ranges import Ranges
+from modelops.study.ranges import Ranges
 
 SUSPECT_AFTER_DEATHS = 2
 SPLIT_INTO = 8
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """What is done with a range: of indices, or of parameter sets."""
 
     SIMULATE = "simulate"
     AGGREGATE = "aggregate"
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Indices (or, to aggregate, parameter sets) that share a history.
 
     ``number``: of the attempt, by the count of failed ones. ``deaths``: workers that died while they ran it.
@@ -49,7 +45,7 @@ class Work:
         parts, rest = [], self.ranges
         while rest:
             part, rest = rest.take(size)
-            parts.append(replace(self, ranges=part))
+            parts.append(self._replace(ranges=part))
         return parts
 
 
@@ -70,7 +66,7 @@ class Backlog:
         """How many items could go out now, suspects left out."""
         n = self._n_special
         for queue in self._ready.values():
-            n += len(queue)
+            n += queue.n
         return n
 
     def add(self, work: Work) -> None:
@@ -109,11 +105,19 @@ class Backlog:
             work = self._special.popleft()
             self._n_special -= len(work.ranges)
             return work
-        queues = [(queue.first, number) for number, queue in self._ready.items() if queue]
+        queues = [(queue.first, number) for number, queue in self._ready.items() if queue.n]
         if not queues:
             return None
         number = min(queues)[1]
         return Work(self.kind, self._ready[number].take(n), number)
+
+    def numbered(self, number: int) -> Ranges:
+        """Return the items whose next attempt is of this number. Costs the whole backlog: for rare events."""
+        works = [*self._special, *self.suspects, *(entry[2] for entry in self._waiting)]
+        pairs = [pair for work in works if work.number == number for pair in work.ranges.pairs]
+        if number in self._ready:
+            pairs += self._ready[number].snapshot().pairs
+        return Ranges(pairs)
 
     def withdraw(self, ranges: Ranges) -> None:
         """Take these out wherever they are. Costs the whole backlog: for rare events."""
@@ -122,11 +126,11 @@ class Backlog:
         self._special = _without(self._special, ranges)
         self._n_special = sum(len(w.ranges) for w in self._special)
         self.suspects = _without(self.suspects, ranges)
-        kept = [(at, i, replace(w, ranges=w.ranges - ranges)) for at, i, w in self._waiting]
+        kept = [(at, i, w._replace(ranges=w.ranges - ranges)) for at, i, w in self._waiting]
         self._waiting = [entry for entry in kept if entry[2].ranges]
         heapify(self._waiting)
 
 
 def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
-    kept = (replace(w, ranges=w.ranges - ranges) for w in works)
+    kept = (w._replace(ranges=w.ranges - ranges) for w in works)
     return deque(w for w in kept if w.ranges)

@@ -18,6 +18,16 @@ class PrepareEnvironment:
 
 
 @dataclass(frozen=True, slots=True)
+class AskForAttempts:
+    """Ask this worker for its table of this job's attempts; answer AttemptsFound (or WorkerLeft).
+
+    From then on the receipts of these attempts come to this driver, also of those that have ended since.
+    """
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class SubmitChunk:
     """Submit to this worker. One Dask key per attempt; Dask never retries."""
 
@@ -46,6 +56,14 @@ class CommitSegment:
     """Write the row in one transaction; answer Committed. Idempotent by attempt."""
 
     segment: SegmentRef
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRetry:
+    """Record that these will be tried again, as attempt ``number``; a later driver is given it."""
+
+    indices: Ranges
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +132,12 @@ class Finish:
 
 Command = (
     PrepareEnvironment
+    | AskForAttempts
     | SubmitChunk
     | SubmitAggregates
     | StopAttempt
     | CommitSegment
+    | RecordRetry
     | CommitSynthetic
     | CommitSyntheticAggregates
     | CommitAggregates

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from modelops.driver import commands as c
 from modelops.driver.backlog import Backlog, Kind
 from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, may_queue
+from modelops.worker.messages import AggregateChunk, Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from modelops.driver.backlog import Work
     from modelops.driver.ledger import Ledger
     from modelops.driver.roster import Roster, Worker
+    from modelops.study.ids import AttemptId, JobId
+    from modelops.study.spec import RetryPolicy
 
 AGGREGATES_BEFORE_MEASURED: Final = 8
 _SIMULATE, _AGGREGATE = Kind.SIMULATE, Kind.AGGREGATE
@@ -24,8 +28,11 @@ class Dispatcher:
     ``replicates_per_chunk``: instead of what the clock suggests.
     """
 
-    def __init__(self, roster: Roster, ledger: Ledger, *, replicates_per_chunk: int | None = None) -> None:
+    def __init__(
+        self, roster: Roster, ledger: Ledger, retry: RetryPolicy, *, replicates_per_chunk: int | None = None
+    ) -> None:
         self._roster, self._ledger, self._pinned = roster, ledger, replicates_per_chunk
+        self._max_retries, self._retry_on = retry.max_retries, tuple(sorted(retry.on))
         self.backlogs = {kind: Backlog(kind) for kind in Kind}
         self.meters = {kind: Meter() for kind in Kind}
 
@@ -37,20 +44,42 @@ class Dispatcher:
         while (worker := self._roster.roomy()) is not None and (queued := self._next_to_queue()) is not None:
             yield queued, worker
 
+    def order(
+        self, work: Work, worker: str, attempt: AttemptId, job: JobId, epoch: int
+    ) -> c.SubmitChunk | c.SubmitAggregates:
+        """Return the command that submits this work to a worker."""
+        if work.kind is _SIMULATE:
+            chunk = Chunk(
+                job=job,
+                attempt=attempt,
+                epoch=epoch,
+                ranges=work.ranges.pairs,
+                attempt_number=work.number,
+                retry_on=self._retry_on if work.number <= self._max_retries else (),
+            )
+            return c.SubmitChunk(chunk, worker)
+        segments = self._ledger.segments_of(work.ranges)
+        aggregates = AggregateChunk(
+            job=job, attempt=attempt, epoch=epoch, params=work.ranges.pairs, segments=segments
+        )
+        return c.SubmitAggregates(aggregates, worker)
+
     def seconds_left(self, kind: Kind, n: int) -> float | None:
         """Return the expected seconds until ``n`` items are done, or None if none has been measured."""
         cost = self.meters[kind].seconds_per_item
         return None if cost is None else n * cost / min(self._roster.slots, max(n, 1))
 
     def _suspects(self) -> Iterator[tuple[Work, Worker]]:
-        n = sum(len(b.suspects) for b in self.backlogs.values())
+        n = 0
+        for backlog in self.backlogs.values():
+            n += len(backlog.suspects)
         if not n:
             self._roster.release_reserved()
             return
         for worker in self._roster.reserve(n):
-            backlog = next((b for b in self.backlogs.values() if b.suspects), None)
-            if backlog is not None:
-                yield backlog.suspects.popleft(), worker
+            held = next((b for b in self.backlogs.values() if b.suspects), None)
+            if held is not None:
+                yield held.suspects.popleft(), worker
 
     def _next_work(self) -> Work | None:
         return self._next_aggregates() or self._next_chunk()

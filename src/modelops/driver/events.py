@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Ranges
     from modelops.worker.messages import AggregateReceipt, Receipt, SegmentRef
 
 
@@ -37,6 +38,26 @@ class WorkerLeft:
 
     worker: str
     died: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An attempt in a worker's own table: it runs, or has ended and nobody has taken its receipt.
+
+    ``indices``: none for an attempt at aggregates. ``attempt_number`` as in its chunk.
+    """
+
+    attempt: AttemptId
+    indices: Ranges
+    attempt_number: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsFound:
+    """A worker said what is in its table, in answer to AskForAttempts."""
+
+    worker: str
+    attempts: tuple[Found, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +155,7 @@ Event = (
     | EnvironmentFailed
     | WorkerJoined
     | WorkerLeft
+    | AttemptsFound
     | ChunkDone
     | ChunkErred
     | AttemptLost

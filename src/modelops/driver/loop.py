@@ -28,6 +28,7 @@ from modelops.errors import (
     ClusterError,
     HandshakeError,
     IntegrityError,
+    InternalError,
     ModelOpsError,
     RemoteError,
     RequestError,
@@ -78,6 +79,9 @@ class DriverLoop:
     prepare: Callable[[], None]
     on_change: Callable[[Machine], None] = lambda _machine: None
     clock: Callable[[], float] = time.monotonic
+    max_s_without_worker: float | None = None
+    _workers: set[str] = field(default_factory=set)
+    _without_since: float | None = None
     _inbox: queue.SimpleQueue[e.Event] = field(default_factory=queue.SimpleQueue)
     _timers: list[tuple[float, str]] = field(default_factory=list)
     _futures: dict[AttemptId, tuple[str, Future[Any]]] = field(default_factory=dict)  # worker, receipt
@@ -115,7 +119,10 @@ class DriverLoop:
             while len(events) < MAX_EVENTS_AT_ONCE:
                 events.append(self._inbox.get_nowait())
         for event in events:
-            if isinstance(event, e.WorkerLeft):
+            if isinstance(event, e.WorkerJoined):
+                self._workers.add(event.worker)
+            elif isinstance(event, e.WorkerLeft):
+                self._workers.discard(event.worker)
                 self._forget(event.worker)
         return [command for event in events for command in self.machine.handle(event, self.clock())]
 
@@ -128,7 +135,20 @@ class DriverLoop:
             try:
                 return self._inbox.get(timeout=wait)
             except queue.Empty:
+                self._check_workers(now)
                 self.on_change(self.machine)
+
+    def _check_workers(self, now: float) -> None:
+        """Give up when there has been no worker for too long: nobody would ever go on with the job."""
+        if self._workers:
+            self._without_since = None
+            return
+        self._without_since = now if self._without_since is None else self._without_since
+        if self.max_s_without_worker is not None and now - self._without_since > self.max_s_without_worker:
+            raise ClusterError(
+                f"no worker has been connected for {self.max_s_without_worker:.0f} s, and none came back; "
+                "what is finished is kept. 'modelops doctor' says what is wrong with this machine"
+            )
 
     def _perform(self, commands: list[c.Command]) -> None:
         # Work goes out first, so that no worker waits for a disk. Writes keep their order; segments that are
@@ -158,6 +178,11 @@ class DriverLoop:
                 self._submit(tasks.simulate, command.chunk, command.worker, priority=0)
             case c.SubmitAggregates():
                 self._submit(tasks.aggregate, command.chunk, command.worker, priority=1)
+            case c.AskForAttempts():
+                raise InternalError(f"this loop cannot ask {command.worker} for its attempts")
+            case c.RecordRetry():
+                text = f"attempt {command.number} of {command.indices}"
+                self.ledger.note(c.Note("retry", text))
             case c.CommitSegment():
                 (accepted,) = self.ledger.commit_segments([command.segment])
                 return e.Committed(command.segment.attempt, accepted)

@@ -46,6 +46,10 @@ class Probe:
             self._example = examples[0]
         return self._example if not self._open else None
 
+    def withdraw(self, indices: Ranges) -> None:
+        """Hold these back no longer: they run."""
+        self.held_back = self.held_back - indices
+
     def release(self) -> Ranges:
         """Hand out what was held back."""
         released, self.held_back = self.held_back, EMPTY

@@ -14,14 +14,14 @@ from modelops.study.ranges import Range, Ranges
 class RangeQueue:
     """A set of integers handed out smallest first. What is added must not be in it already."""
 
-    __slots__ = ("_heap", "_n")
+    __slots__ = ("_heap", "n")
 
     def __init__(self, ranges: Ranges | None = None) -> None:
         self._heap: list[Range] = list(ranges.pairs) if ranges else []  # sorted, so a heap
-        self._n = len(ranges) if ranges else 0
+        self.n = len(ranges) if ranges else 0
 
     def __len__(self) -> int:
-        return self._n
+        return self.n
 
     @property
     def first(self) -> int:
@@ -32,11 +32,11 @@ class RangeQueue:
         """Put these in."""
         for pair in ranges.pairs:
             heappush(self._heap, pair)
-        self._n += len(ranges)
+        self.n += len(ranges)
 
     def take(self, n: int) -> Ranges:
         """Take the ``n`` smallest out, or all if there are fewer."""
-        n = left = min(n, self._n)
+        n = left = min(n, self.n)
         taken: list[Range] = []
         heap = self._heap
         while left:
@@ -51,13 +51,17 @@ class RangeQueue:
             else:
                 taken.append((lo, hi))
             left -= hi - lo
-        self._n -= n
+        self.n -= n
         return Ranges(taken)
+
+    def snapshot(self) -> Ranges:
+        """Return the set as it is now."""
+        return Ranges(self._heap)
 
     def withdraw(self, ranges: Ranges) -> None:
         """Take these out wherever they are. Costs all the ranges of the queue: for rare events."""
         left = Ranges(self._heap) - ranges
-        self._heap, self._n = list(left.pairs), len(left)
+        self._heap, self.n = list(left.pairs), len(left)
         heapify(self._heap)
 
 

@@ -103,11 +103,15 @@ class Roster:
 
     def idle(self) -> Worker | None:
         """Return a worker with a free slot, the one that was served longest ago."""
-        return next(iter(self._idle.values()), None)
+        for worker in self._idle.values():
+            return worker
+        return None
 
     def roomy(self) -> Worker | None:
         """Return a worker on which one more chunk may wait."""
-        return next(iter(self._roomy.values()), None)
+        for worker in self._roomy.values():
+            return worker
+        return None
 
     def reserve(self, n: int) -> list[Worker]:
         """Keep ``n`` workers (one or more, at most half) for suspects; return those that are empty."""
@@ -122,6 +126,8 @@ class Roster:
 
     def release_reserved(self) -> None:
         """Let empty reserved workers take plain work again."""
+        if not self._reserved:
+            return
         for worker in [w for w in self._reserved.values() if not w.load]:
             worker.reserved = False
             del self._reserved[worker.name]
@@ -129,15 +135,16 @@ class Roster:
 
     def _promote(self, worker: Worker) -> None:
         while worker.waiting and len(worker.running) < worker.slots:
-            chosen = next(
-                (a for a in worker.waiting.values() if a.work.kind is Kind.AGGREGATE),
-                next(iter(worker.waiting.values())),
-            )
+            chosen = next(iter(worker.waiting.values()))
+            for attempt in worker.waiting.values():
+                if attempt.work.kind is Kind.AGGREGATE:
+                    chosen = attempt
+                    break
             del worker.waiting[chosen.id]
             worker.running[chosen.id] = chosen
 
     def _sort_in(self, worker: Worker) -> None:
-        name, load = worker.name, worker.load
+        name, load = worker.name, len(worker.running) + len(worker.waiting)
         self._idle.pop(name, None)
         self._roomy.pop(name, None)
         if not worker.reserved:

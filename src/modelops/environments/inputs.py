@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from modelops.bundles.wire import WIRE_FILE
 from modelops.errors import BundleError
 
 if TYPE_CHECKING:
@@ -50,6 +51,16 @@ class DependencyInputs:
         """What to call the inputs in a message: bundle and file. The folder of a snapshot is no name."""
         bundle = self.project or ("" if _DIGEST.fullmatch(self.root.name) else self.root.name)
         return "/".join(filter(None, [bundle, self.file.name if self.file else ""])) or "the bundle"
+
+    @property
+    def listed_in(self) -> str:
+        """Name of the file into which one more dependency belongs; empty if the bundle has none."""
+        if self.file is not None:
+            return self.file.name
+        if (self.root / "pyproject.toml").is_file():
+            return "pyproject.toml"
+        script = _only_script(self.root)
+        return script.name if script and script.name != WIRE_FILE else ""
 
     def digest(self) -> str:
         """SHA-256 over kind and contents: the same inputs, the same digest, wherever the bundle lies."""
@@ -199,9 +210,7 @@ def _read_requirements(root: Path, file: Path, contents: dict[str, bytes]) -> No
     try:
         contents[name] = file.read_bytes()
     except OSError as e:
-        raise BundleError(
-            f"{root.name}: {name} cannot be read ({e.strerror}); requirements.txt refers to it"
-        ) from e
+        raise BundleError(f"{name} cannot be read ({e.strerror}); requirements.txt refers to it") from e
     for line in contents[name].decode(errors="replace").splitlines():
         if (match := _INCLUDE.match(line.strip())) and "://" not in match[1]:
             _read_requirements(root, (file.parent / match[1]).resolve(), contents)
@@ -228,9 +237,7 @@ def _pin(root: Path) -> str | None:
         if line.strip() and not line.lstrip().startswith("#"):
             match = _PIN.fullmatch(line.strip())
             if match is None:
-                raise BundleError(
-                    f"{root.name}/.python-version: {line.strip()!r} is no Python version; write e.g. 3.12"
-                )
+                raise BundleError(f".python-version: {line.strip()!r} is no Python version; write e.g. 3.12")
             return match[1]
     return None
 
@@ -241,4 +248,4 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise BundleError(f"{path.parent.name}/{path.name} is not valid TOML: {e}") from e
+        raise BundleError(f"{path.name} is not valid TOML: {e}") from e

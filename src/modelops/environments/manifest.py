@@ -244,6 +244,8 @@ def read_records(root: Path, paths: Iterable[str]) -> Recorded:
     marks = (".dist-info/RECORD", ".dist-info/METADATA", ".dist-info/WHEEL")  # any may be what is missing
     for info in dict.fromkeys(path.rpartition("/")[0] for path in paths if path.endswith(marks)):
         site, _, folder = info.rpartition("/")
+        if not site.endswith("/site-packages"):
+            continue  # vendored, as in setuptools/_vendor: no installed package, its RECORD is of another place
         package = folder.removesuffix(".dist-info").rsplit("-", 1)[0]
         try:
             text = (root / info / "RECORD").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from modelops.errors import describe_exit
-from modelops.processes.chunk import DRAIN_S, error_of, output_of
+from modelops.processes.chunk import DRAIN_S, error_of, out_of_memory, output_of
 from modelops.processes.outcome import (
     AggregateOutcome,
     FileSlice,
@@ -68,6 +68,7 @@ class AggregateRun:
     ) -> AggregateOutcome:
         """Feed the rows and return the outcome."""
         process = self._process
+        process.new_oom_kills()  # a model may have survived the death of its child in an earlier request
         aggregate_id = process.runs + 1
         start = AggregateStart(
             id=aggregate_id,
@@ -204,7 +205,10 @@ class AggregateRun:
         if raised is None:
             raise self._process.failure(failure, "aggregate")
         status = ReplicateStatus.INVALID_OUTPUT if raised.invalid_output else ReplicateStatus.FAILED
-        return AggregateOutcome(status=status, error=error_of(raised, self._process.drain.tail(None)))
+        error = error_of(raised, self._process.drain.tail(None))
+        if self._process.new_oom_kills():  # the kernel took a child of the aggregate, which failed by it
+            status, error = ReplicateStatus.OUT_OF_MEMORY, out_of_memory(self._process, error)
+        return AggregateOutcome(status=status, error=error)
 
     def _ended(self) -> AggregateOutcome:
         if self._failed is not None:
@@ -220,8 +224,10 @@ class AggregateRun:
             status, kind = ReplicateStatus.TIMED_OUT, "AggregateTimeout"
             how = f"still running after {process.spec.replicate_timeout_s:g} s; its process was killed"
         elif (killed is not None and killed.kind == "memory") or process.new_oom_kills():
-            status, kind = ReplicateStatus.OUT_OF_MEMORY, "OutOfMemory"
-            how = process.memory_message()
+            error = msgspec.structs.replace(
+                out_of_memory(process, returncode=returncode), stderr=process.drain.tail(None)
+            )
+            return AggregateOutcome(status=ReplicateStatus.OUT_OF_MEMORY, error=error)
         else:
             status, kind = ReplicateStatus.CRASHED, "ProcessExited"
             how = how if killed is None else f"{how}: {killed.text}"

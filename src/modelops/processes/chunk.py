@@ -87,6 +87,20 @@ def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> Repli
     )
 
 
+def out_of_memory(
+    process: RunnerProcess, error: ReplicateError | None = None, *, returncode: int | None = None
+) -> ReplicateError:
+    """Return the error that names limit and peak; ``error``: what the bundle's code made of it."""
+    return ReplicateError(
+        type="OutOfMemory",
+        message=process.memory_message(),
+        traceback=error.traceback if error else "",
+        stderr=error.stderr if error else "",
+        fingerprint=fingerprint("OutOfMemory", f"{error.file}:{error.line}" if error else ""),
+        exit=returncode,
+    )
+
+
 class ForkRefusedError(ProcessError):
     """Forking this bundle's process is not safe; the text says why. Nothing of the request has run."""
 
@@ -123,6 +137,7 @@ class ChunkRun:
         """Run them; calls ``on_outcome`` for each replicate that ended, in order."""
         process = self._process
         self._importing = self._entry not in process.entries
+        process.new_oom_kills()  # a model may have survived the death of its child in an earlier request
         self._since = self._sent = time.monotonic()
         request_id = process.request(
             ReplicatesRun(
@@ -222,7 +237,7 @@ class ChunkRun:
             raised = finished.error or self._fork_ended(status, finished.exit)
             error = error_of(raised, process.drain.tail(finished.index), finished.exit)
             if process.new_oom_kills():  # the kernel took a child of the model, and the model failed by it
-                status, error = ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(error)
+                status, error = ReplicateStatus.OUT_OF_MEMORY, out_of_memory(process, error)
         self._on_outcome(
             Outcome(
                 index=finished.index,
@@ -255,18 +270,6 @@ class ChunkRun:
             self._process.owned.add(output[2].path)
         return output
 
-    def _out_of_memory(
-        self, error: ReplicateError | None, *, returncode: int | None = None
-    ) -> ReplicateError:
-        return ReplicateError(
-            type="OutOfMemory",
-            message=self._process.memory_message(),
-            traceback=error.traceback if error else "",
-            stderr=error.stderr if error else "",
-            fingerprint=fingerprint("OutOfMemory", f"{error.file}:{error.line}" if error else ""),
-            exit=returncode,
-        )
-
     def _died(self) -> PartEnd:
         process = self._process
         returncode = process.returncode()
@@ -278,8 +281,9 @@ class ChunkRun:
             return PartEnd(self._n, stopped=True, healthy=False)
         if killed is not None and killed.kind == "timeout" and killed.index != index:
             return PartEnd(self._n, healthy=False)  # the one that was meant had just finished
-        if killed is None and self._n == 0 and process.drain.opened(index) is None:
-            return PartEnd(0, healthy=False, not_begun=True)
+        if killed is None and process.drain.opened(index) is None:
+            # It died between two replicates, of what an earlier one did to it: nobody was running.
+            return PartEnd(self._n, healthy=False, not_begun=self._n == 0)
         status, error = self._verdict(killed, returncode)
         now = time.monotonic()
         stderr = process.drain.tail(index)
@@ -300,7 +304,7 @@ class ChunkRun:
         process = self._process
         how = describe_exit(returncode)
         if (killed is not None and killed.kind == "memory") or process.new_oom_kills():
-            return ReplicateStatus.OUT_OF_MEMORY, self._out_of_memory(None, returncode=returncode)
+            return ReplicateStatus.OUT_OF_MEMORY, out_of_memory(process, returncode=returncode)
         if killed is not None and killed.kind == "timeout":
             error = ReplicateError(
                 type="ReplicateTimeout",

@@ -29,6 +29,7 @@ from modelops.errors import (
     ProcessTimeoutError,
     ProtocolError,
     RemoteError,
+    StorageError,
 )
 from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
 from modelops.processes.drain import Drain, RotatingFile
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from modelops.processes.reaper import Child, Reaper
     from modelops.rpc.messages import Wire
 
-REFUSED = -32003
+REFUSED, STORAGE_FAILED = -32003, -32004
 INLINE_LIMIT = 65_536
 READ_BYTES = 1 << 18
 PIPE_BYTES = 1 << 20
@@ -465,6 +466,10 @@ class RunnerProcess:
             )
         if failure.code == REFUSED:
             return HandshakeError(failure.message)
+        if failure.code == STORAGE_FAILED:
+            return StorageError(
+                f"{failure.message}; free space there, or set MODELOPS_HOME to another volume"
+            )
         return ProtocolError(f"the runner refused {doing}: {failure.message} ({failure.code})")
 
     def death(self, doing: str) -> Exception:

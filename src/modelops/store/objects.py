@@ -10,6 +10,7 @@ folder. A crash in between leaves a file in ``.tmp/`` that nothing refers to.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -216,8 +217,16 @@ class FolderObjects(Objects):
         ):
             return NotFoundError(f"there is no object {name} in {self.root}")
         return StorageError(
-            f"{doing} {name} in {self.root} failed: {error.strerror or error} ({_volume(self.root)})"
+            f"{doing} {name} in {self.root} failed: {error.strerror or error} ({_volume(self.root)}); {_advice(error)}"
         )
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space there, or set MODELOPS_HOME to a folder on another volume"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "allow writing there, or set MODELOPS_HOME to a folder that is yours"
+    return "'modelops doctor' looks at the machine"
 
 
 def checked_name(name: str) -> str:

@@ -134,7 +134,7 @@ class Parameters:
     def _read_group(self, group: int) -> list[ParameterSet]:
         table = self._file.read_row_group(group).combine_chunks()
         ids = table["param_id"].to_pylist()
-        texts = columns.binary_values(table["canonical"].chunk(0).cast(pa.large_binary()))
+        texts = columns.binary_values(table["canonical"].chunk(0).view(pa.large_binary()))
         first = group * ROW_GROUP
         return [
             ParameterSet(first + i, ParamId(p), c) for i, (p, c) in enumerate(zip(ids, texts, strict=True))

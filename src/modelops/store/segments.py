@@ -474,8 +474,7 @@ def _errors(errors: list[StoredError | None]) -> pa.Array:
         else:
             known = np.fromiter((v is not None for v in values), np.bool_, n)
             fields.append(columns.fixed(np.array([v or 0 for v in values], np.int32), field.type, known))
-    missing = columns.bools([e is None for e in errors])
-    return pa.StructArray.from_arrays(fields, fields=list(ERROR_TYPE), mask=missing)
+    return columns.structs(fields, ERROR_TYPE, np.fromiter((e is not None for e in errors), np.bool_, n))
 
 
 def _column(rows: Sequence[tuple[Any, ...]], i: int, dtype: Any) -> npt.NDArray[Any]:

@@ -228,14 +228,18 @@ def _has_missing(values: Sequence[Any] | npt.NDArray[Any]) -> bool:
 
 
 def _table_columns(table: Any) -> dict[str, Listed]:
-    if hasattr(table, "dtypes") and hasattr(table, "iloc"):  # pandas, which need not be installed here
+    if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas, which need not be installed here
         return {str(name): _pandas_column(table[name]) for name in table.columns}
+    refusal = (
+        f"{table!r:.80} cannot be read as parameter sets; give a list of dicts, a table "
+        "(pyarrow, pandas, polars), a path to a file, or mo.grid(...)"
+    )
     if not isinstance(table, pa.Table | pa.RecordBatch) and not hasattr(table, "__arrow_c_stream__"):
-        raise RequestError(
-            f"{table!r:.80} cannot be read as parameter sets; give a list of dicts, a table "
-            "(pyarrow, pandas, polars), a path to a file, or mo.grid(...)"
-        )
-    arrow = pa.table(table)
+        raise RequestError(refusal)
+    try:
+        arrow = pa.table(table)
+    except pa.ArrowInvalid as e:  # one column without a name: a pandas or polars Series
+        raise RequestError(refusal) from e
     return {
         name: Listed(_arrow_values(column))
         for name, column in zip(arrow.column_names, arrow.columns, strict=True)

@@ -29,8 +29,13 @@ class Ranges:
     pairs: tuple[Range, ...]
 
     def __init__(self, pairs: Iterable[Range] = ()) -> None:
+        given = tuple(pairs)
+        if len(given) == 1:  # most often
+            ((lo, hi),) = given
+            self.pairs, self._count = (given, hi - lo) if lo < hi else ((), 0)
+            return
         merged: list[Range] = []
-        for lo, hi in sorted(pairs):
+        for lo, hi in sorted(given):
             if lo >= hi:
                 continue
             if merged and lo <= merged[-1][1]:
@@ -38,15 +43,20 @@ class Ranges:
                     merged[-1] = (merged[-1][0], hi)
             else:
                 merged.append((lo, hi))
-        self.pairs = tuple(merged)
-        self._count = sum(hi - lo for lo, hi in merged)
+        n = 0
+        for lo, hi in merged:
+            n += hi - lo
+        self.pairs, self._count = tuple(merged), n
 
     @classmethod
     def _trusted(cls, pairs: Iterable[Range]) -> Ranges:
         """Wrap pairs that are known to be sorted, disjoint and not touching."""
         self = cls.__new__(cls)
         self.pairs = tuple(pairs)
-        self._count = sum(hi - lo for lo, hi in self.pairs)
+        n = 0
+        for lo, hi in self.pairs:
+            n += hi - lo
+        self._count = n
         return self
 
     @classmethod
@@ -101,6 +111,8 @@ class Ranges:
         return Ranges._trusted(out)
 
     def __sub__(self, other: Ranges) -> Ranges:
+        if not other._count or not self._count:
+            return self
         out: list[Range] = []
         j = 0
         for start, hi in self.pairs:

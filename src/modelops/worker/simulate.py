@@ -6,8 +6,11 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelops.bundles.missing import line_to_add
+from modelops.environments import dependency_inputs
 from modelops.errors import RemoteError
 from modelops.states import FAILURES, ReplicateStatus
 from modelops.store import Execution, SegmentWriter
@@ -33,6 +36,7 @@ class _Chunk:
     chunk: Chunk
     writer: SegmentWriter
     stop: StopSignal
+    snapshot: str
     retry: dict[ReplicateStatus, list[int]] = field(default_factory=dict)
     lacking: list[int] = field(default_factory=list)  # replicates that found a module missing
     examples: dict[str, ErrorExample] = field(default_factory=dict)
@@ -45,7 +49,9 @@ class _Chunk:
         error = outcome.error
         if error is not None and error.missing_module:
             # One error for the job: what the bundle lacks, no replicate can do without.
-            self.missing_import = missing_import(error.missing_module, f"{error.message}\n{error.traceback}")
+            self.missing_import = missing_import(
+                error.missing_module, error.traceback or error.message, self.snapshot
+            )
             self.lacking.append(outcome.index)
             self.stop.stop(hard=True)
             return
@@ -89,14 +95,10 @@ class _Chunk:
         self.counts[fingerprint] += 1
 
 
-def missing_import(module: str, where: str) -> str:
+def missing_import(module: str, where: str, snapshot: str) -> str:
     """Return the sentence for a module that the bundle's environment does not have."""
-    package = module.partition(".")[0]
-    return (
-        f"No module named '{module}'\n{where.rstrip()}\n"
-        f'add "{package}" (or the package that provides it) to dependencies in the bundle\'s pyproject.toml: '
-        f'dependencies = [..., "{package}"]'
-    )
+    advice = line_to_add(module, dependency_inputs(Path(snapshot)).listed_in)
+    return f"No module named '{module}'\n{where.rstrip()}\n{advice} (or the package that provides it)"
 
 
 def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
@@ -120,7 +122,7 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
         host=runtime.host,
         pid=os.getpid(),
     )
-    sorter = _Chunk(chunk, writer, attempt.stop)
+    sorter = _Chunk(chunk, writer, attempt.stop, context.runner.snapshot)
     unstarted = Ranges(chunk.ranges)
     began = time.perf_counter()
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
@@ -136,7 +138,9 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
         except RemoteError as error:
             if not error.missing_module:
                 raise
-            sorter.missing_import = missing_import(error.missing_module, error.traceback)
+            sorter.missing_import = missing_import(
+                error.missing_module, error.traceback, context.runner.snapshot
+            )
         else:
             unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
     wall_seconds = time.perf_counter() - began

@@ -7,14 +7,13 @@ from a warm uv cache. Give requirements as arguments; default: numpy pandas pyar
 from __future__ import annotations
 
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from measuring import describe, show
 from modelops.environments import Environments
 from modelops.environments.uv import find_uv, uv_environ
 
@@ -50,13 +49,10 @@ def main() -> None:
             started = time.perf_counter()
             assert fresh.ensure(lock).built
             ours.append(time.perf_counter() - started)
-        median_by_hand, median_ours = statistics.median(by_hand), statistics.median(ours)
-        print("by hand, s:", " ".join(f"{s:.3f}" for s in by_hand))
-        print("ensure, s: ", " ".join(f"{s:.3f}" for s in ours))
-        print(
-            f"medians {median_by_hand:.3f} and {median_ours:.3f} s: ratio {median_ours / median_by_hand:.2f}"
-        )
-        print(f"Python {sys.version.split()[0]}, {platform.machine()}, {os.cpu_count()} CPUs")
+    theirs = show("uv venv + uv pip sync by hand", by_hand)
+    us = show("Environments.ensure", ours)
+    print(f"ratio of the medians: {us / theirs:.2f} (goal: at most 1.3)")
+    describe("uv")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""Which replicate took its worker down: narrow down, isolate, and at the third death alone, condemn.
+
+A worker's process died while it ran some work. What ran is cut into eighths; what has been there at two deaths is
+suspect and runs alone (`backlog`, `roster`); what was alone at three is condemned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from modelops.driver import commands as c
+from modelops.driver.backlog import Kind, Work
+from modelops.driver.places import Commit
+from modelops.states import ReplicateStatus
+from modelops.worker.messages import ErrorExample
+
+if TYPE_CHECKING:
+    from modelops.study.ids import AttemptId
+
+DEADLY: Final = 3  # worker deaths of a replicate that ran alone
+
+
+class Blame:
+    """Counts the deaths of workers at which an item was running alone."""
+
+    def __init__(self) -> None:
+        self._strikes: dict[tuple[Kind, int], int] = {}
+
+    def parts(self, work: Work, *, alone: bool) -> list[Work]:
+        """Return what to run again after a worker died while it ran this; nothing if it is condemned."""
+        work = work._replace(deaths=work.deaths + 1)
+        if len(work.ranges) != 1:
+            return work.split()
+        item = (work.kind, work.ranges.pairs[0][0])
+        if alone:
+            self._strikes[item] = self._strikes.get(item, 0) + 1
+        return [work] if self._strikes.get(item, 0) < DEADLY else []
+
+
+def condemnation(work: Work, attempt: AttemptId) -> Commit:
+    """Return the commit that says of this work what no worker could."""
+    error = ErrorExample(
+        fingerprint="worker died",
+        status=ReplicateStatus.CRASHED,
+        error_type="WorkerDied",
+        message=f"took its worker down {DEADLY} times",
+        index=work.ranges.pairs[0][0] if work.kind is Kind.SIMULATE else -1,
+    )
+    if work.kind is Kind.SIMULATE:
+        return Commit(work, c.CommitSynthetic(attempt, work.ranges, ReplicateStatus.CRASHED, error), [error])
+    return Commit(work, c.CommitSyntheticAggregates(attempt, work.ranges, error), [error])

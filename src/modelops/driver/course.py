@@ -1,0 +1,64 @@
+"""Where a job is on its way from queued to an end, and what may still be done there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelops.driver import commands as c
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus, next_state
+
+if TYPE_CHECKING:
+    from modelops.driver.ledger import Ledger
+    from modelops.driver.outbox import Outbox
+
+
+class Course:
+    """The job's state, changed by `modelops.states` only, each change written with its reason.
+
+    ``draining``: nothing new is started, and what runs is stopped. ``finalizing``: the result files are being
+    written from what is committed, so nothing more is committed.
+    """
+
+    def __init__(self, outbox: Outbox, state: JobState, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self.draining = state in (JobState.FINALIZING, JobState.CANCELLING)
+        self.finalizing = False
+        self.has_environment = False
+        self._outbox = outbox
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self.state in FINAL_JOB_STATES
+
+    @property
+    def may_run(self) -> bool:
+        """Whether chunks may be submitted."""
+        return self.state is JobState.RUNNING and self.has_environment and not self._outbox.paused
+
+    def change(self, event: JobEvent, reason: str = "") -> None:
+        """Go on, and write it down."""
+        self.state = next_state(self.state, event)
+        self.reason = reason or self.reason
+        self._outbox.write(c.ChangeState(event, self.state, reason))
+
+    def finalize(self) -> None:
+        """Order the result files."""
+        self.finalizing = True
+        self._outbox.write(c.Finalize())
+
+    def end(self, ledger: Ledger) -> None:
+        """Choose the final state, as the result files are written."""
+        if self.state is JobState.CANCELLING:
+            self.change(JobEvent.STOPPED, self.reason)
+        elif ledger.is_success:
+            self.change(JobEvent.ALL_SUCCEEDED, self.reason)
+        elif ledger.counts[ReplicateStatus.SUCCEEDED]:
+            self.change(JobEvent.SOME_SUCCEEDED, self.reason)
+        else:
+            self.change(JobEvent.NONE_SUCCEEDED, self.reason)
+        self.finish()
+
+    def finish(self) -> None:
+        """Say that nothing follows."""
+        self._outbox.write(c.Finish(self.state, self.reason))

@@ -1,0 +1,126 @@
+"""Where every item is that has no outcome yet: in the backlog, in an attempt, or in a commit under way.
+
+An item is an index or, to aggregate, a parameter set. (What the probe holds back is with the probe.) Each is in
+exactly one place, until a receipt comes after its attempt was given up, or a new driver finds an attempt whose work
+somebody else has: from then on ``overlaps`` is true, and `nobody_has` is asked before anything is run again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelops.driver.backlog import Kind, Work
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from modelops.driver import commands as c
+    from modelops.driver.backlog import Backlog
+    from modelops.driver.ledger import Ledger
+    from modelops.driver.roster import Attempt, Roster
+    from modelops.study.ids import AttemptId
+    from modelops.worker.messages import ErrorExample
+
+
+@dataclass(slots=True, eq=False)
+class Commit:
+    """A write that the store has not answered yet. ``late``: its attempt had been given up."""
+
+    work: Work
+    command: c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates
+    examples: list[ErrorExample]
+    late: bool = False
+
+
+class Places:
+    """Moves work between the backlogs, the attempts and the commits."""
+
+    def __init__(self, ledger: Ledger, roster: Roster, backlogs: dict[Kind, Backlog]) -> None:
+        self.commits: dict[AttemptId, Commit] = {}
+        self.overlaps = False  # an item may be in two places
+        self._given_up: dict[AttemptId, Work] = {}
+        self._ledger, self._roster, self._backlogs = ledger, roster, backlogs
+
+    # From an attempt.
+
+    def give_up(self, attempt: Attempt) -> Work:
+        """Wait for this attempt no longer (it has left the roster); its receipt may still come."""
+        self._given_up[attempt.id] = attempt.work
+        return attempt.work
+
+    def remember(self, attempt: AttemptId, work: Work) -> None:
+        """Expect a receipt of an attempt whose work somebody else has too: the first to finish wins."""
+        self._given_up[attempt] = work
+        self.overlaps = True
+
+    def take_over(self, attempt_id: AttemptId, kind: Kind) -> tuple[Work | None, bool]:
+        """Return the work of an attempt whose receipt came, and whether it had been given up before."""
+        attempt = self._roster.attempts.get(attempt_id)
+        if attempt is not None and attempt.work.kind is kind:
+            self._roster.remove(attempt_id)
+            return attempt.work, False
+        work = self._given_up.get(attempt_id)
+        if work is None or work.kind is not kind:
+            return None, False  # twice, or of another driver: it says nothing new
+        del self._given_up[attempt_id]
+        return work, True
+
+    # Into the backlog.
+
+    def requeue(self, work: Work, at: float | None = None) -> None:
+        """Put work that ended without an outcome back; what somebody else has by now is left out."""
+        if self.overlaps:
+            work = work._replace(ranges=self.nobody_has(work.kind, work.ranges))
+        if at is None:
+            self._backlogs[work.kind].add(work)
+        else:
+            self._backlogs[work.kind].add_later(work, at)
+
+    def nobody_has(self, kind: Kind, items: Ranges) -> Ranges:
+        """Return those that are in no outcome, commit or attempt, and take them out of the backlog."""
+        items = self._ledger.lacks(kind, items)
+        for commit in self.commits.values():
+            if commit.work.kind is kind:
+                items = items - commit.work.ranges
+        for attempt in self._roster.attempts.values():
+            if attempt.work.kind is kind:
+                items = items - attempt.work.ranges
+        self._backlogs[kind].withdraw(items)
+        return items
+
+    # Into a commit.
+
+    def may_commit(self, commit: Commit) -> bool:
+        """Say whether nobody else has outcomes of these items; if so they are in this commit alone."""
+        work = commit.work
+        if commit.late:
+            self.overlaps = True
+            if self.is_in_commit(work.kind, work.ranges):
+                return False
+        if self.overlaps and self._ledger.lacks(work.kind, work.ranges) != work.ranges:
+            return False
+        if commit.late:
+            self._backlogs[work.kind].withdraw(work.ranges)
+        return True
+
+    def is_in_commit(self, kind: Kind, items: Ranges) -> bool:
+        """Say whether any of these is in a commit that is under way."""
+        return any(k.work.kind is kind and k.work.ranges & items for k in self.commits.values())
+
+    def doubles(self, work: Work) -> list[Attempt]:
+        """Return the attempts that repeat some of this work."""
+        return [
+            a
+            for a in self._roster.attempts.values()
+            if a.work.kind is work.kind and a.work.ranges & work.ranges
+        ]
+
+    @property
+    def n_running(self) -> int:
+        """How many indices are in attempts and commits."""
+        commits = [k.work.ranges for k in self.commits.values() if k.work.kind is Kind.SIMULATE]
+        if not self.overlaps:
+            return self._roster.n_live[Kind.SIMULATE] + sum(map(len, commits))
+        held = [a.work.ranges for a in self._roster.attempts.values() if a.work.kind is Kind.SIMULATE]
+        pairs = [pair for ranges in (*held, *commits) for pair in ranges.pairs]
+        return len(self._ledger.lacks(Kind.SIMULATE, Ranges(pairs)))

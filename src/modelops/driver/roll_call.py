@@ -1,0 +1,95 @@
+"""Taking a job over: ask every worker what it runs already, adopt that, and begin only the rest.
+
+Nothing is submitted while answers are missing, for a few seconds at most. A worker that answers later, or joins
+later, may hold what somebody else runs by then: of two attempts the first to finish wins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from modelops.driver import commands as c
+from modelops.driver.backlog import Kind, Work
+from modelops.driver.roster import Attempt
+
+if TYPE_CHECKING:
+    from modelops.driver.backlog import Backlog
+    from modelops.driver.events import Found
+    from modelops.driver.ledger import Ledger
+    from modelops.driver.outbox import Outbox
+    from modelops.driver.places import Places
+    from modelops.driver.probe import Probe
+    from modelops.driver.roster import Roster
+
+ROLL_CALL_S: Final = 5.0  # then what did not answer is begun anew
+
+
+class RollCall:
+    """Asks workers for their attempts. Not ``wanted``: takes every worker as empty."""
+
+    def __init__(
+        self,
+        *,
+        wanted: bool,
+        roster: Roster,
+        ledger: Ledger,
+        places: Places,
+        backlog: Backlog,
+        probe: Probe,
+        outbox: Outbox,
+    ) -> None:
+        self._wanted, self._roster, self._ledger, self._places = wanted, roster, ledger, places
+        self._backlog, self._probe, self._outbox = backlog, probe, outbox
+        self._missing: dict[str, int] = {}  # workers that have not answered, and their slots
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer is missing."""
+        return bool(self._missing)
+
+    def join(self, worker: str, slots: int, now: float) -> None:
+        """Note a worker; it gets work once it has said what it holds."""
+        if not self._wanted or worker in self._roster.workers:
+            self._roster.join(worker, slots)
+            return
+        self._missing[worker] = slots
+        self._outbox.order(c.AskForAttempts(worker))
+        self._outbox.set_timer("roll_call", now + ROLL_CALL_S)
+
+    def leave(self, worker: str) -> None:
+        """Note that a worker will not answer."""
+        self._missing.pop(worker, None)
+
+    def close(self) -> None:
+        """Wait for no answer any longer."""
+        for worker, slots in self._missing.items():
+            self._roster.join(worker, slots)
+        self._missing.clear()
+
+    def answer(self, worker: str, attempts: tuple[Found, ...], *, draining: bool) -> None:
+        """Adopt what a worker holds and nobody else has; stop what is of no use."""
+        if worker in self._missing:
+            self._roster.join(worker, self._missing.pop(worker))
+        if worker not in self._roster.workers:
+            return
+        for found in attempts:
+            if found.attempt not in self._roster.attempts:
+                self._adopt(worker, found, draining=draining)
+
+    def _adopt(self, worker: str, found: Found, *, draining: bool) -> None:
+        indices, number = found.indices, found.attempt_number
+        work = Work(Kind.SIMULATE, indices, number)
+        due = self._backlog.numbered(number) | (self._probe.held_back if number == 1 else indices - indices)
+        if indices and not draining and not indices - due:
+            self._backlog.withdraw(indices)
+            self._probe.withdraw(indices)
+            self._roster.place(Attempt(found.attempt, work, worker))
+        elif (
+            not indices
+            or draining
+            or self._ledger.lacks(Kind.SIMULATE, indices) != indices
+            or self._places.is_in_commit(Kind.SIMULATE, indices)
+        ):
+            self._outbox.order(c.StopAttempt(found.attempt, worker))
+        else:
+            self._places.remember(found.attempt, work)

@@ -1,0 +1,354 @@
+"""Bugs to plant in the machine. The simulator must find each of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from simulator_store import Store
+
+from modelops.driver import commands as c
+from modelops.driver import events as e
+from modelops.driver import machine
+from modelops.driver.backlog import Kind, Work
+from modelops.driver.blame import Blame
+from modelops.driver.course import Course
+from modelops.driver.coverage import Coverage
+from modelops.driver.dispatch import Dispatcher
+from modelops.driver.intake import Intake
+from modelops.driver.machine import Machine
+from modelops.driver.places import Commit, Places
+from modelops.driver.probe import Probe
+from modelops.driver.roll_call import RollCall
+from modelops.driver.roster import Attempt, Roster
+from modelops.states import JobEvent, JobState
+from modelops.study.ids import attempt_id
+from modelops.study.ranges import EMPTY, Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from modelops.study.index_line import IndexLine
+
+    Plant = Callable[[pytest.MonkeyPatch], None]
+
+BUGS: list[Plant] = []
+
+
+def bug(plant: Plant) -> Plant:
+    """Add a bug to the list."""
+    BUGS.append(plant)
+    return plant
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Do nothing, where something should be done."""
+
+
+@bug
+def counts_before_committed(patch: pytest.MonkeyPatch) -> None:
+    commit = Intake.commit
+
+    def wrong(self: Intake, attempt: Any, k: Commit) -> None:
+        commit(self, attempt, k)
+        self.committed(e.Committed(attempt), 0.0)
+
+    patch.setattr(Intake, "commit", wrong)
+
+
+@bug
+def believes_refused_commits(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Intake, commit: Commit, now: float) -> None:
+        if isinstance(commit.command, c.CommitSegment):
+            self._settle(commit.work, commit.command.segment.counts, None, [], now)
+
+    patch.setattr(Intake, "_refused", wrong)
+
+
+@bug
+def drops_retries(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Intake, "_retry", _nothing)
+
+
+@bug
+def retries_at_once(patch: pytest.MonkeyPatch) -> None:
+    requeue = Places.requeue
+    patch.setattr(Places, "requeue", lambda self, work, at=None: requeue(self, work))
+
+
+@bug
+def miscounts_attempts(patch: pytest.MonkeyPatch) -> None:
+    retry = Intake._retry
+    patch.setattr(Intake, "_retry", lambda self, work, *rest: retry(self, work._replace(number=1), *rest))
+
+
+@bug
+def counts_a_loss_as_an_attempt(patch: pytest.MonkeyPatch) -> None:
+    give_up = Places.give_up
+
+    def wrong(self: Places, attempt: Attempt) -> Work:
+        work = give_up(self, attempt)
+        return work._replace(number=work.number + 1)
+
+    patch.setattr(Places, "give_up", wrong)
+
+
+@bug
+def aggregates_before_settled(patch: pytest.MonkeyPatch) -> None:
+    init, add = Coverage.__init__, Coverage.add
+
+    def remember(self: Any, line: IndexLine) -> None:
+        init(self, line)
+        self.line = line
+
+    def wrong(self: Any, indices: Ranges) -> Ranges:
+        add(self, indices)
+        return self.line.params_of(indices)  # type: ignore[no-any-return]  # set above
+
+    patch.setattr(Coverage, "__init__", remember)
+    patch.setattr(Coverage, "add", wrong)
+
+
+@bug
+def forgets_what_waited_on_a_worker_that_left(patch: pytest.MonkeyPatch) -> None:
+    leave = Roster.leave
+
+    def wrong(self: Roster, name: str) -> Any:
+        worker = leave(self, name)
+        if worker is not None:
+            worker.waiting.clear()
+        return worker
+
+    patch.setattr(Roster, "leave", wrong)
+
+
+@bug
+def never_condemns(patch: pytest.MonkeyPatch) -> None:
+    def wrong(_self: Blame, work: Work, *, alone: bool) -> list[Work]:
+        return work._replace(deaths=work.deaths + alone).split()
+
+    patch.setattr(Blame, "parts", wrong)
+
+
+@bug
+def condemns_at_once(patch: pytest.MonkeyPatch) -> None:
+    def wrong(_self: Blame, work: Work, *, alone: bool) -> list[Work]:
+        return work._replace(deaths=work.deaths + 1).split() if len(work.ranges) > alone else []
+
+    patch.setattr(Blame, "parts", wrong)
+
+
+@bug
+def strikes_who_was_not_alone(patch: pytest.MonkeyPatch) -> None:
+    parts = Blame.parts
+    patch.setattr(Blame, "parts", lambda self, work, *, alone: parts(self, work, alone=True))
+
+
+@bug
+def forgets_what_was_given_back(patch: pytest.MonkeyPatch) -> None:
+    requeue = Places.requeue
+
+    def wrong(self: Places, work: Work, at: float | None = None) -> None:
+        if at is None or work.number > 1 or work.errors:
+            requeue(self, work, at)
+
+    patch.setattr(Places, "requeue", wrong)
+
+
+@bug
+def commits_twice(patch: pytest.MonkeyPatch) -> None:
+    chunk = Intake.chunk
+
+    def wrong(self: Intake, receipt: Any, now: float) -> None:
+        attempt = self._places._roster.attempts.get(receipt.attempt)
+        chunk(self, receipt, now)
+        if attempt is not None:
+            self._places.give_up(attempt)
+
+    patch.setattr(Intake, "chunk", wrong)
+    patch.setattr(Places, "may_commit", lambda _self, _commit: True)
+
+
+@bug
+def runs_again_what_a_late_receipt_brought(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Places, "nobody_has", lambda _self, _kind, items: items)
+
+
+@bug
+def floods_workers(patch: pytest.MonkeyPatch) -> None:
+    placements = Dispatcher.placements
+
+    def wrong(self: Dispatcher) -> Any:
+        for work, worker in placements(self):
+            yield work, worker
+            if (more := self.backlogs[Kind.SIMULATE].take(1)) is not None:
+                yield more, worker
+
+    patch.setattr(Dispatcher, "placements", wrong)
+
+
+@bug
+def submits_while_the_store_is_away(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Course) -> bool:
+        paused, self._outbox.paused = self._outbox.paused, False
+        may_run: bool = right(self)
+        self._outbox.paused = paused
+        return may_run
+
+    right = Course.may_run.fget  # type: ignore[attr-defined]  # a property's function
+    patch.setattr(Course, "may_run", property(wrong))
+
+
+@bug
+def forgets_unanswered_commits(patch: pytest.MonkeyPatch) -> None:
+    store_back = Machine._on_store_back
+
+    def wrong(self: Machine) -> None:
+        self._places.commits.clear()
+        store_back(self)
+
+    patch.setattr(Machine, "_on_store_back", wrong)
+
+
+@bug
+def finalizes_too_early(patch: pytest.MonkeyPatch) -> None:
+    conclude = Machine._conclude
+
+    def wrong(self: Machine) -> None:
+        commits, self._places.commits = self._places.commits, {}
+        conclude(self)
+        self._places.commits = commits
+
+    patch.setattr(Machine, "_conclude", wrong)
+
+
+@bug
+def goes_on_without_lease(patch: pytest.MonkeyPatch) -> None:
+    on = Machine._on
+    patch.setattr(
+        Machine, "_on", lambda self, event, now: isinstance(event, e.LeaseLost) or on(self, event, now)
+    )
+
+
+@bug
+def calls_every_end_a_success(patch: pytest.MonkeyPatch) -> None:
+    change = Course.change
+
+    def wrong(self: Course, event: JobEvent, reason: str = "") -> None:
+        change(self, JobEvent.ALL_SUCCEEDED if event is JobEvent.SOME_SUCCEEDED else event, reason)
+
+    patch.setattr(Course, "change", wrong)
+
+
+@bug
+def forgets_the_last_attempt(patch: pytest.MonkeyPatch) -> None:
+    init = Dispatcher.__init__
+
+    def wrong(self: Dispatcher, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self._max_retries += 1
+
+    patch.setattr(Dispatcher, "__init__", wrong)
+
+
+@bug
+def runs_committed_again(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+
+    def wrong(self: Machine, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if self._ledger.n_outcomes and self._probe.passed:
+            done = self.spec.line.all() - self._ledger.lacks(Kind.SIMULATE, self.spec.line.all())
+            self._backlogs[Kind.SIMULATE].add(Work(Kind.SIMULATE, done))
+
+    patch.setattr(Machine, "__init__", wrong)
+
+
+@bug
+def waits_for_hanging_workers(patch: pytest.MonkeyPatch) -> None:
+    on_timer = Machine._on_timer
+    patch.setattr(Machine, "_on_timer", lambda self, name, now: name == "stop" or on_timer(self, name, now))
+
+
+@bug
+def loses_held_back_indices(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Probe, "release", lambda _self: EMPTY)
+
+
+@bug
+def loses_the_end_of_a_range(patch: pytest.MonkeyPatch) -> None:
+    split = Work.split
+
+    def wrong(self: Work) -> list[Work]:
+        return split(self)[:7]
+
+    patch.setattr(Work, "split", wrong)
+
+
+# Of drivers that take over.
+
+
+@bug
+def checks_no_epoch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "hold", _nothing)
+
+
+@bug
+def gives_attempts_the_names_of_an_earlier_driver(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machine, "attempt_id", lambda _epoch, n: attempt_id(1, n))
+
+
+@bug
+def adopts_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RollCall, "_adopt", _nothing)
+
+
+@bug
+def adopts_what_others_have(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: RollCall, worker: str, found: e.Found, *, draining: bool) -> None:
+        if found.indices and not draining:
+            self._backlog.withdraw(found.indices)
+            self._probe.withdraw(found.indices)
+            work = Work(Kind.SIMULATE, found.indices, found.attempt_number)
+            self._roster.place(Attempt(found.attempt, work, worker))
+
+    patch.setattr(RollCall, "_adopt", wrong)
+
+
+@bug
+def adopts_and_runs_again(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: RollCall, worker: str, found: e.Found, *, draining: bool) -> None:
+        if found.indices and not draining:
+            work = Work(Kind.SIMULATE, found.indices, found.attempt_number)
+            self._roster.place(Attempt(found.attempt, work, worker))
+
+    patch.setattr(RollCall, "_adopt", wrong)
+
+
+@bug
+def submits_before_the_roll_call_is_over(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RollCall, "is_open", False)
+
+
+@bug
+def waits_for_ever_for_a_worker_that_does_not_answer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RollCall, "close", _nothing)
+
+
+@bug
+def forgets_the_failed_attempts_of_an_earlier_driver(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+    patch.setattr(
+        Machine, "__init__", lambda self, *args, **kwargs: init(self, *args, **{**kwargs, "retried": ()})
+    )
+
+
+@bug
+def begins_a_job_that_runs_already(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+
+    def wrong(self: Machine, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "state": JobState.QUEUED})
+
+    patch.setattr(Machine, "__init__", wrong)

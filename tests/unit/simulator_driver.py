@@ -1,0 +1,370 @@
+"""One driver of a simulation: its machine, what it was told, what it ordered, and what must hold for that."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from simulator_store import committed_attempt, committed_items
+
+from modelops.driver import commands as c
+from modelops.driver import events as e
+from modelops.driver.blame import DEADLY
+from modelops.states import FAILURES, JobState, ReplicateStatus
+from modelops.store.records import LeaseLostError
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from simulator import World
+    from simulator_store import Commit
+
+    from modelops.driver.machine import Machine
+    from modelops.study.ids import AttemptId
+
+Submit = c.SubmitChunk | c.SubmitAggregates
+_EPSILON = 1e-9
+
+
+class Driver:
+    """Performs what its machine orders, until it dies, ends or learns that it has lost its lease."""
+
+    def __init__(self, world: World, machine: Machine, epoch: int) -> None:
+        self.world, self.machine, self.epoch = world, machine, epoch
+        self.store, self.spec, self.slots = world.store, world.s.spec, world.s.slots
+        self.alive, self.has_lease, self.asleep = True, True, False
+        self.finished: c.Finish | None = None
+        self.inbox: deque[e.Event] = deque()  # while it sleeps
+        self.store_news: deque[e.Event] = deque()
+        self.interrupted: deque[c.Command] = deque()  # what it was about to do when it fell asleep
+        self.timers: dict[str, int] = {}
+        # What it knows.
+        self.told = set(self.store.outcomes)
+        self.told_params = set(self.store.aggregated)
+        self.store_up = True
+        self.unanswered: dict[AttemptId, Commit] = {}
+        self.receipted: set[AttemptId] = set()
+        self.live: dict[AttemptId, tuple[str, bool, Ranges]] = {}  # worker, whether a chunk, items
+        self.load: dict[str, int] = {}
+        self.asked: set[str] = set()
+        self.failed_attempts = self.store.failed_attempts.copy()
+        self.not_before = dict(self.store.not_before)
+        self.holders: dict[int, AttemptId] = {}
+        self.param_holders: dict[int, AttemptId] = {}
+        self.deaths: Counter[int] = Counter()  # at which it was alone
+        self.param_deaths: Counter[int] = Counter()
+
+    # What it is told.
+
+    def tell(self, event: e.Event) -> None:
+        """Deliver an event, now or when it wakes."""
+        if not self.alive:
+            return
+        if self.asleep:
+            news = self.store_news if isinstance(event, e.StoreLost | e.StoreBack) else self.inbox
+            news.append(event)
+            return
+        world = self.world
+        world.n_events += 1
+        world.trace.append((world.now, self.epoch, "<-", event))
+        note = _NOTES.get(type(event))
+        if note is not None:
+            note(self, event)
+        commands = self.machine.handle(event, world.now)
+        if not self.has_lease:
+            world.check(not commands, "ordered something without a lease")
+            return
+        self.perform(commands)
+        if world.n_events & 31 == 0 and self.is_awake:
+            self.check_view()
+
+    def deliver(self, event: e.Event) -> None:
+        """Tell it what has waited in the world's queue, where it was counted."""
+        self.world.n_events -= 1
+        self.tell(event)
+
+    def wake(self, _: object = None) -> None:
+        """Go on where it stopped, with all that has come since."""
+        self.asleep = False
+        interrupted, self.interrupted = self.interrupted, deque()
+        self.perform(interrupted)
+        for news in (self.store_news, self.inbox):
+            while news and self.is_awake:
+                self.tell(news.popleft())
+
+    def lose_lease(self) -> None:
+        """Learn from the store that another is the driver."""
+        self.tell(e.LeaseLost())
+
+    def _note_lease_lost(self, _: e.LeaseLost) -> None:
+        self.has_lease = False
+
+    def _note_chunk(self, event: e.ChunkDone) -> None:
+        receipt = event.receipt
+        self.receipted.add(receipt.attempt)
+        again = receipt.retry if receipt.attempt in self.live else ()
+        for _, ranges in again:
+            for k in Ranges(ranges):
+                delay = self.spec.retry.delay_s(1 + self.failed_attempts[k])
+                self.not_before[k] = self.world.now + delay
+        self._forget(event.receipt.attempt)
+
+    def _note_aggregates(self, event: e.AggregateDone) -> None:
+        self.receipted.add(event.receipt.attempt)
+        self._forget(event.receipt.attempt)
+
+    def _note_lost(self, event: e.AttemptLost) -> None:
+        if not event.worker_died:
+            self._forget(event.attempt)
+        elif event.attempt in self.live:
+            self._forget_worker(self.live[event.attempt][0], died=True)
+
+    def _note_erred(self, event: e.ChunkErred) -> None:
+        self._forget(event.attempt)
+
+    def _note_left(self, event: e.WorkerLeft) -> None:
+        self.asked.discard(event.worker)
+        self._forget_worker(event.worker, died=event.died)
+
+    def _note_joined(self, event: e.WorkerJoined) -> None:
+        self.load.setdefault(event.worker, 0)
+
+    def _note_rang(self, event: e.TimerRang) -> None:
+        if event.name == "roll_call":
+            self.asked.clear()
+
+    def _note_store_lost(self, _: e.StoreLost) -> None:
+        self.store_up = False
+
+    def _note_store_back(self, _: e.StoreBack) -> None:
+        self.store_up = True
+
+    def _note_found(self, event: e.AttemptsFound) -> None:
+        """Expect that it adopts what nobody else has."""
+        self.asked.discard(event.worker)
+        if event.worker not in self.load:
+            return
+        committing = {k for command in self.unanswered.values() for k in _indices(command)}
+        for found in event.attempts:
+            number = found.attempt_number
+            if (
+                found.indices
+                and found.attempt not in self.live
+                and all(
+                    k not in self.told
+                    and k not in self.holders
+                    and k not in committing
+                    and number == 1 + self.failed_attempts[k]
+                    for k in found.indices
+                )
+            ):
+                self.live[found.attempt] = (event.worker, True, found.indices)
+                self.load[event.worker] += 1
+                self.holders.update((k, found.attempt) for k in found.indices)
+
+    def _note_committed(self, event: e.Committed) -> None:
+        command = self.unanswered.pop(event.attempt, None)
+        if command is None or not event.accepted:
+            return
+        is_outcome = isinstance(command, c.CommitSegment | c.CommitSynthetic)
+        (self.told if is_outcome else self.told_params).update(committed_items(command))
+
+    def _forget(self, attempt: AttemptId) -> None:
+        entry = self.live.pop(attempt, None)
+        if entry is None:
+            return
+        worker, is_chunk, items = entry
+        self.load[worker] -= 1
+        holders = self.holders if is_chunk else self.param_holders
+        for k in items:
+            if holders.get(k) == attempt:
+                del holders[k]
+
+    def _forget_worker(self, name: str, *, died: bool) -> None:
+        if name not in self.load:
+            return
+        alone = self.slots == 1 or self.load[name] == 1
+        for attempt, (worker, is_chunk, items) in list(self.live.items()):
+            if worker == name:
+                self._forget(attempt)
+                if died and alone and len(items) == 1:
+                    (self.deaths if is_chunk else self.param_deaths).update(items)
+        del self.load[name]
+
+    # What it orders.
+
+    def perform(self, commands: list[c.Command] | deque[c.Command]) -> None:
+        """Do it, in this order; a fault may strike before each."""
+        world = self.world
+        todo = iter(commands)
+        for command in todo:
+            world.n_commands += 1
+            if world.n_commands in world.strikes and not world.strike(self):
+                if self.asleep:
+                    self.interrupted.extend((command, *todo))
+                return
+            world.trace.append((world.now, self.epoch, "->", command))
+            world.check(self.finished is None, "ordered after the end")
+            try:
+                _PERFORM[type(command)](self, command)
+            except LeaseLostError:
+                self.lose_lease()
+                return
+
+    def _change_state(self, command: c.ChangeState) -> None:
+        self.world.check(self.store_up, "recorded a state while the store is away")
+        self.store.change_state(self.epoch, command)
+        self.world.check(self.store.state is command.state, "is in another state than recorded")
+
+    def _record_retry(self, command: c.RecordRetry) -> None:
+        self.world.check(self.store_up, "recorded a retry while the store is away")
+        self.store.record_retry(self.epoch, command, self.world.now)
+        self.failed_attempts.update(command.indices)
+
+    def _note(self, _: c.Note) -> None:
+        self.store.hold(self.epoch)
+
+    def _finalize(self, _: c.Finalize) -> None:
+        self.world.check(self.store_up, "finalizes while the store is away")
+        self.world.check(not self.unanswered, "finalizes while commits are under way")
+        self.world.later(0.1, self.world.do_finalize, self)
+
+    def _finish(self, command: c.Finish) -> None:
+        self.store.hold(self.epoch)
+        self.world.check(command.state is self.store.state, "finished in another state than recorded")
+        self.finished = command
+
+    def _set_timer(self, command: c.SetTimer) -> None:
+        self.timers[command.name] = self.world.set_timer(self, command)
+
+    def _prepare(self, _: c.PrepareEnvironment) -> None:
+        self.world.later(0.1, self.world.do_environment, self)
+
+    def _stop(self, command: c.StopAttempt) -> None:
+        self.world.later_by_chance(0.01, self.world.do_stop, command)
+
+    def _ask(self, command: c.AskForAttempts) -> None:
+        self.asked.add(command.worker)
+        self.world.later_by_chance(0.01, self.world.do_ask, (self, command.worker))
+
+    def _submit(self, command: Submit, items: Ranges) -> None:
+        world, attempt = self.world, command.chunk.attempt
+        is_chunk = isinstance(command, c.SubmitChunk)
+        world.check(self.machine.state is JobState.RUNNING, "submitted in the wrong state")
+        world.check(self.store_up, "submitted while the store is away")
+        world.check(not self.asked, "submitted before all workers said what they run")
+        world.check(attempt not in world.ids, "attempt id used twice")
+        world.check(command.worker in self.load, "submitted to a worker that left")
+        world.ids.add(attempt)
+        self.live[attempt] = (command.worker, is_chunk, items)
+        self.load[command.worker] += 1
+        world.check(self.load[command.worker] <= 2 * self.slots, "more than a window on a worker")
+        world.submit(self, command, items)
+
+    def _submit_chunk(self, command: c.SubmitChunk) -> None:
+        check, holders = self.world.check, self.holders
+        chunk = command.chunk
+        number, last = chunk.attempt_number, 1 + self.spec.retry.max_retries
+        items = Ranges(chunk.ranges)
+        check(bool(items) and items.pairs[-1][1] <= self.spec.line.size, "submitted what is not on the line")
+        check(1 <= number <= last, "more attempts than allowed")
+        check(bool(chunk.retry_on) == (number < last), "a last attempt must store every outcome")
+        soon = self.world.now + _EPSILON
+        told, failed_attempts, not_before = self.told, self.failed_attempts, self.not_before
+        for k in items:
+            if k in told:
+                check(False, "a replicate has its outcome and is run again")
+            if k in holders:
+                check(False, "a replicate runs twice at once")
+            if number != 1 + failed_attempts.get(k, 0):
+                check(False, "an attempt is miscounted")
+            if not_before and not_before.get(k, 0.0) > soon:
+                check(False, "a replicate is retried too early")
+            holders[k] = chunk.attempt
+        self.store.numbers[chunk.attempt] = number
+        self._submit(command, items)
+
+    def _submit_aggregates(self, command: c.SubmitAggregates) -> None:
+        check = self.world.check
+        held = Ranges(pair for segment in command.chunk.segments for pair in segment.ranges)
+        items = Ranges(command.chunk.params)
+        for p in items:
+            indices = self.spec.line.of_param(p)
+            check(self.told.issuperset(indices), "aggregates before the parameter set has settled")
+            check(not indices - held, "an aggregate is not given all its segments")
+            check(p not in self.told_params, "aggregates twice")
+            check(p not in self.param_holders, "aggregates twice at once")
+            self.param_holders[p] = command.chunk.attempt
+        self._submit(command, items)
+
+    def _commit(self, command: Commit) -> None:
+        check, attempt = self.world.check, committed_attempt(command)
+        check(self.store_up, "commits while the store is away")
+        if isinstance(command, c.CommitSegment | c.CommitAggregates):
+            check(attempt in self.receipted, "commits without a receipt")
+        else:
+            seen = self.deaths if isinstance(command, c.CommitSynthetic) else self.param_deaths
+            for item in committed_items(command):
+                check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
+        self.unanswered[attempt] = command
+        self.world.later_by_chance(0.005, self.world.do_commit, (self, command))
+
+    @property
+    def is_holder(self) -> bool:
+        """Whether it has the lease in truth."""
+        return self.epoch == self.store.epoch
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether it does what its machine orders."""
+        return self.alive and not self.asleep
+
+    # What it shows.
+
+    def check_view(self) -> None:
+        """Check the figures that users see."""
+        check, machine = self.world.check, self.machine
+        counts = machine.counts()
+        check(sum(counts.values()) == self.spec.line.size, "the counts do not add up")
+        check(min(counts.values()) >= 0, "negative counts")
+        n_final = counts[ReplicateStatus.SUCCEEDED] + sum(counts[s] for s in FAILURES)
+        check(n_final == len(self.told), f"counts {n_final} outcomes, and {len(self.told)} are committed")
+        check(0 <= machine.progress <= 1, "progress outside 0..1")
+        eta = machine.eta(self.world.now)
+        check(eta is None or eta >= 0, "a time left below 0")
+
+
+def _indices(command: Commit) -> Ranges:
+    return committed_items(command) if isinstance(command, c.CommitSegment | c.CommitSynthetic) else Ranges()
+
+
+_NOTES: dict[type, Any] = {
+    e.ChunkDone: Driver._note_chunk,
+    e.AggregateDone: Driver._note_aggregates,
+    e.AttemptLost: Driver._note_lost,
+    e.ChunkErred: Driver._note_erred,
+    e.WorkerLeft: Driver._note_left,
+    e.WorkerJoined: Driver._note_joined,
+    e.AttemptsFound: Driver._note_found,
+    e.TimerRang: Driver._note_rang,
+    e.StoreLost: Driver._note_store_lost,
+    e.StoreBack: Driver._note_store_back,
+    e.LeaseLost: Driver._note_lease_lost,
+    e.Committed: Driver._note_committed,
+}
+_PERFORM: dict[type, Any] = {
+    c.SubmitChunk: Driver._submit_chunk,
+    c.SubmitAggregates: Driver._submit_aggregates,
+    c.CommitSegment: Driver._commit,
+    c.CommitSynthetic: Driver._commit,
+    c.CommitAggregates: Driver._commit,
+    c.CommitSyntheticAggregates: Driver._commit,
+    c.RecordRetry: Driver._record_retry,
+    c.AskForAttempts: Driver._ask,
+    c.StopAttempt: Driver._stop,
+    c.SetTimer: Driver._set_timer,
+    c.ChangeState: Driver._change_state,
+    c.PrepareEnvironment: Driver._prepare,
+    c.Finalize: Driver._finalize,
+    c.Finish: Driver._finish,
+    c.Note: Driver._note,
+}

@@ -1,0 +1,246 @@
+"""The store of a simulation: what it accepted survives every driver. It refuses whoever has lost the lease.
+
+In every tenth schedule the real records (SQLite in memory) are given each write too, and must answer alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING
+
+from modelops.driver import commands as c
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus, next_state
+from modelops.store.records import LeaseLostError, Records
+from modelops.study.ids import JobId
+from modelops.study.ranges import Ranges
+from modelops.worker.messages import AggregateRef, SegmentRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelops.study.ids import AttemptId
+    from modelops.study.spec import JobSpec
+
+Commit = c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates
+
+
+class Store:
+    """Rows in dictionaries. ``outcome`` says how a replicate ended in its attempt of this number."""
+
+    def __init__(self, spec: JobSpec, outcome: Callable[[int, int], ReplicateStatus]) -> None:
+        self._spec, self._outcome = spec, outcome
+        self.up = True
+        self.epoch = 0
+        self.state, self.reason = JobState.QUEUED, ""
+        self.outcomes: dict[int, ReplicateStatus] = {}
+        self.segments: dict[AttemptId, SegmentRef] = {}
+        self.aggregated: dict[int, AttemptId] = {}
+        self.aggregates: dict[AttemptId, AggregateRef] = {}
+        self.aggregate_rows: Counter[str] = Counter()
+        self.numbers: dict[AttemptId, int] = {}  # of attempts, for the truth about outcomes
+        self.retried: list[tuple[Ranges, int]] = []
+        self.failed_attempts: Counter[int] = Counter()
+        self.not_before: dict[int, float] = {}
+
+    # Every one of these raises LeaseLostError.
+
+    def hold(self, epoch: int) -> None:
+        """Refuse a driver that has lost the lease."""
+        if epoch != self.epoch:
+            raise LeaseLostError(JobId("job_simulated"), epoch)
+
+    def change_state(self, epoch: int, command: c.ChangeState) -> None:
+        """Record a transition; InternalError if it is illegal."""
+        self.hold(epoch)
+        self.state = next_state(self.state, command.event)
+        self.reason = command.reason
+
+    def record_retry(self, epoch: int, command: c.RecordRetry, now: float) -> None:
+        """Remember which attempt is next, and when."""
+        self.hold(epoch)
+        self.retried.append((command.indices, command.number))
+        at = now + self._spec.retry.delay_s(command.number - 1)
+        for k in command.indices:
+            self.failed_attempts[k] += 1
+            self.not_before[k] = at
+
+    def commit(self, epoch: int, command: Commit) -> tuple[bool, SegmentRef | None]:
+        """Idempotent by attempt, refused if any index is covered."""
+        self.hold(epoch)
+        attempt = committed_attempt(command)
+        if attempt in self.segments or attempt in self.aggregates:
+            return True, self.segments.get(attempt)
+        items = committed_items(command)
+        if isinstance(command, c.CommitSegment | c.CommitSynthetic):
+            return self._commit_outcomes(command, attempt, items)
+        if any(p in self.aggregated for p in items):
+            return False, None
+        stored = (
+            self._failed_aggregates(command)
+            if isinstance(command, c.CommitSyntheticAggregates)
+            else command.stored
+        )
+        self._add_aggregates(epoch, stored)
+        self.aggregated.update((p, attempt) for p in items)
+        self.aggregates[attempt] = stored
+        self.aggregate_rows.update(stored.counts)
+        return True, None
+
+    def _commit_outcomes(
+        self, command: c.CommitSegment | c.CommitSynthetic, attempt: AttemptId, items: Ranges
+    ) -> tuple[bool, SegmentRef | None]:
+        for k in items:
+            if k in self.outcomes:
+                return False, None
+        if isinstance(command, c.CommitSegment):
+            segment, number = command.segment, self.numbers[attempt]
+            for k in items:
+                self.outcomes[k] = self._outcome(k, number)
+        else:
+            segment = segment_of(attempt, items, {command.status: len(items)})
+            self.outcomes.update((k, command.status) for k in items)
+        self.segments[attempt] = segment
+        return True, segment
+
+    def _failed_aggregates(self, command: c.CommitSyntheticAggregates) -> AggregateRef:
+        n = len(command.params) * len(self._spec.aggregates)
+        return AggregateRef(
+            attempt=command.attempt,
+            name="a",
+            digest="d",
+            n_bytes=1,
+            params=command.params.pairs,
+            counts={"failed": n},
+            inputs=tuple(s.digest for s in self.segments.values()),
+        )
+
+    def _add_aggregates(self, _epoch: int, _stored: AggregateRef) -> None:
+        """For those who keep more than this."""
+
+    def take_lease(self) -> int:
+        """Make somebody else the driver, and return the new epoch."""
+        self.epoch += 1
+        return self.epoch
+
+    def begin_again(self) -> None:
+        """Resume a job that has ended."""
+        assert self.state in FINAL_JOB_STATES
+        self.state, self.reason = next_state(self.state, JobEvent.RESUMED), ""
+        self.retried.clear()
+        self.failed_attempts.clear()
+        self.not_before.clear()
+
+    def known(self) -> tuple[list[SegmentRef], list[AggregateRef]]:
+        """Return what a new driver is given."""
+        return list(self.segments.values()), list(self.aggregates.values())
+
+    @property
+    def n_succeeded(self) -> int:
+        """How many replicates have succeeded."""
+        return sum(status is ReplicateStatus.SUCCEEDED for status in self.outcomes.values())
+
+
+class RealStore(Store):
+    """The same beside real records: both must give the same answers."""
+
+    def __init__(self, spec: JobSpec, outcome: Callable[[int, int], ReplicateStatus]) -> None:
+        super().__init__(spec, outcome)
+        self._records, n = _records(), len(_JOBS)
+        self._job = JobId(f"job_{n}")
+        _JOBS.append(self._job)
+        self._records.create_job(self._job, b"")
+
+    def change_state(self, epoch: int, command: c.ChangeState) -> None:
+        """Record it twice."""
+        lost = self._is_lost(
+            lambda: self._records.change_state(
+                self._job, command.event, who="driver", why=command.reason, epoch=epoch
+            )
+        )
+        assert lost == (epoch != self.epoch)
+        super().change_state(epoch, command)
+
+    def commit(self, epoch: int, command: Commit) -> tuple[bool, SegmentRef | None]:
+        """Commit it twice."""
+        accepted, segment = super().commit(epoch, command)
+        if segment is None and isinstance(command, c.CommitSegment):
+            segment = command.segment
+        if isinstance(command, c.CommitSegment | c.CommitSynthetic) and segment is not None:
+            assert self._records.commit_segment(self._job, epoch, segment) == accepted
+        return accepted, segment
+
+    def hold(self, epoch: int) -> None:
+        """Ask both."""
+        if epoch != self.epoch:
+            assert self._is_lost(
+                lambda: self._records.add_event(self._job, "driver", "note", "", epoch=epoch)
+            )
+        super().hold(epoch)
+
+    def _add_aggregates(self, epoch: int, stored: AggregateRef) -> None:
+        assert self._records.commit_aggregates(self._job, epoch, stored)
+
+    def take_lease(self) -> int:
+        """Take both."""
+        epoch = self._records.take_lease(self._job, "driver")
+        assert epoch == super().take_lease()
+        return epoch
+
+    def begin_again(self) -> None:
+        """Resume both."""
+        self._records.change_state(self._job, JobEvent.RESUMED, who="user")
+        super().begin_again()
+
+    def known(self) -> tuple[list[SegmentRef], list[AggregateRef]]:
+        """Return what the real records know."""
+        return self._records.segments(self._job), self._records.aggregates(self._job)
+
+    def _is_lost(self, write: Callable[[], object]) -> bool:
+        try:
+            write()
+        except LeaseLostError:
+            return True
+        return False
+
+
+_JOBS: list[JobId] = []
+
+
+@cache
+def _records() -> Records:
+    """Open real records in memory: one database for the process, as making one takes longer than a schedule."""
+    import sqlalchemy as sa
+    from sqlalchemy.pool import StaticPool
+
+    from modelops.store import database, schema
+
+    engine = sa.create_engine("sqlite://", poolclass=StaticPool)
+    sa.event.listen(engine, "connect", database._prepare_sqlite)
+    sa.event.listen(engine, "begin", database._begin_sqlite)
+    schema.metadata.create_all(engine)
+    return Records(database.Database(engine), lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def segment_of(attempt: AttemptId, indices: Ranges, counts: dict[ReplicateStatus, int]) -> SegmentRef:
+    """Return the segment that an attempt has stored."""
+    return SegmentRef(
+        attempt=attempt, name="s", digest=f"digest {attempt}", n_bytes=1, ranges=indices.pairs, counts=counts
+    )
+
+
+def committed_attempt(command: Commit) -> AttemptId:
+    """Return the attempt that a commit is of."""
+    if isinstance(command, c.CommitSegment):
+        return command.segment.attempt
+    return command.stored.attempt if isinstance(command, c.CommitAggregates) else command.attempt
+
+
+def committed_items(command: Commit) -> Ranges:
+    """Return the indices, or parameter sets, that a commit is of."""
+    if isinstance(command, c.CommitSegment):
+        return Ranges(command.segment.ranges)
+    if isinstance(command, c.CommitAggregates):
+        return Ranges(command.stored.params)
+    return command.indices if isinstance(command, c.CommitSynthetic) else command.params
