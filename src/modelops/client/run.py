@@ -186,7 +186,7 @@ def _driver(
     listening: contextlib.ExitStack,
 ) -> DriverLoop:
     from modelops.driver import events as e
-    from modelops.driver.loop import DriverLoop, check_workers
+    from modelops.driver.loop import DriverLoop
     from modelops.driver.machine import Machine
 
     loop = DriverLoop(
@@ -204,9 +204,8 @@ def _driver(
             left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
         )
     )
-    workers = cluster.workers()
-    check_workers(workers)
-    for worker, slots in workers.items():
+    # There may be none just now: those that died are being started again, and the loop waits for them.
+    for worker, slots in cluster.workers().items():
         loop.tell(e.WorkerJoined(worker, slots))
     return loop
 

@@ -284,9 +284,3 @@ class DriverLoop:
         except (OSError, ValueError) as error:
             # The worker is gone; its attempts are told as lost by the future.
             log.info("could not ask %s to stop %s: %s", command.worker, command.attempt, error)
-
-
-def check_workers(workers: dict[str, int]) -> None:
-    """Refuse to drive without a worker. Raises ClusterError."""
-    if not workers:
-        raise ClusterError("no worker is connected to the scheduler")
