@@ -220,7 +220,9 @@ def index(environ: Mapping[str, str]) -> Check:
     import urllib.request
 
     names = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
-    url = next((environ[name] for name in names if environ.get(name)), "https://pypi.org/simple")
+    url = next((environ[name] for name in names if environ.get(name)), None)
+    if url is None:
+        return _default_index(environ)
     url = url.partition("=")[2] if "=" in url.partition("://")[0] else url  # uv takes NAME=URL too
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
@@ -245,6 +247,39 @@ def index(environ: Mapping[str, str]) -> Check:
         )  # fmt: skip
     seconds = time.monotonic() - began
     return ok("package index", f"{host} answers in {seconds:.2f} s", reachable=True, seconds=seconds)
+
+
+def _default_index(environ: Mapping[str, str]) -> Check:
+    """Have uv look up one package: it knows which index is the default one here, and how to get there."""
+    from modelops.environments.uv import find_uv, uv_environ
+
+    command = [str(find_uv()), "pip", "compile", "--quiet", "--no-deps", "--refresh-package", "pip", "-"]
+    began = time.monotonic()
+    try:
+        asked = subprocess.run(
+            [*command, "--python", sys.executable],
+            input="pip",
+            env=uv_environ(environ),
+            capture_output=True,
+            text=True,
+            timeout=INDEX_TIMEOUT_S,
+            check=False,
+        )
+        problem = asked.stderr.strip() if asked.returncode else ""
+    except subprocess.TimeoutExpired:
+        problem = f"no answer within {INDEX_TIMEOUT_S:g} s"
+    if problem:
+        return warning(
+            "package index",
+            f"the default index did not answer: {problem}",
+            "environments that are built already work; for new ones check network and proxy, or name another "
+            "index in UV_DEFAULT_INDEX",
+            reachable=False,
+        )
+    seconds = time.monotonic() - began
+    return ok(
+        "package index", f"the default index answers in {seconds:.2f} s", reachable=True, seconds=seconds
+    )
 
 
 def limits() -> Iterator[Check]:
