@@ -35,8 +35,8 @@ docs: $(VENV)/dev.stamp ## redraw what is made from the code, and run the exampl
 
 lock: $(VENV)/dev.stamp ## resolve the pinned lists anew
 	$(UV) lock --upgrade --quiet
-	$(UV) export --quiet --no-emit-project --no-annotate --no-header --no-dev --extra sampling -o requirements.txt >/dev/null
-	$(UV) export --quiet --no-emit-project --no-annotate --no-header --all-groups --extra sampling -o requirements-dev.txt >/dev/null
+	$(UV) export --quiet --no-emit-project --no-annotate --no-header --no-dev --extra sampling --extra postgres -o requirements.txt >/dev/null
+	$(UV) export --quiet --no-emit-project --no-annotate --no-header --all-groups --extra sampling --extra postgres -o requirements-dev.txt >/dev/null
 
 clean: ## remove the environment and caches of this checkout
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -16,11 +16,11 @@ from modelops.home import Home
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from modelops.client.ledger import StoreLedger
     from modelops.client.prepare import PreparedJob
     from modelops.cluster.embedded import EmbeddedCluster
     from modelops.driver.loop import DriverLoop
     from modelops.driver.machine import Machine
+    from modelops.server.store_ledger import StoreLedger
     from modelops.store import Objects, Records
     from modelops.study import Study
 
@@ -153,8 +153,8 @@ def _run(
 
 
 def _ledger(prepared: PreparedJob, records: Records, objects: Objects) -> StoreLedger:
-    from modelops.client.ledger import StoreLedger
     from modelops.client.prepare import whoami
+    from modelops.server.store_ledger import StoreLedger
 
     epoch = records.take_lease(prepared.job, whoami())
     return StoreLedger(

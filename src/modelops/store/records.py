@@ -58,6 +58,10 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     n_events: int
     created_at: datetime
     changed_at: datetime
+    study: str = "study.json"
+    used_s: float = 0.0
+    cancel_by: str | None = None
+    stalled: str = ""
 
 
 class EventRow(msgspec.Struct, frozen=True, kw_only=True):

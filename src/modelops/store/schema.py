@@ -12,7 +12,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-REVISIONS: Final = ("0001",)  # every migration there is, oldest first; needed without importing alembic
+REVISIONS: Final = (
+    "0001",
+    "0002",
+)  # every migration there is, oldest first; needed without importing alembic
 HEAD: Final = REVISIONS[-1]
 
 
@@ -50,6 +53,23 @@ jobs = sa.Table(
     sa.Column("n_events", sa.Integer, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("changed_at", UtcTime, nullable=False),
+    # The object that holds the spec as workers read it: another one after each extension.
+    sa.Column("study", sa.Text, nullable=False, server_default="study.json"),
+    # Seconds of the job's timeout that this run has used, as its drivers measured them.
+    sa.Column("used_s", sa.Float, nullable=False, server_default="0"),
+    # Who asked for the end of this run; kept here so that it is heard whoever drives the job.
+    sa.Column("cancel_by", sa.Text),
+    # Why the job makes no progress, if it should; empty while all is well.
+    sa.Column("stalled", sa.Text, nullable=False, server_default=""),
+)
+
+submissions = sa.Table(  # so that a submission which is repeated makes no second job
+    "submissions",
+    metadata,
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),  # SHA-256 of the request
+    sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
 )
 
 leases = sa.Table(  # one row per takeover: who drove the job, and since when
@@ -59,6 +79,9 @@ leases = sa.Table(  # one row per takeover: who drove the job, and since when
     sa.Column("epoch", sa.Integer, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("taken_at", UtcTime, nullable=False),
+    # By the clock of the database. Null where a file lock of the live process says who holds the job.
+    sa.Column("expires_at", UtcTime),
+    sa.Column("released_at", UtcTime),
 )
 
 events = sa.Table(  # numbered per job under the lock of its row, so a reader's cursor never skips one
