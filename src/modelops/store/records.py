@@ -15,11 +15,24 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
-from modelops.errors import InternalError, ModelOpsError, NotFoundError, RetryableError
+from modelops.errors import InternalError
 from modelops.states import JobEvent, JobState, ReplicateStatus, next_state
 from modelops.store import schema
 from modelops.store.database import Database
+from modelops.store.driving import DrivingRecords
 from modelops.store.objects import AlreadyExistsError
+from modelops.store.rows import (
+    ChangedMeanwhileError,
+    EventRow,
+    JobRow,
+    LeaseLostError,
+    append_event,
+    hold,
+    insert_event,
+    job_row,
+    read_job,
+    update_of,
+)
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
@@ -27,55 +40,10 @@ from modelops.worker.messages import AggregateRef, SegmentRef
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-
-class LeaseLostError(ModelOpsError):
-    """Another driver has taken the job over; this one writes nothing more and stops."""
-
-    def __init__(self, job: JobId, epoch: int) -> None:
-        super().__init__(job, epoch)
-        self.job, self.epoch = job, epoch
-
-    def __str__(self) -> str:
-        return f"another driver holds job {self.job}; the lease of epoch {self.epoch} is over"
+__all__ = ["ChangedMeanwhileError", "EventRow", "JobRow", "LeaseLostError", "Records"]
 
 
-class ChangedMeanwhileError(RetryableError):
-    """The job is no longer as the caller saw it: look again, then decide again."""
-
-
-class JobRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is recorded of a job. ``spec``: the bytes of its ``study.json``; times are aware, UTC."""
-
-    job: JobId
-    name: str
-    bundle: str
-    spec: bytes
-    state: JobState
-    reason: str
-    run: int
-    version: int
-    epoch: int
-    n_events: int
-    created_at: datetime
-    changed_at: datetime
-    study: str = "study.json"
-    used_s: float = 0.0
-    cancel_by: str | None = None
-    stalled: str = ""
-
-
-class EventRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a job's story. ``number``: 1, 2, 3, ... within the job; pass it as ``after`` to read on."""
-
-    number: int
-    at: datetime
-    who: str
-    kind: str
-    text: str
-    data: dict[str, Any]
-
-
-class Records:
+class Records(DrivingRecords):
     """The jobs of one database. Safe to use from many threads, and from many processes at once."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
@@ -90,6 +58,20 @@ class Records:
     def close(self) -> None:
         """Close every connection."""
         self._database.close()
+
+    @property
+    def database(self) -> Database:
+        """The database, for what makes transactions of its own."""
+        return self._database
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether the database is a file (SQLite), so that all who use it are on this machine."""
+        return self._database.engine.dialect.name == "sqlite"
+
+    def now(self) -> datetime:
+        """Return the time by which events are recorded."""
+        return self._clock()
 
     # Jobs
 
@@ -111,7 +93,7 @@ class Records:
         try:
             with self._database.writing() as sql:
                 sql.execute(schema.jobs.insert().values(msgspec.structs.asdict(row)))
-                _insert_event(sql, job, 1, now, who, "created", why, {})
+                insert_event(sql, job, 1, now, who, "created", why, {})
         except SqlIntegrityError as e:
             raise AlreadyExistsError(f"there is a job {job} already") from e
         return row
@@ -119,7 +101,7 @@ class Records:
     def job(self, job: JobId) -> JobRow:
         """Return one job. Raises NotFoundError."""
         with self._database.reading() as sql:
-            return _job(sql, job)
+            return read_job(sql, job)
 
     def jobs(self, *, states: Iterable[JobState] | None = None) -> list[JobRow]:
         """Return all jobs (in these states), newest first."""
@@ -127,7 +109,7 @@ class Records:
         if states is not None:
             query = query.where(schema.jobs.c.state.in_(list(states)))
         with self._database.reading() as sql:
-            return [_job_row(row) for row in sql.execute(query).mappings()]
+            return [job_row(row) for row in sql.execute(query).mappings()]
 
     def take_lease(self, job: JobId, owner: str) -> int:
         """Take the job over and return the new epoch. Whoever held it before can write no more.
@@ -139,11 +121,11 @@ class Records:
         """
         now = self._clock()
         with self._database.writing() as sql:
-            before = _job(sql, job, lock=True)
+            before = read_job(sql, job, lock=True)
             epoch = before.epoch + 1
-            sql.execute(_update(job).values(epoch=epoch))
+            sql.execute(update_of(job).values(epoch=epoch))
             sql.execute(schema.leases.insert().values(job=job, epoch=epoch, owner=owner, taken_at=now))
-            self._append_event(sql, job, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
+            append_event(sql, job, self._clock(), owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
         return epoch
 
     def change_state(
@@ -172,8 +154,8 @@ class Records:
         """
         with self._database.writing() as sql:
             if epoch is not None:
-                _hold(sql, job, epoch)
-            old = _job(sql, job, lock=True)
+                hold(sql, job, epoch)
+            old = read_job(sql, job, lock=True)
             if expected_version not in (None, old.version) or expected_state not in (None, old.state):
                 raise ChangedMeanwhileError(
                     f"job {job} is {old.state} at version {old.version}, not "
@@ -181,14 +163,15 @@ class Records:
                 )
             state = next_state(old.state, event)
             begins_again = event in (JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED)
+            new_run = {"used_s": 0.0, "cancel_by": None, "stalled": ""} if begins_again else {}
             sql.execute(
-                _update(job).values(
+                update_of(job).values(
                     state=state, reason=why, version=old.version + 1, run=old.run + begins_again,
-                    changed_at=self._clock(),
+                    changed_at=self._clock(), **new_run,
                 )
             )  # fmt: skip
-            self._append_event(sql, job, who, event, why, {"from": old.state, "to": state})
-            return _job(sql, job)
+            append_event(sql, job, self._clock(), who, event, why, {"from": old.state, "to": state})
+            return read_job(sql, job)
 
     # Events
 
@@ -205,8 +188,8 @@ class Records:
         """Append to the job's story; return the event's number. ``data``: anything JSON can hold."""
         with self._database.writing() as sql:
             if epoch is not None:
-                _hold(sql, job, epoch)
-            return self._append_event(sql, job, who, kind, text, dict(data or {}))
+                hold(sql, job, epoch)
+            return append_event(sql, job, self._clock(), who, kind, text, dict(data or {}))
 
     def events(self, job: JobId, after: int = 0, limit: int | None = None) -> list[EventRow]:
         """Return the events with a number above ``after``, in order, at most ``limit``."""
@@ -215,17 +198,6 @@ class Records:
         query = query.where(e.job == job, e.number > after).order_by(e.number).limit(limit)
         with self._database.reading() as sql:
             return [EventRow(**row) for row in sql.execute(query).mappings()]
-
-    def _append_event(
-        self, sql: sa.Connection, job: JobId, who: str, kind: str, text: str, data: dict[str, Any]
-    ) -> int:
-        number = sql.scalar(
-            _update(job).values(n_events=schema.jobs.c.n_events + 1).returning(schema.jobs.c.n_events)
-        )
-        if number is None:
-            raise NotFoundError(f"there is no job {job}")
-        _insert_event(sql, job, number, self._clock(), who, kind, text, data)
-        return int(number)
 
     # Segments and aggregates
 
@@ -247,7 +219,7 @@ class Records:
     def commit_segments(self, job: JobId, epoch: int, refs: Sequence[SegmentRef]) -> list[bool]:
         """Commit several segments in one transaction, each by the rules of `commit_segment`, in order."""
         with self._database.writing() as sql:
-            _hold(sql, job, epoch)
+            hold(sql, job, epoch)
             return [self._commit_segment(sql, job, epoch, ref) for ref in refs]
 
     def _commit_segment(self, sql: sa.Connection, job: JobId, epoch: int, ref: SegmentRef) -> bool:
@@ -260,7 +232,7 @@ class Records:
         columns = {"counts": ref.counts, "inputs": list(ref.inputs)}
         params = Ranges(ref.params)
         with self._database.writing() as sql:
-            _hold(sql, job, epoch)
+            hold(sql, job, epoch)
             return self._commit(
                 sql, job, epoch, ref, params, columns, schema.aggregates, schema.aggregate_ranges
             )
@@ -311,7 +283,7 @@ class Records:
             ``epoch`` is not the job's.
         """
         with self._database.writing() as sql:
-            _hold(sql, job, epoch)
+            hold(sql, job, epoch)
             r = schema.segment_ranges.c
             n = sql.scalar(sa.select(sa.func.coalesce(sa.func.sum(r.hi - r.lo), 0)).where(r.job == job)) or 0
             for table in (
@@ -321,7 +293,7 @@ class Records:
                 schema.aggregates,
             ):
                 sql.execute(table.delete().where(table.c.job == job))
-            self._append_event(sql, job, who, "results_voided", why, {"replicates": int(n)})
+            append_event(sql, job, self._clock(), who, "results_voided", why, {"replicates": int(n)})
         return int(n)
 
     def segments(self, job: JobId) -> list[SegmentRef]:
@@ -377,47 +349,6 @@ class Records:
             for attempt, lo, hi in sql.execute(query):
                 covers[attempt].append((lo, hi))
         return rows, {attempt: tuple(pairs) for attempt, pairs in covers.items()}
-
-
-def _update(job: JobId) -> sa.Update:
-    return schema.jobs.update().where(schema.jobs.c.job == job)
-
-
-def _hold(sql: sa.Connection, job: JobId, epoch: int) -> None:
-    """Lock the job's row for this transaction, or learn that the lease is lost."""
-    held = sql.execute(_update(job).where(schema.jobs.c.epoch == epoch).values(epoch=epoch))
-    if held.rowcount == 0:
-        _job(sql, job)  # a job that does not exist is another error
-        raise LeaseLostError(job, epoch)
-
-
-def _job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:
-    query = sa.select(schema.jobs).where(schema.jobs.c.job == job)
-    row = sql.execute(query.with_for_update() if lock else query).mappings().one_or_none()
-    if row is None:
-        raise NotFoundError(f"there is no job {job}")
-    return _job_row(row)
-
-
-def _job_row(row: Mapping[Any, Any]) -> JobRow:
-    return JobRow(**{**row, "state": JobState(row["state"])})
-
-
-def _insert_event(
-    sql: sa.Connection,
-    job: JobId,
-    number: int,
-    at: datetime,
-    who: str,
-    kind: str,
-    text: str,
-    data: dict[str, Any],
-) -> None:
-    sql.execute(
-        schema.events.insert().values(
-            job=job, number=number, at=at, who=who, kind=str(kind), text=text, data=data
-        )
-    )
 
 
 def _covered(sql: sa.Connection, ranges: sa.Table, job: JobId, lo: int, hi: int) -> bool:

@@ -1,0 +1,95 @@
+"""What a driver asks the records and leaves there for the next one: open jobs, time used, cancels, retries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
+from modelops.store import schema
+from modelops.store.rows import append_event, hold, read_job, update_of
+from modelops.study.ids import JobId
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from modelops.store.database import Database
+
+RETRY: Final = "retry"  # the kind of event by which a driver records that replicates will be tried again
+_NEW_RUN: Final = (JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED)
+
+
+class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that has not ended, as far as one must know to choose which to drive."""
+
+    job: JobId
+    state: JobState
+    cancel_by: str | None
+
+
+class DrivingRecords:
+    """The part of `Records` that only drivers need."""
+
+    _database: Database
+    _clock: Callable[[], datetime]
+
+    def open_jobs(self) -> list[OpenJob]:
+        """Return the jobs that have not ended, oldest first."""
+        j = schema.jobs.c
+        query = sa.select(j.job, j.state, j.cancel_by).where(j.state.not_in(list(FINAL_JOB_STATES)))
+        with self._database.reading() as sql:
+            rows = sql.execute(query.order_by(j.created_at, j.job)).all()
+        return [
+            OpenJob(job=JobId(row.job), state=JobState(row.state), cancel_by=row.cancel_by) for row in rows
+        ]
+
+    def hold(self, job: JobId, epoch: int) -> None:
+        """Raise LeaseLostError unless this is still the epoch of the job's driver; write nothing."""
+        with self._database.writing() as sql:
+            hold(sql, job, epoch)
+
+    def record_use(self, job: JobId, epoch: int, used_s: float) -> None:
+        """Record how many seconds of the job's timeout this run has used. Raises LeaseLostError."""
+        with self._database.writing() as sql:
+            hold(sql, job, epoch)
+            sql.execute(update_of(job).values(used_s=used_s))
+
+    def cancel_asked_by(self, job: JobId) -> str | None:
+        """Return who asked for the end of this run of the job, if anybody did."""
+        with self._database.reading() as sql:
+            found = sql.scalar(sa.select(schema.jobs.c.cancel_by).where(schema.jobs.c.job == job))
+        return None if found is None else str(found)
+
+    def ask_cancel(self, job: JobId, who: str) -> bool:
+        """Ask whoever drives the job, now or later, to end it; False if it has ended. Raises NotFoundError."""
+        with self._database.writing() as sql:
+            row = read_job(sql, job, lock=True)
+            if row.state in FINAL_JOB_STATES:
+                return False
+            if row.cancel_by is None:
+                sql.execute(update_of(job).values(cancel_by=who))
+                append_event(sql, job, self._clock(), who, "cancel_wanted", "", {})
+            return True
+
+    def record_retry(self, job: JobId, epoch: int, who: str, indices: Ranges, number: int) -> None:
+        """Record that these replicates will be tried again, as attempt ``number``. Raises LeaseLostError."""
+        text = f"attempt {number} of {len(indices)} replicates"
+        data = {"ranges": [list(pair) for pair in indices.pairs], "number": number}
+        with self._database.writing() as sql:
+            hold(sql, job, epoch)
+            append_event(sql, job, self._clock(), who, RETRY, text, data)
+
+    def retried(self, job: JobId) -> list[tuple[Ranges, int]]:
+        """Return what `record_retry` recorded in this run of the job, in that order."""
+        e = schema.events.c
+        with self._database.reading() as sql:
+            began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(
+                e.job == job, e.kind.in_([str(event) for event in _NEW_RUN])
+            )
+            query = sa.select(e.data).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
+            found = list(sql.scalars(query.order_by(e.number)))
+        return [(Ranges((lo, hi) for lo, hi in data["ranges"]), int(data["number"])) for data in found]

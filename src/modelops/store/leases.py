@@ -1,0 +1,230 @@
+"""Who drives a job: one lease per job, each takeover with a higher epoch.
+
+The epoch is what keeps two drivers apart: every write checks it. A lease only says when somebody else may take over.
+On one machine that is a lock on a file, which the kernel takes from a process that dies. With a database for many
+machines it is a time on the database's own clock, never on that of a host.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Final, Protocol
+
+import sqlalchemy as sa
+
+from modelops.errors import StorageError
+from modelops.store import schema
+from modelops.store.rows import append_event, read_job, update_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelops.store.records import Records
+    from modelops.study.ids import JobId
+
+LEASE_S: Final = 20.0  # a driver that has not renewed for so long may be replaced
+RENEW_EVERY_S: Final = 5.0
+
+
+class Leases(Protocol):
+    """The leases of one process. Thread-safe. All but `renew` concern one job."""
+
+    def reserve(self, job: JobId) -> None:
+        """Keep a job that is about to be recorded from other drivers of this machine; `take` comes next."""
+
+    def take(self, job: JobId, owner: str) -> int | None:
+        """Become the job's driver; whoever drove it before can write no more.
+
+        Parameters
+        ----------
+        owner
+            Who drives from now on, for the record.
+
+        Returns
+        -------
+            The new epoch; also for who holds the lease already. None: somebody else, who is alive, holds it.
+        """
+
+    def renew(self) -> list[JobId]:
+        """Say for all leases that their holder lives; return the jobs whose lease is lost."""
+
+    def release(self, job: JobId) -> None:
+        """Let somebody else take the job over at once. Nothing happens if it is not held."""
+
+
+def leases_for(records: Records, folder: Path) -> Leases:
+    """Return leases that suit the database: locks below ``folder`` for SQLite, its own clock for PostgreSQL."""
+    return FileLeases(records, folder) if records.on_one_machine else ClockLeases(records)
+
+
+class FileLeases:
+    """A lock on ``<folder>/<job>.lock``, held by the live process: a dead driver has none, at once."""
+
+    def __init__(self, records: Records, folder: Path) -> None:
+        self._records, self._folder = records, folder
+        self._lock = threading.Lock()
+        self._held: dict[JobId, int] = {}  # file descriptors
+        _close_in_children(self)
+
+    def reserve(self, job: JobId) -> None:
+        """Lock the job before its row exists."""
+        with self._lock:
+            self._acquire(job)
+
+    def take(self, job: JobId, owner: str) -> int | None:
+        """Lock the file, then raise the epoch."""
+        with self._lock:
+            was_held = job in self._held
+            if not self._acquire(job):
+                return None
+            try:
+                return self._records.take_lease(job, owner)
+            except BaseException:
+                if not was_held:
+                    self._unlock(job)
+                raise
+
+    def renew(self) -> list[JobId]:
+        """Do nothing: the lock lives as long as the process."""
+        return []
+
+    def release(self, job: JobId) -> None:
+        """Unlock the file, and remove it."""
+        with self._lock:
+            self._unlock(job)
+
+    def _acquire(self, job: JobId) -> bool:
+        if job in self._held:
+            return True
+        path = self._folder / f"{job}.lock"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(fd)
+                    return False
+                if _is_at(fd, path):
+                    self._held[job] = fd
+                    return True
+                os.close(fd)  # who held it has removed the file: lock the one that is there now
+        except OSError as error:
+            raise StorageError(f"the lease {path} cannot be locked: {error.strerror or error}") from error
+
+    def _unlock(self, job: JobId) -> None:
+        fd = self._held.pop(job, None)
+        if fd is not None:
+            (self._folder / f"{job}.lock").unlink(
+                missing_ok=True
+            )  # while it is locked: nobody else has this file
+            os.close(fd)
+
+    def forget_all(self) -> None:
+        """Close the files without unlocking them: in a forked child, which holds no lease."""
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
+def _close_in_children(leases: FileLeases) -> None:
+    """Keep a fork of this process from holding its leases: a lock lasts until all copies of its file are closed."""
+    known = weakref.ref(leases)
+
+    def in_child() -> None:
+        if (there := known()) is not None:
+            there.forget_all()
+
+    os.register_at_fork(after_in_child=in_child)
+
+
+class ClockLeases:
+    """Leases that end ``lease_s`` after they were renewed, by the clock of the database (PostgreSQL)."""
+
+    def __init__(self, records: Records, *, lease_s: float = LEASE_S) -> None:
+        self._records, self._lease_s = records, lease_s
+        self._lock = threading.Lock()
+        self._held: dict[JobId, int] = {}  # epochs
+
+    def reserve(self, job: JobId) -> None:
+        """Do nothing: there is no row to hold before the job is recorded."""
+
+    def take(self, job: JobId, owner: str) -> int | None:
+        """Raise the epoch, unless a lease that has not ended is another's."""
+        t = schema.leases.c
+        with self._lock:
+            with self._records.database.writing() as sql:
+                row = read_job(sql, job, lock=True)
+                live = sa.select(t.epoch).where(
+                    t.job == job, t.epoch == row.epoch, t.released_at.is_(None), t.expires_at > _NOW
+                )
+                if self._held.get(job) != row.epoch and sql.scalar(live) is not None:
+                    return None
+                epoch = row.epoch + 1
+                sql.execute(update_of(job).values(epoch=epoch))
+                new = {
+                    "job": job,
+                    "epoch": epoch,
+                    "owner": owner,
+                    "taken_at": _NOW,
+                    "expires_at": self._end(),
+                }
+                sql.execute(schema.leases.insert().values(new))
+                at = self._records.now()
+                append_event(sql, job, at, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
+            self._held[job] = epoch
+            return epoch
+
+    def renew(self) -> list[JobId]:
+        """Move the end of every lease that is still the newest of its job."""
+        with self._lock:
+            held = dict(self._held)
+            if not held:
+                return []
+            with self._records.database.writing() as sql:
+                renewed = {job for job, epoch in held.items() if self._renew(sql, job, epoch)}
+            lost = [job for job in held if job not in renewed]
+            for job in lost:
+                del self._held[job]
+            return lost
+
+    def _renew(self, sql: sa.Connection, job: JobId, epoch: int) -> bool:
+        t = schema.leases.c
+        newest = sa.select(schema.jobs.c.epoch).where(schema.jobs.c.job == job).scalar_subquery()
+        update = schema.leases.update().where(
+            t.job == job, t.epoch == epoch, t.epoch == newest, t.released_at.is_(None)
+        )
+        return sql.execute(update.values(expires_at=self._end())).rowcount > 0
+
+    def release(self, job: JobId) -> None:
+        """Record that the lease has ended."""
+        t = schema.leases.c
+        with self._lock:
+            epoch = self._held.get(job)
+            if epoch is None:
+                return
+            with self._records.database.writing() as sql:
+                sql.execute(
+                    schema.leases.update().where(t.job == job, t.epoch == epoch).values(released_at=_NOW)
+                )
+            del self._held[job]
+
+    def _end(self) -> sa.ColumnElement[object]:
+        return _NOW + sa.text(f"interval '{self._lease_s} seconds'")
+
+
+_NOW: Final = (
+    sa.func.clock_timestamp()
+)  # not now(): that is when the transaction began, before it had the lock

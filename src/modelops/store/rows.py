@@ -1,0 +1,122 @@
+"""Rows of jobs and events as values, and what every transaction on a job does: lock its row, append to its story."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from modelops.errors import ModelOpsError, NotFoundError, RetryableError
+from modelops.states import JobState
+from modelops.store import schema
+from modelops.study.ids import JobId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class LeaseLostError(ModelOpsError):
+    """Another driver has taken the job over; this one writes nothing more and stops."""
+
+    def __init__(self, job: JobId, epoch: int) -> None:
+        super().__init__(job, epoch)
+        self.job, self.epoch = job, epoch
+
+    def __str__(self) -> str:
+        return f"another driver holds job {self.job}; the lease of epoch {self.epoch} is over"
+
+
+class ChangedMeanwhileError(RetryableError):
+    """The job is no longer as the caller saw it: look again, then decide again."""
+
+
+class JobRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is recorded of a job. ``spec``: the bytes of its ``study.json``; times are aware, UTC."""
+
+    job: JobId
+    name: str
+    bundle: str
+    spec: bytes
+    state: JobState
+    reason: str
+    run: int
+    version: int
+    epoch: int
+    n_events: int
+    created_at: datetime
+    changed_at: datetime
+    study: str = "study.json"
+    used_s: float = 0.0
+    cancel_by: str | None = None
+    stalled: str = ""
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a job's story. ``number``: 1, 2, 3, ... within the job; pass it as ``after`` to read on."""
+
+    number: int
+    at: datetime
+    who: str
+    kind: str
+    text: str
+    data: dict[str, Any]
+
+
+def update_of(job: JobId) -> sa.Update:
+    """Return an update of the job's row."""
+    return schema.jobs.update().where(schema.jobs.c.job == job)
+
+
+def hold(sql: sa.Connection, job: JobId, epoch: int) -> None:
+    """Lock the job's row for this transaction, or learn that the lease is lost."""
+    held = sql.execute(update_of(job).where(schema.jobs.c.epoch == epoch).values(epoch=epoch))
+    if held.rowcount == 0:
+        read_job(sql, job)  # a job that does not exist is another error
+        raise LeaseLostError(job, epoch)
+
+
+def read_job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:
+    """Return a job's row, locked for this transaction if wanted. Raises NotFoundError."""
+    query = sa.select(schema.jobs).where(schema.jobs.c.job == job)
+    row = sql.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job}")
+    return job_row(row)
+
+
+def job_row(row: Mapping[Any, Any]) -> JobRow:
+    """Return a row as a value."""
+    return JobRow(**{**row, "state": JobState(row["state"])})
+
+
+def insert_event(
+    sql: sa.Connection,
+    job: JobId,
+    number: int,
+    at: datetime,
+    who: str,
+    kind: str,
+    text: str,
+    data: dict[str, Any],
+) -> None:
+    """Write an event whose number is known to be free."""
+    sql.execute(
+        schema.events.insert().values(
+            job=job, number=number, at=at, who=who, kind=str(kind), text=text, data=data
+        )
+    )
+
+
+def append_event(
+    sql: sa.Connection, job: JobId, at: datetime, who: str, kind: str, text: str, data: dict[str, Any]
+) -> int:
+    """Append to a job's story and return the event's number."""
+    number = sql.scalar(
+        update_of(job).values(n_events=schema.jobs.c.n_events + 1).returning(schema.jobs.c.n_events)
+    )
+    if number is None:
+        raise NotFoundError(f"there is no job {job}")
+    insert_event(sql, job, number, at, who, kind, text, data)
+    return int(number)
