@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from modelops.home import Home
+from services import S3, Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,6 +61,28 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Start a real PostgreSQL for the tests that ask for one."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_service() -> Iterator[S3]:
+    """Start a real S3 service for the tests that ask for one."""
+    with S3() as service:
+        yield service
+
+
+@pytest.fixture
+def s3(s3_service: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """Lend the S3 service, with the variables by which clients find it."""
+    for name, value in s3_service.environ.items():
+        monkeypatch.setenv(name, value)
+    return s3_service
 
 
 def descendants(pid: int) -> set[int]:

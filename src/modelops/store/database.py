@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_S: Final = 60
 
 
+_ON_FILE: Final[dict[str, Any]] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+_ON_SERVER: Final[dict[str, Any]] = {
+    "pool_size": 10,
+    "max_overflow": 90,  # one for each driver and each request that is being answered
+    "pool_timeout": BUSY_TIMEOUT_S,
+    "pool_pre_ping": True,  # a connection that died with its server is no error of the next transaction
+    "connect_args": {"connect_timeout": 10, "application_name": "modelops"},
+}
+
+
 class Database:
     """Connections to one database, each use of them one transaction."""
 
@@ -35,6 +45,11 @@ class Database:
         self.engine = engine
         self.name = engine.url.render_as_string(hide_password=True)
         self._readers = engine.execution_options(modelops_read=True)
+        if engine.dialect.name == "postgresql":
+            # What a block reads, it reads of one moment; SQLite's transactions are so by themselves.
+            self._readers = self._readers.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
 
     @classmethod
     def open(cls, url: str) -> Database:
@@ -49,9 +64,7 @@ class Database:
         """
         parsed = _parse(url)
         on_file = parsed.get_backend_name() == "sqlite"
-        engine = sa.create_engine(
-            parsed, **({"connect_args": {"timeout": BUSY_TIMEOUT_S}} if on_file else {})
-        )
+        engine = sa.create_engine(parsed, **(_ON_FILE if on_file else _ON_SERVER))
         lock: Any = nullcontext()
         if on_file:
             lock = _lock_beside(parsed)
@@ -123,6 +136,10 @@ class Database:
         config = Config()
         config.set_main_option("script_location", "modelops.store:migrations")
         with _MIGRATING, self.writing() as connection:
+            if (
+                connection.dialect.name == "postgresql"
+            ):  # as the file lock does for SQLite; ends with the transaction
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -130,6 +147,9 @@ class Database:
 # What alembic runs (``context``, ``op``) it hands over in globals of the process, so only one thread may migrate,
 # whatever its database. The file lock around it keeps other processes away.
 _MIGRATING: Final = threading.Lock()
+_MIGRATION_LOCK: Final = (
+    0x6D6F64656C6F7073  # "modelops": what all that migrate one PostgreSQL database agree on
+)
 
 
 def _parse(url: str) -> sa.URL:

@@ -1,4 +1,4 @@
-"""Object storage: one contract over every implementation, and what only a folder can suffer."""
+"""Object storage: one contract over a folder and a real S3 service, and what only a folder can suffer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import os
 import subprocess
 import threading
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
 from modelops.store import AlreadyExistsError, Objects
+from modelops.store.objects import FolderObjects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from services import S3
 
-@pytest.fixture(params=["folder", "memory"])
+
+@pytest.fixture(params=["folder", "memory", "s3"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    if request.param == "s3":
+        service: S3 = request.getfixturevalue("s3")
+        return Objects.open(f"{service.url}/{uuid4()}")
     return Objects.open(tmp_path / "objects" if request.param == "folder" else "memory:///")
 
 
@@ -129,7 +136,7 @@ def test_only_a_folder_has_local_paths(objects: Objects) -> None:
     objects.put_new("a/b", b"x")
     path = objects.local_path("a/b")
     assert path is None or path.read_bytes() == b"x"
-    assert (path is None) == ("memory" in repr(objects))
+    assert (path is None) == (not isinstance(objects, FolderObjects))
 
 
 @pytest.fixture

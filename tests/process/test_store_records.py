@@ -1,4 +1,4 @@
-"""Records: the tables, the transactions, and many writers at once."""
+"""Records on SQLite and on a real PostgreSQL: the tables, the transactions, and many writers at once."""
 
 from __future__ import annotations
 
@@ -39,13 +39,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.study.ranges import Range
+    from services import Postgres
 
 JOB = JobId("job_1")
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/modelops.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each kind: what follows is one contract."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("sqlite_url"))
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture
@@ -83,13 +93,13 @@ def test_the_revisions_known_without_alembic_are_those_that_exist() -> None:
     assert [r.revision for r in script.walk_revisions()][::-1] == list(REVISIONS)
 
 
-def test_a_newer_database_is_refused_with_a_sentence(url: str, tmp_path: Path) -> None:
-    Records.open(url).close()
+def test_a_newer_database_is_refused_with_a_sentence(sqlite_url: str, tmp_path: Path) -> None:
+    Records.open(sqlite_url).close()
     with sqlite3.connect(tmp_path / "modelops.db") as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
     raw.close()
     with pytest.raises(ClusterError, match=r"newer ModelOps .*9999.*upgrade modelops"):
-        Records.open(url)
+        Records.open(sqlite_url)
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "sqlite://", "sqlite:///:memory:"])
@@ -98,8 +108,8 @@ def test_a_url_that_keeps_nothing_is_refused(bad: str) -> None:
         Records.open(bad)
 
 
-def test_sqlite_is_opened_durably(url: str) -> None:
-    database = Database.open(url)
+def test_sqlite_is_opened_durably(sqlite_url: str) -> None:
+    database = Database.open(sqlite_url)
     with database.reading() as sql:
         pragmas = {
             p: sql.exec_driver_sql(f"PRAGMA {p}").scalar()

