@@ -39,6 +39,35 @@ class IntegrityError(ClusterError):
     """Stored bytes do not have the digest that was recorded for them."""
 
 
+class ServerUnreachableError(ClusterError):
+    """The server does not answer, so nothing is known now; jobs are none the worse for it.
+
+    Parameters
+    ----------
+    server
+        Its URL, or in words which one was looked for.
+    why
+        What happened when it was asked.
+    advice
+        What to do.
+    """
+
+    def __init__(self, server: str, why: str, advice: str) -> None:
+        super().__init__(server, why, advice)
+        self.server, self.why, self.advice = server, why, advice
+
+    def __str__(self) -> str:
+        return f"{self.server} cannot be reached: {self.why}; {self.advice}"
+
+
+class QueueFullError(RetryableError):
+    """The server holds as many unfinished jobs as it may; nothing was recorded."""
+
+
+class WaitTimeoutError(RetryableError, TimeoutError):
+    """The job had not ended when the time to wait for it was over; it goes on."""
+
+
 class InternalError(ModelOpsError):
     """A rule of ModelOps itself was broken: a bug worth reporting."""
 

@@ -208,7 +208,7 @@ def test_jobs_that_share_a_cluster_all_hear_of_a_death(
     bundle = write_bundle(HANGS_ONCE, table='model = "model:simulate"\naggregate = "model:summarize"\n')
     note, watcher = tmp_path / "pids", Runs()
 
-    def run(note: Path, watcher: Watcher) -> JobState:
+    def run(note: Path, watcher: Watcher) -> str:
         study = mo.Study(bundle=bundle, parameters=[{"note": str(note)}], seeds=[*range(12)], aggregate=[])
         return mo.run(study, cluster=cluster, watcher=watcher).status().state
 

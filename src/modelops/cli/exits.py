@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from modelops.errors import BundleError, ModelOpsError, RequestError
+from modelops.errors import BundleError, ModelOpsError, RequestError, ServerUnreachableError
 from modelops.states import JobState
 
 if TYPE_CHECKING:
@@ -33,13 +33,15 @@ _OF_STATE = {
 }
 
 
-def exit_of_state(state: JobState) -> Exit:
+def exit_of_state(state: JobState | Literal["unknown"]) -> Exit:
     """Return the exit code of a job that ended in this state (a job that has not ended: 0)."""
-    return _OF_STATE.get(state, Exit.SUCCEEDED)
+    return Exit.UNREACHABLE if state == "unknown" else _OF_STATE.get(state, Exit.SUCCEEDED)
 
 
 def exit_of_error(error: ModelOpsError) -> Exit:
     """Return the exit code of a command that raised this."""
+    if isinstance(error, ServerUnreachableError):
+        return Exit.UNREACHABLE
     return Exit.WRONG_REQUEST if isinstance(error, (RequestError, BundleError)) else Exit.FAILED
 
 

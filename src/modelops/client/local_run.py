@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles import job_spec
-from modelops.client.job import Job
 from modelops.client.local_runner import LocalRunner
 from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
 from modelops.states import ReplicateStatus
-from modelops.store import Objects
-from modelops.store.parameters import Parameters
 from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.parameter_sets import ParameterSets
 from modelops.worker.sets import replicate_set
 
 if TYPE_CHECKING:
+    from modelops.client.job import Job
     from modelops.home import Home
     from modelops.processes import Outcome, ReplicateSet
     from modelops.study.spec import JobSpec
@@ -74,7 +72,7 @@ def of_study(
 
 
 def of_job(
-    job_id: str, param: str, replicate: int, home: Home, *, on_progress: Progress | None = None
+    job: Job, param: str, replicate: int, *, on_progress: Progress | None = None
 ) -> Iterator[RanReplicate]:
     """Run one replicate of a job again: the same seed, parameters, snapshot, environment and limits.
 
@@ -88,21 +86,18 @@ def of_job(
     NotFoundError
         There is no such job or replicate.
     """
-    job = Job(job_id, home)
     spec = job.spec
-    parameters = Parameters(Objects.open(str(home.objects)), job.id)
     n = spec.line.n_params
     try:
-        number = int(param) if len(param) < PARAM_ID_DIGITS else parameters.param_of(param)
-        index = spec.line.index(number, replicate)
-    except (IndexError, KeyError, ValueError):
+        row = job.source.parameter_set(job.id, int(param) if len(param) < PARAM_ID_DIGITS else param)
+        index = spec.line.index(row.param, replicate)
+    except (IndexError, NotFoundError, ValueError):
         raise NotFoundError(
-            f"job {job_id} has no replicate {replicate} of parameter set {param}: it has {n} parameter sets "
+            f"job {job.id} has no replicate {replicate} of parameter set {param}: it has {n} parameter sets "
             f"(0 to {n - 1}) with {spec.line.size // max(n, 1)} replicates each"
         ) from None
     runner = LocalRunner.of_job(job, on_progress=on_progress)
-    row = parameters[number]
-    one = replicate_set(spec, number, row.param_id, row.canonical, index=index, replicate=replicate, n=1)
+    one = replicate_set(spec, row.param, row.param_id, row.canonical, index=index, replicate=replicate, n=1)
     return _run(runner, spec, [one])
 
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 from modelops.bundles import load_manifest, take_snapshot
 from modelops.environments import Environments, parse_lock
 from modelops.processes import ProcessPool, RunnerSpec
-from modelops.store import Objects
-from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ class LocalRunner:
     def of_job(cls, job: Job, *, on_progress: Callable[[str], None] | None = None) -> Self:
         """Use the bundle and the environment of a job."""
         home, manifest = job.home, job.manifest
-        lock = parse_lock(Objects.open(str(home.objects)).get(f"{job_folder(job.id)}/lock").decode())
+        lock = parse_lock(job.source.lock(job.id))
         snapshot = job.snapshot()
         environment = Environments(home.cache).ensure(lock, bundle_root=snapshot, on_progress=on_progress)
         return cls(snapshot, BundleDigest(job.spec.bundle), manifest, environment, home)

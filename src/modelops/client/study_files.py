@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.client.parameter_files import read_parameters
 from modelops.errors import ModelOpsError, NotFoundError, RequestError
 from modelops.study.sampling import grid, ints, latin_hypercube, log_range, sobol
-from modelops.study.study import Retry, Study
+from modelops.study.study import Retry, Study, parameter_sets
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ def with_parameters_read(study: Study) -> Study:
     if isinstance(study.parameters, str | Path):
         return replace(study, parameters=read_parameters(study.parameters))
     return study
+
+
+def parameter_sets_of(given: Any) -> ParameterSets:
+    """Return the parameter sets in whatever a `Study` takes: a design, dicts, a table, the path of a file."""
+    return read_parameters(given) if isinstance(given, str | Path) else parameter_sets(given)
 
 
 def _study(table: Mapping[str, Any], *, folder: Path, where: str) -> Study:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from modelops.bundles import snapshot_changed, unpack_bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from modelops.store.objects import Objects
     from modelops.study.ids import BundleDigest
 
@@ -28,12 +30,17 @@ def fetch_snapshot(objects: Objects, digest: BundleDigest, cache: Path) -> Path:
     BundleError
         What is stored under its name is not that bundle.
     """
+    return unpacked(lambda: objects.stream(bundle_object(digest)), digest, cache)
+
+
+def unpacked(pieces: Callable[[], Iterator[bytes]], digest: BundleDigest, cache: Path) -> Path:
+    """Return the snapshot of this digest; unless it is here and whole, unpack the archive that ``pieces`` yields."""
     place = cache / digest
     if place.is_dir() and not snapshot_changed(place):
         return place
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache, prefix=".fetch-") as archive:
-        for piece in objects.stream(bundle_object(digest)):
+        for piece in pieces():
             archive.write(piece)
         archive.flush()
         return unpack_bundle(Path(archive.name), digest, cache)

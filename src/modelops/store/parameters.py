@@ -6,7 +6,7 @@ import threading
 from functools import lru_cache
 from itertools import islice
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -61,17 +61,23 @@ def write_parameters(objects: Objects, job: JobId, canonicals: Iterable[bytes]) 
     AlreadyExistsError
         The job has parameters.
     """
-    it, n = iter(canonicals), 0
     with TemporaryFile() as f:
-        with pq.ParquetWriter(f, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
-            while group := list(islice(it, ROW_GROUP)):
-                params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
-                ids = columns.text([param_id(c) for c in group])
-                texts = columns.binary(group).cast(pa.large_string())
-                writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
-                n += len(group)
+        n = pour_parameters(f, canonicals)
         f.seek(0)
         objects.put_new(_name(job), iter(lambda: f.read(1 << 20), b""))
+    return n
+
+
+def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
+    """Write ``parameters.parquet`` to an open file, and return how many parameter sets it holds."""
+    it, n = iter(canonicals), 0
+    with pq.ParquetWriter(file, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
+        while group := list(islice(it, ROW_GROUP)):
+            params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
+            ids = columns.text([param_id(c) for c in group])
+            texts = columns.binary(group).cast(pa.large_string())
+            writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
+            n += len(group)
     return n
 
 

@@ -1,0 +1,307 @@
+"""Jobs of a server, by nothing but its HTTP API. Values are decoded here, exactly as they were stored."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import msgspec
+import pyarrow as pa
+
+from modelops.client.status import UNKNOWN, JobEventRecord, JobFile, JobFiles, JobStatus, Reported
+from modelops.errors import InternalError, RequestError, ServerUnreachableError
+from modelops.states import JobState
+from modelops.store.parameters import ParameterSet
+from modelops.study.ids import BundleDigest, JobId, ParamId
+from modelops.study.spec import decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from modelops.client.http import Http
+    from modelops.home import Home
+    from modelops.study.spec import JobSpec
+
+STATUS_PATIENCE_S: Final = 2.0
+STATUS_READ_S: Final = 5.0
+PAGE: Final = 500
+MORE_S: Final = 0.2
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a running replicate reports."""
+
+    param: int
+    replicate: int
+    fraction: float = 0.0
+    values: dict[str, Any] = {}
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v1/jobs/{job}``; fields as in docs/reference/http-api.md."""
+
+    job: str
+    name: str = ""
+    bundle: str = ""
+    bundle_name: str = ""
+    state: JobState
+    reason: str = ""
+    run: int = 1
+    created_at: datetime | None = None
+    changed_at: datetime | None = None
+    n_params: int = 0
+    n_replicates: int = 0
+    size: int = 0
+    counts: dict[str, int] = {}
+    aggregates: dict[str, int] = {}
+    eta: float | None = None
+    stalled: str | bool | None = None
+    driven: bool = False
+    n_workers: int = 0
+    progress: tuple[Progress, ...] = ()
+    tag: str | int | None = None
+
+    def status(self) -> JobStatus:
+        """Return it as a modeler sees it."""
+        return JobStatus(
+            state=self.state,
+            counts={k: n for k, n in self.counts.items() if n},
+            aggregates={k: n for k, n in self.aggregates.items() if n},
+            reason=self.reason,
+            eta=self.eta,
+            progress=tuple(Reported(p.param, p.replicate, p.fraction, p.values) for p in self.progress),
+            stalled=self.stalled if isinstance(self.stalled, str) else "",
+        )
+
+
+class JobsPage(msgspec.Struct, frozen=True):
+    """``GET /v1/jobs``."""
+
+    jobs: tuple[Summary, ...]
+    next: str | None = None
+
+
+class _Event(msgspec.Struct, frozen=True):
+    number: int
+    at: datetime
+    who: str
+    kind: str
+    text: str
+
+
+class _Events(msgspec.Struct, frozen=True):
+    events: tuple[_Event, ...]
+    next: int | str | None = None
+
+
+class _Parameters(msgspec.Struct, frozen=True):
+    param: int
+    param_id: str
+    canonical: str
+
+
+class _Outputs(msgspec.Struct, frozen=True):
+    returned_dict: bool
+    outputs: tuple[tuple[str, str, bytes], ...]
+
+
+class _File(msgspec.Struct, frozen=True):
+    name: str
+    n_bytes: int
+    sha256: str
+
+
+class _Files(msgspec.Struct, frozen=True):
+    files: tuple[_File, ...]
+    final: bool
+    more: bool = False
+
+
+class HttpSource:
+    """The jobs of one server. Safe to use from many threads.
+
+    Parameters
+    ----------
+    home
+        Where this machine keeps snapshots, environments and what was fetched.
+    """
+
+    def __init__(self, http: Http, home: Home) -> None:
+        self.http, self.home = http, home
+        self._lock = threading.Lock()
+        self._known: dict[JobId, tuple[datetime, JobStatus, str | int | None]] = {}
+
+    # How it goes
+
+    def summary(self, job: JobId) -> Summary:
+        """Return what the server says of a job. Unlike `status` it raises when there is no answer."""
+        return self.http.get(f"/jobs/{job}").as_type(Summary)
+
+    def status(self, job: JobId) -> JobStatus:
+        """Return the status, or ``unknown`` when the server does not answer."""
+        return self._look(job, (), STATUS_READ_S)
+
+    def wait_for_change(self, job: JobId, since: JobStatus | None, wait_s: float) -> JobStatus:
+        """Let the server answer when something has changed."""
+        with self._lock:
+            known = self._known.get(job)
+        if since is None or known is None or known[1] != since or since.unknown_since is not None:
+            return self.status(job)
+        return self._look(job, (("wait_s", round(wait_s, 3)), ("tag", known[2])), wait_s + STATUS_READ_S)
+
+    def _look(
+        self, job: JobId, query: Sequence[tuple[str, str | int | float | None]], read_s: float
+    ) -> JobStatus:
+        try:
+            answer = self.http.get(f"/jobs/{job}", query, read_s=read_s, patience_s=STATUS_PATIENCE_S)
+        except ServerUnreachableError as e:
+            return self._unknown(job, e)
+        summary = answer.as_type(Summary)
+        status = summary.status()
+        with self._lock:
+            self._known[job] = (datetime.now(UTC), status, summary.tag)
+        return status
+
+    def _unknown(self, job: JobId, error: ServerUnreachableError) -> JobStatus:
+        with self._lock:
+            at, last, tag = self._known.get(job) or (datetime.now(UTC), None, None)
+            if last is None:  # since this moment: never known here
+                last = JobStatus(UNKNOWN, {}, {}, "", unknown_since=at)
+                self._known[job] = (at, last, tag)
+        before = last.last_known if last.state == UNKNOWN else last.state
+        known = f"last known: {before}" if before else "nothing was known before"
+        return JobStatus(
+            state=UNKNOWN, counts=last.counts, aggregates=last.aggregates, unknown_since=at, last_known=before,
+            reason=f"unknown since {at.astimezone():%Y-%m-%d %H:%M:%S} ({known}): {error}",
+        )  # fmt: skip
+
+    def events(self, job: JobId, after: int = 0) -> list[JobEventRecord]:
+        """Return the job's story, page by page."""
+        found: list[JobEventRecord] = []
+        while True:
+            query = (("after", after), ("limit", PAGE))
+            page = self.http.get(f"/jobs/{job}/events", query).as_type(_Events).events
+            found += [JobEventRecord(e.at, e.who, e.kind, e.text, e.number) for e in page]
+            if len(page) < PAGE:
+                return found
+            after = page[-1].number
+
+    # What to do with it
+
+    def cancel(self, job: JobId) -> None:
+        """Ask for the job's end."""
+        self._tell(job, "cancel")
+
+    def resume(self, job: JobId) -> None:
+        """Ask for what is missing."""
+        self._tell(job, "resume")
+
+    def extend(
+        self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None
+    ) -> None:
+        """Ask for more."""
+        asked: dict[str, Any] = {}
+        if replicates is not None:
+            asked["replicates"] = replicates
+        if parameters:
+            asked["parameters"] = [msgspec.Raw(canonical) for canonical in parameters]
+        if seeds is not None:
+            asked["seeds"] = list(seeds)
+        self._tell(job, "extend", msgspec.json.encode(asked))
+
+    def _tell(self, job: JobId, what: str, body: bytes = b"{}") -> None:
+        self.http.request(
+            "POST", f"/jobs/{job}/{what}", body=body, headers={"Idempotency-Key": uuid.uuid4().hex}
+        )
+
+    # What it is
+
+    def spec(self, job: JobId) -> JobSpec:
+        """Return the job's spec; extended, it is another one."""
+        return decode_spec(self.http.get(f"/jobs/{job}/spec").body)
+
+    def parameter_set(self, job: JobId, param: int | str) -> ParameterSet:
+        """Return one parameter set."""
+        found = self.http.get(f"/jobs/{job}/parameters/{param}").as_type(_Parameters)
+        return ParameterSet(found.param, ParamId(found.param_id), found.canonical.encode())
+
+    def lock(self, job: JobId) -> str:
+        """Return the lock of the job's environment."""
+        return self.http.get(f"/jobs/{job}/lock").body.decode()
+
+    def snapshot(self, job: JobId) -> Path:
+        """Return the bundle on this machine, fetched from the server unless it is here and whole."""
+        return self.fetch_bundle(BundleDigest(self.spec(job).bundle))
+
+    def fetch_bundle(self, digest: BundleDigest) -> Path:
+        """Return the read-only folder of a bundle that the server has. Raises NotFoundError."""
+        from modelops.store.fetch import unpacked
+
+        return unpacked(lambda: self.http.stream(f"/bundles/{digest}"), digest, self.home.cache / "bundles")
+
+    # What it gave
+
+    def table(self, job: JobId, name: str) -> pa.Table:
+        """Return a table of the job."""
+        answer = self.http.get(f"/jobs/{job}/tables/{name}", read_s=300.0)
+        try:
+            return pa.ipc.open_stream(pa.py_buffer(answer.body)).read_all()
+        except pa.ArrowInvalid as e:
+            raise InternalError(f"the server's table {name} of job {job} cannot be read: {e}") from e
+
+    def output(self, job: JobId, param: int | str, replicate: int, name: str | None) -> Any:
+        """Return what the model returned."""
+        query = (("param", param), ("replicate", replicate), ("name", name))
+        outputs = self._outputs(f"/jobs/{job}/output", query)
+        value = _decoded(outputs, always_dict=name is not None)
+        return value if name is None else value[name]
+
+    def aggregate(self, job: JobId, param: int | str, target: str) -> Any:
+        """Return what the aggregate returned."""
+        return _decoded(self._outputs(f"/jobs/{job}/aggregate", (("param", param), ("target", target))))
+
+    def _outputs(self, path: str, query: Sequence[tuple[str, str | int | float | None]]) -> _Outputs:
+        try:
+            return msgspec.msgpack.decode(self.http.get(path, query, read_s=300.0).body, type=_Outputs)
+        except msgspec.DecodeError as e:
+            raise InternalError(f"the server's answer to {path} cannot be understood: {e}") from e
+
+    def log(self, job: JobId, param: int | str | None, replicate: int | None) -> str:
+        """Return what the bundle printed."""
+        query = (("param", param), ("replicate", replicate))
+        return self.http.get(f"/jobs/{job}/log", query, read_s=300.0).body.decode(errors="replace")
+
+    def files(self, job: JobId) -> JobFiles:
+        """List the job's files."""
+        while (found := self.http.get(f"/jobs/{job}/files", read_s=300.0).as_type(_Files)).more:
+            time.sleep(MORE_S)  # the server is still computing digests
+        return JobFiles(tuple(JobFile(f.name, f.n_bytes, f.sha256) for f in found.files), found.final)
+
+    def pieces(self, job: JobId, file: JobFile, offset: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of a file; an interrupted transfer goes on where it was."""
+        return self.http.stream(f"/jobs/{job}/files/{file.name}", offset)
+
+    def result_paths(self, job: JobId) -> dict[str, Path]:
+        """Bring the result files to this machine's cache, verified, and return their paths."""
+        from modelops.client.sync import sync_files
+
+        folder = self.home.cache / "results" / job
+        synced = sync_files(self, job, folder, only="results/")
+        return {name: folder / name for name in sorted((*synced.copied, *synced.unchanged))}
+
+
+def _decoded(stored: _Outputs, *, always_dict: bool = False) -> Any:
+    from modelops_runner.values import decode
+
+    values = {name: decode(kind, data) for name, kind, data in stored.outputs}
+    return values if stored.returned_dict or always_dict else values["value"]
+
+
+def ambiguous(text: str, found: Sequence[str]) -> NoReturn:
+    """Refuse a shortened id that several jobs have."""
+    shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    raise RequestError(f"{text!r} fits {len(found)} jobs: {shown}; write more of the id")

@@ -1,0 +1,80 @@
+"""What is known of a job: values that a modeler reads, wherever they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from modelops.states import FINAL_JOB_STATES, JobState
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+UNKNOWN: Final = "unknown"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """How far a running replicate says it is: what its model gave to ``context.report``."""
+
+    param: int
+    replicate: int
+    fraction: float
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What is known of a job now.
+
+    ``counts``: replicate status -> number; they add up to the number of replicates. ``aggregates``: aggregate
+    status -> number. ``eta``: seconds left, None if unknown. ``progress``: what running replicates report of
+    themselves. ``stalled``: why the job seems not to get on, empty if it does.
+
+    When its server cannot be reached the state is ``"unknown"``, which is not ``failed``: ``unknown_since`` says
+    since when, ``last_known`` what the state was then (None if it was never known here), and the numbers are those
+    of then.
+    """
+
+    state: JobState | Literal["unknown"]
+    counts: dict[str, int]
+    aggregates: dict[str, int]
+    reason: str
+    eta: float | None = None
+    progress: tuple[Reported, ...] = ()
+    stalled: str = ""
+    unknown_since: datetime | None = None
+    last_known: JobState | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self.state in FINAL_JOB_STATES
+
+
+@dataclass(frozen=True)
+class JobEventRecord:
+    """One line of a job's story. ``number``: 1, 2, 3, ... within the job."""
+
+    at: datetime
+    who: str
+    kind: str
+    text: str
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """One file of a job, as `JobSource.files` lists it. ``name`` is relative to the job's folder."""
+
+    name: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """The files of a job at one moment; ``final``: no more will come, unless the job begins again."""
+
+    files: tuple[JobFile, ...]
+    final: bool

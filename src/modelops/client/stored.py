@@ -1,0 +1,192 @@
+"""Jobs read directly from the store of this machine: the source of runs that need no server."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus
+from modelops.errors import NotFoundError
+from modelops.states import FINAL_JOB_STATES
+from modelops.study.ids import BundleDigest, JobId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from modelops.home import Home
+    from modelops.store import Objects, Records
+    from modelops.store.contents import JobContents
+    from modelops.store.parameters import ParameterSet
+    from modelops.study.spec import JobSpec
+
+POLL_S = 0.5
+
+
+class StoredSource:
+    """The jobs of one home. What a job is to do next (cancel, resume, extend) its server decides, not this."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    @contextlib.contextmanager
+    def _records(self) -> Iterator[Records]:
+        from modelops.store import Records
+
+        with contextlib.closing(Records.open(self.home.database_url)) as records:
+            yield records
+
+    @cached_property
+    def _objects(self) -> Objects:
+        from modelops.store import Objects
+
+        return Objects.open(str(self.home.objects))
+
+    def _contents(self, job: JobId) -> JobContents:
+        from modelops.store.contents import JobContents
+
+        with self._records() as records:
+            return JobContents.of(self._objects, records, job)
+
+    def status(self, job: JobId) -> JobStatus:
+        """Return what the records say."""
+        with self._records() as records:
+            row, counts = records.job(job), records.counts(job)
+            aggregates = [ref.counts for ref in records.aggregates(job)]
+        by_status = {str(status): n for status, n in counts.items() if n}
+        left = self.spec(job).line.size - sum(by_status.values())
+        if left:
+            by_status[str(self._contents(job).rest)] = left
+        return JobStatus(
+            state=row.state,
+            counts=by_status,
+            aggregates={str(k): n for k, n in sum(map(Counter, aggregates), Counter()).items()},
+            reason=row.reason,
+            stalled=row.stalled,
+        )
+
+    def wait_for_change(self, job: JobId, since: JobStatus | None, wait_s: float) -> JobStatus:
+        """Look again and again until something differs."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            status = self.status(job)
+            left = deadline - time.monotonic()
+            if status != since or left <= 0:
+                return status
+            time.sleep(min(POLL_S, left))
+
+    def spec(self, job: JobId) -> JobSpec:
+        """Return the record of what the job is."""
+        from modelops.study.spec import decode_spec
+
+        with self._records() as records:
+            return decode_spec(records.job(job).spec)
+
+    def parameter_set(self, job: JobId, param: int | str) -> ParameterSet:
+        """Return one parameter set."""
+        parameters = self._contents(job).parameters
+        try:
+            return parameters[parameters.param_of(param) if isinstance(param, str) else param]
+        except (KeyError, IndexError):
+            raise NotFoundError(f"job {job} has no parameter set {param}") from None
+
+    def lock(self, job: JobId) -> str:
+        """Return the lock that the job's environment was made from."""
+        from modelops.store.segments import job_folder
+
+        return self._objects.get(f"{job_folder(job)}/lock").decode()
+
+    def snapshot(self, job: JobId) -> Path:
+        """Return the job's bundle, unpacked from storage if need be."""
+        from modelops.store.fetch import fetch_snapshot
+
+        return fetch_snapshot(self._objects, BundleDigest(self.spec(job).bundle), self.home.cache / "bundles")
+
+    def events(self, job: JobId, after: int = 0) -> list[JobEventRecord]:
+        """Return the job's story."""
+        with self._records() as records:
+            return [JobEventRecord(x.at, x.who, x.kind, x.text, x.number) for x in records.events(job, after)]
+
+    def table(self, job: JobId, name: str) -> pa.Table:
+        """Return a table, computed from committed segments."""
+        from modelops.store import failures, results
+
+        tables = {
+            "replicates": results.replicates_table,
+            "aggregates": results.aggregates_table,
+            "attempts": results.attempts_table,
+            "failures": failures.failures_table,
+        }
+        return tables[name](self._contents(job))
+
+    def output(self, job: JobId, param: int | str, replicate: int, name: str | None) -> Any:
+        """Return what the model returned."""
+        with _found():
+            return self._contents(job).output(param, replicate, name)
+
+    def aggregate(self, job: JobId, param: int | str, target: str) -> Any:
+        """Return what the aggregate returned."""
+        from modelops.store.aggregate_value import aggregate_value
+
+        with _found():
+            return aggregate_value(self._contents(job), param, target)
+
+    def log(self, job: JobId, param: int | str | None, replicate: int | None) -> str:
+        """Return what the bundle printed."""
+        from modelops.client.job_log import read_log
+
+        return read_log(self._contents(job), param, replicate)
+
+    def files(self, job: JobId) -> JobFiles:
+        """List what is stored of the job's results."""
+        from modelops.store.segments import job_folder
+
+        with self._records() as records:
+            row, segments = records.job(job), records.segments(job)
+        final = row.state in FINAL_JOB_STATES
+        found = [JobFile(ref.name, ref.n_bytes, ref.digest) for ref in segments]
+        # The database has no digest of a pack, nor of what can be made again: theirs are computed.
+        packs = [ref.pack for ref in segments if ref.pack]
+        names = [f"{job_folder(job)}/{pack}" for pack in packs]
+        names += self._objects.list(f"{job_folder(job)}/results") if final else ()
+        for name in names:
+            digest, n_bytes = sha256(), 0
+            for piece in self._objects.stream(name):
+                digest.update(piece)
+                n_bytes += len(piece)
+            found.append(JobFile(name.removeprefix(f"{job_folder(job)}/"), n_bytes, digest.hexdigest()))
+        return JobFiles(tuple(sorted(found, key=lambda f: f.name)), final)
+
+    def pieces(self, job: JobId, file: JobFile, offset: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of a file."""
+        from modelops.store.segments import job_folder
+
+        for piece in self._objects.stream(f"{job_folder(job)}/{file.name}"):
+            yield piece[offset:]
+            offset = max(0, offset - len(piece))
+
+    def result_paths(self, job: JobId) -> dict[str, Path]:
+        """Return where the result files lie."""
+        from modelops.store.segments import job_folder
+
+        folder = f"{job_folder(job)}/results"
+        paths = {
+            name.removeprefix(f"{folder}/"): self._objects.local_path(name)
+            for name in self._objects.list(folder)
+        }
+        return {name: path for name, path in paths.items() if path is not None}
+
+
+@contextlib.contextmanager
+def _found() -> Iterator[None]:
+    """Tell a caller who names what is not there so in a sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise NotFoundError(error.args[0] if error.args else str(error)) from error
