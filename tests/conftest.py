@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from services import S3, Postgres
 
 from modelops.home import Home
-from services import S3, Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING
@@ -9,6 +10,10 @@ from typing import TYPE_CHECKING
 from doc_tables import rows_below
 
 import modelops as mo
+from modelops.server.extend import extend_job
+from modelops.store import Objects, Records
+from modelops.study.canonical import canonical_json
+from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +35,13 @@ TABLE = """
 model = "model:simulate"
 aggregate = "model:summarize"
 """
-PLACES = {"<digest>": "[0-9a-f]{64}", "<job>": "job_[0-9a-f]{32}", "<attempt>": r"\d{4}-\d{6}"}
+PLACES = {
+    "<digest>": "[0-9a-f]{64}",
+    "<job>": "job_[0-9a-f]{32}",
+    "<attempt>": r"\d{4}-\d{6}",
+    "<run>": r"\d+",
+    "<content>": "[0-9a-f]{16}",
+}
 
 
 def patterns() -> dict[str, re.Pattern[str]]:
@@ -56,6 +67,9 @@ def test_a_finished_job_leaves_exactly_what_the_page_lists(
     bundle = write_bundle(MODEL, name="layout", table=TABLE)
     job = mo.run(mo.Study(bundle=bundle, parameters=mo.grid(a=[1, 2]), replicates=3), cluster=cluster)
     assert job.status().state == "succeeded"
+    with contextlib.closing(Records.open(home.database_url)) as records:
+        objects = Objects.open(home.objects)
+        extend_job(records, objects, JobId(job.id), "me", parameters=[canonical_json({"a": 3})])
 
     found = names_below(home.objects) - before
     listed = patterns()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelops.errors import RequestError
-from modelops.study.index_line import IndexLine
+from modelops.study.index_line import MAX_INDICES, IndexLine
 from modelops.study.seeds import MAX_REPLICATES
 from modelops.study.spec import JobSpec
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from modelops.bundles.manifest import Manifest
     from modelops.study.ids import BundleDigest
     from modelops.study.study import Study
-
-MAX_INDICES = 2**53  # a dashboard's JavaScript counts exactly up to here
 
 
 def job_spec(study: Study, manifest: Manifest, digest: BundleDigest) -> JobSpec:

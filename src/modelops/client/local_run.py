@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modelops.client.job import Job
     from modelops.home import Home
     from modelops.processes import Outcome, ReplicateSet
+    from modelops.study.index_line import IndexLine
     from modelops.study.spec import JobSpec
     from modelops.study.study import Study
 
@@ -94,11 +95,17 @@ def of_job(
     except (IndexError, NotFoundError, ValueError):
         raise NotFoundError(
             f"job {job.id} has no replicate {replicate} of parameter set {param}: it has {n} parameter sets "
-            f"(0 to {n - 1}) with {spec.line.size // max(n, 1)} replicates each"
+            f"(0 to {n - 1}) with {_up_to(spec.line)} replicates each"
         ) from None
     runner = LocalRunner.of_job(job, on_progress=on_progress)
     one = replicate_set(spec, row.param, row.param_id, row.canonical, index=index, replicate=replicate, n=1)
     return _run(runner, spec, [one])
+
+
+def _up_to(line: IndexLine) -> str:
+    """Say how many replicates the parameter sets of a job have."""
+    found = sorted({n for _, _, n in line.replicates()})
+    return f"{found[0]} to {found[-1]}" if len(found) > 1 else str(*found)
 
 
 def _run(runner: LocalRunner, spec: JobSpec, sets: list[ReplicateSet]) -> Iterator[RanReplicate]:

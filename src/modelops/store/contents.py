@@ -49,13 +49,13 @@ class JobContents:
     @classmethod
     def of(cls, objects: Objects, records: Records, job: JobId, running: Ranges = EMPTY) -> JobContents:
         """Look at a job's records. Raises NotFoundError."""
-        row = records.job(job)
+        row, segments, aggregates = records.committed(job)
         return cls(
             objects,
             job,
             decode_spec(row.spec),
-            records.segments(job),
-            records.aggregates(job),
+            segments,
+            aggregates,
             _REST.get(row.state, ReplicateStatus.PENDING),
             running,
         )
@@ -63,7 +63,7 @@ class JobContents:
     @cached_property
     def parameters(self) -> Parameters:
         """The job's parameter sets."""
-        return Parameters(self.objects, self.job)
+        return Parameters(self.objects, self.job, self.spec.parameters)
 
     @cached_property
     def view(self) -> ParameterView:

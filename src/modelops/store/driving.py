@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import sqlalchemy as sa
 
-from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
+from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import schema
 from modelops.store.rows import append_event, hold, read_job, update_of
+from modelops.store.runs import BEGINS_RUN
 from modelops.study.ids import JobId
 from modelops.study.ranges import Ranges
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from modelops.store.database import Database
 
 RETRY: Final = "retry"  # the kind of event by which a driver records that replicates will be tried again
-_NEW_RUN: Final = (JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED)
 
 
 class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ class DrivingRecords:
         e = schema.events.c
         with self._database.reading() as sql:
             began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(
-                e.job == job, e.kind.in_([str(event) for event in _NEW_RUN])
+                e.job == job, e.kind.in_([str(event) for event in BEGINS_RUN])
             )
             query = sa.select(e.data).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
             found = list(sql.scalars(query.order_by(e.number)))

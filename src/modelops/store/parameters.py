@@ -1,9 +1,14 @@
-"""``parameters.parquet``: the parameter sets of a job, written once at submission, read by row group."""
+"""``parameters.parquet``: the parameter sets of a job, written once at submission, read by row group.
+
+A job that gets more sets gets another object, which holds all of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import lru_cache
+from hashlib import sha256
 from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
@@ -15,9 +20,11 @@ import pyarrow.parquet as pq
 
 from modelops.errors import IntegrityError, RequestError
 from modelops.store import columns
+from modelops.store.objects import AlreadyExistsError
 from modelops.store.segments import FORMAT, job_folder
 from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.ids import ParamId
+from modelops.study.spec import FIRST_PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,9 +70,24 @@ def write_parameters(objects: Objects, job: JobId, canonicals: Iterable[bytes]) 
     """
     with TemporaryFile() as f:
         n = pour_parameters(f, canonicals)
-        f.seek(0)
-        objects.put_new(_name(job), iter(lambda: f.read(1 << 20), b""))
+        objects.put_new(f"{job_folder(job)}/{FIRST_PARAMETERS}", _pieces(f))
     return n
+
+
+def write_more_parameters(objects: Objects, job: JobId, run: int, canonicals: Iterable[bytes]) -> str:
+    """Store all parameter sets that a job has from this run on; return the object's name in the job's folder.
+
+    The name says what is in it, so that to do it again after a crash gives the same object.
+    """
+    with TemporaryFile() as f:
+        pour_parameters(f, canonicals)
+        digest = sha256()
+        for piece in _pieces(f):
+            digest.update(piece)
+        name = f"parameters.{run}-{digest.hexdigest()[:16]}.parquet"
+        with contextlib.suppress(AlreadyExistsError):
+            objects.put_new(f"{job_folder(job)}/{name}", _pieces(f))
+    return name
 
 
 def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
@@ -81,8 +103,15 @@ def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
     return n
 
 
+def _pieces(f: IO[bytes]) -> Iterator[bytes]:
+    f.seek(0)
+    yield from iter(lambda: f.read(1 << 20), b"")
+
+
 class Parameters:
     """The parameter sets of a job. Safe to use from several threads.
+
+    ``name``: the object in the job's folder that holds them, as its spec says.
 
     Raises
     ------
@@ -92,12 +121,13 @@ class Parameters:
         A newer ModelOps wrote them.
     """
 
-    def __init__(self, objects: Objects, job: JobId) -> None:
-        path = objects.local_path(_name(job))
+    def __init__(self, objects: Objects, job: JobId, name: str = FIRST_PARAMETERS) -> None:
+        whole = f"{job_folder(job)}/{name}"
+        path = objects.local_path(whole)
         if path is None or not path.exists():
-            self._file = _open(pa.BufferReader(objects.get(_name(job))), _name(job))
+            self._file = _open(pa.BufferReader(objects.get(whole)), whole)
         else:
-            self._file = _open(path, _name(job))
+            self._file = _open(path, whole)
         self._lock = threading.Lock()
         self._group = lru_cache(maxsize=2)(self._read_group)
 
@@ -137,6 +167,13 @@ class Parameters:
                 return group * ROW_GROUP + int(at)
         raise KeyError(wanted)
 
+    def ids(self) -> Iterator[list[str]]:
+        """Yield the ``param_id`` of every set in order, a row group at a time; several times faster than `groups`."""
+        for group in range(self._file.num_row_groups):
+            with self._lock:
+                table = self._file.read_row_group(group, columns=["param_id"])
+            yield table["param_id"].to_pylist()
+
     def _read_group(self, group: int) -> list[ParameterSet]:
         table = self._file.read_row_group(group).combine_chunks()
         ids = table["param_id"].to_pylist()
@@ -159,7 +196,3 @@ def _open(source: Any, name: str) -> pq.ParquetFile:
             "upgrade modelops"
         )
     return file
-
-
-def _name(job: JobId) -> str:
-    return f"{job_folder(job)}/parameters.parquet"

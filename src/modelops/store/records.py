@@ -33,8 +33,11 @@ from modelops.store.rows import (
     read_job,
     update_of,
 )
+from modelops.store.runs import BEGINS_RUN, VOIDED, Runs, expect
+from modelops.store.withdrawal import drop_stale
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
+from modelops.study.spec import decode_spec
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangedMeanwhileError", "EventRow", "JobRow", "LeaseLostError", "Records"]
 
 
-class Records(DrivingRecords):
+class Records(DrivingRecords, Runs):
     """The jobs of one database. Safe to use from many threads, and from many processes at once."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
@@ -152,24 +155,22 @@ class Records(DrivingRecords):
         InternalError
             The table has no such transition.
         """
+        if event in BEGINS_RUN:
+            return self.begin_run(
+                job, event, who=who, why=why, epoch=epoch, expected_version=expected_version,
+                expected_state=expected_state,
+            )  # fmt: skip
         with self._database.writing() as sql:
             if epoch is not None:
                 hold(sql, job, epoch)
             old = read_job(sql, job, lock=True)
-            if expected_version not in (None, old.version) or expected_state not in (None, old.state):
-                raise ChangedMeanwhileError(
-                    f"job {job} is {old.state} at version {old.version}, not "
-                    f"{expected_state or ''} {expected_version or ''}".rstrip()
-                )
+            expect(old, expected_version, expected_state)
             state = next_state(old.state, event)
-            begins_again = event in (JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED)
-            new_run = {"used_s": 0.0, "cancel_by": None, "stalled": ""} if begins_again else {}
             sql.execute(
                 update_of(job).values(
-                    state=state, reason=why, version=old.version + 1, run=old.run + begins_again,
-                    changed_at=self._clock(), **new_run,
+                    state=state, reason=why, version=old.version + 1, changed_at=self._clock()
                 )
-            )  # fmt: skip
+            )
             append_event(sql, job, self._clock(), who, event, why, {"from": old.state, "to": state})
             return read_job(sql, job)
 
@@ -228,11 +229,17 @@ class Records(DrivingRecords):
         return self._commit(sql, job, epoch, ref, ranges, columns, schema.segments, schema.segment_ranges)
 
     def commit_aggregates(self, job: JobId, epoch: int, ref: AggregateRef) -> bool:
-        """Make a stored aggregate segment count, by the rules of `commit_segment`."""
+        """Make a stored aggregate segment count, by the rules of `commit_segment`.
+
+        Aggregates of the same parameter sets that have become stale give way, in the same transaction.
+        """
         columns = {"counts": ref.counts, "inputs": list(ref.inputs)}
         params = Ranges(ref.params)
         with self._database.writing() as sql:
             hold(sql, job, epoch)
+            rivals = _rivals(sql, job, params)
+            if rivals - {ref.attempt}:
+                drop_stale(sql, job, decode_spec(read_job(sql, job).spec).line, [*rivals])
             return self._commit(
                 sql, job, epoch, ref, params, columns, schema.aggregates, schema.aggregate_ranges
             )
@@ -254,7 +261,12 @@ class Records(DrivingRecords):
             sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == ref.attempt)
         ).first()
         if known is not None:
-            return bool(known.digest == ref.digest)
+            held = sql.execute(
+                sa.select(ranges.c.lo, ranges.c.hi).where(
+                    ranges.c.job == job, ranges.c.attempt == ref.attempt
+                )
+            )
+            return bool(known.digest == ref.digest) and Ranges((lo, hi) for lo, hi in held) == covers
         if any(_covered(sql, ranges, job, lo, hi) for lo, hi in covers.pairs):
             return False
         sql.execute(
@@ -293,34 +305,23 @@ class Records(DrivingRecords):
                 schema.aggregates,
             ):
                 sql.execute(table.delete().where(table.c.job == job))
-            append_event(sql, job, self._clock(), who, "results_voided", why, {"replicates": int(n)})
+            append_event(sql, job, self._clock(), who, VOIDED, why, {"replicates": int(n), "epoch": epoch})
         return int(n)
 
     def segments(self, job: JobId) -> list[SegmentRef]:
         """Return the committed segments of a job, by their smallest index."""
-        rows, covers = self._stored(job, schema.segments, schema.segment_ranges)
-        refs = [
-            SegmentRef(
-                attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
-                ranges=covers[row.attempt], counts={ReplicateStatus(k): n for k, n in row.counts.items()},
-                pack=row.pack, pack_bytes=row.pack_bytes, execution=row.execution,
-            )
-            for row in rows
-        ]  # fmt: skip
-        return sorted(refs, key=lambda ref: ref.ranges)
+        with self._database.reading() as sql:
+            return _segments(sql, job)
 
     def aggregates(self, job: JobId) -> list[AggregateRef]:
         """Return the committed aggregate segments of a job, by their smallest parameter set."""
-        rows, covers = self._stored(job, schema.aggregates, schema.aggregate_ranges)
-        refs = [
-            AggregateRef(
-                attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
-                params=covers[row.attempt], counts=row.counts, inputs=tuple(row.inputs), pack=row.pack,
-                pack_bytes=row.pack_bytes,
-            )
-            for row in rows
-        ]  # fmt: skip
-        return sorted(refs, key=lambda ref: ref.params)
+        with self._database.reading() as sql:
+            return _aggregates(sql, job)
+
+    def committed(self, job: JobId) -> tuple[JobRow, list[SegmentRef], list[AggregateRef]]:
+        """Return a job with all that counts of it, as it is at one moment. Raises NotFoundError."""
+        with self._database.reading() as sql:
+            return read_job(sql, job), _segments(sql, job), _aggregates(sql, job)
 
     def covered(self, job: JobId) -> Ranges:
         """Return the indices whose outcome is committed."""
@@ -338,17 +339,54 @@ class Records(DrivingRecords):
                 total.update({ReplicateStatus(k): n for k, n in counts.items()})
         return {status: n for status, n in total.items() if n}
 
-    def _stored(
-        self, job: JobId, table: sa.Table, ranges: sa.Table
-    ) -> tuple[list[sa.Row[Any]], dict[str, tuple[Range, ...]]]:
-        with self._database.reading() as sql:
-            rows = list(sql.execute(sa.select(table).where(table.c.job == job)))
-            r = ranges.c
-            query = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
-            covers: defaultdict[str, list[Range]] = defaultdict(list)
-            for attempt, lo, hi in sql.execute(query):
-                covers[attempt].append((lo, hi))
-        return rows, {attempt: tuple(pairs) for attempt, pairs in covers.items()}
+
+def _segments(sql: sa.Connection, job: JobId) -> list[SegmentRef]:
+    rows, covers = _stored(sql, job, schema.segments, schema.segment_ranges)
+    refs = [
+        SegmentRef(
+            attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
+            ranges=covers[row.attempt], counts={ReplicateStatus(k): n for k, n in row.counts.items()},
+            pack=row.pack, pack_bytes=row.pack_bytes, execution=row.execution,
+        )
+        for row in rows
+    ]  # fmt: skip
+    return sorted(refs, key=lambda ref: ref.ranges)
+
+
+def _aggregates(sql: sa.Connection, job: JobId) -> list[AggregateRef]:
+    rows, covers = _stored(sql, job, schema.aggregates, schema.aggregate_ranges)
+    refs = [
+        AggregateRef(
+            attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
+            params=covers[row.attempt], counts=row.counts, inputs=tuple(row.inputs), pack=row.pack,
+            pack_bytes=row.pack_bytes,
+        )
+        for row in rows
+    ]  # fmt: skip
+    return sorted(refs, key=lambda ref: ref.params)
+
+
+def _stored(
+    sql: sa.Connection, job: JobId, table: sa.Table, ranges: sa.Table
+) -> tuple[list[sa.Row[Any]], dict[str, tuple[Range, ...]]]:
+    rows = list(sql.execute(sa.select(table).where(table.c.job == job)))
+    r = ranges.c
+    query = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
+    covers: defaultdict[str, list[Range]] = defaultdict(list)
+    for attempt, lo, hi in sql.execute(query):
+        covers[attempt].append((lo, hi))
+    return rows, {attempt: tuple(pairs) for attempt, pairs in covers.items()}
+
+
+def _rivals(sql: sa.Connection, job: JobId, params: Ranges) -> set[AttemptId]:
+    """Return the attempts whose aggregates of any of these parameter sets count."""
+    r = schema.aggregate_ranges.c
+    query = sa.select(r.attempt).where(r.job == job)
+    return {
+        AttemptId(attempt)
+        for lo, hi in params.pairs
+        for attempt in sql.scalars(query.where(r.lo < hi, r.hi > lo))
+    }
 
 
 def _covered(sql: sa.Connection, ranges: sa.Table, job: JobId, lo: int, hi: int) -> bool:

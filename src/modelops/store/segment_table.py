@@ -13,6 +13,7 @@ from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.store import columns
 from modelops.store.segments import FORMAT, OUTCOME_CODE, PackSlice, StoredError, job_folder, ranges_of
+from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from modelops.store.objects import Objects
     from modelops.study.ids import JobId
-    from modelops.study.ranges import Ranges
     from modelops.worker.messages import AggregateRef, SegmentRef
 
 # Segments are small: handing their columns to threads costs more than decompressing them.
@@ -167,19 +167,28 @@ def decoded(objects: Objects, returned_dict: bool, outputs: Iterable[StoredOutpu
 
 
 def read_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTable:
-    """Read a committed segment.
+    """Read a committed segment: those of its rows that count.
+
+    Others are in it when it was committed for a part of its indices only, or a part was superseded since.
 
     Raises
     ------
     IntegrityError
-        The stored bytes are not those that were committed, or they hold other indices.
+        The stored bytes are not those that were committed, or they lack indices.
     NotFoundError
         The object is gone.
     """
     segment = SegmentTable(objects, job, ref, _read_verified(objects, job, ref))
-    if ranges_of(segment.index).pairs != tuple(ref.ranges):
+    stored, counting = ranges_of(segment.index), Ranges(ref.ranges)
+    if stored == counting:
+        return segment
+    if counting - stored:
         raise IntegrityError(f"segment {ref.name} of job {job} does not hold the indices that were committed")
-    return segment
+    edges = np.array(counting.pairs, np.int64).ravel()
+    rows = np.flatnonzero(np.searchsorted(edges, segment.index, side="right") % 2 == 1)
+    return SegmentTable(
+        objects, job, ref, segment.table.take(columns.fixed(rows, pa.int64())).combine_chunks()
+    )
 
 
 def read_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> pa.Table:

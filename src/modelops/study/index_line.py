@@ -8,11 +8,14 @@ The reference is ``docs/reference/index-line.md``.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
 
 from modelops.study.ranges import Ranges
+
+MAX_INDICES = 2**53  # a dashboard's JavaScript counts exactly up to here
 
 
 class Place(NamedTuple):
@@ -72,6 +75,53 @@ class IndexLine(msgspec.Struct, frozen=True):
     def n_params(self) -> int:
         """How many parameter sets the line covers."""
         return max((b.p0 + b.n_params for b in self.blocks), default=0)
+
+    def replicates(self) -> list[tuple[int, int, int]]:
+        """Return how many replicates the parameter sets have.
+
+        Returns
+        -------
+            Runs ``(first, end, n)``: the sets ``first <= p < end`` have the replicates 0 to ``n`` - 1 each.
+        """
+        edges = sorted({edge for b in self.blocks for edge in (b.p0, b.p0 + b.n_params)})
+        runs: list[tuple[int, int, int]] = []
+        for lo, hi in pairwise(edges):
+            n = sum(b.n_replicates for b in self.blocks if b.p0 <= lo < b.p0 + b.n_params)
+            if runs and runs[-1][1:] == (lo, n):
+                lo = runs.pop()[0]
+            runs.append((lo, hi, n))
+        return runs
+
+    def extended(self, *, replicates: int | None = None, n_more_params: int = 0) -> IndexLine:
+        """Return the line with what is added appended; nothing is renumbered.
+
+        Parameters
+        ----------
+        replicates
+            How many every parameter set has afterwards, old and new; sets that have as many gain none. None:
+            the old ones gain none, and new ones get as many as the old one that has most.
+        n_more_params
+            How many parameter sets follow the last one.
+
+        Raises
+        ------
+        ValueError
+            A parameter set has more replicates than that already, or the line would hold too many.
+        """
+        runs = self.replicates()
+        most = max((n for _, _, n in runs), default=0)
+        wanted = most if replicates is None else replicates
+        if wanted < most:
+            raise ValueError(f"a parameter set has {most} replicates already; {wanted} would be fewer")
+        gains = [(lo, hi, n) for lo, hi, n in runs if replicates is not None and n < replicates]
+        gains += [(self.n_params, self.n_params + n_more_params, 0)] if n_more_params else []
+        blocks = list(self.blocks)
+        for lo, hi, n in gains:
+            blocks.append(Block(blocks[-1].end if blocks else 0, lo, hi - lo, n, wanted - n))
+        line = IndexLine(tuple(blocks))
+        if line.size > MAX_INDICES:
+            raise ValueError(f"{line.size} replicates are more than one job can hold")
+        return line
 
     def all(self) -> Ranges:
         """Return every index of the line."""

@@ -1,6 +1,7 @@
 """The frozen record of what a job is: ``study.json`` in storage. Read by driver and workers.
 
 Parameters are not in it (``parameters.parquet`` holds them), nor is anything that is learned while running.
+A job that was extended has another spec, in an object of its own, see `modelops.study.extension`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from modelops.errors import RequestError
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
 
-FORMAT = 1
+FORMAT = 2  # 2: its parameters are not in "parameters.parquet"
+FIRST_PARAMETERS = "parameters.parquet"
 ISOLATIONS = ("warm", "fork", "spawn")
 
 
@@ -53,10 +55,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``model`` and ``aggregates`` are entry points as the bundle writes them. ``seeds``: explicit seeds, one
     per replicate number, or None, then seeds derive from ``study_seed``. ``min_success``: a float is a
-    fraction of the replicates of a parameter set, an int a count.
+    fraction of the replicates of a parameter set, an int a count. ``parameters``: the object below the job's
+    folder that holds its parameter sets.
     """
 
-    format: int = FORMAT
+    format: int = 1
     name: str
     bundle: str
     bundle_name: str
@@ -73,6 +76,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetryPolicy = NO_RETRY
     fail_fast: bool = True
     max_failures: int | None = None
+    parameters: str = FIRST_PARAMETERS
 
     def needed(self, n_replicates: int) -> int:
         """Return how many of ``n_replicates`` must succeed for an aggregate to run (at least 1)."""

@@ -81,4 +81,6 @@ def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
         pycache=str(cache / "pycache" / environment.key),
         incarnation=f"{environment.mark} {mark}",
     )
-    return JobContext(job, spec, manifest, environment, runner, Parameters(objects, job), mark)
+    return JobContext(
+        job, spec, manifest, environment, runner, Parameters(objects, job, spec.parameters), mark
+    )

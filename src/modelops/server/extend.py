@@ -1,0 +1,202 @@
+"""Letting a final job begin again: what is missing of it, or what is added to it.
+
+Bytes first, row second: the new spec and the new parameters are stored under names of their own before the job's row
+says that they are its own. Whoever is second of two at once is told so and has changed nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from modelops.errors import RequestError
+from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobEvent
+from modelops.store import AlreadyExistsError, ChangedMeanwhileError, read_segment
+from modelops.store.parameters import Parameters, write_more_parameters
+from modelops.store.segments import job_folder, ranges_of
+from modelops.store.withdrawal import NOTHING, Kept, Withdrawal
+from modelops.study.canonical import param_id, parse_canonical
+from modelops.study.extension import extended_spec, stored_in
+from modelops.study.parameter_sets import ParameterSets, parameter_table
+from modelops.study.ranges import Ranges
+from modelops.study.spec import decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from modelops.store import JobRow, Objects, Records
+    from modelops.study.ids import JobId
+    from modelops.study.index_line import IndexLine
+    from modelops.study.spec import JobSpec
+    from modelops.worker.messages import AggregateRef, SegmentRef
+
+_FAILED: Final = frozenset(OUTCOMES.index(status) for status in FAILURES)
+
+
+def resume_job(records: Records, objects: Objects, job: JobId, who: str, *, failed: bool = False) -> JobRow:
+    """Let a job that has ended run what is missing of it: replicates without an outcome, aggregates not made.
+
+    Parameters
+    ----------
+    failed
+        Try those again, too, that have failed (or timed out, crashed, ...), and failed aggregates. Their outcomes
+        do not count any more, and an event says so.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such job.
+    RequestError
+        Nothing is missing.
+    ChangedMeanwhileError
+        The job has not ended, or it changed just now.
+    """
+    row, segments, aggregates = records.committed(job)
+    _refuse_unless_final(row, "resumed")
+    spec = decode_spec(row.spec)
+    withdrawal = _failures(objects, job, segments, aggregates) if failed else Withdrawal()
+    n = len(spec.line.all() - Ranges(pair for ref in segments for pair in ref.ranges))
+    n_failed = sum(n for ref in segments for status, n in ref.counts.items() if status in FAILURES)
+    n_sets = len(_aggregated(spec.line) - Ranges(pair for ref in aggregates for pair in ref.params))
+    if not n and not withdrawal and not (spec.aggregates and n_sets):
+        failures = (
+            f"; {n_failed} of them failed, and resuming with 'failed' tries those again" if n_failed else ""
+        )
+        raise RequestError(f"nothing is missing of job {job}: every replicate has its outcome{failures}")
+    what = [f"{n} replicates without outcome"] if n else []
+    what += [f"{n_failed} failed replicates again"] if failed and n_failed else []
+    why = f"resumed by {who}: {' and '.join(what) or 'aggregates'}"
+    return records.begin_run(
+        job, JobEvent.RESUMED, who=who, why=why, withdrawal=withdrawal, expected_version=row.version
+    )
+
+
+def extend_job(
+    records: Records,
+    objects: Objects,
+    job: JobId,
+    who: str,
+    *,
+    replicates: int | None = None,
+    parameters: Sequence[bytes] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> JobRow:
+    """Add replicates, parameter sets, or both to a job that has ended; only what is new (or missing) is run.
+
+    Parameters
+    ----------
+    replicates
+        How many each parameter set has afterwards, old and new. None: as many as now.
+    parameters
+        Parameter sets to add, in canonical form (`modelops.study.canonical.canonical_json`).
+    seeds
+        For a job with explicit seeds: those of the added replicates.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such job.
+    RequestError
+        Nothing would be added, something would be taken away, or a parameter set is wrong or there already.
+    ChangedMeanwhileError
+        The job has not ended, or it changed just now.
+    """
+    row = records.job(job)
+    _refuse_unless_final(row, "extended")
+    old = decode_spec(row.spec)
+    more = _checked(parameters or ())
+    spec = extended_spec(old, replicates=replicates, n_more_params=len(more), more_seeds=seeds)
+    if more:
+        known = Parameters(objects, job, old.parameters)
+        _refuse_known(known, more)
+        spec = stored_in(spec, write_more_parameters(objects, job, row.run + 1, _all(known, more)))
+    data = msgspec.json.encode(spec)
+    study = f"study.{row.run + 1}-{sha256(data).hexdigest()[:16]}.json"
+    with contextlib.suppress(AlreadyExistsError):  # its name says what is in it
+        objects.put_new(f"{job_folder(job)}/{study}", data)
+    return records.begin_run(
+        job,
+        JobEvent.EXTENDED,
+        who=who,
+        why=_said(old, spec, len(more), who),
+        spec=data,
+        study=study,
+        expected_version=row.version,
+    )
+
+
+def _refuse_unless_final(row: JobRow, what: str) -> None:
+    if row.state not in FINAL_JOB_STATES:
+        raise ChangedMeanwhileError(
+            f"job {row.job} is {row.state}: it can be {what} once it has ended; wait for it, or cancel it"
+        )
+
+
+def _checked(canonicals: Sequence[bytes]) -> list[bytes]:
+    """Return the parameter sets if they are as a study would have them."""
+    try:
+        sets = ParameterSets.of_rows([parse_canonical(text) for text in canonicals])
+    except ValueError as error:
+        raise RequestError(f"a parameter set is no JSON object: {error}") from error
+    if not len(sets):
+        return []
+    parameter_table(sets)  # refuses duplicates
+    for given, canonical in zip(canonicals, sets.canonical(), strict=True):
+        if given != canonical:
+            raise RequestError(
+                f"the parameter set {given!r} is not in canonical form, which is {canonical!r}"
+            )
+    return list(canonicals)
+
+
+def _refuse_known(known: Parameters, more: Sequence[bytes]) -> None:
+    new: dict[str, int] = {param_id(text): i for i, text in enumerate(more)}
+    first = 0
+    for ids in known.ids():
+        for at, known_id in enumerate(ids):
+            if known_id in new:
+                i = new[known_id]
+                raise RequestError(
+                    f"parameter set {i} of those to add is parameter set {first + at} of the job already: "
+                    f"{more[i].decode()}; to run it more often, raise `replicates`"
+                )
+        first += len(ids)
+
+
+def _all(known: Parameters, more: Sequence[bytes]) -> Iterator[bytes]:
+    for group in known.groups():
+        yield from (each.canonical for each in group)
+    yield from more
+
+
+def _said(old: JobSpec, new: JobSpec, n_more_params: int, who: str) -> str:
+    n = new.line.size - old.line.size
+    sets = f", {n_more_params} new parameter sets" if n_more_params else ""
+    return f"extended by {who}: {n} more replicates{sets}"
+
+
+def _aggregated(line: IndexLine) -> Ranges:
+    return line.params_of(line.all())
+
+
+def _failures(
+    objects: Objects, job: JobId, segments: Iterable[SegmentRef], aggregates: Iterable[AggregateRef]
+) -> Withdrawal:
+    """Return the withdrawal of all outcomes that are failures."""
+    kept = {}
+    for ref in segments:
+        found = {status for status, n in ref.counts.items() if n}
+        if not found & FAILURES:
+            continue
+        if found <= FAILURES:
+            kept[ref.attempt] = NOTHING
+            continue
+        table = read_segment(objects, job, ref)
+        good = [status not in _FAILED for status in table.status.tolist()]
+        counts = {status: n for status, n in ref.counts.items() if status not in FAILURES}
+        kept[ref.attempt] = Kept(ranges_of(table.index[good]).pairs, counts)
+    failed = tuple(ref.attempt for ref in aggregates if ref.counts.get(AggregateStatus.FAILED))
+    return Withdrawal(segments=kept, aggregates=failed)

@@ -1,0 +1,149 @@
+"""The runs of a job: a final job begins again, with what is missing, added, or made not to count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from modelops.states import JobEvent, JobState, next_state
+from modelops.store import schema
+from modelops.store.rows import ChangedMeanwhileError, append_event, hold, read_job, update_of
+from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
+from modelops.study.ids import AttemptId
+from modelops.study.spec import decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from modelops.store.database import Database
+    from modelops.store.rows import JobRow
+    from modelops.study.ids import JobId
+
+BEGINS_RUN: Final = frozenset({JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED})
+WITHDRAWN: Final = "segments_withdrawn"
+VOIDED: Final = "results_voided"
+
+
+class Withdrawn(NamedTuple):
+    """Attempts whose segments do not count: these, and all of epochs up to ``epoch``."""
+
+    attempts: frozenset[AttemptId]
+    epoch: int
+
+
+class Runs:
+    """The part of `modelops.store.Records` about runs; every method is one transaction."""
+
+    _database: Database
+    _clock: Callable[[], datetime]
+
+    def begin_run(
+        self,
+        job: JobId,
+        event: JobEvent,
+        *,
+        who: str,
+        why: str = "",
+        spec: bytes | None = None,
+        study: str | None = None,
+        withdrawal: Withdrawal | None = None,
+        epoch: int | None = None,
+        expected_version: int | None = None,
+        expected_state: JobState | None = None,
+    ) -> JobRow:
+        """Let a final job begin again by ``resumed``, ``extended`` or ``repaired``; its run number is one more.
+
+        What the run before used of the timeout, and who asked for its end, is forgotten. Aggregates that are stale
+        after it count no more.
+
+        Parameters
+        ----------
+        spec, study
+            What the job is from now on, and the object that holds it for workers.
+        withdrawal
+            What does not count any more; an event of its own says so.
+
+        Raises
+        ------
+        LeaseLostError
+            ``epoch`` is given and is not the job's.
+        ChangedMeanwhileError
+            Version or state is not the expected one.
+        InternalError
+            The job is not final.
+        """
+        with self._database.writing() as sql:
+            if epoch is not None:
+                hold(sql, job, epoch)
+            old = read_job(sql, job, lock=True)
+            expect(old, expected_version, expected_state)
+            values = {
+                "state": next_state(old.state, event), "reason": why, "version": old.version + 1,
+                "run": old.run + 1, "changed_at": self._clock(), "used_s": 0.0, "cancel_by": None, "stalled": "",
+                "spec": old.spec if spec is None else spec, "study": old.study if study is None else study,
+            }  # fmt: skip
+            sql.execute(update_of(job).values(values))
+            self._withdraw(sql, job, who, why, withdrawal)
+            data = {"from": old.state, "to": values["state"], "run": old.run + 1, "study": values["study"]}
+            append_event(sql, job, self._clock(), who, event, why, data)
+            return read_job(sql, job)
+
+    def withdraw(self, job: JobId, epoch: int, withdrawal: Withdrawal, *, who: str, why: str) -> None:
+        """Make something of a job that is not final count no more; whoever holds its lease does that.
+
+        Raises
+        ------
+        LeaseLostError
+            ``epoch`` is not the job's.
+        """
+        with self._database.writing() as sql:
+            hold(sql, job, epoch)
+            self._withdraw(sql, job, who, why, withdrawal)
+
+    def run_began(self, job: JobId) -> int:
+        """Return the number of the event that began the job's current run."""
+        e = schema.events.c
+        kinds = ["created", *map(str, BEGINS_RUN)]
+        query = sa.select(sa.func.max(e.number)).where(e.job == job, e.kind.in_(kinds))
+        with self._database.reading() as sql:
+            return sql.scalar(query) or 0
+
+    def withdrawn(self, job: JobId) -> Withdrawn:
+        """Return the attempts whose segments were made not to count, wholly or in part; they never will again."""
+        e = schema.events.c
+        query = sa.select(e.data).where(e.job == job, e.kind.in_([WITHDRAWN, VOIDED]))
+        with self._database.reading() as sql:
+            found = list(sql.scalars(query))
+        return Withdrawn(
+            frozenset(AttemptId(attempt) for data in found for attempt in data.get("attempts", ())),
+            max((data.get("epoch", 0) for data in found), default=0),
+        )
+
+    def _withdraw(self, sql: sa.Connection, job: JobId, who: str, why: str, what: Withdrawal | None) -> None:
+        data: dict[str, Any] = withdraw(sql, job, what) if what else {}
+        stale = 0
+        if sql.scalar(sa.select(schema.aggregates.c.attempt).where(schema.aggregates.c.job == job).limit(1)):
+            stale = drop_stale(sql, job, decode_spec(read_job(sql, job).spec).line)
+        if what or stale:
+            data = {"replicates": 0, "attempts": [], **data, "aggregates": data.get("aggregates", 0) + stale}
+            append_event(sql, job, self._clock(), who, WITHDRAWN, _said(data, what, why), data)
+
+
+def expect(row: JobRow, version: int | None, state: JobState | None) -> None:
+    """Raise ChangedMeanwhileError if the job is not as the caller saw it."""
+    if version not in (None, row.version) or state not in (None, row.state):
+        raise ChangedMeanwhileError(
+            f"job {row.job} is {row.state} at version {row.version}, not {state or ''} {version or ''}".rstrip()
+        )
+
+
+def _said(data: Mapping[str, Any], what: Withdrawal | None, why: str) -> str:
+    parts = [
+        f"outcomes of {data['replicates']} replicates" if data["replicates"] else "",
+        f"aggregates of {data['aggregates']} parameter sets" if data["aggregates"] else "",
+        f"execution data of {len(what.executions)} attempts" if what and what.executions else "",
+    ]
+    text = " and ".join(part for part in parts if part) or "nothing"
+    return f"{text} no longer count" + (f": {why}" if why else "")

@@ -1,0 +1,167 @@
+"""Making committed results not count any more, inside a transaction: what is damaged, superseded, or stale.
+
+The stored objects are left alone; without a row they are orphans. An aggregate is **stale** when a replicate of its
+parameter sets has no outcome, or has one in a segment that the aggregate did not read. A stale one counts for
+nothing: whatever changes segments or the line drops, in the same transaction, the aggregates that become stale by it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from modelops.store import schema
+from modelops.study.ids import AttemptId
+from modelops.study.ranges import Range, Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from modelops.states import ReplicateStatus
+    from modelops.study.ids import JobId
+    from modelops.study.index_line import IndexLine
+
+
+class Kept(NamedTuple):
+    """What still counts of a segment: its indices, and how they ended."""
+
+    ranges: tuple[Range, ...]
+    counts: Mapping[ReplicateStatus, int]
+
+
+NOTHING = Kept((), {})
+
+
+class Withdrawal(msgspec.Struct, frozen=True, kw_only=True):
+    """What is not to count any more.
+
+    ``segments``: what of each still counts. ``aggregates``: whole aggregate segments. ``executions``: attempts whose
+    outcomes count, but whose execution data is lost.
+    """
+
+    segments: dict[AttemptId, Kept] = {}
+    aggregates: tuple[AttemptId, ...] = ()
+    executions: tuple[AttemptId, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.segments or self.aggregates or self.executions)
+
+
+def stale_aggregates(
+    line: IndexLine,
+    segments: Iterable[tuple[str, Iterable[Range]]],
+    aggregates: Iterable[tuple[AttemptId, Iterable[Range], Iterable[str]]],
+) -> list[AttemptId]:
+    """Return the attempts whose aggregates are stale.
+
+    Parameters
+    ----------
+    segments
+        Digest and ranges of indices of each that counts.
+    aggregates
+        Attempt, ranges of parameter sets, and digests of the segments it read, of each.
+    """
+    held = sorted((lo, hi, digest) for digest, ranges in segments for lo, hi in ranges)
+    lows = [lo for lo, _, _ in held]
+
+    def is_stale(params: Iterable[Range], inputs: set[str]) -> bool:
+        for lo, hi in Ranges(
+            pair for first, end in params for pair in line.of_params(first, end).pairs
+        ).pairs:
+            i, at = max(0, bisect_right(lows, lo) - 1), lo
+            while at < hi:
+                if i == len(held) or held[i][0] > at:
+                    return True  # nobody holds index `at`
+                if held[i][1] > at:
+                    if held[i][2] not in inputs:
+                        return True
+                    at = held[i][1]
+                i += 1
+        return False
+
+    return [attempt for attempt, params, inputs in aggregates if is_stale(params, set(inputs))]
+
+
+def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]:
+    """Carry a withdrawal out; what becomes stale by it is for `drop_stale`.
+
+    Returns
+    -------
+        For the event: how many ``replicates`` and ``aggregates`` (parameter sets) lost their outcome, and the
+        ``attempts`` whose segments lost any.
+    """
+    lost = _size(sql, schema.segment_ranges, job, [*what.segments])
+    for attempt, kept in what.segments.items():
+        lost -= len(Ranges(kept.ranges))
+        _trim(sql, job, attempt, kept)
+    if what.executions:
+        s = schema.segments.c
+        table = schema.segments.update().where(s.job == job, s.attempt.in_(what.executions))
+        sql.execute(table.values(execution=None))
+    return {
+        "replicates": lost,
+        "aggregates": _drop_aggregates(sql, job, what.aggregates),
+        "attempts": [*what.segments],
+    }
+
+
+def drop_stale(
+    sql: sa.Connection, job: JobId, line: IndexLine, among: Sequence[AttemptId] | None = None
+) -> int:
+    """Drop the aggregates that are stale (of these attempts only); return how many parameter sets lost theirs."""
+    a, s = schema.aggregates.c, schema.segments.c
+    query = sa.select(a.attempt, a.inputs).where(a.job == job)
+    if among is not None:
+        query = query.where(a.attempt.in_(among))
+    inputs = {AttemptId(attempt): given for attempt, given in sql.execute(query)}
+    if not inputs:
+        return 0
+    params = _ranges(sql, schema.aggregate_ranges, job)
+    indices = _ranges(sql, schema.segment_ranges, job)
+    segments = sql.execute(sa.select(s.attempt, s.digest).where(s.job == job))
+    stale = stale_aggregates(
+        line,
+        [(digest, indices[attempt]) for attempt, digest in segments],
+        [(attempt, params[attempt], given) for attempt, given in inputs.items()],
+    )
+    return _drop_aggregates(sql, job, stale)
+
+
+def _trim(sql: sa.Connection, job: JobId, attempt: AttemptId, kept: Kept) -> None:
+    r, s = schema.segment_ranges, schema.segments
+    sql.execute(r.delete().where(r.c.job == job, r.c.attempt == attempt))
+    one = (s.c.job == job, s.c.attempt == attempt)
+    if not kept.ranges:
+        sql.execute(s.delete().where(*one))
+        return
+    sql.execute(s.update().where(*one).values(counts={str(k): n for k, n in kept.counts.items()}))
+    sql.execute(r.insert(), [{"job": job, "lo": lo, "hi": hi, "attempt": attempt} for lo, hi in kept.ranges])
+
+
+def _drop_aggregates(sql: sa.Connection, job: JobId, attempts: Sequence[AttemptId]) -> int:
+    n = _size(sql, schema.aggregate_ranges, job, attempts)
+    for table in (schema.aggregate_ranges, schema.aggregates):
+        for attempt in attempts:
+            sql.execute(table.delete().where(table.c.job == job, table.c.attempt == attempt))
+    return n
+
+
+def _size(sql: sa.Connection, table: sa.Table, job: JobId, attempts: Sequence[AttemptId]) -> int:
+    wanted = set(attempts)
+    if not wanted:
+        return 0
+    c = table.c
+    rows = sql.execute(sa.select(c.attempt, c.lo, c.hi).where(c.job == job))
+    return sum(hi - lo for attempt, lo, hi in rows if attempt in wanted)
+
+
+def _ranges(sql: sa.Connection, table: sa.Table, job: JobId) -> defaultdict[str, list[Range]]:
+    c = table.c
+    out: defaultdict[str, list[Range]] = defaultdict(list)
+    for attempt, lo, hi in sql.execute(sa.select(c.attempt, c.lo, c.hi).where(c.job == job)):
+        out[attempt].append((lo, hi))
+    return out
