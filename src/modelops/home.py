@@ -5,9 +5,11 @@ Only entry points call `Home.from_environ`; everything else is handed paths.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from modelops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,16 +20,36 @@ class Home:
     """The folders of one user on one machine. Nothing is created until it is needed.
 
     ``data``: database and objects, kept. ``cache``: environments, snapshots and locks, can be rebuilt.
-    ``state``: spools and logs of workers.
+    ``state``: spools of workers, logs, and the files of running processes. ``database`` and ``objects_at``: where
+    records and objects lie instead of in ``data``, if the user said so.
     """
 
     data: Path
     cache: Path
     state: Path
+    database: str | None = field(default=None, repr=False)  # it may hold a password
+    objects_at: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Home:
-        """Read ``MODELOPS_HOME``, else the XDG base directories (freedesktop.org, version 0.8)."""
+        """Read ``MODELOPS_HOME``, else the XDG base directories; and where database and objects are, if elsewhere.
+
+        Raises
+        ------
+        RequestError
+            What the environment or ``config.toml`` says of database or storage cannot be.
+        """
+        return cls.of(Settings.read(environ))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Home:
+        """Return the home that these settings name."""
+        folders = cls._folders(settings.environ)
+        return replace(folders, database=settings.database, objects_at=settings.storage)
+
+    @classmethod
+    def _folders(cls, environ: Mapping[str, str]) -> Home:
+        """Find the folders (XDG base directory specification of freedesktop.org, version 0.8)."""
         if home := environ.get("MODELOPS_HOME"):
             return cls.at(Path(home))
         user = Path(environ.get("HOME") or Path.home())
@@ -51,8 +73,23 @@ class Home:
 
     @property
     def database_url(self) -> str:
-        """The SQLAlchemy URL of the default database."""
-        return f"sqlite:///{self.data / 'modelops.db'}"
+        """The SQLAlchemy URL of the database."""
+        return self.database or f"sqlite:///{self.data / 'modelops.db'}"
+
+    @property
+    def storage(self) -> str:
+        """The folder or URL of object storage."""
+        return self.objects_at or str(self.objects)
+
+    @property
+    def run(self) -> Path:
+        """The folder that tells which processes of this home run; only its user may look into it."""
+        return self.state / "run"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs of server, scheduler, workers and their keeper."""
+        return self.state / "logs"
 
     @property
     def objects(self) -> Path:

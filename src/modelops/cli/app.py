@@ -13,6 +13,7 @@ from modelops.cli.bundle import bundle_app
 from modelops.cli.doctor import doctor
 from modelops.cli.env import env_app
 from modelops.cli.run import run
+from modelops.cli.up import down, status, up
 from modelops.errors import ModelOpsError
 
 
@@ -46,6 +47,9 @@ app = typer.Typer(
 app.command()(run)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(env_app, name="env")
+app.command()(up)
+app.command()(down)
+app.command()(status)
 app.command()(doctor)
 
 

@@ -19,7 +19,6 @@ from modelops.bundles import job_spec, load_manifest, probe, take_snapshot
 from modelops.bundles.check import FRESH, REORDERED, TWICE, Digests
 from modelops.checks import Check, CheckStatus, failed, ok
 from modelops.client.local_runner import LocalRunner
-from modelops.client.run import usable_cores
 from modelops.client.study_arguments import with_axes
 from modelops.client.study_files import completed
 from modelops.environments import Environments, dependency_inputs
@@ -32,6 +31,7 @@ from modelops.errors import (
     RequestError,
 )
 from modelops.processes import Row
+from modelops.settings import usable_cores
 from modelops.states import ReplicateStatus
 from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.index_line import IndexLine

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from modelops.client.job import Job
 from modelops.home import Home
+from modelops.settings import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,11 +104,6 @@ def local_cluster(workers: int | None = None) -> EmbeddedCluster:
     return EmbeddedCluster(Home.from_environ(os.environ), n_workers=workers or usable_cores())
 
 
-def usable_cores() -> int:
-    """Return the number of cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run(
     study: Study,
     workers: int,
@@ -122,7 +118,7 @@ def _run(
     from modelops.store import Objects, Records
 
     with contextlib.ExitStack() as stack:
-        objects = Objects.open(str(home.objects))
+        objects = Objects.open(home.storage)
         records = stack.enter_context(contextlib.closing(Records.open(home.database_url)))
         watcher.stage("preparing the bundle")
         prepared = prepare_job(study, home, records, objects)

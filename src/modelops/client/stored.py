@@ -46,7 +46,7 @@ class StoredSource:
     def _objects(self) -> Objects:
         from modelops.store import Objects
 
-        return Objects.open(str(self.home.objects))
+        return Objects.open(self.home.storage)
 
     def _contents(self, job: JobId) -> JobContents:
         from modelops.store.contents import JobContents

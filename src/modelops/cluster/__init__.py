@@ -1,1 +1,1 @@
-"""Give the driver a Dask client with ModelOps workers behind it."""
+"""Give the driver a Dask client with ModelOps workers behind it: embedded, or a pool of processes that outlives us."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import dask
 from distributed import Client, LocalCluster
-from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
+from modelops.cluster.announce import WORKERS_TOPIC, AnnounceWorkers
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.nanny import DetachedNanny
 from modelops.errors import ClusterError
@@ -23,27 +23,7 @@ from modelops.worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from distributed.scheduler import Scheduler
-
     from modelops.home import Home
-
-WORKERS_TOPIC = "modelops-workers"
-
-
-class AnnounceWorkers(SchedulerPlugin):
-    """Tell every client which workers come and go."""
-
-    name = "modelops-announce-workers"
-
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Announce a worker with the number of its threads."""
-        threads = scheduler.workers[worker].nthreads
-        scheduler.log_event(WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": threads})
-
-    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
-        """Announce that a worker is gone, and whether it was asked to go."""
-        died = not stimulus_id.startswith(("retire-workers", "close-worker", "restart"))
-        scheduler.log_event(WORKERS_TOPIC, {"event": "left", "worker": worker, "died": died})
 
 
 class EmbeddedCluster:

@@ -27,4 +27,4 @@ class WorkerSettings:
     @classmethod
     def of_home(cls, home: Home) -> Self:
         """Return the settings of workers on the machine that has this home."""
-        return cls(str(home.objects), home.cache, home.state / "workers")
+        return cls(home.storage, home.cache, home.state / "workers")

@@ -1,0 +1,160 @@
+"""``modelops up``, ``down`` and ``status``: the pool of this user on this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from modelops.cluster.status import PoolStatus, RoleStatus
+    from modelops.home import Home
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def up(
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", "-w", min=1, max=10_000, help="Worker processes, one replicate at a time each."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start server, scheduler and workers in the background, to stay until `modelops down`.
+
+    Run again it changes the number of workers, or starts what is missing.
+    """
+    from modelops.cli.show import progress_line, show_json
+    from modelops.cluster.launch import start_pool
+    from modelops.cluster.status import pool_status
+    from modelops.home import Home
+
+    home = Home.from_environ(os.environ)
+    with progress_line() as on_progress:
+        on_progress("starting the server")
+        address = start_pool(home, n_workers=workers)
+    if as_json:
+        show_json({"url": address.url, **_shown(pool_status(home))})
+        return
+    typer.echo(f"the server listens at {address.url}; 'modelops status' shows it, 'modelops down' ends it")
+
+
+def down(as_json: AsJson = False) -> None:
+    """End the pool of this home and everything it has started; say which jobs are unfinished.
+
+    They go on where they were when the pool is started again.
+    """
+    from modelops.cli.show import progress_line, show_json
+    from modelops.cluster.launch import stop_pool
+    from modelops.home import Home
+
+    home = Home.from_environ(os.environ)
+    with progress_line() as on_progress:
+        on_progress("ending workers, server and scheduler")
+        ran = stop_pool(home)
+    unfinished, unknown = _unfinished(home)
+    if as_json:
+        show_json({"ran": ran, "unfinished": unfinished, "unfinished_unknown": unknown})
+        return
+    typer.echo("the pool has ended" if ran else "nothing ran")
+    if unknown:
+        typer.echo(f"which jobs are unfinished cannot be said: {unknown}")
+    for job in unfinished:
+        typer.echo(f"unfinished: {job['job']} {job['name']} ({job['state']})")
+    if unfinished:
+        typer.echo("'modelops up' starts the pool again, and it goes on with them")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show server, scheduler, workers, jobs by state, and where the logs are.
+
+    Exit code: 0 the server runs, 5 it does not.
+    """
+    from modelops.cli.exits import Exit
+    from modelops.cli.show import show_json
+    from modelops.cluster.status import pool_status
+    from modelops.home import Home
+
+    home = Home.from_environ(os.environ)
+    found = pool_status(home)
+    jobs, unknown = _jobs_by_state(home)
+    if as_json:
+        show_json({**_shown(found), "jobs": jobs, "jobs_unknown": unknown, "logs": str(home.logs)})
+    else:
+        _print_status(found, home)
+        listed = ", ".join(f"{n:,} {state}" for state, n in jobs.items()) or "none"
+        typer.echo(f"{'jobs':<11}{unknown or listed}")
+        typer.echo(f"{'data':<11}{home.data}")
+        typer.echo(f"{'logs':<11}{home.logs}")
+    raise typer.Exit(Exit.SUCCEEDED if found.answers else Exit.UNREACHABLE)
+
+
+def _print_status(found: PoolStatus, home: Home) -> None:
+    if not found.running:
+        typer.echo("nothing runs; 'modelops up' starts server and workers")
+        return
+    for role in found.roles:
+        typer.echo(_line(role, found))
+    if not found.stays:
+        typer.echo("it ends by itself when nobody has needed it for a while; 'modelops up' lets it stay")
+    for role in found.roles:
+        if role.state == "failing":
+            typer.echo(f"{role.role} dies at once, again and again ({role.last_end}); see {role.log}")
+
+
+def _line(role: RoleStatus, found: PoolStatus) -> str:
+    state = role.state
+    if role.role == "server" and state == "running" and not found.answers:
+        state = "running, does not answer"
+    parts = [state]
+    if role.pid is not None:
+        parts.append(f"process {role.pid}")
+    if role.address:
+        parts.append(role.address)
+    if role.starts > 1:
+        parts.append(f"started {role.starts} times, the last one ended with {role.last_end}")
+    return f"{role.role:<11}{', '.join(parts)}"
+
+
+def _shown(found: PoolStatus) -> dict[str, Any]:
+    shown = found.as_json()
+    return {**shown, "roles": list(shown["roles"])}
+
+
+def _unfinished(home: Home) -> tuple[list[dict[str, Any]], str]:
+    """Return the jobs that are not final, and why that cannot be said."""
+    from modelops.states import FINAL_JOB_STATES
+
+    rows, unknown = _rows(home)
+    return [
+        {"job": row.job, "name": row.name, "state": str(row.state)}
+        for row in rows
+        if row.state not in FINAL_JOB_STATES
+    ], unknown
+
+
+def _jobs_by_state(home: Home) -> tuple[dict[str, int], str]:
+    from collections import Counter
+
+    rows, unknown = _rows(home)
+    return dict(Counter(str(row.state) for row in rows)), unknown
+
+
+def _rows(home: Home) -> tuple[list[Any], str]:
+    import contextlib
+    from pathlib import Path
+
+    from modelops.errors import ModelOpsError
+    from modelops.store import Records
+
+    path = home.database_url.removeprefix("sqlite:///")
+    if path != home.database_url and not Path(path).exists():
+        return [], ""  # looking makes no database
+    try:
+        with contextlib.closing(Records.open(home.database_url)) as records:
+            return records.jobs(), ""
+    except ModelOpsError as error:
+        return [], str(error)

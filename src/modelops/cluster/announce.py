@@ -1,0 +1,30 @@
+"""The scheduler tells every client which workers come and go, and whether they died."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+if TYPE_CHECKING:
+    from distributed.scheduler import Scheduler
+
+WORKERS_TOPIC: Final = "modelops-workers"
+# How Dask calls the reasons of a worker that was asked to go, or went of its own will.
+_EXPECTED: Final = ("retire-workers", "close-worker", "restart", "worker-close-gracefully")
+
+
+class AnnounceWorkers(SchedulerPlugin):
+    """Tell every client which workers come and go."""
+
+    name = "modelops-announce-workers"
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Announce a worker with the number of its threads."""
+        threads = scheduler.workers[worker].nthreads
+        scheduler.log_event(WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": threads})
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
+        """Announce that a worker is gone, and whether it was asked to go."""
+        died = not stimulus_id.startswith(_EXPECTED)
+        scheduler.log_event(WORKERS_TOPIC, {"event": "left", "worker": worker, "died": died})

@@ -1,0 +1,222 @@
+"""Find the pool of a home, start it, end it. Exactly one pool, however many processes ask at once."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from modelops.cluster import spawn
+from modelops.cluster.handles import Handle
+from modelops.cluster.run_folder import KEEPER, SERVER, RunFolder, ServerAddress
+from modelops.errors import ClusterError
+from modelops.logs import tail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelops.home import Home
+
+START_S: Final = 60.0  # on a machine that is very busy
+HEALTH_S: Final = 1.0
+POLL_S: Final = 0.02
+IDLE_S: Final = 30 * 60.0
+END_S: Final = 60.0
+
+__all__ = ["ServerAddress", "ensure_server", "find_server", "start_pool", "stop_pool"]
+
+
+def ensure_server(home: Home, *, environ: Mapping[str, str] = os.environ) -> ServerAddress:
+    """Return the server of this home; start one, with workers, if none runs.
+
+    One that was started by this ends when nobody has needed it for half an hour.
+
+    Raises
+    ------
+    ClusterError
+        It does not start (says what it wrote last, and where its log is), or the one that runs is of another
+        version of ModelOps.
+    StorageError
+        The run folder cannot be written.
+    """
+    run = RunFolder(home)
+    if (address := _answering(run)) is not None:
+        return address
+    with run.alone():
+        return _answering(run) or _started(run, {"idle_s": IDLE_S}, environ)
+
+
+def find_server(home: Home) -> ServerAddress | None:
+    """Return the server of this home if its process runs; starts nothing.
+
+    Raises
+    ------
+    ClusterError
+        It is of another version of ModelOps.
+    """
+    run = RunFolder.if_there(home)
+    if run is None or (pid := run.holder(SERVER)) is None:
+        return None
+    said = run.read("server.json")
+    if said.get("pid") != pid and run.holder(KEEPER) is None:
+        return None
+    if "url" not in said:
+        return None
+    _check_version(run, said)
+    return ServerAddress(said["url"], run.token())
+
+
+def start_pool(
+    home: Home, *, n_workers: int | None = None, environ: Mapping[str, str] = os.environ
+) -> ServerAddress:
+    """Start the pool of this home to stay until `stop_pool`, or let the one that runs stay.
+
+    Parameters
+    ----------
+    n_workers
+        How many workers there shall be from now on; None: as many as there are, or as the settings say.
+
+    Raises
+    ------
+    ClusterError
+        As `ensure_server`.
+    """
+    run = RunFolder(home)
+    with run.alone():
+        wanted: dict[str, Any] = {"idle_s": None}
+        if (workers := n_workers or run.read("wanted.json").get("workers")) is not None:
+            wanted["workers"] = workers
+        address = _answering(run)
+        if address is None:
+            return _started(run, wanted, environ)
+        if run.holder(KEEPER) is None:
+            raise ClusterError(
+                f"a server of this home runs in a terminal (process {run.holder(SERVER)}); end it first, or use it"
+            )
+        run.write("wanted.json", wanted)
+        _signal(run, KEEPER, signal.SIGHUP)
+        return address
+
+
+def stop_pool(home: Home, *, environ: Mapping[str, str] = os.environ) -> bool:
+    """End the pool of this home and all it has started; False if none ran.
+
+    Raises
+    ------
+    ClusterError
+        A process could not be ended.
+    """
+    run = RunFolder.if_there(home)
+    if run is None:
+        return False
+    with run.alone():
+        ran = run.holder(KEEPER) is not None or any(run.holder(role) for role in run.roles())
+        with _handle(run, KEEPER) as keeper:
+            if keeper is not None:
+                keeper.signal(signal.SIGCONT)
+                keeper.signal(signal.SIGTERM)
+                if not keeper.wait(END_S):
+                    keeper.signal(signal.SIGKILL)
+                    keeper.wait(END_S)
+        if any(run.holder(role) for role in run.roles()):  # the keeper was killed before its time
+            from modelops.cluster.keeper import Keeper
+
+            Keeper(home, run, environ=environ).end_all("told to end")
+        left = {role: pid for role in [KEEPER, *run.roles()] if (pid := run.holder(role)) is not None}
+        if left:
+            raise ClusterError(f"these processes could not be ended: {left}")
+        return ran
+
+
+def is_healthy(url: str, timeout_s: float = HEALTH_S) -> bool:
+    """Ask a server whether it is ready."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _answering(run: RunFolder) -> ServerAddress | None:
+    """Return the server if it answers and somebody looks after it, or a person has started it."""
+    pid = run.holder(SERVER)
+    said = run.read("server.json")
+    if pid is None or said.get("pid") != pid or "url" not in said:
+        return None
+    _check_version(run, said)
+    if said.get("kept") and run.holder(KEEPER) is None:
+        return None
+    return ServerAddress(said["url"], run.token()) if is_healthy(said["url"]) else None
+
+
+def _check_version(run: RunFolder, said: Mapping[str, Any]) -> None:
+    ours = version("modelops")
+    if said.get("version") not in (None, ours) and said.get("pid") == run.holder(SERVER):
+        raise ClusterError(
+            f"the server that runs for {run.home.data} is of ModelOps {said['version']}, and this is {ours}. "
+            "'modelops down' ends it; the next command starts the new one, which goes on with its jobs"
+        )
+
+
+def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str]) -> ServerAddress:
+    """Start a keeper unless there is one, and wait for the server. Called by one process at a time."""
+    nothing_ran = run.holder(KEEPER) is None and not any(run.holder(role) for role in run.roles())
+    if nothing_ran:
+        run.remove("server.json", "scheduler.json", "keeper.json", "wanted.json")
+    if nothing_ran or wanted.get("idle_s") is None:
+        run.write("wanted.json", wanted)
+    if run.holder(KEEPER) is None:
+        began = spawn.start_keeper(run.home, environ=environ)
+        if not began and run.holder(KEEPER) is None:
+            raise _failed(run, KEEPER, "did not start")
+    try:
+        return _wait_for_server(run)
+    except ClusterError:
+        if nothing_ran:  # and nothing shall
+            _signal(run, KEEPER, signal.SIGTERM)
+            with _handle(run, KEEPER) as keeper:
+                if keeper is not None:
+                    keeper.wait(END_S)
+        raise
+
+
+def _wait_for_server(run: RunFolder) -> ServerAddress:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if (address := _answering(run)) is not None:
+            return address
+        if run.holder(KEEPER) is None:
+            raise _failed(run, KEEPER, "ended while the server was started")
+        state = run.read("keeper.json").get("roles", {}).get(SERVER, {})
+        # One that was killed is not to blame; one that ended by itself will do so again.
+        if state.get("failing") or str(state.get("last_end", "")).startswith("exit code"):
+            raise _failed(run, SERVER, f"does not start ({state['last_end']})")
+        time.sleep(POLL_S)
+    raise _failed(run, SERVER, f"did not answer within {START_S:g} s")
+
+
+def _failed(run: RunFolder, role: str, what: str) -> ClusterError:
+    log = spawn.log_of(run.home, role)
+    lines = "".join(f"\n  {line}" for line in tail(log))
+    said = f"It wrote last, in {log}:{lines}" if lines else f"Its log {log} is empty"
+    return ClusterError(f"the {role} of this home {what}. {said}")
+
+
+def _handle(run: RunFolder, role: str) -> contextlib.AbstractContextManager[Handle | None]:
+    handle = Handle.of_role(run, role)
+    return handle if handle is not None else contextlib.nullcontext()
+
+
+def _signal(run: RunFolder, role: str, number: int) -> None:
+    with _handle(run, role) as handle:
+        if handle is not None:
+            handle.signal(number)

@@ -1,0 +1,160 @@
+"""A process that is one Dask worker with the ModelOps runtime, and no nanny: whoever keeps it starts it again.
+
+Told to end (SIGTERM) it takes nothing new, gives back what it has not begun, finishes or stops the replicate that
+runs, hands over its receipts, and leaves. When its scheduler goes away it ends with `ExitCode.SCHEDULER_GONE`,
+because a Dask worker cannot come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import dask
+from distributed import Worker
+
+from modelops.cluster.announce import WORKERS_TOPIC
+from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.run_folder import SCHEDULER
+from modelops.cluster.tls import security
+from modelops.cluster.upkeep import ExitCode
+from modelops.logs import quiet_dask
+from modelops.worker.plugin import ModelOpsWorker
+from modelops.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from modelops.cluster.run_folder import RunFolder
+    from modelops.home import Home
+
+CONNECT_S: Final = 30.0  # then the process ends and the next one looks for the scheduler anew
+POLL_S: Final = 0.05
+HAND_OVER_S: Final = 2.0
+LEAVE_S: Final = 2.0
+CLOSE_S: Final = 5.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker belongs: ``host`` is the address it listens on, None for the one that leads to the scheduler."""
+
+    scheduler: str
+    tls: Path
+    slots: int
+    host: str | None = None
+
+
+def run_kept_worker(home: Home, run: RunFolder, *, name: str) -> int:
+    """Be a worker of the pool on this machine."""
+
+    def place() -> Place | None:
+        said = run.read("scheduler.json")
+        if "address" not in said or said.get("pid") != run.holder(SCHEDULER):
+            return None
+        return Place(said["address"], run.path / "tls", slots=1, host="127.0.0.1")
+
+    def joined(address: str) -> None:
+        run.write(f"{name}.json", {"address": address, "pid": os.getpid()})
+
+    log.info("%s begins", name)
+    return run_worker(WorkerSettings.of_home(home), place, joined)
+
+
+def run_worker(
+    settings: WorkerSettings,
+    place: Callable[[], Place | None],
+    joined: Callable[[str], None] = lambda _address: None,
+) -> int:
+    """Be a worker until SIGTERM, or until the scheduler is gone; never returns: the process ends.
+
+    Parameters
+    ----------
+    place
+        Says where the scheduler is; None as long as there is none.
+    joined
+        Called with the worker's address when the scheduler knows it.
+    """
+    quiet_dask()
+    with dask.config.set(DASK_SETTINGS):
+        code = asyncio.run(_work(settings, place, joined))
+    logging.shutdown()
+    # Threads that still wait for something would keep the process; all they could do now is lost on everybody.
+    os._exit(code)
+
+
+async def _work(
+    settings: WorkerSettings, find: Callable[[], Place | None], joined: Callable[[str], None]
+) -> int:
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    while (place := find()) is None:
+        if await _within(told.wait(), POLL_S):
+            return 0
+    worker = Worker(
+        place.scheduler, nthreads=place.slots, security=security(place.tls), protocol="tls://",
+        host=place.host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
+        local_directory=str(settings.scratch), plugins=(ModelOpsWorker(settings),), death_timeout=CONNECT_S,
+    )  # fmt: skip
+    starting = asyncio.ensure_future(_started(worker))
+    asked = asyncio.ensure_future(told.wait())
+    await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        return 0
+    if not starting.result():
+        return ExitCode.SCHEDULER_GONE
+    log.info("the worker %s has joined %s", worker.address, place.scheduler)
+    joined(worker.address)
+    finished = asyncio.ensure_future(worker.finished())
+    await asyncio.wait([finished, asked], return_when=asyncio.FIRST_COMPLETED)
+    if told.is_set():
+        await _leave(worker)
+        log.info("the worker has left")
+        return 0
+    log.warning("the scheduler %s is gone", place.scheduler)
+    return ExitCode.SCHEDULER_GONE
+
+
+async def _started(worker: Worker) -> bool:
+    try:
+        await worker
+    except (TimeoutError, OSError) as error:
+        log.warning("the scheduler %s does not answer: %s", worker.scheduler.address, error)
+        return False
+    return True
+
+
+async def _leave(worker: Worker) -> None:
+    plugin = worker.plugins["modelops"]
+    assert isinstance(plugin, ModelOpsWorker)
+    attempts = plugin.runtime.attempts
+    log.info("told to end; %s attempts run", len(list(attempts)))
+    worker.log_event(WORKERS_TOPIC, {"event": "joined", "worker": worker.address, "slots": 0})
+    while running := list(attempts):  # each ends within the grace of its stop signal
+        for attempt in running:
+            attempt.stop.stop()
+        await asyncio.sleep(POLL_S)
+    # A receipt is Dask's result of the task: it is here until the driver has fetched it.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HAND_OVER_S):
+            while worker.data or worker.state.executing_count:
+                await asyncio.sleep(POLL_S)
+    if not await _within(worker.close_gracefully(reason="told to end"), LEAVE_S):
+        log.warning("the scheduler did not hear that this worker leaves")
+        await _within(worker.close(timeout=CLOSE_S, executor_wait=False), CLOSE_S)
+
+
+async def _within(what: object, seconds: float) -> bool:
+    """Wait so long for something; whether it came to its end."""
+    try:
+        await asyncio.wait_for(what, seconds)  # type: ignore[arg-type]  # a coroutine
+    except TimeoutError:
+        return False
+    return True

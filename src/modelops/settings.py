@@ -1,0 +1,272 @@
+"""Settings, each from one place: a flag, else the environment, else ``config.toml``, else a default.
+
+A value is looked at when it is asked for, so a wrong one is told to those who need it and stops nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from modelops.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+CONFIG: Final = "config.toml"
+NAMES: Final = (
+    "server",
+    "token",
+    "database",
+    "storage",
+    "scheduler",
+    "tls",
+    "workers",
+    "host",
+    "port",
+    "allowed_hosts",
+)
+SECRET: Final = frozenset({"token", "database"})  # a URL of a database may hold a password
+OTHERS_MAY_READ: Final = 0o077
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value as it was written, and where."""
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command was told.
+
+    Parameters
+    ----------
+    environ
+        The environment variables, ``MODELOPS_<NAME>``.
+    flags
+        Options of the command; None means "not given".
+    config
+        What ``config.toml`` says.
+    config_file
+        Its path, for messages.
+    """
+
+    environ: Mapping[str, str] = field(repr=False)
+    flags: Mapping[str, Any] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    config_file: Path
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], **flags: Any) -> Settings:
+        """Read the configuration file, if there is one.
+
+        Raises
+        ------
+        RequestError
+            It is not TOML, has a name that is no setting, or holds a token and can be read by others.
+        """
+        path = config_file(environ)
+        return cls(environ, flags, _read(path), path)
+
+    def found(self, name: str) -> Setting | None:
+        """Return a setting as it was written, None if nobody wrote it."""
+        if self.flags.get(name) is not None:
+            return Setting(self.flags[name], f"--{name.replace('_', '-')}")
+        variable = f"MODELOPS_{name.upper()}"
+        if self.environ.get(variable, "").strip():
+            return Setting(self.environ[variable].strip(), f"the environment variable {variable}")
+        if name in self.config:
+            return Setting(self.config[name], f"{name} in {self.config_file}")
+        return None
+
+    @property
+    def server(self) -> str | None:
+        """The URL of a server on another machine, None for the one of this machine."""
+        return self._parsed("server", _server_url, None)
+
+    @property
+    def token(self) -> str | None:
+        """The token for `server`, or the one that a server started by hand asks for."""
+        return self._parsed("token", _token, None)
+
+    @property
+    def database(self) -> str | None:
+        """The SQLAlchemy URL of the database, None for the one in the home."""
+        return self._parsed("database", _database_url, None)
+
+    @property
+    def storage(self) -> str | None:
+        """The folder or URL of object storage, None for the one in the home."""
+        return self._parsed("storage", _storage, None)
+
+    @property
+    def scheduler(self) -> str | None:
+        """The address of a Dask scheduler, ``tls://host:port``; None for the one of this home."""
+        return self._parsed("scheduler", _scheduler_address, None)
+
+    @property
+    def tls(self) -> Path | None:
+        """The folder of ``ca.pem``, ``cert.pem`` and ``key.pem``; None for the one of this home."""
+        return self._parsed("tls", _tls_folder, None)
+
+    @property
+    def workers(self) -> int:
+        """How many worker processes; by default one for each core that may be used."""
+        return self._parsed("workers", _whole(1, 10_000), usable_cores())
+
+    @property
+    def host(self) -> str:
+        """The host name or address that a server or scheduler listens on."""
+        return self._parsed("host", _host, "127.0.0.1")
+
+    @property
+    def port(self) -> int | None:
+        """The port that a server or scheduler listens on, None for any free one."""
+        return self._parsed("port", _whole(0, 65_535), None)
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """The names by which clients may call the server, besides the one it listens on."""
+        return self._parsed("allowed_hosts", _names, ())
+
+    def _parsed(self, name: str, parse: Callable[[Any], T], default: D) -> T | D:
+        setting = self.found(name)
+        if setting is None:
+            return default
+        try:
+            return parse(setting.value)
+        except ValueError as error:
+            shown = "" if name in SECRET else f" is {setting.value!r}"
+            raise RequestError(f"{setting.where}{shown}: {error}") from None
+
+
+def config_file(environ: Mapping[str, str]) -> Path:
+    """Return where the configuration lies: in ``MODELOPS_HOME``, else in the XDG folder for configuration."""
+    if home := environ.get("MODELOPS_HOME"):
+        return Path(home).expanduser().absolute() / CONFIG
+    given = environ.get("XDG_CONFIG_HOME", "")
+    base = Path(given) if given.startswith("/") else Path(environ.get("HOME") or Path.home()) / ".config"
+    return base / "modelops" / CONFIG
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            config = tomllib.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f"{path} is not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+    for name in config:
+        if name not in NAMES:
+            raise RequestError(f"{path}: there is no setting {name!r}; there are {', '.join(NAMES)}")
+    if SECRET & config.keys() and mode & OTHERS_MAY_READ:
+        raise RequestError(f"{path} holds a secret and others can read it: chmod 600 {path}")
+    return config
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("it must be text")
+    return value.strip()
+
+
+def _server_url(value: Any) -> str:
+    text = _text(value)
+    url = urlsplit(text)
+    _port_of(url.netloc)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+        raise ValueError("it must be a URL such as https://modelops.example.org")
+    return text.rstrip("/")
+
+
+def _token(value: Any) -> str:
+    text = _text(value)
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a token has only printable ASCII characters and no spaces")
+    return text
+
+
+def _database_url(value: Any) -> str:
+    text = _text(value)
+    if "://" not in text:
+        raise ValueError(
+            "it must be a URL such as postgresql+psycopg://user@host/name or sqlite:////path/to/modelops.db"
+        )
+    return text
+
+
+def _storage(value: Any) -> str:
+    text = _text(value)
+    if "://" in text:
+        return text
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError("it must be a URL such as s3://bucket/folder, or the whole path of a folder")
+    return str(path)
+
+
+def _scheduler_address(value: Any) -> str:
+    text = _text(value)
+    scheme, separator, rest = text.partition("://")
+    if scheme != "tls" or not separator or not _port_of(rest):
+        raise ValueError("it must be an address such as tls://scheduler.example.org:8786")
+    return text
+
+
+def _port_of(netloc: str) -> int | None:
+    try:
+        return urlsplit(f"//{netloc}").port
+    except ValueError:
+        raise ValueError("its port must be a number up to 65535") from None
+
+
+def _tls_folder(value: Any) -> Path:
+    folder = Path(_text(value)).expanduser().absolute()
+    missing = [name for name in ("ca.pem", "cert.pem", "key.pem") if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"that folder has no {' and no '.join(missing)}")
+    return folder
+
+
+def _whole(lowest: int, highest: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, str) and value.strip().isdecimal() and value.isascii():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            raise ValueError(f"it must be a whole number from {lowest} to {highest}")
+        return value
+
+    return parse
+
+
+def _host(value: Any) -> str:
+    text = _text(value)
+    if not all(c.isalnum() or c in ".-:_%" for c in text):
+        raise ValueError("it must be a host name or an address, without a port")
+    return text
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+        raise ValueError("it must be host names, separated by commas")
+    return tuple(_host(name) for name in names)

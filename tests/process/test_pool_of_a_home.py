@@ -1,0 +1,187 @@
+"""The pool of a home: exactly one, whatever was left behind; what is killed comes back; nothing stays after its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.process.pools import ALL, PoolHome, wait_for
+
+from modelops.cluster.launch import find_server, is_healthy, start_pool
+from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER
+from modelops.cluster.status import pool_status
+from modelops.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+
+ENSURE = """
+import os
+from modelops.cluster.launch import ensure_server
+from modelops.home import Home
+address = ensure_server(Home.from_environ(os.environ))
+print(address.url, address.token)
+"""
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[PoolHome]:
+    with contextlib.closing(PoolHome.at(tmp_path / "home")) as pool:
+        yield pool
+
+
+def test_sixteen_that_ask_at_once_get_one_pool(pool: PoolHome) -> None:
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENSURE], env=pool.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(16)
+    ]
+    said = [p.communicate(timeout=90) for p in asking]
+    assert [p.returncode for p in asking] == [0] * 16, said
+    assert len({out for out, _ in said}) == 1
+    begun = (pool.home.logs / "keeper.log").read_text().splitlines()
+    assert [json.loads(line)["message"] for line in begun if "begins" in line] == [
+        f"the keeper of {pool.home.state} begins, with 1 workers"
+    ]
+
+
+def test_whoever_is_killed_comes_back_and_the_others_go_on(pool: PoolHome) -> None:
+    address = pool.ensure()
+    before = pool.wait_until_up()
+
+    os.kill(before[SERVER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(SERVER) not in (None, before[SERVER]), "another server runs")
+    assert pool.ensure() == address
+    after = pool.wait_until_up()
+    assert {r: after[r] for r in ALL if r != SERVER} == {r: before[r] for r in ALL if r != SERVER}
+
+    os.kill(after["worker-0"], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder("worker-0") not in (None, after["worker-0"]), "another worker runs")
+    now = pool.wait_until_up()
+    assert {r: now[r] for r in ALL if r != "worker-0"} == {r: after[r] for r in ALL if r != "worker-0"}
+
+    # A new keeper takes over those that run; also those which it must start again later.
+    os.kill(now[KEEPER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
+    assert find_server(pool.home) is None or is_healthy(address.url)
+    assert pool.ensure() == address
+    adopted = pool.wait_until_up()
+    assert {r: adopted[r] for r in ALL if r != KEEPER} == {r: now[r] for r in ALL if r != KEEPER}
+
+    port = pool.run.read("scheduler.json")["address"]
+    os.kill(adopted[SCHEDULER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(SCHEDULER) not in (None, adopted[SCHEDULER]), "another scheduler runs")
+    wait_for(
+        lambda: pool.run.holder("worker-0") not in (None, adopted["worker-0"]),
+        "the worker was started again, because a worker cannot come back to another scheduler",
+    )
+    last = pool.wait_until_up()
+    assert last[SERVER] == adopted[SERVER]
+    assert pool.run.read("scheduler.json")["address"] == port
+
+    os.kill(last[KEEPER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
+    assert pool.stop()
+    assert pool.pids() == dict.fromkeys(ALL)
+
+
+def test_what_killed_processes_left_behind_misleads_nobody(pool: PoolHome) -> None:
+    folder = pool.run.path
+    sleeper = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]})
+    try:
+        for role in ALL:
+            (folder / f"{role}.lock").write_text(str(sleeper.pid))
+        said = {"url": "http://127.0.0.1:9", "pid": sleeper.pid, "version": "0.0.1", "kept": True}
+        (folder / "server.json").write_text(json.dumps(said))
+        (folder / "scheduler.json").write_text('{"address": "tls://127.0')
+        (folder / "keeper.json").write_text(
+            '{"roles": {"server": {"failing": true, "last_end": "exit code 1"}}}'
+        )
+        (folder / "wanted.json").write_bytes(b"\xff\x00")
+        (folder / "ports.json").write_text('["a", 99999999]')
+        (folder / "token").write_text("")
+        (folder / "tls").mkdir()
+        (folder / "tls" / "ca.pem").write_text("-----BEGIN")
+        assert find_server(pool.home) is None
+        assert not pool_status(pool.home).running
+        assert not pool.stop()
+        address = pool.ensure()
+        assert address.url != "http://127.0.0.1:9"
+        assert len(address.token) > 30
+        pool.wait_until_up()
+        assert sleeper.poll() is None
+        pool.stop()
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_pool_that_cannot_start_is_an_error_with_its_last_words_and_nothing_is_left(
+    tmp_path: Path,
+) -> None:
+    with contextlib.closing(PoolHome.at(tmp_path / "first")) as first:
+        port = first.ensure().url.rpartition(":")[2]
+        with contextlib.closing(PoolHome.at(tmp_path / "second", MODELOPS_PORT=port)) as second:
+            with pytest.raises(ClusterError, match="Address already in use") as refused:
+                second.ensure()
+            assert str(second.home.logs / "keeper.log") in str(refused.value)
+            wait_for(lambda: not second.processes(), "nothing is left of what did not start")
+
+
+def test_a_server_of_another_version_is_named_with_what_to_do(pool: PoolHome) -> None:
+    pool.ensure()
+    said = pool.run.read("server.json")
+    pool.run.write("server.json", {**said, "version": "9.9.9"})
+    with pytest.raises(ClusterError, match=r"ModelOps 9\.9\.9, and this is .*'modelops down'"):
+        pool.ensure()
+
+
+def test_two_homes_have_two_pools_and_each_ends_its_own(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(PoolHome.at(tmp_path / "a")) as a,
+        contextlib.closing(PoolHome.at(tmp_path / "b")) as b,
+    ):
+        at_a, at_b = a.ensure(), b.ensure()
+        assert (at_a.url, at_a.token) != (at_b.url, at_b.token)
+        assert a.stop()
+        assert b.ensure() == at_b
+
+
+def test_up_changes_the_number_of_workers_and_lets_a_pool_stay(pool: PoolHome) -> None:
+    pool.ensure()
+    assert not pool_status(pool.home).stays
+    pool.wait_until_up()
+    start_pool(pool.home, n_workers=2, environ=pool.environ)
+    assert pool_status(pool.home).stays
+    wait_for(lambda: pool.run.holder("worker-1") is not None, "a second worker runs")
+    start_pool(pool.home, n_workers=1, environ=pool.environ)
+    wait_for(lambda: pool.run.holder("worker-1") is None, "the second worker has ended")
+    assert pool.ensure().url
+    assert pool_status(pool.home).stays
+
+
+def test_all_that_is_written_is_for_its_user_only(pool: PoolHome) -> None:
+    pool.ensure()
+    pool.wait_until_up()
+    for folder in (pool.home.run, pool.home.logs):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        for path in folder.rglob("*"):
+            assert path.stat().st_mode & 0o077 == 0, path
+    token = pool.run.token()
+    for pid in pool.processes():
+        with contextlib.suppress(OSError):
+            command = (pool.home.run.parents[0] / f"/proc/{pid}/cmdline").read_bytes()
+            assert token.encode() not in command
+    for log in pool.home.logs.iterdir():
+        assert token not in log.read_text()
