@@ -41,6 +41,7 @@ PLACES = {
     "<attempt>": r"\d{4}-\d{6}",
     "<run>": r"\d+",
     "<content>": "[0-9a-f]{16}",
+    "<check>": "[0-9a-f]{32}",
 }
 
 

@@ -155,7 +155,8 @@ class StoredJob:
         self.records.change_state(
             self.job, JobEvent.SETTLED if complete else JobEvent.CANCEL_ASKED, who="test", epoch=epoch
         )
-        finalize(JobContents.of(self.objects, self.records, self.job))
+        files = finalize(JobContents.of(self.objects, self.records, self.job))
+        self.records.record_results(self.job, "test", files, epoch=epoch)
         self.records.change_state(
             self.job, JobEvent.ALL_SUCCEEDED if complete else JobEvent.STOPPED, who="test", epoch=epoch
         )

@@ -103,7 +103,8 @@ class StoreLedger:
             log.warning("%s; %d finished replicates do not count", why, n)
             self.voided = True
             return why
-        finalize(JobContents.of(self.objects, self.records, self.job))
+        files = finalize(JobContents.of(self.objects, self.records, self.job))
+        self.records.record_results(self.job, self.who, files, epoch=self.epoch)
         return None
 
 

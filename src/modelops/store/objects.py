@@ -31,7 +31,7 @@ class AlreadyExistsError(RequestError):
 
 
 class Objects(ABC):
-    """Named bytes. Names are relative paths, e.g. ``v1/jobs/<job>/segments/<attempt>.arrow``.
+    """Named bytes. Names are relative paths, e.g. ``v1/jobs/<job>/packs/<attempt>.pack``.
 
     Every method raises `StorageError`, naming the volume or service, when storage does not do its part.
     """
@@ -80,6 +80,10 @@ class Objects(ABC):
     @abstractmethod
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the names below a folder, sorted. A folder that does not exist is empty."""
+
+    @abstractmethod
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the size in bytes of every object below a folder, by name. One look, however many there are."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -171,6 +175,17 @@ class FolderObjects(Objects):
             names += [(Path(where) / f).relative_to(self.root).as_posix() for f in files]
         return iter(sorted(names))
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        found = {}
+        for name in self.list(prefix):
+            try:
+                found[name] = (self.root / name).stat().st_size
+            except FileNotFoundError:  # removed since
+                continue
+            except OSError as e:
+                raise self._failed("listing", name, e) from e
+        return found
+
     def delete(self, name: str) -> None:
         path = self.root / checked_name(name)
         try:
@@ -227,6 +242,12 @@ def _advice(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "allow writing there, or set MODELOPS_HOME to a folder that is yours"
     return "'modelops doctor' looks at the machine"
+
+
+def pieces_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of an open file from its beginning."""
+    file.seek(0)
+    yield from iter(lambda: file.read(COPY_BYTES), b"")
 
 
 def checked_name(name: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from modelops.errors import IntegrityError, RequestError
 from modelops.store import columns
-from modelops.store.objects import AlreadyExistsError
+from modelops.store.objects import AlreadyExistsError, pieces_of
 from modelops.store.segments import FORMAT, job_folder
 from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.ids import ParamId
@@ -70,7 +70,7 @@ def write_parameters(objects: Objects, job: JobId, canonicals: Iterable[bytes]) 
     """
     with TemporaryFile() as f:
         n = pour_parameters(f, canonicals)
-        objects.put_new(f"{job_folder(job)}/{FIRST_PARAMETERS}", _pieces(f))
+        objects.put_new(f"{job_folder(job)}/{FIRST_PARAMETERS}", pieces_of(f))
     return n
 
 
@@ -82,11 +82,11 @@ def write_more_parameters(objects: Objects, job: JobId, run: int, canonicals: It
     with TemporaryFile() as f:
         pour_parameters(f, canonicals)
         digest = sha256()
-        for piece in _pieces(f):
+        for piece in pieces_of(f):
             digest.update(piece)
         name = f"parameters.{run}-{digest.hexdigest()[:16]}.parquet"
         with contextlib.suppress(AlreadyExistsError):
-            objects.put_new(f"{job_folder(job)}/{name}", _pieces(f))
+            objects.put_new(f"{job_folder(job)}/{name}", pieces_of(f))
     return name
 
 
@@ -101,11 +101,6 @@ def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
             writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
             n += len(group)
     return n
-
-
-def _pieces(f: IO[bytes]) -> Iterator[bytes]:
-    f.seek(0)
-    yield from iter(lambda: f.read(1 << 20), b"")
 
 
 class Parameters:

@@ -84,6 +84,11 @@ class RemoteObjects(Objects):
             below = checked_name(prefix) + "/" if prefix else None
             return iter(sorted(m["path"] for page in obstore.list(self.store, prefix=below) for m in page))
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        with _as_ours("listing", prefix, self.where):
+            below = checked_name(prefix) + "/" if prefix else None
+            return {m["path"]: m["size"] for page in obstore.list(self.store, prefix=below) for m in page}
+
     def delete(self, name: str) -> None:
         try:
             with _as_ours("deleting", name, self.where):

@@ -5,12 +5,15 @@ Everything is computed from committed segments, verified as they are read; see d
 
 from __future__ import annotations
 
+from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
+from modelops.store.objects import pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
+from modelops.store.result_file import ResultFile
 from modelops.store.segments import job_folder
 from modelops.store.view_writer import MemorySink, ParquetSink, write_view
 
@@ -37,7 +40,9 @@ def attempts_table(contents: JobContents) -> pa.Table:
     return _in_memory(lambda open_sink: write_attempts(contents, open_sink))
 
 
-def finalize(contents: JobContents, *, progress: Callable[[int, int], None] | None = None) -> None:
+def finalize(
+    contents: JobContents, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[ResultFile, ...]:
     """Write ``results/{replicates,aggregates,attempts}.parquet``, in memory that does not grow with the job.
 
     Parameters
@@ -45,14 +50,20 @@ def finalize(contents: JobContents, *, progress: Callable[[int, int], None] | No
     progress
         Called with rows done and rows in all, after each row group of replicates.
 
+    Returns
+    -------
+        What was written, for whoever wants to know later whether it is still that.
+
     Raises
     ------
-    IntegrityError
-        A committed segment is damaged; nothing was written for its table.
+    IntegrityError, NotFoundError
+        A committed segment is damaged or gone; nothing was written for its table.
     """
-    _to_file(contents, "replicates", lambda open_sink: _write_replicates(contents, open_sink, progress))
-    _to_file(contents, "aggregates", lambda open_sink: _write_aggregates(contents, open_sink))
-    _to_file(contents, "attempts", lambda open_sink: write_attempts(contents, open_sink))
+    return (
+        _to_file(contents, "replicates", lambda open_sink: _write_replicates(contents, open_sink, progress)),
+        _to_file(contents, "aggregates", lambda open_sink: _write_aggregates(contents, open_sink)),
+        _to_file(contents, "attempts", lambda open_sink: write_attempts(contents, open_sink)),
+    )
 
 
 def _in_memory(write: Callable[[Callable[[pa.Schema], MemorySink]], None]) -> pa.Table:
@@ -68,7 +79,7 @@ def _in_memory(write: Callable[[Callable[[pa.Schema], MemorySink]], None]) -> pa
 
 def _to_file(
     contents: JobContents, name: str, write: Callable[[Callable[[pa.Schema], ParquetSink]], None]
-) -> None:
+) -> ResultFile:
     sinks: list[ParquetSink] = []
     with TemporaryFile() as file:
 
@@ -80,10 +91,12 @@ def _to_file(
 
         write(open_sink)
         sinks[0].close()
-        file.seek(0)
-        contents.objects.put(
-            f"{job_folder(contents.job)}/results/{name}.parquet", iter(lambda: file.read(1 << 20), b"")
-        )
+        digest, n_bytes = sha256(), 0
+        for piece in pieces_of(file):
+            digest.update(piece)
+            n_bytes += len(piece)
+        contents.objects.put(f"{job_folder(contents.job)}/results/{name}.parquet", pieces_of(file))
+    return ResultFile(f"{name}.parquet", n_bytes, digest.hexdigest())
 
 
 def _write_replicates(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
 from modelops.states import JobEvent, JobState, next_state
 from modelops.store import schema
+from modelops.store.result_file import ResultFile
 from modelops.store.rows import ChangedMeanwhileError, append_event, hold, read_job, update_of
 from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
 from modelops.study.ids import AttemptId
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from modelops.store.database import Database
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 BEGINS_RUN: Final = frozenset({JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED})
 WITHDRAWN: Final = "segments_withdrawn"
 VOIDED: Final = "results_voided"
+WRITTEN: Final = "results_written"
 
 
 class Withdrawn(NamedTuple):
@@ -109,6 +112,25 @@ class Runs:
         query = sa.select(sa.func.max(e.number)).where(e.job == job, e.kind.in_(kinds))
         with self._database.reading() as sql:
             return sql.scalar(query) or 0
+
+    def record_results(
+        self, job: JobId, who: str, files: Sequence[ResultFile], *, epoch: int | None = None, why: str = ""
+    ) -> None:
+        """Record what the result files of this run are, so that it can be told later whether they still are it."""
+        data = {"files": msgspec.to_builtins(files)}
+        text = why or f"{', '.join(file.name for file in files)} are written"
+        with self._database.writing() as sql:
+            if epoch is not None:
+                hold(sql, job, epoch)
+            append_event(sql, job, self._clock(), who, WRITTEN, text, data)
+
+    def result_files(self, job: JobId) -> tuple[ResultFile, ...]:
+        """Return what the result files of the job's current run are; none as long as none are written."""
+        e = schema.events.c
+        query = sa.select(e.data).where(e.job == job, e.kind == WRITTEN, e.number > self.run_began(job))
+        with self._database.reading() as sql:
+            data = sql.scalar(query.order_by(e.number.desc()).limit(1))
+        return () if data is None else msgspec.convert(data["files"], tuple[ResultFile, ...])
 
     def withdrawn(self, job: JobId) -> Withdrawn:
         """Return the attempts whose segments were made not to count, wholly or in part; they never will again."""

@@ -2,7 +2,7 @@
 
 A writer only appends to a list while replicates finish; the columns are built once, in `finish`. Bytes go
 first (pack, execution data, segment), the row in the database follows, and until it does the segment is
-an orphan that harms nobody.
+an orphan that harms nobody. Its name has a part of its digest, so that it can be verified without its row.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId, JobId
 
 FORMAT: Final = 1
+DIGITS_IN_NAME: Final = 32  # of the SHA-256 of a segment
 INLINE_LIMIT_BYTES: Final = 65_536
 AGGREGATE_OUTCOMES: Final = tuple(AggregateStatus)  # the position is the code in the file, never renumbered
 OUTCOME_CODE: Final = {status: code for code, status in enumerate(OUTCOMES)}
@@ -256,7 +257,8 @@ class SegmentWriter:
         # Dask may run a task again whose receipt was lost. The outcomes are the same then, the times are not:
         # those of the first run stay.
         with contextlib.suppress(AlreadyExistsError):
-            _store_table(self._objects, self._job, self._attempt, "executions", table, self._who)
+            data = _table_bytes(self._job, self._attempt, table, self._who)
+            self._objects.put_new(f"{job_folder(self._job)}/{name}", data)
         return name
 
 
@@ -413,34 +415,37 @@ class _Stored(NamedTuple):
 
 
 def _store_table(
-    objects: Objects,
-    job: JobId,
-    attempt: AttemptId,
-    folder: str,
-    named: Mapping[str, pa.Array],
-    metadata: Mapping[str, str] | None = None,
+    objects: Objects, job: JobId, attempt: AttemptId, folder: str, named: Mapping[str, pa.Array]
 ) -> _Stored:
+    data = _table_bytes(job, attempt, named, {})
+    digest = sha256(data).hexdigest()
+    name = f"{folder}/{attempt}.{digest[:DIGITS_IN_NAME]}.arrow"
+    with contextlib.suppress(AlreadyExistsError):  # its name says what is in it
+        objects.put_new(f"{job_folder(job)}/{name}", data)
+    return _Stored(name, digest, len(data))
+
+
+def _table_bytes(
+    job: JobId, attempt: AttemptId, named: Mapping[str, pa.Array], metadata: Mapping[str, str]
+) -> bytes:
     identity = {"modelops.format": str(FORMAT), "modelops.job": job, "modelops.attempt": attempt}
     schema = pa.schema(
-        [pa.field(name, column.type) for name, column in named.items()], {**identity, **(metadata or {})}
+        [pa.field(name, column.type) for name, column in named.items()], {**identity, **metadata}
     )
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
     with pa.ipc.new_file(sink, schema, options=options) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(list(named.values()), schema=schema))
-    data = sink.getvalue().to_pybytes()
-    name = f"{folder}/{attempt}.arrow"
-    _store_once(objects, f"{job_folder(job)}/{name}", data)
-    return _Stored(name, sha256(data).hexdigest(), len(data))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
-def _store_once(objects: Objects, name: str, content: bytes | _Pack) -> None:
+def _store_once(objects: Objects, name: str, content: _Pack) -> None:
     """Store under the attempt's own name; the same bytes there already are a repeat whose answer was lost."""
     try:
         objects.put_new(name, content)
     except AlreadyExistsError:
-        pieces = [content] if isinstance(content, bytes) else content
-        if _digest_of(pieces) != _digest_of(objects.stream(name)):
+        if _digest_of(content) != _digest_of(objects.stream(name)):
             raise
 
 
