@@ -15,13 +15,14 @@ from distributed.security import Security
 
 from modelops.cluster.announce import WORKERS_TOPIC, AnnounceWorkers
 from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.listeners import Listeners
 from modelops.cluster.nanny import DetachedNanny
 from modelops.errors import ClusterError
 from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from modelops.home import Home
 
@@ -40,7 +41,9 @@ class EmbeddedCluster:
         self._settings = WorkerSettings.of_home(home)
         self._n_workers, self._threads = n_workers, threads
         self._stack = contextlib.ExitStack()
-        self._listeners: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
+        self._listeners = Listeners()
+        self.on_workers = self._listeners.on_workers
+        self.on_topic = self._listeners.on_topic
         self.client: Client
 
     def start(self) -> Self:
@@ -69,6 +72,7 @@ class EmbeddedCluster:
             self.client.register_plugin(ModelOpsWorker(self._settings))
             self.client.register_plugin(AnnounceWorkers())
             self.client.subscribe_topic(WORKERS_TOPIC, self._heard)
+            self._listeners.listen_to(self.client)
         except BaseException:
             self.close()
             raise
@@ -93,25 +97,12 @@ class EmbeddedCluster:
         found = self.client.sync(scheduler.identity, n_workers=-1)["workers"]
         return {address: int(info["nthreads"]) for address, info in found.items()}
 
-    @contextlib.contextmanager
-    def on_workers(
-        self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
-    ) -> Iterator[None]:
-        """Call ``joined(worker, slots)`` and ``left(worker, died)`` within this block, on the client's own thread."""
-        listener = (joined, left)
-        self._listeners.append(listener)
-        try:
-            yield
-        finally:
-            self._listeners.remove(listener)
-
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
-        for joined, left in tuple(self._listeners):  # several jobs may share the cluster
-            if message["event"] == "joined":
-                joined(message["worker"], int(message["slots"]))
-            else:
-                left(message["worker"], bool(message["died"]))
+        if message["event"] == "joined":
+            self._listeners.joined(message["worker"], int(message["slots"]))
+        else:
+            self._listeners.left(message["worker"], bool(message["died"]))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,222 @@
+"""A pool that runs elsewhere: a Dask client that finds its scheduler again, and tells which workers come and go.
+
+When the scheduler goes away every worker has left (not died): what ran there may be taken up when they are back.
+Dask's own client would reconnect by itself to the address it knows and forget what it listened to; here each
+connection is a client of its own, so nothing of the last one is mistaken for something of this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import dask
+from distributed import Client
+
+from modelops.cluster.announce import WORKERS_TOPIC
+from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.listeners import Listeners
+from modelops.cluster.tls import security
+from modelops.errors import ClusterError
+from modelops.logs import quiet_dask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CONNECT_S: Final = 10.0
+AGAIN_S: Final = 0.2
+CLOSE_S: Final = 5.0
+log = logging.getLogger(__name__)
+
+
+class ConnectedCluster:
+    """A scheduler at an address, and the workers it has. `start` returns at once; connecting goes on beside it.
+
+    Parameters
+    ----------
+    find
+        Returns the address of the scheduler, None as long as that is not known; asked before each try.
+    tls
+        The folder of the certificates.
+    """
+
+    def __init__(self, find: Callable[[], str | None], tls: Path) -> None:
+        self._find, self._tls = find, tls
+        self._listeners = Listeners()
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._workers: dict[str, int] = {}
+        self._left_early: set[str] = set()
+        self._closing = threading.Event()
+        self._changed = threading.Condition(self._lock)
+        self._thread = threading.Thread(target=self._keep_connected, name="modelops-connect", daemon=True)
+        self._stack = contextlib.ExitStack()
+        self.on_workers = self._listeners.on_workers
+        self.on_topic = self._listeners.on_topic
+
+    def start(self) -> Self:
+        """Begin to connect."""
+        self._stack.enter_context(dask.config.set(DASK_SETTINGS))
+        quiet_dask()
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Leave the scheduler; workers and what they run go on."""
+        self._closing.set()
+        with self._lock:
+            client = self._client
+        if isinstance(client, _Connection):
+            client.lost.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        with self._lock:
+            return self._client is not None
+
+    @property
+    def client(self) -> Client:
+        """The client of the present connection; after the scheduler was started again it is another one.
+
+        Raises
+        ------
+        ClusterError
+            There is no connection just now.
+        """
+        with self._lock:
+            if self._client is None:
+                raise ClusterError("the Dask scheduler is not reachable just now; 'modelops status' shows it")
+            return self._client
+
+    def workers(self) -> dict[str, int]:
+        """Return the address of each worker and the number of its slots; none while the scheduler is away."""
+        with self._lock:
+            return dict(self._workers)
+
+    def wait_for_workers(self, n: int, timeout_s: float) -> bool:
+        """Wait until there are so many workers; False if there are not after that time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._workers) >= n, timeout_s)
+
+    def _keep_connected(self) -> None:
+        said = ""
+        while not self._closing.is_set():
+            try:
+                client = self._connect()
+            except (OSError, TimeoutError, ClusterError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("the scheduler cannot be reached, and is tried again: %s", error)
+                self._closing.wait(AGAIN_S)
+                continue
+            if client is None:
+                self._closing.wait(AGAIN_S)
+                continue
+            said = ""
+            client.lost.wait()
+            self._forget(client)
+
+    def _connect(self) -> _Connection | None:
+        address = self._find()
+        if address is None:
+            return None
+        connection = _Connection(
+            address,
+            security=security(self._tls),
+            timeout=CONNECT_S,
+            set_as_default=False,
+            name="modelops-driver",
+        )
+        client: Client = connection
+        try:
+            self._left_early.clear()
+            client.subscribe_topic(WORKERS_TOPIC, self._heard)
+            self._listeners.listen_to(client)
+            scheduler = client.scheduler
+            if scheduler is None:
+                raise ClusterError(f"the scheduler {address} went away at once")
+            # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
+            found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
+        except BaseException:
+            self._listeners.listen_to(None)
+            _close(connection)
+            raise
+        with self._changed:
+            self._client = client
+            self._changed.notify_all()
+        log.info("connected to the scheduler %s, which has %s workers", address, len(found))
+        for worker, info in found.items():
+            if worker not in self._left_early:  # told before the list arrived, and true after it was made
+                self._join(worker, int(info["nthreads"]))
+        return connection
+
+    def _forget(self, client: _Connection) -> None:
+        with self._changed:
+            self._client = None
+            gone, self._workers = self._workers, {}
+            self._changed.notify_all()
+        self._listeners.listen_to(None)
+        if not self._closing.is_set():
+            log.warning("the scheduler went away, and with it %s workers", len(gone))
+        for worker in gone:
+            self._listeners.left(worker, False)
+        _close(client)
+
+    def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
+        message = event[1]
+        worker = str(message["worker"])
+        if message["event"] == "joined":
+            self._join(worker, int(message["slots"]))
+            return
+        self._left_early.add(worker)
+        with self._changed:
+            known = self._workers.pop(worker, None) is not None
+            self._changed.notify_all()
+        if known:
+            self._listeners.left(worker, bool(message["died"]))
+
+    def _join(self, worker: str, slots: int) -> None:
+        with self._changed:
+            new = self._workers.get(worker) != slots
+            self._workers[worker] = slots
+            self._changed.notify_all()
+        if new:
+            self._listeners.joined(worker, slots)
+
+
+class _Connection(Client):
+    """A client that ends with its connection, and says so."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.lost = threading.Event()
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]  # Dask does not say
+
+    async def _reconnect(self) -> None:
+        """Dask calls this when the connection is lost."""
+        for state in list(self.futures.values()):
+            state.cancel(reason="scheduler-connection-lost", msg="the scheduler went away")
+        self.futures.clear()
+        self.lost.set()
+        self.status = "closing"
+
+
+def _close(client: Client) -> None:
+    began = time.monotonic()
+    try:
+        client.close(timeout=CLOSE_S)
+    except (OSError, TimeoutError) as error:
+        log.info("closing a lost connection took %.1f s: %s", time.monotonic() - began, error)

@@ -1,0 +1,71 @@
+"""A client of a pool that runs elsewhere hears of its workers, and finds the scheduler again after it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.process.pools import DEADLINE_S, PoolHome, wait_for
+
+from modelops.cluster.connected import ConnectedCluster
+from modelops.cluster.run_folder import SCHEDULER
+from modelops.errors import ClusterError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+
+
+def test_workers_come_and_go_and_the_scheduler_is_found_again(tmp_path: Path) -> None:
+    heard: list[tuple[str, str, object]] = []
+    said: list[object] = []
+    with contextlib.ExitStack() as stack:
+        pool = PoolHome.at(tmp_path / "home")
+        stack.callback(pool.close)
+        pool.ensure()
+
+        def address() -> str | None:
+            found = pool.run.read("scheduler.json").get("address")
+            return str(found) if found else None
+
+        cluster = stack.enter_context(ConnectedCluster(address, pool.home.run / "tls"))
+        stack.enter_context(
+            cluster.on_workers(
+                joined=lambda worker, slots: heard.append(("joined", worker, slots)),
+                left=lambda worker, died: heard.append(("left", worker, died)),
+            )
+        )
+        stack.enter_context(cluster.on_topic("test", said.append))
+        assert cluster.workers() == {}
+        with pytest.raises(ClusterError, match="not reachable just now"):
+            _ = cluster.client
+        assert cluster.wait_for_workers(1, DEADLINE_S)
+        (first,) = cluster.workers()
+        assert heard == [("joined", first, 1)]
+        assert cluster.client.submit(os.getpid).result(DEADLINE_S) == pool.pid("worker-0")
+
+        os.kill(pool.pid("worker-0"), signal.SIGKILL)
+        wait_for(lambda: len(heard) == 3, "it left and another joined")
+        second = str(heard[2][1])
+        assert heard[1:] == [("left", first, True), ("joined", second, 1)]
+
+        before = cluster.client
+        waiting = before.submit(signal.pause)
+        os.kill(pool.pid(SCHEDULER), signal.SIGKILL)
+        wait_for(lambda: len(heard) == 5, "all left and another joined")
+        third = str(heard[4][1])
+        assert heard[3:] == [("left", second, False), ("joined", third, 1)]
+        assert waiting.status == "cancelled"
+        assert cluster.client is not before
+        assert cluster.client.submit(os.getpid).result(DEADLINE_S) == pool.pid("worker-0")
+        cluster.client.log_event("test", {"x": 1})
+        wait_for(lambda: said == [{"x": 1}], "the topic is listened to at the new scheduler")
+
+        os.kill(pool.pid("worker-0"), signal.SIGTERM)
+        wait_for(lambda: len(heard) >= 8, "the worker has left and was started again")
+        assert heard[5:7] == [("joined", third, 0), ("left", third, False)]
