@@ -23,6 +23,18 @@ class NotFoundError(RequestError):
     """What was named does not exist."""
 
 
+class ConflictError(RequestError):
+    """What is recorded does not allow it: the job is in another state, or the key was used for something else."""
+
+
+class BundleMissingError(RequestError):
+    """The server does not have the bundle that a submission names; upload it, then submit again."""
+
+
+class ParametersMissingError(RequestError):
+    """The server does not have the parameter file that a submission names; upload it, then submit again."""
+
+
 class RetryableError(ModelOpsError):
     """Nothing is wrong with the request; the same call may succeed later."""
 

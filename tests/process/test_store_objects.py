@@ -71,6 +71,15 @@ def test_of_sixteen_writers_of_one_name_exactly_one_wins(objects: Objects) -> No
     assert objects.get("race") == b"%d" % won[0] * 1000
 
 
+def test_the_size_of_an_object_is_that_of_its_bytes(objects: Objects) -> None:
+    objects.put_new("a/b", b"12345")
+    objects.put_new("a/c", b"")
+    assert (objects.size("a/b"), objects.size("a/c")) == (5, 0)
+    for absent in ("a/d", "a"):
+        with pytest.raises(NotFoundError, match=absent):
+            objects.size(absent)
+
+
 def test_put_replaces(objects: Objects) -> None:
     objects.put("results/a", b"one")
     objects.put("results/a", iter([b"t", b"wo"]))

@@ -16,13 +16,13 @@ from stored_formats import FOLDER, V1, contents_of, copy_of_v1, made
 from test_values import same
 
 from modelops.bundles import unpack_bundle
-from modelops.client.job_log import log_lines
 from modelops.environments import parse_lock
 from modelops.environments.manifest import read_manifest
 from modelops.states import OUTCOMES, AggregateStatus, JobState, ReplicateStatus
 from modelops.store import Records, StoredError
 from modelops.store.aggregate_value import aggregate_value
 from modelops.store.failures import failures_table
+from modelops.store.job_log import log_lines
 from modelops.store.results import aggregates_table, attempts_table, replicates_table
 from modelops.store.segment_table import SegmentTable, open_table
 from modelops.study.canonical import param_id

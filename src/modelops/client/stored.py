@@ -139,7 +139,7 @@ class StoredSource:
 
     def log(self, job: JobId, param: int | str | None, replicate: int | None) -> str:
         """Return what the bundle printed."""
-        from modelops.client.job_log import read_log
+        from modelops.store.job_log import read_log
 
         return read_log(self._contents(job), param, replicate)
 

@@ -1,4 +1,4 @@
-"""Read one aggregate exactly as the bundle returned it."""
+"""Read one aggregate exactly as the bundle returned it, or as it is stored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
     from modelops.store.contents import JobContents
+    from modelops.store.segment_table import StoredOutput
 
 _SUCCEEDED = list(AggregateStatus).index(AggregateStatus.SUCCEEDED)
 
@@ -31,6 +32,11 @@ def aggregate_value(contents: JobContents, param: int | str, target: str) -> Any
     KeyError
         There is none, or it did not succeed; the text says why.
     """
+    return decoded(contents.objects, *stored_aggregate(contents, param, target))
+
+
+def stored_aggregate(contents: JobContents, param: int | str, target: str) -> tuple[bool, list[StoredOutput]]:
+    """Return what `aggregate_value` decodes: whether the bundle returned a dict, and the outputs as stored."""
     ordinal = contents.parameters.param_of(param) if isinstance(param, str) else param
     for ref in reversed(contents.aggregates):  # a later one replaces one that had become stale
         if not any(lo <= ordinal < hi for lo, hi in ref.params):
@@ -46,5 +52,5 @@ def aggregate_value(contents: JobContents, param: int | str, target: str) -> Any
                 f"aggregate {target} of parameter set {param} is {status}: {row['reason'][0].as_py()}"
             )
         outputs = OutputsColumn(row, f"{job_folder(contents.job)}/{ref.pack}").rows()[0]
-        return decoded(contents.objects, row["returned"][0].as_py(), outputs)
+        return row["returned"][0].as_py(), outputs
     raise KeyError(f"job {contents.job} has no aggregate {target!r} of parameter set {param}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from modelops.states import OUTCOMES, JobState, ReplicateStatus
 from modelops.store.parameter_view import ParameterView
 from modelops.store.parameters import Parameters
-from modelops.store.segment_table import SegmentTable, read_segment
+from modelops.store.segment_table import SegmentTable, StoredOutput, decoded, read_segment
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec, decode_spec
 
@@ -28,6 +28,11 @@ _REST: Final = {
         (JobState.FINALIZING, JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED), ReplicateStatus.NOT_RUN
     ),
 }
+
+
+def rest_of(state: JobState) -> ReplicateStatus:
+    """Return the status of the replicates of a job in this state that have no outcome and do not run."""
+    return _REST.get(state, ReplicateStatus.PENDING)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class JobContents:
             decode_spec(row.spec),
             segments,
             aggregates,
-            _REST.get(row.state, ReplicateStatus.PENDING),
+            rest_of(row.state),
             running,
         )
 
@@ -87,6 +92,15 @@ class JobContents:
         KeyError
             There is no such replicate or output, or it has not succeeded; the text says which.
         """
+        returned_dict, outputs = self.stored(param, replicate, name)
+        if name is None:
+            return decoded(self.objects, returned_dict, outputs)
+        return decoded(self.objects, True, outputs)[name]
+
+    def stored(
+        self, param: int | str, replicate: int, name: str | None = None
+    ) -> tuple[bool, list[StoredOutput]]:
+        """Return what `output` decodes: whether the model returned a dict, and the outputs as they are stored."""
         ordinal = self.parameters.param_of(param) if isinstance(param, str) else param
         try:
             index = self.spec.line.index(ordinal, replicate)
@@ -101,6 +115,4 @@ class JobContents:
             status = ReplicateStatus.RUNNING if index in self.running else self.rest
         if status != ReplicateStatus.SUCCEEDED:
             raise KeyError(f"replicate {replicate} of parameter set {param} is {status}: it has no outputs")
-        if name is None:
-            return segment.outputs_of(index)
-        return segment.output_of(index, name)
+        return segment.stored(index, name)

@@ -74,6 +74,10 @@ class Objects(ABC):
         """Yield an object piece by piece. Raises NotFoundError at the first piece."""
 
     @abstractmethod
+    def size(self, name: str) -> int:
+        """Return how many bytes an object has. Raises NotFoundError."""
+
+    @abstractmethod
     def exists(self, name: str) -> bool:
         """Say whether there is an object of that name."""
 
@@ -160,6 +164,13 @@ class FolderObjects(Objects):
             with (self.root / checked_name(name)).open("rb") as f:
                 while piece := f.read(COPY_BYTES):
                     yield piece
+        except OSError as e:
+            raise self._failed("reading", name, e) from e
+
+    def size(self, name: str) -> int:
+        try:
+            with (self.root / checked_name(name)).open("rb") as f:  # opening refuses a folder; stat would not
+                return os.fstat(f.fileno()).st_size
         except OSError as e:
             raise self._failed("reading", name, e) from e
 

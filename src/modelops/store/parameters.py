@@ -153,14 +153,14 @@ class Parameters:
             yield sets
 
     def param_of(self, wanted: str) -> int:
-        """Return the ordinal that a ``param_id`` has. Raises KeyError."""
+        """Return the ordinal that a ``param_id`` has. Raises KeyError with a sentence."""
         for group in range(self._file.num_row_groups):
             with self._lock:
                 ids = self._file.read_row_group(group, columns=["param_id"])["param_id"].combine_chunks()
             at = ids.index(wanted).as_py()
             if at >= 0:
                 return group * ROW_GROUP + int(at)
-        raise KeyError(wanted)
+        raise KeyError(f"there is no parameter set with the id {wanted}")
 
     def ids(self) -> Iterator[list[str]]:
         """Yield the ``param_id`` of every set in order, a row group at a time; several times faster than `groups`."""

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
@@ -28,8 +27,9 @@ from modelops.store.rows import (
     LeaseLostError,
     append_event,
     hold,
-    insert_event,
+    insert_job,
     job_row,
+    new_row,
     read_job,
     update_of,
 )
@@ -88,15 +88,10 @@ class Records(DrivingRecords, Runs):
         AlreadyExistsError
             There is a job of that id.
         """
-        now = self._clock()
-        row = JobRow(
-            job=job, name=name, bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1, version=1,
-            epoch=0, n_events=1, created_at=now, changed_at=now,
-        )  # fmt: skip
+        row = new_row(job, spec, name=name, bundle=bundle, at=self._clock())
         try:
             with self._database.writing() as sql:
-                sql.execute(schema.jobs.insert().values(msgspec.structs.asdict(row)))
-                insert_event(sql, job, 1, now, who, "created", why, {})
+                insert_job(sql, row, who, why)
         except SqlIntegrityError as e:
             raise AlreadyExistsError(f"there is a job {job} already") from e
         return row

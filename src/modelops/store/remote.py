@@ -71,6 +71,10 @@ class RemoteObjects(Objects):
             for piece in obstore.get(self.store, checked_name(name)).stream(min_chunk_size=COPY_BYTES):
                 yield bytes(piece)
 
+    def size(self, name: str) -> int:
+        with _as_ours("reading", name, self.where):
+            return int(obstore.head(self.store, checked_name(name))["size"])
+
     def exists(self, name: str) -> bool:
         try:
             with _as_ours("looking for", name, self.where):

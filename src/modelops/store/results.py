@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from hashlib import sha256
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
+from modelops.store.failures import failures_table
 from modelops.store.objects import pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
 from modelops.store.result_file import ResultFile
 from modelops.store.segments import job_folder
-from modelops.store.view_writer import MemorySink, ParquetSink, write_view
+from modelops.store.view_writer import MemorySink, ParquetSink, StreamSink, write_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from modelops.store.contents import JobContents
+
+
+TABLES: Final = ("replicates", "aggregates", "failures", "attempts")
 
 
 def replicates_table(contents: JobContents) -> pa.Table:
@@ -38,6 +42,35 @@ def aggregates_table(contents: JobContents) -> pa.Table:
 def attempts_table(contents: JobContents) -> pa.Table:
     """Return one row per finished try at a replicate: when, how long, where. Never part of a result."""
     return _in_memory(lambda open_sink: write_attempts(contents, open_sink))
+
+
+def stream_table(contents: JobContents, name: str, file: IO[bytes]) -> None:
+    """Write a table as an Arrow IPC stream, in memory that does not grow with the job.
+
+    Parameters
+    ----------
+    name
+        One of `TABLES`.
+    file
+        Emptied first; must be able to seek.
+    """
+    sinks: list[StreamSink] = []
+
+    def open_sink(schema: pa.Schema) -> StreamSink:
+        sinks[:] = [StreamSink(file, schema)]
+        return sinks[0]
+
+    match name:
+        case "replicates":
+            _write_replicates(contents, open_sink, None)
+        case "aggregates":
+            _write_aggregates(contents, open_sink)
+        case "attempts":
+            write_attempts(contents, open_sink)
+        case _:
+            failures = failures_table(contents)
+            open_sink(failures.schema).write(failures)
+    sinks[0].close()
 
 
 def finalize(

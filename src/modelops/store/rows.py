@@ -64,6 +64,20 @@ class EventRow(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+def new_row(job: JobId, spec: bytes, *, name: str, bundle: str, at: datetime) -> JobRow:
+    """Return the row of a new job, which is ``queued``."""
+    return JobRow(
+        job=job, name=name, bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1, version=1,
+        epoch=0, n_events=1, created_at=at, changed_at=at,
+    )  # fmt: skip
+
+
+def insert_job(sql: sa.Connection, row: JobRow, who: str, why: str) -> None:
+    """Write the row of a new job, with its first event, ``created``."""
+    sql.execute(schema.jobs.insert().values(msgspec.structs.asdict(row)))
+    insert_event(sql, row.job, 1, row.created_at, who, "created", why, {})
+
+
 def update_of(job: JobId) -> sa.Update:
     """Return an update of the job's row."""
     return schema.jobs.update().where(schema.jobs.c.job == job)

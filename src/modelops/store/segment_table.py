@@ -133,21 +133,23 @@ class SegmentTable:
         KeyError
             The index is not in this segment, or its replicate did not succeed.
         """
-        return decoded(self._objects, *self._row(index))
+        return decoded(self._objects, *self.stored(index))
 
     def output_of(self, index: int, name: str) -> Any:
         """Return one output of a replicate that succeeded. Raises KeyError, also if it has no such output."""
-        _, outputs = self._row(index)
-        if name not in (found := [output[0] for output in outputs]):
-            raise KeyError(f"there is no output {name!r}; there are: {', '.join(found) or 'none'}")
-        return decoded(self._objects, True, [output for output in outputs if output[0] == name])[name]
+        _, outputs = self.stored(index, name)
+        return decoded(self._objects, True, outputs)[name]
 
-    def _row(self, index: int) -> tuple[bool, list[StoredOutput]]:
+    def stored(self, index: int, name: str | None = None) -> tuple[bool, list[StoredOutput]]:
+        """Return what `output_of` (without a name: `outputs_of`) decodes: whether it was a dict, and the outputs."""
         row = self.row_of(index)
         if self.status[row] != OUTCOME_CODE[ReplicateStatus.SUCCEEDED]:
             raise KeyError(index)
         one = self.table.take(columns.fixed(np.array([row]), pa.int64()))
-        return one["returned"][0].as_py(), OutputsColumn(one, self.pack).rows()[0]
+        outputs = OutputsColumn(one, self.pack).rows()[0]
+        if name is not None and name not in (found := [output[0] for output in outputs]):
+            raise KeyError(f"there is no output {name!r}; there are: {', '.join(found) or 'none'}")
+        return one["returned"][0].as_py(), [o for o in outputs if name is None or o[0] == name]
 
     def error_of(self, index: int) -> StoredError | None:
         """Return why a replicate did not succeed; None if it did. Raises KeyError."""

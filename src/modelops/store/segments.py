@@ -110,14 +110,21 @@ class PackSlice(NamedTuple):
 
     def copy_to(self, objects: Objects, path: Path) -> None:
         """Write the bytes to a new file, a piece at a time. Raises IntegrityError as `read` does."""
-        digest = sha256()
-        with path.open("xb") as f:
-            for at in range(0, self.length, COPY_BYTES):
-                piece = objects.read(self.pack, self.offset + at, min(COPY_BYTES, self.length - at))
-                digest.update(piece)
-                f.write(piece)
-        if digest.digest() != self.digest:
+        try:
+            with path.open("xb") as f:
+                f.writelines(self.pieces(objects))
+        except IntegrityError:
             path.unlink()
+            raise
+
+    def pieces(self, objects: Objects) -> Iterator[bytes]:
+        """Yield the bytes piece by piece. Raises IntegrityError at the end if they are not those that were stored."""
+        digest = sha256()
+        for at in range(0, self.length, COPY_BYTES):
+            piece = objects.read(self.pack, self.offset + at, min(COPY_BYTES, self.length - at))
+            digest.update(piece)
+            yield piece
+        if digest.digest() != self.digest:
             raise IntegrityError(f"{self.pack} does not hold the {self.length} bytes stored at {self.offset}")
 
 

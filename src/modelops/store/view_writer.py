@@ -190,3 +190,20 @@ class ParquetSink:
     def close(self) -> None:
         """Write the end of the file."""
         self._writer.close()
+
+
+class StreamSink:
+    """Writes each group to a file as an Arrow IPC stream."""
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        file.seek(0)
+        file.truncate()
+        self._writer = pa.ipc.new_stream(file, schema)
+
+    def write(self, table: pa.Table) -> None:
+        """Take the next group."""
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Write the end of the stream."""
+        self._writer.close()

@@ -8,7 +8,7 @@ The canonical form is put together from the text of each column; it is byte for 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -74,7 +74,7 @@ class ParameterSets(Sequence[Mapping[str, Any]]):
     ) -> None:
         self._columns, self._n, self._rows = dict(columns), n, rows
         names = self.names
-        _check_names(names)
+        check_names(names)
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> ParameterSets:
@@ -176,23 +176,28 @@ def parameter_table(sets: ParameterSets) -> pa.Table:
             )
         )
     table = pa.Table.from_batches(batches)
-    _refuse_duplicates(ids, sets)
+    refuse_duplicates(ids, lambda i: sets[i])
     return table.replace_schema_metadata({b"modelops.format": FORMAT})
 
 
-def _refuse_duplicates(ids: list[str], sets: ParameterSets) -> None:
+def refuse_duplicates(ids: Sequence[str], set_at: Callable[[int], Mapping[str, Any]]) -> None:
+    """Refuse parameter sets of which two have the same id, naming both. Raises RequestError.
+
+    ``set_at`` returns the values of a set by its position.
+    """
     digests = np.array(ids, dtype="S32")
     order = np.argsort(digests, kind="stable")
     same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
     if len(same):
         first, second = min((int(order[i]), int(order[i + 1])) for i in same)
         raise RequestError(
-            f"parameter sets {first} and {second} are the same: {dict(sets[first])!r}. Each must differ "
+            f"parameter sets {first} and {second} are the same: {dict(set_at(first))!r}. Each must differ "
             "in at least one value (1 and 1.0 do differ); to run one more often, raise `replicates`"
         )
 
 
-def _check_names(names: Iterable[object]) -> None:
+def check_names(names: Iterable[object]) -> None:
+    """Refuse names that no parameter can have. Raises RequestError."""
     for name in names:
         if not isinstance(name, str) or not name or name.startswith("$"):
             raise RequestError(

@@ -1,0 +1,113 @@
+"""New jobs that clients ask for, each recorded in one transaction with the key of the request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+
+from modelops.errors import ConflictError, InternalError, QueueFullError
+from modelops.states import FINAL_JOB_STATES
+from modelops.store import schema
+from modelops.store.rows import insert_job, read_job
+from modelops.study.ids import JobId
+
+if TYPE_CHECKING:
+    from modelops.store.records import Records
+    from modelops.store.rows import JobRow
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A request that may come again. ``key``: chosen by the client; ``digest``: of what it asked for."""
+
+    key: str
+    digest: str
+
+
+def submitted(records: Records, submission: Submission) -> JobRow | None:
+    """Return the job that this request made when it came before, or None.
+
+    Raises
+    ------
+    ConflictError
+        The key was used for another request.
+    """
+    with records.database.reading() as sql:
+        return _submitted(sql, submission)
+
+
+def record_submission(
+    records: Records, row: JobRow, submission: Submission | None, *, who: str, why: str, limit: int
+) -> JobRow:
+    """Record a new job together with the request that asked for it.
+
+    Parameters
+    ----------
+    row
+        The new job, see `modelops.store.rows.new_row`.
+    limit
+        How many jobs that have not ended there may be.
+
+    Returns
+    -------
+        The row; that of another job if the same request made one meanwhile.
+
+    Raises
+    ------
+    ConflictError
+        The key was used for another request.
+    QueueFullError
+        There are as many jobs as there may be.
+    """
+    try:
+        with records.database.writing() as sql:
+            known = submission and _submitted(sql, submission)
+            if known:
+                return known
+            _refuse_beyond(sql, limit)
+            insert_job(sql, row, who, why)
+            if submission is not None:
+                sql.execute(
+                    schema.submissions.insert().values(
+                        key=submission.key, digest=submission.digest, job=row.job, created_at=row.created_at
+                    )
+                )
+        return row
+    except SqlIntegrityError as e:
+        # Two transactions of one key may run at once on PostgreSQL; the one that is second learns it here.
+        known = submission and submitted(records, submission)
+        if known:
+            return known
+        raise InternalError(f"job {row.job} cannot be recorded: {e.orig}") from e
+
+
+def refuse_when_full(records: Records, limit: int) -> None:
+    """Raise QueueFullError if there is no room for one more job."""
+    with records.database.reading() as sql:
+        _refuse_beyond(sql, limit)
+
+
+def _submitted(sql: sa.Connection, submission: Submission) -> JobRow | None:
+    s = schema.submissions.c
+    known = sql.execute(sa.select(s.digest, s.job).where(s.key == submission.key)).first()
+    if known is None:
+        return None
+    if known.digest != submission.digest:
+        raise ConflictError(
+            f"the key {submission.key!r} was used for another submission, which made job {known.job}; "
+            "use a new key for a new request"
+        )
+    return read_job(sql, JobId(known.job))
+
+
+def _refuse_beyond(sql: sa.Connection, limit: int) -> None:
+    jobs = schema.jobs.c
+    query = sa.select(sa.func.count()).where(jobs.state.not_in(list(FINAL_JOB_STATES)))
+    n_jobs = sql.scalar(query) or 0
+    if n_jobs >= limit:
+        raise QueueFullError(
+            f"the queue is full: {n_jobs} jobs have not ended, and this server keeps at most {limit}. "
+            "Submit again when some have ended, or cancel some"
+        )
