@@ -100,12 +100,7 @@ def unpack_bundle(
     if is_whole_snapshot(cache / digest):
         return cache / digest
     limits = (max_files, max_bytes)
-    with _opened(archive, limits) as members:
-        actual = digest_of(_entries(members))
-    if actual != digest:
-        raise IntegrityError(
-            f"{archive} holds the bundle {actual}, not {digest}; it was damaged or exchanged"
-        )
+    check_archive(archive, digest, max_files=max_files, max_bytes=max_bytes)
     with staging(cache) as aside:
         with _opened(archive, limits) as members:
             # Digested again while it is written: the file may have been exchanged since the first reading.
@@ -113,6 +108,26 @@ def unpack_bundle(
         if actual != digest:
             raise IntegrityError(f"{archive} was changed while it was unpacked")
         return publish(aside, digest, cache)
+
+
+def check_archive(
+    archive: Path, digest: BundleDigest, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES
+) -> None:
+    """Read a packed bundle, writing nothing.
+
+    Raises
+    ------
+    BundleError
+        The archive holds what no bundle may hold, or more than the limits allow.
+    IntegrityError
+        It is damaged, or its content has another digest.
+    """
+    with _opened(archive, (max_files, max_bytes)) as members:
+        actual = digest_of(_entries(members))
+    if actual != digest:
+        raise IntegrityError(
+            f"{archive} holds the bundle {actual}, not {digest}; it was damaged or exchanged"
+        )
 
 
 _Member = tuple[tarfile.TarInfo, tarfile.TarFile]

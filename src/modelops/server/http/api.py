@@ -1,0 +1,102 @@
+"""What the handlers share: the service, those who wait, and threads for what blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+import anyio.to_thread
+import msgspec
+from starlette.responses import Response
+
+from modelops.server.http.operations import JSON
+from modelops.server.http.problems import TooLargeError, TooSlowError
+from modelops.server.http.waiting import Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from starlette.requests import Request
+
+    from modelops.server.http.operations import Call
+    from modelops.server.http.system import Requests
+    from modelops.server.service import JobService
+    from modelops.server.views import JobView
+
+P = ParamSpec("P")
+T = TypeVar("T")
+QUICK_THREADS: Final = 12
+SLOW_THREADS: Final = 4
+BODY_IDLE_S: Final = 30.0
+
+
+class Api:
+    """One server's handlers' common things.
+
+    `quick` and `slow` run what blocks in two pools of threads, so that statuses never queue behind tables and
+    archives.
+    """
+
+    def __init__(self, service: JobService, version: str, requests: Requests, schema: bytes) -> None:
+        self.service, self.version, self.requests, self.schema = service, version, requests, schema
+        self.waiting = Waiting(self.look)
+        self._quick = anyio.CapacityLimiter(QUICK_THREADS)
+        self._slow = anyio.CapacityLimiter(SLOW_THREADS)
+
+    async def look(self, job: str) -> JobView:
+        """Return a job as it is now. Raises NotFoundError."""
+        return await self.quick(self.service.status, job)
+
+    async def quick(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what takes milliseconds: rows."""
+        call = functools.partial(function, *args, **kwargs)
+        return await anyio.to_thread.run_sync(call, limiter=self._quick)
+
+    async def slow(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what may take seconds: segments, archives, large submissions."""
+        call = functools.partial(function, *args, **kwargs)
+        return await anyio.to_thread.run_sync(call, limiter=self._slow)
+
+
+def who(call: Call) -> str:
+    """Return who says to be asking, for the record."""
+    client = call.request.client
+    return getattr(call.given, "user", "") or f"client at {client.host if client else 'an unknown address'}"
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer in JSON."""
+    return Response(msgspec.json.encode(value), status, dict(headers or {}), JSON)
+
+
+async def body_pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body of a request as it comes.
+
+    Raises
+    ------
+    TooLargeError
+        It has, or says it has, more than ``max_bytes``.
+    TooSlowError
+        Nothing came for a while.
+    """
+    said = request.headers.get("content-length", "0")
+    n_bytes = 0
+    pieces = request.stream()
+    while n_bytes <= max_bytes and int(said) <= max_bytes:
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                piece = await anext(pieces, None)
+        except TimeoutError as e:
+            raise TooSlowError(f"nothing of the body came for {BODY_IDLE_S:.0f} s") from e
+        if piece is None:
+            return
+        n_bytes += len(piece)
+        if n_bytes <= max_bytes:
+            yield piece
+    raise TooLargeError(f"the body has more than {max_bytes} bytes, which is the most that this route takes")
+
+
+async def whole_body(request: Request, max_bytes: int) -> bytes:
+    """Return a small body at once; errors as `body_pieces`."""
+    return b"".join([piece async for piece in body_pieces(request, max_bytes)])

@@ -1,0 +1,102 @@
+"""What stands before every route: the right host, and a token. Nothing else of a request is looked at before.
+
+A client that is refused while it sends a large body would lose the answer if the connection were closed at
+once, so a little of what it sends is still taken, and thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from modelops.server.http.problems import UnauthorizedError, WrongHostError, problem_response
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from modelops.errors import ModelOpsError
+
+OPEN_PATHS: Final = frozenset({"/health"})  # it says nothing but that the server lives
+LINGER_BYTES: Final = 16 << 20
+LINGER_S: Final = 5.0
+
+
+class Guard:
+    """Refuse requests for another host, and those without the token; pass the rest on.
+
+    Parameters
+    ----------
+    hosts
+        Host names, without port, for which the server answers; ``*`` is any. Pages of other sites, which the
+        browser may have been made to believe are on this machine, are refused by it.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, hosts: Collection[str]) -> None:
+        if not token:
+            raise ValueError("a server without a token would let everybody in")
+        self._app = app
+        self._expected = sha256(token.encode()).digest()
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (or the beginning and end of the server, which pass)."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await respond_early(problem_response(refusal), scope, receive, send)
+                return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ModelOpsError | None:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        host = _host_name(hosts[0].decode("latin-1")) if len(hosts) == 1 else ""
+        if "*" not in self._hosts and host not in self._hosts:
+            return WrongHostError(
+                f"this server does not answer for the host {host!r}; call it by one of its names, or start it with "
+                "that name"
+            )
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
+        # Of digests, so that neither the place of the first difference nor the length can be measured.
+        same = hmac.compare_digest(sha256(token.strip()).digest(), self._expected)
+        if scheme.lower() != b"bearer" or not same:
+            return UnauthorizedError("this request has no token, or a wrong one")
+        return None
+
+
+def _host_name(host: str) -> str:
+    """Return a Host header without its port."""
+    if host.startswith("["):  # an IPv6 address
+        return host.partition("]")[0].removeprefix("[").lower()
+    return host.partition(":")[0].lower()
+
+
+async def respond_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer before the body was read: all of the answer first, then take a little of what still comes."""
+    held: list[Message] = []
+
+    async def all_but_the_end(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            held.append(message)
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await response(scope, receive, all_but_the_end)
+    left = LINGER_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

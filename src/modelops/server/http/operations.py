@@ -1,0 +1,226 @@
+"""What a route is: one value from which both the handler's input and the schema are made, so they cannot differ."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from modelops.errors import RequestError
+from modelops.server.http.problems import MalformedRequestError, MediaTypeError, NoSuchRouteError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from modelops.server.http.api import Api
+
+JSON: Final = "application/json"
+BINARY: Final = "application/octet-stream"
+
+
+class Place(StrEnum):
+    """Where a parameter stands in a request."""
+
+    PATH = "path"
+    QUERY = "query"
+    HEADER = "header"
+
+
+def at(place: Place, description: str, **constraints: Any) -> msgspec.Meta:
+    """Say where a field of a parameters' struct comes from, what it means and what it may be."""
+    return msgspec.Meta(extra={"in": place}, description=description, **constraints)
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """No parameters."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """The body of a request: JSON of a type, or bytes that the handler takes as they come (``type`` None).
+
+    ``decode``: reads JSON, if it takes more than its type. ``max_bytes``: a larger one is refused.
+    """
+
+    type: Any = None
+    media_type: str = JSON
+    max_bytes: int = 1 << 16
+    required: bool = True
+    decode: Callable[[bytes], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a route answers when all is well: JSON of a type, or something else of a media type, or no body."""
+
+    description: str
+    type: Any = None
+    media_type: str | None = JSON
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of a path.
+
+    Parameters
+    ----------
+    path
+        As OpenAPI writes it; a last part ``{name:path}`` may hold slashes.
+    name
+        The operation's id.
+    parameters
+        A struct whose fields say by `at` where they come from.
+    answers
+        By status.
+    problems
+        The statuses of problems that this route has beside those that every one has.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    handler: Callable[[Api, Call], Awaitable[Response]]
+    answers: Mapping[int, Answer]
+    parameters: type[msgspec.Struct] = Nothing
+    body: Body | None = None
+    problems: tuple[int, ...] = ()
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to one route. ``given``: an instance of its parameters' struct; ``body``: its decoded JSON."""
+
+    request: Request
+    operation: Operation
+    given: Any
+    body: Any = None
+
+
+_DIGITS: Final = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
+
+
+def read_parameters(operation: Operation, request: Request) -> Any:
+    """Return what the path, the query and the headers of a request say, checked.
+
+    Raises
+    ------
+    NoSuchRouteError
+        A part of the path cannot be what it stands for.
+    MalformedRequestError
+        Something else is not as the schema says.
+    """
+    fields = {f.encode_name: f for f in msgspec.structs.fields(operation.parameters)}
+    query = _query(request)
+    places = {name: place_of(f) for name, f in fields.items()}
+    known = [name for name, place in places.items() if place is Place.QUERY]
+    for name in query:
+        if name not in known:
+            raise MalformedRequestError(
+                f"unknown query parameter {name!r}; known here: {', '.join(known) or 'none'}"
+            )
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if places[name] is Place.PATH:
+            values[name] = request.path_params[name]
+        elif places[name] is Place.HEADER and name.lower() in request.headers:
+            values[name] = request.headers[name]
+        elif name in query:
+            values[name] = _one_or_many(name, query[name], field)
+    try:
+        return msgspec.convert(values, operation.parameters, strict=False)
+    except msgspec.ValidationError as e:
+        in_path = any(f"`$.{name}`" in str(e) for name, place in places.items() if place is Place.PATH)
+        if in_path:
+            raise NoSuchRouteError(f"there is nothing at {request.url.path}: {e}") from e
+        raise MalformedRequestError(f"a parameter of the request is not as the schema says: {e}") from e
+
+
+def place_of(field: msgspec.structs.FieldInfo) -> Place:
+    """Return where a parameter stands."""
+    return Place(_meta(field)["in"])
+
+
+def is_many(field: msgspec.structs.FieldInfo) -> bool:
+    """Say whether a query parameter may be repeated."""
+    info = msgspec.inspect.type_info(field.type)
+    return isinstance(_bare(info), msgspec.inspect.CollectionType)
+
+
+def read_json(operation: Operation, content_type: str, data: bytes) -> Any:
+    """Return the body of a request as the type it must have.
+
+    Raises
+    ------
+    MediaTypeError
+        It is said to be something else than JSON.
+    MalformedRequestError
+        It is not as the schema says.
+    """
+    body = operation.body
+    if body is None or body.type is None:
+        return None
+    if not data and not body.required:
+        return body.type()
+    if content_type.partition(";")[0].strip().lower() not in ("", JSON):
+        raise MediaTypeError(f"the body must be {JSON}, not {content_type!r}")
+    try:
+        return body.decode(data) if body.decode else msgspec.json.decode(data, type=body.type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        if isinstance(e.__cause__, ValueError):  # of the form that the schema says, and yet impossible
+            raise RequestError(str(e)) from e
+        raise MalformedRequestError(f"the body is not as the schema says: {e}") from e
+
+
+def _query(request: Request) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    raw = request.scope["query_string"].decode("latin-1")
+    try:
+        pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except ValueError as e:
+        raise MalformedRequestError(f"the query cannot be read: {e}") from e
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _one_or_many(name: str, values: list[str], field: msgspec.structs.FieldInfo) -> Any:
+    if is_many(field):
+        return values
+    if len(values) > 1:
+        raise MalformedRequestError(
+            f"the query parameter {name!r} is there {len(values)} times; give it once"
+        )
+    # Numbers are read here: the lax reading of msgspec takes "1.0" and "null" too, which the schema does not.
+    if _is_int(field) and not _DIGITS.fullmatch(values[0]):
+        raise MalformedRequestError(f"the query parameter {name!r} must be an integer, not {values[0]!r}")
+    return values[0]
+
+
+def _is_int(field: msgspec.structs.FieldInfo) -> bool:
+    return isinstance(_bare(msgspec.inspect.type_info(field.type)), msgspec.inspect.IntType)
+
+
+def _bare(info: Any) -> Any:
+    """Return a type without what is said about it."""
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    return info
+
+
+def _meta(field: msgspec.structs.FieldInfo) -> Mapping[str, Any]:
+    info = msgspec.inspect.type_info(field.type)
+    while isinstance(info, msgspec.inspect.Metadata):
+        if info.extra and "in" in info.extra:
+            return info.extra
+        info = info.type
+    raise TypeError(f"the parameter {field.name} does not say where it comes from")

@@ -1,0 +1,121 @@
+"""The routes of the server itself: health, schema, what it is connected to, metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+from starlette.responses import Response
+
+from modelops.errors import ClusterError
+from modelops.server.http.api import json_response
+from modelops.server.http.operations import JSON, Answer, Operation
+from modelops.server.metrics import metrics_text
+
+if TYPE_CHECKING:
+    from modelops.server.http.api import Api
+    from modelops.server.http.operations import Call
+
+PROTOCOL: Final = 1
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The server lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class WorkerView(msgspec.Struct, frozen=True):
+    """A worker. ``slots``: how many replicates it runs at a time."""
+
+    address: str
+    slots: int
+
+
+class ServerView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server is and what it is connected to. ``database``: ``ok``, or what is wrong with it."""
+
+    version: str
+    protocol: int
+    started_at: datetime
+    workers: list[WorkerView]
+    scheduler: Literal["connected", "away"]
+    database: str
+    jobs: dict[str, int]
+
+
+class Requests:
+    """How many requests were answered, by method and class of status."""
+
+    def __init__(self) -> None:
+        self._n: Counter[tuple[str, str]] = Counter()
+
+    def count(self, method: str, status: int) -> None:
+        """Count one answer."""
+        known = method if method in ("GET", "HEAD", "PUT", "POST") else "other"  # a client's word is no label
+        self._n[known, f"{status // 100}xx"] += 1
+
+    def items(self) -> list[tuple[tuple[str, str], int]]:
+        """Return the counts."""
+        return sorted(self._n.items())
+
+
+async def health(_api: Api, _call: Call) -> Response:
+    """Say that the server lives."""
+    return json_response(Health())
+
+
+async def schema(api: Api, _call: Call) -> Response:
+    """Send the OpenAPI document."""
+    return Response(api.schema, media_type=JSON)
+
+
+async def server(api: Api, _call: Call) -> Response:
+    """Say what the server is connected to."""
+    return json_response(await api.quick(_server, api))
+
+
+async def metrics(api: Api, _call: Call) -> Response:
+    """Send the metrics as Prometheus reads them."""
+    text = await api.quick(metrics_text, api.service, api.version, api.requests.items())
+    return Response(text, media_type=PROMETHEUS)
+
+
+def _server(api: Api) -> ServerView:
+    service, database, jobs = api.service, "ok", {}
+    try:
+        jobs = service.jobs_by_state()
+    except ClusterError as error:  # that it is away is what is asked for
+        database = str(error)
+    supervisor = service.supervisor
+    return ServerView(
+        version=api.version,
+        protocol=PROTOCOL,
+        started_at=service.started_at,
+        workers=[WorkerView(address, slots) for address, slots in sorted(supervisor.workers().items())],
+        scheduler="connected" if supervisor.connected() else "away",
+        database=database,
+        jobs={str(state): n for state, n in jobs.items()},
+    )
+
+
+OPERATIONS: Final[tuple[Any, ...]] = (
+    Operation(
+        "GET", "/health", "health", "Say that the server lives.", health, {200: Answer("It does.", Health)}, open=True
+    ),
+    Operation(
+        "GET", "/v1/openapi.json", "schema", "Read this document.", schema,
+        {200: Answer("This document.", dict[str, Any])},
+    ),
+    Operation(
+        "GET", "/v1/server", "get_server", "Look at the server and its workers.", server,
+        {200: Answer("The server.", ServerView)},
+    ),
+    Operation(
+        "GET", "/metrics", "metrics", "Read the metrics as Prometheus does.", metrics,
+        {200: Answer("Prometheus text format.", None, "text/plain")},
+    ),
+)  # fmt: skip

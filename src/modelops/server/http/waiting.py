@@ -1,0 +1,87 @@
+"""Waiting for news of a job without holding a thread: however many wait, one look is taken for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from modelops.server.views import JobView
+
+POLL_S: Final = 0.5
+Look = "Callable[[str], Awaitable[JobView]]"
+
+
+@dataclass
+class _Watched:
+    """A job that somebody waits for. ``next``: becomes what the next look finds, or the error it meets."""
+
+    next: asyncio.Future[JobView]
+    n_waiting: int = 0
+    looking: asyncio.Task[None] | None = field(default=None)
+
+
+class Waiting:
+    """Those who wait, by job.
+
+    Parameters
+    ----------
+    look
+        Returns a job as it is now. What other servers and drivers did is seen at the next look, so at most
+        ``poll_s`` late.
+    """
+
+    def __init__(self, look: Callable[[str], Awaitable[JobView]], poll_s: float = POLL_S) -> None:
+        self._look, self._poll_s = look, poll_s
+        self._watched: dict[str, _Watched] = {}
+
+    async def until(self, job: str, enough: Callable[[JobView], bool], wait_s: float) -> JobView:
+        """Return the job as soon as it is as wanted, or after ``wait_s`` as it then is.
+
+        Raises
+        ------
+        ModelOpsError
+            It cannot be looked at.
+        """
+        view = await self._look(job)
+        if wait_s <= 0 or enough(view):
+            return view
+        watched = self._join(job)
+        try:
+            async with asyncio.timeout(wait_s):
+                while not enough(view):
+                    view = await asyncio.shield(watched.next)
+        except TimeoutError:
+            pass
+        finally:
+            self._leave(job, watched)
+        return view
+
+    def _join(self, job: str) -> _Watched:
+        watched = self._watched.get(job)
+        if watched is None:
+            watched = self._watched[job] = _Watched(asyncio.get_running_loop().create_future())
+            watched.looking = asyncio.create_task(self._look_on(job, watched))
+        watched.n_waiting += 1
+        return watched
+
+    def _leave(self, job: str, watched: _Watched) -> None:
+        watched.n_waiting -= 1
+        if not watched.n_waiting and watched.looking is not None:
+            watched.looking.cancel()
+            if self._watched.get(job) is watched:
+                del self._watched[job]
+
+    async def _look_on(self, job: str, watched: _Watched) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            found, watched.next = watched.next, asyncio.get_running_loop().create_future()
+            try:
+                found.set_result(await self._look(job))
+            except Exception as error:  # noqa: BLE001  whoever waits is told, and no look follows
+                del self._watched[job]
+                found.set_exception(error)
+                return

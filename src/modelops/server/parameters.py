@@ -1,0 +1,99 @@
+"""The parameter sets of a submission, from whatever carries them, in canonical form and checked."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modelops.errors import RequestError
+from modelops.study.canonical import canonical_json, param_id, parse_canonical
+from modelops.study.parameter_sets import check_names, refuse_duplicates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+FORMAT = 1
+MAX_TEXT_BYTES = 4 << 30  # of all canonical forms of a file together
+
+
+def canonical_forms(texts: Iterable[bytes]) -> list[bytes]:
+    """Return the canonical form of each parameter set.
+
+    Parameters
+    ----------
+    texts
+        One JSON object each, canonical or not; non-finite floats are tagged.
+
+    Raises
+    ------
+    RequestError
+        One is no parameter set, has a name that none can have, or is there twice; says which.
+    """
+    out: list[bytes] = []
+    names: set[str] = set()
+    for i, text in enumerate(texts):
+        try:
+            canonical, keys = _canonical(text)
+        except (ValueError, TypeError, RecursionError, RequestError) as e:
+            raise RequestError(f"parameter set {i} cannot be used: {e}") from e
+        out.append(canonical)
+        names.update(keys)
+    check_names(sorted(names))
+    refuse_duplicates([param_id(c) for c in out], lambda i: parse_canonical(out[i]))
+    return out
+
+
+def texts_of_file(source: Any) -> Iterator[bytes]:
+    """Yield the canonical forms that an uploaded ``parameters.parquet`` holds, in the order of its rows.
+
+    Raises
+    ------
+    RequestError
+        It is no such file, a newer ModelOps wrote it, or it holds more than a job may.
+    """
+    try:
+        file = pq.ParquetFile(source)
+        found = (file.metadata.metadata or {}).get(b"modelops.format", b"0")
+        if found.isdigit() and int(found) > FORMAT:
+            raise RequestError(
+                f"the parameter file was written by a newer ModelOps (format {int(found)}, this server reads up to "
+                f"{FORMAT}); upgrade the server"
+            )
+        if "canonical" not in file.schema_arrow.names:
+            raise RequestError(
+                "the parameter file has no column 'canonical'; see docs/reference/layout.md for its columns"
+            )
+        n_bytes = 0
+        # Few rows at a time: what a small file says it holds need not be small.
+        for batch in file.iter_batches(batch_size=4096, columns=["canonical"], use_threads=False):
+            n_bytes += batch.nbytes
+            if n_bytes > MAX_TEXT_BYTES:
+                raise RequestError(
+                    f"the parameter file holds more than {MAX_TEXT_BYTES} bytes of parameter sets"
+                )
+            for value in batch.column(0).cast(pa.large_binary()).to_pylist():
+                yield b"" if value is None else value
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise RequestError(f"the parameter file cannot be read: {e}") from e
+
+
+def _canonical(text: bytes) -> tuple[bytes, Sequence[str]]:
+    """Return the canonical form, and the names."""
+    plain = text.decode()
+    if "$" not in plain:  # no tags: what json writes is canonical, and quick
+        value = json.loads(plain, parse_constant=_refuse)
+        if type(value) is dict and _written(value) == plain:
+            return text, list(value)
+    parsed = parse_canonical(text)
+    return canonical_json(parsed), list(parsed)
+
+
+def _written(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f'{constant} is not JSON; write it as {{"$float": "nan"}}, "inf" or "-inf"')

@@ -1,0 +1,323 @@
+"""What a server does for its clients, without HTTP: submit, look, cancel, resume, extend.
+
+Every method may be called from many threads at once. Nothing is kept here that the store does not have: another
+server on the same store gives the same answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from hashlib import sha256
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from modelops.errors import BundleMissingError, ConflictError, NotFoundError, QueueFullError, RequestError
+from modelops.server.job_files import JobFiles
+from modelops.server.parameters import canonical_forms, texts_of_file
+from modelops.server.submission import check_count, check_entries, check_spec
+from modelops.server.uploads import Uploads
+from modelops.server.views import spec_of, view_of
+from modelops.states import JobState
+from modelops.store import overview, submissions
+from modelops.store.aggregate_value import stored_aggregate
+from modelops.store.contents import JobContents
+from modelops.store.job_log import read_log
+from modelops.store.parameters import Parameters, write_parameters
+from modelops.store.rows import new_row
+from modelops.store.segments import job_folder
+from modelops.store.submissions import Submission
+from modelops.study.ids import JobId, new_job_id
+from modelops.study.ranges import EMPTY
+from modelops.study.spec import JobSpec, decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from modelops.home import Home
+    from modelops.server.views import Driving, JobView
+    from modelops.store import EventRow, JobRow, Objects, Records
+    from modelops.store.parameters import ParameterSet
+    from modelops.store.segment_table import StoredOutput
+
+log = logging.getLogger(__name__)
+MAX_JOBS: Final = 10_000
+
+
+ObjectText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+
+
+class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A study that leaves nothing open.
+
+    ``spec``: what decides the results. ``parameters``: one JSON object for each parameter set, in canonical form;
+    or ``parameters_sha256``, the digest of a file that was uploaded. ``why``: for the job's story.
+    """
+
+    spec: JobSpec
+    parameters: list[ObjectText] | None = None
+    parameters_sha256: str | None = None
+    why: str = ""
+
+    def digest(self) -> str:
+        """Return what tells this request from another."""
+        whole = sha256(msgspec.json.encode(self.spec, order="deterministic"))
+        for part in (*(self.parameters or ()), (self.parameters_sha256 or "").encode()):
+            whole.update(len(part).to_bytes(8, "little") + bytes(part))
+        return whole.hexdigest()
+
+
+class JobService:
+    """The jobs of one store.
+
+    Parameters
+    ----------
+    home
+        Where uploads are received and bundles are unpacked.
+    supervisor
+        The drivers of this process; woken when there is something to do.
+    max_jobs
+        How many jobs that have not ended the server keeps.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        objects: Objects,
+        home: Home,
+        supervisor: Driving,
+        *,
+        max_jobs: int = MAX_JOBS,
+    ) -> None:
+        self.records, self.objects, self.supervisor = records, objects, supervisor
+        self.uploads = Uploads(objects, home.cache / "uploads", home.cache / "bundles", records.now)
+        self.files = JobFiles(records, objects)
+        self.max_jobs = max_jobs
+        self.started_at = records.now()
+
+    # Submitting
+
+    def submit(self, request: SubmitRequest, key: str | None, who: str) -> tuple[JobRow, bool]:
+        """Check a request, store what its job needs, and record the job.
+
+        Parameters
+        ----------
+        key
+            Chosen by the client for this request; when it comes again, the answer is the same job.
+
+        Returns
+        -------
+            The job, and whether it is new.
+
+        Raises
+        ------
+        RequestError
+            The request is wrong.
+        BundleMissingError, ParametersMissingError
+            Something has to be uploaded first.
+        ConflictError
+            The key was used for another request.
+        QueueFullError
+            There are too many jobs.
+        """
+        submission = Submission(key, request.digest()) if key is not None else None
+        if submission is not None:
+            known = submissions.submitted(self.records, submission)
+            if known is not None:
+                return known, False
+        self._check(request)
+        submissions.refuse_when_full(self.records, self.max_jobs)  # before anything is stored
+        canonicals = self._parameters(request)
+        check_count(request.spec, len(canonicals))
+        row = self._store(request.spec, canonicals)
+        try:
+            recorded = submissions.record_submission(
+                self.records, row, submission, who=who, why=request.why, limit=self.max_jobs
+            )
+        except (RequestError, QueueFullError):
+            self._forget(row.job)
+            raise
+        if recorded.job != row.job:  # another thread or server was faster
+            self._forget(row.job)
+            return recorded, False
+        log.info("job %s submitted by %s: %d replicates", row.job, who, request.spec.line.size)
+        self.supervisor.wake()
+        return recorded, True
+
+    def _check(self, request: SubmitRequest) -> None:
+        check_spec(request.spec)
+        if len(request.why) > 1000 or not request.why.isprintable():
+            raise RequestError("why must be one line of at most 1000 characters that can be printed")
+        if (request.parameters is None) == (request.parameters_sha256 is None):
+            raise RequestError(
+                "give either parameters or parameters_sha256: a list of objects, or an uploaded file"
+            )
+        if not self.uploads.has_bundle(request.spec.bundle):
+            digest = request.spec.bundle
+            raise BundleMissingError(
+                f"the server does not have the bundle {digest}; upload its archive to /v1/bundles/{digest}, then "
+                "submit again"
+            )
+        check_entries(request.spec, self.uploads.manifest(request.spec.bundle))
+
+    def _parameters(self, request: SubmitRequest) -> list[bytes]:
+        if request.parameters is not None:
+            check_count(request.spec, len(request.parameters))
+            return canonical_forms(bytes(text) for text in request.parameters)
+        with self.uploads.parameters(request.parameters_sha256 or "") as file:
+            return canonical_forms(texts_of_file(file))
+
+    def _store(self, spec: JobSpec, canonicals: Iterable[bytes]) -> JobRow:
+        """Store the bytes of a job that has no row yet; return the row it is to get."""
+        job, data = new_job_id(), msgspec.json.encode(spec)
+        write_parameters(self.objects, job, canonicals)
+        self.objects.put_new(f"{job_folder(job)}/study.json", data)
+        return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
+
+    def _forget(self, job: JobId) -> None:
+        """Remove what was stored for a job that, for certain, was not recorded."""
+        for name in ("study.json", "parameters.parquet"):
+            self.objects.delete(f"{job_folder(job)}/{name}")
+
+    # Looking
+
+    def status(self, job: str) -> JobView:
+        """Return a job as it is now. Raises NotFoundError."""
+        live = self.supervisor.view(JobId(job))  # first: what is committed meanwhile is no longer running
+        picture = overview.picture(self.records, JobId(job))
+        return view_of(picture, live, len(self.supervisor.workers()))
+
+    def jobs(
+        self, *, states: Collection[JobState] = (), match: str = "", before: str = "", limit: int = 100
+    ) -> list[JobView]:
+        """Return jobs, newest first; see `modelops.store.overview.page_of_jobs`."""
+        pictures = overview.page_of_jobs(self.records, states=states, match=match, before=before, limit=limit)
+        n_workers = len(self.supervisor.workers())
+        return [view_of(p, self.supervisor.view(p.row.job), n_workers) for p in pictures]
+
+    def jobs_by_state(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state."""
+        return overview.jobs_by_state(self.records)
+
+    def events(self, job: str, after: int = 0, limit: int | None = None) -> list[EventRow]:
+        """Return the story of a job, from the event after number ``after`` on. Raises NotFoundError."""
+        found = self.records.events(JobId(job), after, limit)
+        if not found:
+            self.records.job(JobId(job))
+        return found
+
+    def contents(self, job: str) -> JobContents:
+        """Return what is committed of a job, to read tables and outputs from. Raises NotFoundError."""
+        live = self.supervisor.view(JobId(job))
+        return JobContents.of(
+            self.objects, self.records, JobId(job), live.running if live is not None else EMPTY
+        )
+
+    def spec(self, job: str) -> JobSpec:
+        """Return the frozen record of what a job is. Raises NotFoundError."""
+        return spec_of(self.records.job(JobId(job)).spec)
+
+    def parameter_set(self, job: str, param: int | str) -> ParameterSet:
+        """Return a parameter set by its ordinal or its id. Raises NotFoundError."""
+        self.records.job(JobId(job))
+        sets = Parameters(self.objects, JobId(job))
+        try:
+            return sets[sets.param_of(param) if isinstance(param, str) else param]
+        except (KeyError, IndexError):
+            raise NotFoundError(
+                f"job {job} has no parameter set {param}: it has {len(sets)}, 0 to {len(sets) - 1}"
+            ) from None
+
+    def lock(self, job: str) -> bytes:
+        """Return the lock of a job's environment. Raises NotFoundError, also before it was resolved."""
+        state = self.records.job(JobId(job)).state
+        try:
+            return self.objects.get(f"{job_folder(JobId(job))}/lock")
+        except NotFoundError:
+            raise NotFoundError(f"job {job} is {state}; its environment was not resolved yet") from None
+
+    def output(
+        self, job: str, param: int | str, replicate: int, name: str | None
+    ) -> tuple[bool, list[StoredOutput]]:
+        """Return the outputs of a replicate as they are stored, and whether the model returned a dict.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such job, replicate or output, or the replicate has not succeeded; says which.
+        """
+        with _found():
+            return self.contents(job).stored(param, replicate, name)
+
+    def aggregate(self, job: str, param: int | str, target: str | None) -> tuple[bool, list[StoredOutput]]:
+        """Return an aggregate of a parameter set as it is stored; ``target`` None: the only one there is.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such job, parameter set or aggregate, or it did not succeed; says why.
+        RequestError
+            The job has several aggregates.
+        """
+        contents = self.contents(job)
+        targets = contents.spec.aggregates
+        if target is None and len(targets) != 1:
+            raise RequestError(
+                f"job {job} has {len(targets)} aggregates; name one of {', '.join(targets) or 'none'}"
+            )
+        with _found():
+            return stored_aggregate(contents, param, target or targets[0])
+
+    def printed(self, job: str, param: int | str | None, replicate: int | None) -> str:
+        """Return what the bundle printed: of one replicate, one parameter set, or the whole job."""
+        return read_log(self.contents(job), param, replicate)
+
+    # Acting
+
+    def cancel(self, job: str, who: str) -> JobView:
+        """Ask for the end of a job; asking again changes nothing.
+
+        Raises
+        ------
+        ConflictError
+            It has ended otherwise.
+        """
+        if not self.records.ask_cancel(JobId(job), who):
+            view = self.status(job)
+            if view.state is not JobState.CANCELLED:
+                raise ConflictError(f"job {job} is {view.state} already; there is nothing to cancel")
+            return view
+        self.supervisor.wake()
+        return self.status(job)
+
+
+@contextlib.contextmanager
+def _found() -> Iterator[None]:
+    """Say in a sentence that what was named is not there."""
+    try:
+        yield
+    except KeyError as error:
+        raise NotFoundError(error.args[0] if error.args else str(error)) from error
+
+
+def decode_submission(data: bytes) -> SubmitRequest:
+    """Read a submission; a spec of a newer ModelOps is refused with a sentence before it is misunderstood.
+
+    Raises
+    ------
+    msgspec.DecodeError
+        It is no JSON, or not of this form.
+    RequestError
+        It is of a newer form.
+    """
+    try:
+        return msgspec.json.decode(data, type=SubmitRequest)
+    except msgspec.ValidationError:
+        with contextlib.suppress(msgspec.ValidationError):
+            decode_spec(bytes(msgspec.json.decode(data, type=_AnySpec).spec))
+        raise
+
+
+class _AnySpec(msgspec.Struct):
+    spec: msgspec.Raw

@@ -1,0 +1,172 @@
+"""What is said of a job: counts from what is committed, and from its driver what cannot be stored.
+
+A replicate is in exactly one count. Those with an outcome are counted from committed segments; of the others
+those that a live attempt of a driver in this process holds are ``running``; the rest is ``pending``, or what
+the job's state makes of it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from modelops.states import JobState, ReplicateStatus
+from modelops.store.contents import rest_of
+from modelops.study.spec import decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from modelops.store.overview import Picture
+    from modelops.study.ids import JobId
+    from modelops.study.ranges import Ranges
+    from modelops.study.spec import JobSpec
+
+
+class Reported(Protocol):
+    """What a running replicate last said of itself."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def fraction(self) -> float: ...  # noqa: D102
+    @property
+    def values(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+class Live(Protocol):
+    """What a driver sees of its job that no row holds. ``eta``: seconds left, None if unknown."""
+
+    @property
+    def running(self) -> Ranges: ...  # noqa: D102
+    @property
+    def eta(self) -> float | None: ...  # noqa: D102
+    @property
+    def progress(self) -> Sequence[Reported]: ...  # noqa: D102
+
+
+class Driving(Protocol):
+    """The drivers of this process, and their workers. `modelops.server.supervisor` has the real one."""
+
+    def wake(self) -> None:
+        """Look for jobs to drive, and for what was asked of them, now."""
+
+    def view(self, job: JobId) -> Live | None:
+        """Return what the driver of a job sees; None if it is not driven here."""
+
+    def workers(self) -> dict[str, int]:
+        """Return the workers' addresses, and how many replicates each runs at a time."""
+
+    def connected(self) -> bool:
+        """Say whether the Dask scheduler answers."""
+
+
+class ProgressView(msgspec.Struct, frozen=True):
+    """How far a running replicate is. ``fraction``: of its work, 0 to 1; ``values``: whatever it reports."""
+
+    param: int
+    replicate: int
+    fraction: float
+    values: dict[str, Any]
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it is now.
+
+    ``counts``: replicates by status; they add up to ``size``. ``aggregates``: aggregates by status.
+    ``n_replicates``: of a parameter set, at most. ``eta``: seconds left, null if unknown. ``stalled``: why it
+    does not get on, or empty. ``driven``: a driver of this server has it. ``tag``: changes when anything else
+    here changes, but ``eta``.
+    """
+
+    job: str
+    name: str
+    bundle: str
+    bundle_name: str
+    state: JobState
+    reason: str
+    run: int
+    version: int
+    created_at: datetime
+    changed_at: datetime
+    n_params: int
+    n_replicates: int
+    size: int
+    counts: dict[str, int]
+    aggregates: dict[str, int]
+    eta: float | None
+    stalled: str
+    cancel_asked: bool
+    driven: bool
+    n_workers: int
+    progress: list[ProgressView]
+    n_events: int
+    tag: str = ""
+
+
+def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
+    """Put together what is committed and what its driver says; ``live`` must have been asked first."""
+    row, spec = picture.row, spec_of(picture.row.spec)
+    view = JobView(
+        job=row.job,
+        name=row.name,
+        bundle=row.bundle,
+        bundle_name=spec.bundle_name,
+        state=row.state,
+        reason=row.reason,
+        run=row.run,
+        version=row.version,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        n_params=spec.line.n_params,
+        n_replicates=_replicates_of_a_set(spec),
+        size=spec.line.size,
+        counts=_counts(picture, spec.line.size, live),
+        aggregates=picture.aggregates,
+        eta=live.eta if live is not None else None,
+        stalled=row.stalled,
+        cancel_asked=row.cancel_by is not None,
+        driven=live is not None,
+        n_workers=n_workers,
+        progress=_progress(spec, live),
+        n_events=row.n_events,
+    )
+    said = msgspec.json.encode(msgspec.structs.replace(view, eta=None), order="deterministic")
+    return msgspec.structs.replace(view, tag=blake2b(said, digest_size=8).hexdigest())
+
+
+@lru_cache(maxsize=128)
+def spec_of(data: bytes) -> JobSpec:
+    """Return a recorded spec; those of jobs that are watched are read once."""
+    return decode_spec(data)
+
+
+def _counts(picture: Picture, size: int, live: Live | None) -> dict[str, int]:
+    counts = dict(picture.counts)
+    left = size - sum(counts.values())
+    n_running = min(len(live.running), left) if live is not None else 0
+    for status, n in ((ReplicateStatus.RUNNING, n_running), (rest_of(picture.row.state), left - n_running)):
+        if n:
+            counts[str(status)] = counts.get(str(status), 0) + n
+    return counts
+
+
+def _replicates_of_a_set(spec: JobSpec) -> int:
+    """Return how many replicates a parameter set has, or the one that has most."""
+    blocks = spec.line.blocks
+    edges = sorted({b.p0 for b in blocks})  # the number changes only where a block begins or ends
+    return max(
+        (sum(b.n_replicates for b in blocks if b.p0 <= p < b.p0 + b.n_params) for p in edges), default=0
+    )
+
+
+def _progress(spec: JobSpec, live: Live | None) -> list[ProgressView]:
+    out = []
+    for reported in live.progress if live is not None else ():
+        param, replicate = spec.line.locate(reported.index)
+        out.append(ProgressView(param, replicate, reported.fraction, dict(reported.values)))
+    return out

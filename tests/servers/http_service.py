@@ -1,0 +1,139 @@
+"""A service over SQLite and a folder, drivers that only remember, and the application behind a real uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import urllib3
+import uvicorn
+
+from modelops.server.http import make_app
+from modelops.server.service import JobService, SubmitRequest
+from modelops.study.canonical import canonical_json
+from modelops.study.index_line import IndexLine
+from modelops.study.ranges import EMPTY, Ranges
+from modelops.study.spec import JobSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+TOKEN = "a-token-that-only-tests-know"
+MODEL = "def simulate(params, seed):\n    return {'x': seed}\n\ndef summarize(replicates):\n    return {}\n"
+
+
+@dataclass(frozen=True)
+class SeenReplicate:
+    """What a running replicate reports."""
+
+    index: int
+    fraction: float
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a driver would say of its job."""
+
+    running: Ranges = EMPTY
+    eta: float | None = None
+    progress: Sequence[SeenReplicate] = ()
+
+
+@dataclass
+class Drivers:
+    """Drivers that drive nothing: they count how often they were woken, and say what a test lets them say."""
+
+    seen: dict[str, Seen] = field(default_factory=dict)
+    woken: int = 0
+    pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
+    scheduler: bool = True
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def view(self, job: str) -> Seen | None:
+        return self.seen.get(job)
+
+    def workers(self) -> dict[str, int]:
+        return self.pool
+
+    def connected(self) -> bool:
+        return self.scheduler
+
+
+class Archive(NamedTuple):
+    """A packed bundle."""
+
+    digest: str
+    data: bytes
+
+
+def request_for(bundle: str, n_params: int = 3, n_replicates: int = 4, **changes: Any) -> SubmitRequest:
+    """Return a submission of a study with the parameter x."""
+    spec = JobSpec(
+        name="a study", bundle=bundle, bundle_name="mymodel", model="model:simulate",
+        aggregates=("model:summarize",), line=IndexLine.of(n_params, n_replicates),
+    )  # fmt: skip
+    texts = [msgspec.Raw(canonical_json({"x": i})) for i in range(n_params)]
+    return SubmitRequest(spec=msgspec.structs.replace(spec, **changes), parameters=texts)
+
+
+class Client:
+    """Requests to a served application, each answered within a deadline."""
+
+    def __init__(self, port: int, token: str = TOKEN) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.pool = urllib3.PoolManager(maxsize=80, timeout=urllib3.Timeout(60), retries=False)
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> urllib3.BaseHTTPResponse:
+        sent = {**self.headers, **(headers or {})}
+        if json is not None:
+            sent, body = {"Content-Type": "application/json", **sent}, msgspec.json.encode(json)
+        return self.pool.request(method, self.url + path, body=body, headers=sent)
+
+    def get(self, path: str) -> Any:
+        answer = self("GET", path)
+        assert answer.status == 200, answer.data
+        return answer.json()
+
+    def submit(self, request: SubmitRequest, key: str = "") -> dict[str, Any]:
+        answer = self("POST", "/v1/jobs", json=request, headers={"Idempotency-Key": key} if key else {})
+        assert answer.status in (200, 201), answer.data
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@contextlib.contextmanager
+def serving(service: JobService, token: str = TOKEN, **options: Any) -> Iterator[Client]:
+    """Serve an application on a loopback port until the block ends."""
+    app = make_app(service, token=token, **options)
+    config = uvicorn.Config(
+        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        client = Client(listening.getsockname()[1], token)
+        try:
+            yield client
+        finally:
+            client.pool.clear()
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
