@@ -220,8 +220,7 @@ class JobService:
 
     def parameter_set(self, job: str, param: int | str) -> ParameterSet:
         """Return a parameter set by its ordinal or its id. Raises NotFoundError."""
-        self.records.job(JobId(job))
-        sets = Parameters(self.objects, JobId(job))
+        sets = Parameters(self.objects, JobId(job), self.spec(job).parameters)
         try:
             return sets[sets.param_of(param) if isinstance(param, str) else param]
         except (KeyError, IndexError):

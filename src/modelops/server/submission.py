@@ -9,12 +9,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles.digest import is_digest
-from modelops.bundles.job import MAX_INDICES
 from modelops.errors import RequestError
 from modelops.states import FAILURES
-from modelops.study.index_line import IndexLine
+from modelops.study.index_line import MAX_INDICES, IndexLine
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
-from modelops.study.spec import FORMAT, ISOLATIONS
+from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def check_spec(spec: JobSpec) -> None:
             f"this study was written by a newer ModelOps (study format {spec.format}, this server reads up to "
             f"{FORMAT}); upgrade the server"
         )
+    if spec.parameters != FIRST_PARAMETERS:
+        raise RequestError(f"parameters = {spec.parameters!r} of a new job must be {FIRST_PARAMETERS!r}")
     if not is_digest(spec.bundle):
         raise RequestError(f"bundle = {spec.bundle!r} is no digest: it has 64 hexadecimal digits")
     for key, text in (("name", spec.name), ("bundle_name", spec.bundle_name)):

@@ -21,7 +21,7 @@ from modelops.errors import (
     RequestError,
     RetryableError,
 )
-from modelops.store import AlreadyExistsError
+from modelops.store import AlreadyExistsError, ChangedMeanwhileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +87,7 @@ STATUS: Final[Mapping[type[ModelOpsError], int]] = {  # the first one that fits;
     TooSlowError: 408,
     ConflictError: 409,
     AlreadyExistsError: 409,
+    ChangedMeanwhileError: 409,
     TooLargeError: 413,
     MediaTypeError: 415,
     RangeError: 416,
