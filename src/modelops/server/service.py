@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from modelops.errors import BundleMissingError, ConflictError, NotFoundError, QueueFullError, RequestError
-from modelops.server.job_files import JobFiles
+from modelops.server.copying import JobFiles
 from modelops.server.parameters import canonical_forms, texts_of_file
 from modelops.server.submission import check_count, check_entries, check_spec
 from modelops.server.uploads import Uploads

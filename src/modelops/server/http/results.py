@@ -9,11 +9,11 @@ import msgspec
 from starlette.responses import Response
 
 from modelops.errors import RequestError
+from modelops.server.copying import FilePage
 from modelops.server.http.api import json_response
 from modelops.server.http.files import send_object, send_written
 from modelops.server.http.jobs import JobPath, JobText, param_of
 from modelops.server.http.operations import BINARY, Answer, Operation, Place, at
-from modelops.server.job_files import FilePage
 from modelops.store.results import stream_table
 from modelops.store.segments import PackSlice
 
