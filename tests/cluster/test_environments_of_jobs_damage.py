@@ -20,6 +20,8 @@ from modelops.environments.manifest import NAME
 from modelops.environments.uv import find_uv
 from modelops.home import Home
 from modelops.states import JobState
+from modelops.study.ids import attempt_id
+from modelops.worker.attempts import Attempt
 from modelops.worker.runtime import WorkerRuntime
 from modelops.worker.settings import WorkerSettings
 
@@ -172,9 +174,10 @@ def test_damage_that_only_the_worker_meets_is_mended_there_and_told_to_the_job_o
     job = mo.run(study(write_bundle(MODEL, dependencies='"six==1.17.0"')), cluster=private)
     settings = WorkerSettings(str(private.home.objects), private.home.cache, tmp_path / "scratch")
     runtime = WorkerRuntime(settings, address="tcp://here", slots=1)
+    attempt = Attempt(job.id, attempt_id(1, 1), 1, ranges=())
     try:
         empty(site(environment_of(job)))
-        with runtime.using(job.id) as context:
+        with runtime.using(job.id, "study.json", attempt) as context:
             assert (site(context.environment.path) / "six.py").exists()
             held = Environments(private.home.cache).gc(everything=True)
             assert context.environment.key in [key for key, _ in held.skipped]
@@ -186,10 +189,10 @@ def test_damage_that_only_the_worker_meets_is_mended_there_and_told_to_the_job_o
 
         # Between two chunks nobody holds it; one that was removed or rebuilt meanwhile is made ready again.
         Environments(private.home.cache).gc(everything=True)
-        with runtime.using(job.id) as context:
+        with runtime.using(job.id, "study.json", attempt) as context:
             assert (site(context.environment.path) / "six.py").exists()
         (context.environment.path / NAME).unlink()
-        with runtime.using(job.id) as later:
+        with runtime.using(job.id, "study.json", attempt) as later:
             assert later.environment.mark != context.environment.mark
             assert later.runner != context.runner
     finally:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from modelops.errors import StorageError
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import AggregateWriter
 from modelops.store.segments import AggregateRow
 from modelops.study.ranges import Ranges
-from modelops.worker.attempts import Attempt
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
 from modelops.worker.replicates import ReplicateReader
@@ -17,40 +17,52 @@ from modelops.worker.stored import stored_error, stored_outputs
 
 if TYPE_CHECKING:
     from modelops.processes import AggregateOutcome, LogSink, ReplicateError
+    from modelops.worker.attempts import Attempt
     from modelops.worker.job_context import JobContext
     from modelops.worker.messages import AggregateChunk
     from modelops.worker.runtime import WorkerRuntime
 
 
-def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk) -> AggregateReceipt:
+def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk, attempt: Attempt) -> AggregateReceipt:
     """Run every aggregate of the job over each parameter set of the chunk, and store the rows.
 
     Only succeeded replicates are seen, in replicate order. A parameter set with fewer than ``min_success`` of them
-    is `skipped`, with the reason.
+    is `skipped`, with the reason. What storage could not give is read again when it is back, from the beginning.
     """
-    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, ranges=())
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, stopped=True)
     try:
-        with (
-            runtime.using(chunk.job) as context,
-            JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log,
-        ):
-            began = time.perf_counter()
+        with runtime.using(chunk.job, chunk.study, attempt) as context:
+            return _aggregate(runtime, context, chunk, attempt)
+    except StorageError:
+        if not attempt.stop.stopped:
+            raise
+        return _receipt(runtime, chunk, stopped=True)
+
+
+def _aggregate(
+    runtime: WorkerRuntime, context: JobContext, chunk: AggregateChunk, attempt: Attempt
+) -> AggregateReceipt:
+    with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+        began = time.perf_counter()
+
+        def make() -> _AggregateRun | None:
             run = _AggregateRun(runtime, context, chunk, attempt)
-            finished = run.all(job_log.write)
-            wall_seconds = time.perf_counter() - began
-        if not finished:
-            return _receipt(runtime, chunk, stopped=True)
-        return _receipt(
-            runtime,
-            chunk,
-            stored=run.writer.finish(inputs=tuple(s.digest for s in chunk.segments)),
-            failures=tuple(run.failures.values()),
-            wall_seconds=wall_seconds,
-        )
-    finally:
-        runtime.attempts.leave(attempt)
+            return run if run.all(job_log.write) else None
+
+        run = runtime.when_storage_allows(make, attempt)
+        wall_seconds = time.perf_counter() - began
+        runtime.when_storage_allows(job_log.store, attempt)
+    if run is None:
+        return _receipt(runtime, chunk, stopped=True)
+    inputs = tuple(s.digest for s in chunk.segments)
+    return _receipt(
+        runtime,
+        chunk,
+        stored=runtime.when_storage_allows(lambda: run.writer.finish(inputs=inputs), attempt),
+        failures=tuple(run.failures.values()),
+        wall_seconds=wall_seconds,
+    )
 
 
 class _AggregateRun:

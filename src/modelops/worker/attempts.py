@@ -1,48 +1,95 @@
-"""The worker's own table of attempts, outside Dask: what runs here, since when, and what was told to stop."""
+"""The worker's own table of attempts, outside Dask: what runs here, since when, and what was told to stop.
+
+A driver may die, and Dask then throws away what its tasks return. So receipts stay here until the job's driver has
+made them count (``acknowledged`` in one of its next chunks) or the job is forgotten. A new driver asks for the table
+of its job; from then on nothing of an earlier driver begins any more.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from modelops.errors import (
+    BundleEnvironmentError,
+    BundleError,
+    HandshakeError,
+    IntegrityError,
+    ModelOpsError,
+    RemoteError,
+    RequestError,
+)
 from modelops.processes import StopSignal
+from modelops.worker.messages import HeldAttempt, Receipt, TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.ranges import Range
 
+NO_HOPE: Final = (
+    RequestError,
+    BundleError,
+    BundleEnvironmentError,
+    IntegrityError,
+    HandshakeError,
+    RemoteError,
+)
+MAX_REMEMBERED: Final = 10_000  # stops of attempts that have not begun; jobs whose drivers are known
+MAX_KEPT_BYTES: Final = 64 * 1024 * 1024  # of receipts that nobody has acknowledged
+
 
 @dataclass
 class Attempt:
-    """One attempt while it runs on this worker."""
+    """One attempt while it runs on this worker. ``storing``: it is done, and storage does not take it."""
 
     job: JobId
     attempt: AttemptId
     epoch: int
     ranges: tuple[Range, ...]
+    number: int = 1
     started_at: float = field(default_factory=time.time)
     stop: StopSignal = field(default_factory=StopSignal)
+    storing: bool = False
+
+    def held(self, receipt: Receipt | None = None, error: TaskError | None = None) -> HeldAttempt:
+        """Return its line of the table; with a receipt or an error it has ended."""
+        ended = receipt is not None or error is not None
+        return HeldAttempt(
+            job=self.job,
+            attempt=self.attempt,
+            epoch=self.epoch,
+            ranges=self.ranges,
+            attempt_number=self.number,
+            state="ended" if ended else "storing" if self.storing else "running",
+            started_at=self.started_at,
+            receipt=receipt,
+            error=error,
+        )
 
 
 class AttemptTable:
-    """Thread-safe: tasks enter and leave on worker threads, ``stop`` comes from the event loop."""
+    """Thread-safe: tasks enter and leave on worker threads, all else comes from the event loop."""
 
-    MAX_REMEMBERED_STOPS = 10_000
-
-    def __init__(self) -> None:
+    def __init__(self, *, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
         self._lock = threading.Lock()
         self._running: dict[tuple[JobId, AttemptId], Attempt] = {}
-        self._stopped_before_start: dict[tuple[JobId, AttemptId], None] = {}
+        self._stopped_before_start: OrderedDict[tuple[JobId, AttemptId], None] = OrderedDict()
+        self._kept: OrderedDict[tuple[JobId, AttemptId], HeldAttempt] = OrderedDict()
+        self._kept_bytes, self._max_kept_bytes = 0, max_kept_bytes
+        self._epochs: OrderedDict[JobId, int] = OrderedDict()  # of the newest driver that asked
 
     def enter(self, attempt: Attempt) -> bool:
-        """Record that an attempt begins; False if it was stopped before it began."""
+        """Record that an attempt begins; False if it was stopped before it began, or its driver was replaced."""
         with self._lock:
             key = (attempt.job, attempt.attempt)
-            if key in self._stopped_before_start:
+            if key in self._stopped_before_start or attempt.epoch < self._epochs.get(attempt.job, 0):
                 return False
             self._running[key] = attempt
             return True
@@ -52,14 +99,54 @@ class AttemptTable:
         with self._lock:
             self._running.pop((attempt.job, attempt.attempt), None)
 
+    def keep(self, attempt: Attempt, receipt: Receipt | None, error: TaskError | None) -> HeldAttempt | None:
+        """Keep how an attempt ended until it is acknowledged; the oldest make room when it is too much.
+
+        Returns
+        -------
+            What to send to the job's driver, if that is not the one that Dask hands the result to.
+        """
+        held = attempt.held(receipt, error)
+        with self._lock:
+            key = (attempt.job, attempt.attempt)
+            self._running.pop(key, None)
+            self._drop(key)
+            self._kept[key] = held
+            self._kept_bytes += _n_bytes(held)
+            while self._kept_bytes > self._max_kept_bytes and len(self._kept) > 1:
+                self._drop(next(iter(self._kept)))
+            return held if attempt.epoch < self._epochs.get(attempt.job, 0) else None
+
+    def acknowledge(self, job: JobId, attempts: Iterable[AttemptId]) -> None:
+        """Keep these receipts no longer: what they say is recorded."""
+        with self._lock:
+            for attempt in attempts:
+                self._drop((job, attempt))
+
+    def forget(self, job: JobId) -> None:
+        """Keep nothing of a job: it has ended."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == job]:
+                self._drop(key)
+
+    def of_job(self, job: JobId, epoch: int) -> list[HeldAttempt]:
+        """Return what runs and what has ended of a job, and let nothing of drivers before ``epoch`` begin."""
+        with self._lock:
+            self._epochs[job] = max(epoch, self._epochs.get(job, 0))
+            self._epochs.move_to_end(job)
+            while len(self._epochs) > MAX_REMEMBERED:
+                self._epochs.popitem(last=False)
+            running = [attempt.held() for attempt in self._running.values() if attempt.job == job]
+            return [*running, *(held for held in self._kept.values() if held.job == job)]
+
     def stop(self, job: JobId, attempt: AttemptId) -> None:
         """Stop it now, or as soon as it would start."""
         with self._lock:
             running = self._running.get((job, attempt))
-            if running is None:
+            if running is None and (job, attempt) not in self._kept:
                 self._stopped_before_start[job, attempt] = None
-                while len(self._stopped_before_start) > self.MAX_REMEMBERED_STOPS:
-                    del self._stopped_before_start[next(iter(self._stopped_before_start))]
+                while len(self._stopped_before_start) > MAX_REMEMBERED:
+                    self._stopped_before_start.popitem(last=False)
         if running is not None:
             running.stop.stop()
 
@@ -71,3 +158,29 @@ class AttemptTable:
     def __iter__(self) -> Iterator[Attempt]:
         with self._lock:
             return iter(list(self._running.values()))
+
+    def receipt(self, job: JobId, attempt: AttemptId) -> Receipt | None:
+        """Return the receipt of an attempt that has ended, if it is kept."""
+        with self._lock:
+            held = self._kept.get((job, attempt))
+            return None if held is None else held.receipt
+
+    def kept(self) -> list[HeldAttempt]:
+        """Return the attempts that have ended and that nobody has acknowledged."""
+        with self._lock:
+            return list(self._kept.values())
+
+    def _drop(self, key: tuple[JobId, AttemptId]) -> None:
+        held = self._kept.pop(key, None)
+        if held is not None:
+            self._kept_bytes -= _n_bytes(held)
+
+
+def task_error(error: Exception) -> TaskError:
+    """Return what a task raised as a value; only an error of ModelOps can say that there is no hope."""
+    text = str(error) if isinstance(error, ModelOpsError) else str(error) or repr(error)
+    return TaskError(error_type=type(error).__name__, message=text, final=isinstance(error, NO_HOPE))
+
+
+def _n_bytes(held: HeldAttempt) -> int:
+    return 200 + len(msgspec.msgpack.encode(held))

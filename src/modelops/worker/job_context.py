@@ -58,10 +58,13 @@ class JobContext:
         return sets
 
 
-def load_job_context(runtime: WorkerRuntime, job: JobId) -> JobContext:
-    """Read the job's record from storage, and make its bundle and environment ready on this machine."""
+def load_job_context(runtime: WorkerRuntime, job: JobId, study: str) -> JobContext:
+    """Read the job's record from storage, and make its bundle and environment ready on this machine.
+
+    ``study``: the object below the job's folder that holds its spec.
+    """
     objects, cache = runtime.objects, runtime.settings.cache
-    spec = decode_spec(objects.get(f"{job_folder(job)}/study.json"))
+    spec = decode_spec(objects.get(f"{job_folder(job)}/{study}"))
     lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from modelops.errors import StorageError
+from modelops.store.objects import AlreadyExistsError
 from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
     from modelops.store import Objects
     from modelops.study.ids import AttemptId, JobId
 
+log = logging.getLogger(__name__)
 MAX_BYTES_PER_ATTEMPT = 64 * 1024 * 1024
 KEPT_TAIL_BYTES = 16 * 1024  # of a replicate whose text had to make room
 
@@ -37,13 +42,26 @@ class JobLog:
         self._text: OrderedDict[int | None, bytearray] = OrderedDict()
         self._dropped: dict[int | None, int] = {}
         self._n_bytes = 0
+        self._is_stored = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._text:
-            self._objects.put_new(self._name, zlib.compress(b"".join(self._lines()), 1))
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.store()
+            return
+        try:
+            self.store()
+        except StorageError as lost:  # the error that is on its way says more
+            log.warning("%s", lost)
+
+    def store(self) -> None:
+        """Store what was printed, once; may be called again after it failed."""
+        if self._text and not self._is_stored:
+            with contextlib.suppress(AlreadyExistsError):  # the name is this attempt's: the answer was lost
+                self._objects.put_new(self._name, zlib.compress(b"".join(self._lines()), 1))
+            self._is_stored = True
 
     def write(self, index: int | None, data: bytes) -> None:
         """Add what replicate ``index`` wrote. Who prints most without end has been cut short before."""

@@ -17,7 +17,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt at a set of indices; what one Dask task runs.
 
     ``attempt_number``: 1 for the first try; the same for all its replicates. ``retry_on``: outcomes that
-    are left out of the segment, because they will be tried again (empty on the last try).
+    are left out of the segment, because they will be tried again (empty on the last try). ``study``: the object
+    below the job's folder that holds its spec, another one after each extension. ``acknowledged``: attempts of
+    this job whose receipts the worker need not keep any longer.
     """
 
     job: JobId
@@ -26,6 +28,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     ranges: tuple[Range, ...]
     attempt_number: int = 1
     retry_on: tuple[ReplicateStatus, ...] = ()
+    study: str = "study.json"
+    acknowledged: tuple[AttemptId, ...] = ()
 
 
 class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,13 +94,18 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameter sets to aggregate in one Dask task, and the segments that hold their replicates."""
+    """Parameter sets to aggregate in one Dask task, and the segments that hold their replicates.
+
+    ``study``, ``acknowledged``: as in a `Chunk`.
+    """
 
     job: JobId
     attempt: AttemptId
     epoch: int
     params: tuple[Range, ...]
     segments: tuple[SegmentRef, ...]
+    study: str = "study.json"
+    acknowledged: tuple[AttemptId, ...] = ()
 
 
 class AggregateRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,3 +139,29 @@ class AggregateReceipt(msgspec.Struct, frozen=True, kw_only=True):
     stopped: bool = False
     failures: tuple[FailureCount, ...] = ()
     wall_seconds: float = 0.0
+
+
+class TaskError(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task raised: a fault of ModelOps or the machine, not of the model. ``final``: no hope in another try."""
+
+    error_type: str
+    message: str
+    final: bool
+
+
+class HeldAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt in a worker's own table.
+
+    ``ranges``: its indices; none for an attempt at aggregates. ``state``: ``running``, ``storing`` (storage does not
+    take what it has finished) or ``ended``; then ``receipt`` or ``error`` says how. ``started_at``: Unix seconds.
+    """
+
+    job: JobId
+    attempt: AttemptId
+    epoch: int
+    ranges: tuple[Range, ...]
+    attempt_number: int
+    state: str
+    started_at: float
+    receipt: Receipt | None = None
+    error: TaskError | None = None

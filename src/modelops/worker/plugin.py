@@ -31,7 +31,9 @@ class ModelOpsWorker(WorkerPlugin):
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C in a terminal reaches the whole process group. The driver decides what stops, not the signal.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.runtime = WorkerRuntime(self.settings, address=worker.address, slots=worker.state.nthreads)
+        self.runtime = WorkerRuntime(
+            self.settings, address=worker.address, slots=worker.state.nthreads, announce=worker.log_event
+        )
 
     def teardown(self, worker: Worker) -> None:
         """Stop the runners; nothing outlives the worker."""

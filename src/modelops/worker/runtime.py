@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.environments import Environments
 from modelops.errors import EnvironmentDamagedError
@@ -17,13 +17,17 @@ from modelops.store import Objects
 from modelops.worker.attempts import AttemptTable
 from modelops.worker.job_context import JobContext, load_job_context
 from modelops.worker.segment_cache import SegmentCache
+from modelops.worker.storage_wait import when_storage_allows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from modelops.study.ids import JobId
+    from modelops.worker.attempts import Attempt
     from modelops.worker.settings import WorkerSettings
 
+STORAGE_TOPIC: Final = "modelops-storage"  # what storage says while an attempt waits for it
+T = TypeVar("T")
 TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
 
 
@@ -32,8 +36,16 @@ class WorkerRuntime:
 
     MAX_JOBS = 32
 
-    def __init__(self, settings: WorkerSettings, *, address: str, slots: int) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        address: str,
+        slots: int,
+        announce: Callable[[str, dict[str, Any]], None] = lambda _topic, _message: None,
+    ) -> None:
         self.settings, self.address, self.host = settings, address, socket.gethostname()
+        self.announce = announce
         self.root = settings.scratch / f"{os.getpid()}"
         shutil.rmtree(self.root, ignore_errors=True)  # left by a killed process that had our pid
         self.spool = self.root / "spool"
@@ -43,17 +55,17 @@ class WorkerRuntime:
         self.pool = ProcessPool(self.root, slots=slots)
         self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
-        self._jobs: OrderedDict[JobId, JobContext] = OrderedDict()
+        self._jobs: OrderedDict[tuple[JobId, str], JobContext] = OrderedDict()
         self._notes: defaultdict[JobId, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
-        self._loading: dict[JobId, threading.Lock] = {}
+        self._loading: dict[tuple[JobId, str], threading.Lock] = {}
 
     @contextlib.contextmanager
-    def using(self, job: JobId) -> Iterator[JobContext]:
+    def using(self, job: JobId, study: str, attempt: Attempt) -> Iterator[JobContext]:
         """Lend what is known of a job; its environment is not removed within this block.
 
         The first time it is loaded, and its environment validated, built or mended. So it is when environment or
-        snapshot were made anew since.
+        snapshot were made anew since. While storage is away, the attempt waits for it.
 
         Raises
         ------
@@ -61,11 +73,20 @@ class WorkerRuntime:
             The bundle or its environment cannot be had.
         """
         with contextlib.ExitStack() as held:
-            yield self._held(job, held)
+            yield self.when_storage_allows(lambda: self._held((job, study), held), attempt)
 
-    def _held(self, job: JobId, held: contextlib.ExitStack) -> JobContext:
+    def when_storage_allows(self, act: Callable[[], T], attempt: Attempt) -> T:
+        """Do what needs storage, as often as it takes, and let the job's driver know why it takes so long."""
+
+        def say(text: str) -> None:
+            message = {"job": attempt.job, "attempt": attempt.attempt, "worker": self.address, "text": text}
+            self.announce(STORAGE_TOPIC, message)
+
+        return when_storage_allows(act, attempt, say)
+
+    def _held(self, key: tuple[JobId, str], held: contextlib.ExitStack) -> JobContext:
         for _ in range(TRIES):
-            context = self._context(job)
+            context = self._context(key)
             if context.has_its_snapshot:
                 try:
                     held.enter_context(self.environments.hold(context.environment))
@@ -74,8 +95,8 @@ class WorkerRuntime:
                 else:
                     return context
             with self._lock:
-                if self._jobs.get(job) is context:
-                    del self._jobs[job]
+                if self._jobs.get(key) is context:
+                    del self._jobs[key]
         raise EnvironmentDamagedError(
             f"environment {context.environment.key} was removed or replaced {TRIES} times while it was about to be "
             "used; look for what cleans the cache of this machine"
@@ -86,23 +107,24 @@ class WorkerRuntime:
         with self._lock:
             return tuple(self._notes.pop(job, ()))
 
-    def _context(self, job: JobId) -> JobContext:
+    def _context(self, key: tuple[JobId, str]) -> JobContext:
+        job, study = key
         with self._lock:
-            if job in self._jobs:
-                self._jobs.move_to_end(job)
-                return self._jobs[job]
-            loading = self._loading.setdefault(job, threading.Lock())
+            if key in self._jobs:
+                self._jobs.move_to_end(key)
+                return self._jobs[key]
+            loading = self._loading.setdefault(key, threading.Lock())
         with loading:  # one thread loads, the others of this job wait; other jobs do not
             with self._lock:
-                if job in self._jobs:
-                    return self._jobs[job]
-            context = load_job_context(self, job)
+                if key in self._jobs:
+                    return self._jobs[key]
+            context = load_job_context(self, job, study)
             with self._lock:
-                self._jobs[job] = context
+                self._jobs[key] = context
                 if damage := context.environment.damage:
                     seconds = context.environment.seconds
                     self._notes[job].append(f"{damage}; rebuilt on {self.host} in {seconds:.1f} s")
-                self._loading.pop(job, None)
+                self._loading.pop(key, None)
                 while len(self._jobs) > self.MAX_JOBS:
                     self._jobs.popitem(last=False)
             return context

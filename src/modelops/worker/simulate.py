@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from modelops.bundles.missing import line_to_add
 from modelops.environments import dependency_inputs
-from modelops.errors import RemoteError
+from modelops.errors import RemoteError, StorageError
 from modelops.states import FAILURES, ReplicateStatus
 from modelops.store import Execution, SegmentWriter
 from modelops.study.ranges import Ranges
-from modelops.worker.attempts import Attempt
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import Chunk, ErrorExample, FailureCount, Receipt
 from modelops.worker.stored import stored_error, stored_outputs
@@ -23,6 +22,7 @@ from modelops.worker.stored import stored_error, stored_outputs
 if TYPE_CHECKING:
     from modelops.processes import Outcome
     from modelops.processes.stop import StopSignal
+    from modelops.worker.attempts import Attempt
     from modelops.worker.job_context import JobContext
     from modelops.worker.runtime import WorkerRuntime
 
@@ -101,16 +101,20 @@ def missing_import(module: str, where: str, snapshot: str) -> str:
     return f"No module named '{module}'\n{where.rstrip()}\n{advice} (or the package that provides it)"
 
 
-def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk) -> Receipt:
-    """Run the replicates of a chunk and store its segment; the receipt says what became of each index."""
-    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges)
+def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt) -> Receipt:
+    """Run the replicates of a chunk and store its segment; the receipt says what became of each index.
+
+    While storage is away, what is finished stays here; if the attempt is stopped meanwhile, all is given back.
+    """
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
     try:
-        with runtime.using(chunk.job) as context:
+        with runtime.using(chunk.job, chunk.study, attempt) as context:
             return _simulate(runtime, context, chunk, attempt)
-    finally:
-        runtime.attempts.leave(attempt)
+    except StorageError:
+        if not attempt.stop.stopped:
+            raise
+        return _receipt(runtime, chunk, unstarted=chunk.ranges)
 
 
 def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt) -> Receipt:
@@ -124,13 +128,14 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
     )
     sorter = _Chunk(chunk, writer, attempt.stop, context.runner.snapshot)
     unstarted = Ranges(chunk.ranges)
+    sets = runtime.when_storage_allows(lambda: context.sets(unstarted), attempt)
     began = time.perf_counter()
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
         try:
             end = runtime.pool.run(
                 context.runner,
                 context.spec.model,
-                context.sets(unstarted),
+                sets,
                 on_outcome=sorter.take,
                 stop=attempt.stop,
                 log=job_log.write,
@@ -143,11 +148,12 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
             )
         else:
             unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
-    wall_seconds = time.perf_counter() - began
+        wall_seconds = time.perf_counter() - began
+        runtime.when_storage_allows(job_log.store, attempt)
     return _receipt(
         runtime,
         chunk,
-        segment=writer.finish(),
+        segment=runtime.when_storage_allows(writer.finish, attempt),
         retry=tuple((status, Ranges.of(ks).pairs) for status, ks in sorter.retry.items()),
         unstarted=unstarted.pairs,
         failures=tuple(FailureCount(example=x, count=sorter.counts[f]) for f, x in sorter.examples.items()),

@@ -1,43 +1,103 @@
-"""The functions that Dask calls on a worker. Each finds the worker's runtime and hands over."""
+"""The functions that Dask calls on a worker. Each finds the worker's runtime and hands over.
+
+What a task returns, and what it raises, is kept in the worker's table as well: whoever submitted it may be gone.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 from distributed import get_worker
 
 from modelops.errors import InternalError
-from modelops.worker.messages import AggregateChunk, AggregateReceipt, Chunk, Receipt
+from modelops.worker.attempts import Attempt, task_error
+from modelops.worker.messages import AggregateChunk, AggregateReceipt, Chunk, HeldAttempt, Receipt
 from modelops.worker.plugin import ModelOpsWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distributed import Worker
 
     from modelops.study.ids import AttemptId, JobId
     from modelops.worker.runtime import WorkerRuntime
 
 AnyChunk = Chunk | AggregateChunk
+T = TypeVar("T", Receipt, AggregateReceipt)
+RECEIPTS_TOPIC: Final = "modelops-receipts"  # of attempts whose driver was replaced
 
-__all__ = ["AggregateReceipt", "AnyChunk", "Receipt", "aggregate", "simulate", "stop"]
+__all__ = [
+    "RECEIPTS_TOPIC",
+    "AggregateReceipt",
+    "AnyChunk",
+    "Receipt",
+    "aggregate",
+    "attempts",
+    "forget",
+    "simulate",
+    "stop",
+]
 
 
 def simulate(chunk: Chunk) -> Receipt:
     """Run a chunk of replicates in this worker's processes."""
     from modelops.worker.simulate import simulate_chunk
 
-    return simulate_chunk(_runtime(get_worker()), chunk)
+    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges, chunk.attempt_number)
+    known = _runtime(get_worker()).attempts.receipt(chunk.job, chunk.attempt)
+    if known is not None:  # Dask lost the result on its way, and wants it again
+        return known
+    return _run(chunk, attempt, lambda runtime: simulate_chunk(runtime, chunk, attempt))
 
 
 def aggregate(chunk: AggregateChunk) -> AggregateReceipt:
     """Aggregate settled parameter sets in this worker's processes."""
     from modelops.worker.aggregate import aggregate_chunk
 
-    return aggregate_chunk(_runtime(get_worker()), chunk)
+    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, ranges=())
+    return _run(chunk, attempt, lambda runtime: aggregate_chunk(runtime, chunk, attempt))
+
+
+def _run(chunk: AnyChunk, attempt: Attempt, run: Callable[[WorkerRuntime], T]) -> T:
+    runtime = _runtime(get_worker())
+    table = runtime.attempts
+    table.acknowledge(chunk.job, chunk.acknowledged)
+    try:
+        receipt = run(runtime)
+    except Exception as error:
+        if attempt.ranges:
+            _announce(runtime, table.keep(attempt, None, task_error(error)))
+        raise
+    else:
+        if isinstance(receipt, Receipt):  # aggregates are short: they are made again, and not adopted
+            _announce(runtime, table.keep(attempt, receipt, None))
+        return receipt
+    finally:
+        table.leave(attempt)
+
+
+def _announce(runtime: WorkerRuntime, held: HeldAttempt | None) -> None:
+    if held is not None:
+        runtime.announce(RECEIPTS_TOPIC, {"job": held.job, "held": msgspec.msgpack.encode(held)})
+
+
+async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAttempt]:
+    """Return this worker's table of a job's attempts to its driver of this epoch.
+
+    From then on nothing begins that an earlier driver submitted, and the receipts of what it began are announced.
+    """
+    return _runtime(dask_worker).attempts.of_job(job, epoch)
 
 
 async def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
     """Stop an attempt, or make sure that it will not start. Runs on the event loop, beside the task."""
     _runtime(dask_worker).attempts.stop(job, attempt)
+
+
+async def forget(job: JobId, dask_worker: Worker) -> None:
+    """Keep no receipt of a job that has ended."""
+    _runtime(dask_worker).attempts.forget(job)
 
 
 def _runtime(worker: Worker) -> WorkerRuntime:
