@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from modelops.client.job import Job
@@ -15,14 +14,9 @@ from modelops.home import Home
 from modelops.settings import usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from modelops.client.prepare import PreparedJob
     from modelops.cluster.embedded import EmbeddedCluster
-    from modelops.driver.loop import DriverLoop
     from modelops.driver.machine import Machine
-    from modelops.server.store_ledger import StoreLedger
-    from modelops.store import Objects, Records
+    from modelops.server.drive import JobDriver
     from modelops.study import Study
 
 
@@ -112,98 +106,56 @@ def _run(
     watcher: Watcher,
     interrupts: Interrupts,
 ) -> Job:
-    from modelops.client.prepare import prepare_job, whoami
+    from modelops.client.prepare import prepare_job
     from modelops.cluster.embedded import EmbeddedCluster
-    from modelops.states import JobEvent, JobState
+    from modelops.errors import ClusterError
+    from modelops.server.drive import JobDriver
+    from modelops.server.give_up import abandon
     from modelops.store import Objects, Records
+    from modelops.store.leases import leases_for
+    from modelops.store.rows import LeaseLostError
+    from modelops.who import this_process, whoami
 
     with contextlib.ExitStack() as stack:
         objects = Objects.open(home.storage)
         records = stack.enter_context(contextlib.closing(Records.open(home.database_url)))
+        leases = leases_for(records, home.state / "leases")
         watcher.stage("preparing the bundle")
-        prepared = prepare_job(study, home, records, objects)
+        prepared = prepare_job(study, home, records, objects, reserve=leases.reserve)
+        stack.callback(leases.release, prepared.job)
         job = Job(prepared.job, home)
         watcher.prepared(job, prepared.spec.line.size)
-        preparer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-prepare"))
-        for again in (True, False):
-            ledger = _ledger(prepared, records, objects)
-            with contextlib.ExitStack() as listening:
-                try:
-                    # Resolving and installing, and starting Dask, have nothing to do with each other.
-                    environment = preparer.submit(_prepare_environment, prepared, ledger, home, watcher)
-                    if cluster is None:
-                        cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
-                    loop = _driver(prepared, ledger, cluster, environment.result, watcher, listening)
-                    interrupts.drive(loop)
-                    state = loop.run()
-                except BaseException as error:
-                    ledger.abandon(why=f"{type(error).__name__}: {error}".rstrip(": "))
-                    raise
-            if not (again and ledger.voided and state is JobState.FAILED):
-                break
-            # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that is it.
-            prepared = prepared.with_fresh_snapshot(home, objects)
-            why = "its replicates run again from a fresh copy of the bundle"
-            records.change_state(prepared.job, JobEvent.REPAIRED, who=whoami(), why=why, epoch=ledger.epoch)
-        return job
-
-
-def _ledger(prepared: PreparedJob, records: Records, objects: Objects) -> StoreLedger:
-    from modelops.client.prepare import whoami
-    from modelops.server.store_ledger import StoreLedger
-
-    epoch = records.take_lease(prepared.job, whoami())
-    return StoreLedger(
-        prepared.job, prepared.spec, records, objects, epoch, whoami(), prepared.bundle_changes
-    )
-
-
-def _prepare_environment(prepared: PreparedJob, ledger: StoreLedger, home: Home, watcher: Watcher) -> None:
-    from modelops.driver.commands import Note
-    from modelops.environments import Environments
-    from modelops.store import AlreadyExistsError
-    from modelops.store.segments import job_folder
-
-    environments = Environments(home.cache)
-    lock = environments.resolve(prepared.snapshot, on_progress=watcher.stage)
-    with contextlib.suppress(AlreadyExistsError):  # the job's first run stored it; it is the same
-        ledger.objects.put_new(f"{job_folder(prepared.job)}/lock", lock.text.encode())
-    environment = environments.ensure(lock, bundle_root=prepared.snapshot, on_progress=watcher.stage)
-    if environment.damage:
-        ledger.note(Note("note", f"{environment.damage}; rebuilt in {environment.seconds:.1f} s"))
-
-
-def _driver(
-    prepared: PreparedJob,
-    ledger: StoreLedger,
-    cluster: EmbeddedCluster,
-    prepare: Callable[[], None],
-    watcher: Watcher,
-    listening: contextlib.ExitStack,
-) -> DriverLoop:
-    from modelops.driver import events as e
-    from modelops.driver.loop import DriverLoop
-    from modelops.driver.machine import Machine
-
-    loop = DriverLoop(
-        job=prepared.job,
-        machine=Machine(prepared.spec, prepared.job, epoch=ledger.epoch),
-        ledger=ledger,
-        client=cluster.client,
-        prepare=prepare,
-        max_s_without_worker=MAX_S_WITHOUT_WORKER,
-        on_change=watcher.changed,
-    )
-    listening.enter_context(
-        cluster.on_workers(
-            joined=lambda worker, slots: loop.tell(e.WorkerJoined(worker, slots)),
-            left=lambda worker, died: loop.tell(e.WorkerLeft(worker, died)),
+        epoch = leases.take(prepared.job, this_process())
+        if epoch is None:
+            raise ClusterError(
+                f"job {job.id} is recorded, and a server has begun to run it: ask for its status"
+            )
+        driver = JobDriver(
+            prepared.job,
+            epoch,
+            leases=leases,
+            records=records,
+            objects=objects,
+            cache=home.cache,
+            who=whoami(),
+            on_change=watcher.changed,
+            on_stage=watcher.stage,
+            max_s_without_worker=MAX_S_WITHOUT_WORKER,
         )
-    )
-    # There may be none just now: those that died are being started again, and the loop waits for them.
-    for worker, slots in cluster.workers().items():
-        loop.tell(e.WorkerJoined(worker, slots))
-    return loop
+        try:
+            # Resolving and installing, and starting Dask, have nothing to do with each other.
+            driver.begin_preparing()
+            if cluster is None:
+                cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
+            interrupts.drive(driver)
+            driver.run(cluster)
+        except BaseException as error:
+            why = f"{type(error).__name__}: {error}".rstrip(": ")
+            abandon(records, prepared.job, driver.epoch, whoami(), why)
+            raise
+        if driver.lease_lost:
+            raise LeaseLostError(prepared.job, driver.epoch)
+        return job
 
 
 class Interrupts:
@@ -215,7 +167,7 @@ class Interrupts:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._loop: DriverLoop | None = None
+        self._driver: JobDriver | None = None
         self._presses = 0
         self._before: dict[int, object] = {}
 
@@ -228,19 +180,13 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
 
-    def drive(self, loop: DriverLoop) -> None:
-        """Send Ctrl-C to this loop from now on; also one that came too late for the loop before."""
-        from modelops.driver import events as e
-
-        self._loop = loop
-        if self._presses:
-            loop.tell(e.CancelAsked("Ctrl-C"))
+    def drive(self, driver: JobDriver) -> None:
+        """Send Ctrl-C to this driver from now on."""
+        self._driver = driver
 
     def _pressed(self, _signum: int, _frame: object) -> None:
-        from modelops.driver import events as e
-
-        if self._loop is None:
+        if self._driver is None:
             raise KeyboardInterrupt
         self._presses += 1
         self._watcher.cancelling(hard=self._presses > 1)
-        self._loop.tell(e.CancelAsked("Ctrl-C"))
+        self._driver.cancel("Ctrl-C")

@@ -188,6 +188,12 @@ class Machine:
         return max(seconds, due - now) if due is not None else seconds
 
     @property
+    def running(self) -> Ranges:
+        """The indices that workers hold and that have no outcome yet."""
+        held = [a.work.ranges for a in self._roster.attempts.values() if a.work.kind is _SIMULATE]
+        return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
+
+    @property
     def n_live(self) -> int:
         """How many attempts workers hold."""
         return len(self._roster.attempts)

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import InternalError
-from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobEvent, JobState
+from modelops.states import AggregateStatus
+from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
 from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from modelops.driver.commands import ChangeState, CommitSynthetic, CommitSyntheticAggregates, Note
+    from modelops.driver.commands import (
+        ChangeState,
+        CommitSynthetic,
+        CommitSyntheticAggregates,
+        Note,
+        RecordRetry,
+    )
     from modelops.store import Objects, Records
     from modelops.study.ids import JobId
     from modelops.study.spec import JobSpec
@@ -27,8 +34,9 @@ MAX_NAMED: Final = 5  # changed files in a message
 class StoreLedger:
     """A `modelops.driver.loop.Ledger` over SQL rows and stored objects.
 
-    ``bundle_changes`` returns how the bundle's snapshot differs from what it was at the beginning. ``voided``:
-    it did, and nothing of this run of the job counts.
+    ``version``: of the job's row, as this driver found it; every change of state counts it up, and only the driver
+    changes the state of a job that has not ended. ``bundle_changes`` returns how the bundle's snapshot differs from
+    what it was at the beginning. ``voided``: it did, and nothing of this run of the job counts.
     """
 
     job: JobId
@@ -37,6 +45,7 @@ class StoreLedger:
     objects: Objects
     epoch: int
     who: str
+    version: int
     bundle_changes: Callable[[], list[str]] = list
     voided: bool = False
 
@@ -70,23 +79,45 @@ class StoreLedger:
         return self.records.commit_aggregates(self.job, self.epoch, stored)
 
     def change_state(self, command: ChangeState) -> None:
-        """Record a transition."""
-        self.records.change_state(self.job, command.event, who=self.who, why=command.reason, epoch=self.epoch)
+        """Record a transition, once, however often it is given.
 
-    def note(self, command: Note) -> None:
-        """Append to the job's story."""
-        self.records.add_event(self.job, self.who, command.kind, command.text, epoch=self.epoch)
+        Raises
+        ------
+        LeaseLostError
+            Also if the job is not as this driver left it: whoever looks again will see how it is.
+        """
+        try:
+            row = self.records.change_state(
+                self.job,
+                command.event,
+                who=self.who,
+                why=command.reason,
+                epoch=self.epoch,
+                expected_version=self.version,
+            )
+        except ChangedMeanwhileError:
+            row = self.records.job(self.job)
+            if (row.version, row.state, row.epoch) != (self.version + 1, command.state, self.epoch):
+                raise LeaseLostError(self.job, self.epoch) from None
+        self.version = row.version
 
-    def abandon(self, why: str) -> None:
-        """Record that nobody drives the job any more: it was interrupted, or something else than it failed."""
-        state = self.records.job(self.job).state
-        if state in FINAL_JOB_STATES:
-            return
-        steps = (
-            [JobEvent.STOPPED] if state is JobState.CANCELLING else [JobEvent.CANCEL_ASKED, JobEvent.STOPPED]
+    def note(self, command: Note, *, again: bool = False) -> None:
+        """Append to the job's story; if it may be there already (``again``), only if it is not."""
+        self.records.add_event(
+            self.job, self.who, command.kind, command.text, epoch=self.epoch, unless_there=again
         )
-        for event in steps:
-            self.records.change_state(self.job, event, who=self.who, why=why, epoch=self.epoch)
+
+    def record_retry(self, command: RecordRetry, *, again: bool = False) -> None:
+        """Record which replicates are tried again, for a later driver. Twice is as good as once."""
+        self.records.record_retry(self.job, self.epoch, self.who, command.indices, command.number)
+
+    def record_use(self, used_s: float) -> None:
+        """Record the seconds of the job's timeout that this run has used."""
+        self.records.record_use(self.job, self.epoch, used_s)
+
+    def cancel_asked_by(self) -> str | None:
+        """Return who asked for the end of this run, whoever they told."""
+        return self.records.cancel_asked_by(self.job)
 
     def finalize(self) -> str | None:
         """Write the result files; if the bundle was changed while it ran, make nothing count and return why."""
@@ -103,6 +134,7 @@ class StoreLedger:
             log.warning("%s; %d finished replicates do not count", why, n)
             self.voided = True
             return why
+        self.records.hold(self.job, self.epoch)  # whoever slept past its lease must not write files, either
         files = finalize(JobContents.of(self.objects, self.records, self.job))
         self.records.record_results(self.job, self.who, files, epoch=self.epoch)
         return None

@@ -29,6 +29,7 @@ from modelops.store.rows import (
     hold,
     insert_job,
     job_row,
+    last_alike,
     new_row,
     read_job,
     update_of,
@@ -180,11 +181,20 @@ class Records(DrivingRecords, Runs):
         data: Mapping[str, Any] | None = None,
         *,
         epoch: int | None = None,
+        unless_there: bool = False,
     ) -> int:
-        """Append to the job's story; return the event's number. ``data``: anything JSON can hold."""
+        """Append to the job's story; return the event's number. ``data``: anything JSON can hold.
+
+        ``unless_there``: not if the same is among the last events, because the answer to writing it was lost.
+        """
         with self._database.writing() as sql:
             if epoch is not None:
                 hold(sql, job, epoch)
+            if (
+                unless_there
+                and (number := last_alike(sql, job, who, kind, text, dict(data or {}))) is not None
+            ):
+                return number
             return append_event(sql, job, self._clock(), who, kind, text, dict(data or {}))
 
     def events(self, job: JobId, after: int = 0, limit: int | None = None) -> list[EventRow]:

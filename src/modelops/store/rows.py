@@ -16,6 +16,8 @@ from modelops.study.ids import JobId
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+LAST_EVENTS = 16  # among which an event is looked for whose writing was not answered
+
 
 class LeaseLostError(ModelOpsError):
     """Another driver has taken the job over; this one writes nothing more and stops."""
@@ -134,3 +136,15 @@ def append_event(
         raise NotFoundError(f"there is no job {job}")
     insert_event(sql, job, number, at, who, kind, text, data)
     return int(number)
+
+
+def last_alike(
+    sql: sa.Connection, job: JobId, who: str, kind: str, text: str, data: dict[str, Any]
+) -> int | None:
+    """Return the number of an event that says the same, if it is among the last ones."""
+    e = schema.events.c
+    query = sa.select(e.number, e.who, e.kind, e.text, e.data).where(e.job == job)
+    for row in sql.execute(query.order_by(e.number.desc()).limit(LAST_EVENTS)):
+        if (row.who, row.kind, row.text, row.data) == (who, str(kind), text, data):
+            return int(row.number)
+    return None

@@ -1,0 +1,369 @@
+"""What a driver does on Dask: submit, ask, stop, and receive what becomes of its attempts.
+
+A receipt comes as the result of a Dask task. Dask drops results whose client is gone, so a worker keeps them too.
+Attempts that this driver did not submit, or whose future Dask has dropped, are *adopted*: their worker announces
+how they end and, as an announcement can get lost, is asked for its table now and then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+import msgspec
+from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from modelops.driver import events as e
+from modelops.driver.news import News
+from modelops.errors import ClusterError
+from modelops.study.ranges import Ranges
+from modelops.worker import tasks
+from modelops.worker.attempts import task_error
+from modelops.worker.messages import HeldAttempt
+from modelops.worker.runtime import STORAGE_TOPIC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distributed import Client, Future
+
+    from modelops.driver import commands as c
+    from modelops.study.ids import AttemptId, JobId
+
+log = logging.getLogger(__name__)
+POLL_EVERY_S: Final = 5.0
+PROGRESS_TOPIC: Final = "modelops-progress"
+
+
+class Pool(Protocol):
+    """A connection to workers. ``client``: read it at every use, it may be another one after a while.
+
+    Raises `ClusterError` while there is none.
+    """
+
+    @property
+    def client(self) -> Client: ...  # noqa: D102
+
+    def workers(self) -> dict[str, int]: ...  # noqa: D102  address -> slots
+
+    def on_workers(  # noqa: D102  within the block, on a thread of the client
+        self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
+    ) -> contextlib.AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A worker said how attempts stand. ``asked``: by the machine; these are all it holds of the job."""
+
+    worker: str
+    held: tuple[HeldAttempt, ...]
+    asked: bool = False
+    is_table: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """Dask has dropped the future of an attempt that its worker may still run."""
+
+    attempt: AttemptId
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What storage said to a worker whose attempt waits for it."""
+
+    text: str
+
+
+class Hands:
+    """The Dask side of one driver. Use it in a ``with`` block; all but callbacks run on the loop's thread.
+
+    ``put`` takes news from any thread into the loop's queue.
+    """
+
+    def __init__(self, job: JobId, study: str, epoch: int, pool: Pool, put: Callable[[Any], None]) -> None:
+        self.job, self._study, self._epoch, self._pool, self._put = job, study, epoch, pool, put
+        self.workers: set[str] = set()
+        self.reports: dict[int, dict[str, Any]] = {}  # the last progress of replicates, by index
+        self._futures: dict[AttemptId, Future[Any]] = {}
+        self._holders: dict[AttemptId, str] = {}  # the worker of every attempt whose receipt has not come
+        self._adopted: dict[AttemptId, str] = {}  # those of them that Dask will not tell us of
+        self._poll_at = 0.0
+        self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
+        self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
+        self._said: set[str] = set()
+        self._stack = contextlib.ExitStack()
+        self._listening: contextlib.ExitStack | None = None
+        self._heard_from: Client | None = None
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(
+            self._pool.on_workers(
+                joined=lambda worker, slots: self._put(e.WorkerJoined(worker, slots)),
+                left=lambda worker, died: self._put(e.WorkerLeft(worker, died)),
+            )
+        )
+        # There may be none just now: those that died are being started again, and the loop waits for them.
+        for worker, slots in self._pool.workers().items():
+            self._put(e.WorkerJoined(worker, slots))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        if self._listening is not None:
+            self._listening.close()
+        self._futures.clear()
+
+    # News.
+
+    def take_in(self, news: e.Event | Adopted | Heard) -> list[e.Event]:
+        """Return what the machine is to be told of this."""
+        match news:
+            case Heard():
+                return self._heard(news)
+            case Adopted():
+                return self._adopt(news)
+            case e.WorkerJoined():
+                self.workers.add(news.worker)
+                self._listen()
+            case e.WorkerLeft():
+                self._forget(news.worker)
+            case e.ChunkDone() | e.AggregateDone():
+                self._receive_from(news.receipt.attempt)
+            case e.ChunkErred() | e.AttemptLost():
+                self._receive_from(news.attempt)
+            case _:
+                pass
+        return [news]
+
+    def _heard(self, news: Heard) -> list[e.Event]:
+        events: list[e.Event] = []
+        if news.asked:
+            found = [h for h in news.held if h.attempt not in self._holders]
+            events.append(
+                e.AttemptsFound(
+                    news.worker, tuple(e.Found(h.attempt, Ranges(h.ranges), h.attempt_number) for h in found)
+                )
+            )
+            for held in found:
+                if held.ranges:
+                    self._adopted[held.attempt] = self._holders[held.attempt] = news.worker
+        here = {held.attempt: held for held in news.held}
+        for attempt, worker in list(self._adopted.items()):
+            if worker != news.worker:
+                continue
+            known = here.get(attempt)
+            if known is None and news.is_table:
+                events.append(e.AttemptLost(attempt, worker_died=False))
+            elif known is not None and known.receipt is not None:
+                events.append(e.ChunkDone(known.receipt))
+            elif known is not None and known.error is not None:
+                x = known.error
+                events.append(e.ChunkErred(attempt, x.error_type, x.message, final=x.final))
+        for event in events:
+            if isinstance(event, e.ChunkDone):
+                self._receive_from(event.receipt.attempt)
+            elif isinstance(event, e.ChunkErred | e.AttemptLost):
+                self._receive_from(event.attempt)
+        return events
+
+    def _adopt(self, news: Adopted) -> list[e.Event]:
+        if news.attempt not in self._holders:
+            return []
+        if news.worker not in self.workers:
+            self._receive_from(news.attempt)
+            return [e.AttemptLost(news.attempt, worker_died=False)]
+        self._futures.pop(news.attempt, None)
+        self._adopted[news.attempt] = news.worker
+        self._ask(news.worker, asked=False)
+        return []
+
+    def _receive_from(self, attempt: AttemptId) -> None:
+        """Expect nothing more of an attempt."""
+        self._futures.pop(attempt, None)
+        self._adopted.pop(attempt, None)
+        worker = self._holders.pop(attempt, None)
+        if worker is not None:
+            self._received.append((worker, attempt))
+
+    def acknowledge(self) -> None:
+        """Note that all that was received is recorded: workers need not keep it."""
+        for worker, attempt in self._received:
+            if worker in self.workers:
+                self._acknowledged.setdefault(worker, set()).add(attempt)
+        self._received.clear()
+
+    def look_around(self, now: float) -> None:
+        """Ask the workers of adopted attempts how these stand."""
+        if now >= self._poll_at:
+            self._poll_at = now + POLL_EVERY_S
+            for worker in set(self._adopted.values()) & self.workers:
+                self._ask(worker, asked=False)
+
+    def attempts(self) -> dict[AttemptId, str]:
+        """Return the worker of every attempt whose end has not been heard of. From any thread."""
+        return dict(self._holders)
+
+    # Announcements.
+
+    def _listen(self) -> None:
+        """Hear what workers announce, on the client of now."""
+        try:
+            client = self._pool.client
+        except ClusterError:  # the scheduler went away again; there will be other workers, and another client
+            return
+        if client is self._heard_from:
+            return
+        if self._listening is not None:
+            self._listening.close()
+        self._listening, self._heard_from = contextlib.ExitStack(), client
+        news = News.of(client)
+        hears = {
+            tasks.RECEIPTS_TOPIC: self._hear_receipt,
+            STORAGE_TOPIC: self._hear_storage,
+            PROGRESS_TOPIC: self._hear_progress,
+        }
+        for topic, hear in hears.items():
+            self._listening.enter_context(news.listening(client, topic, self.job, hear))
+
+    def _hear_receipt(self, message: dict[str, Any]) -> None:
+        held = msgspec.msgpack.decode(message["held"], type=HeldAttempt)
+        worker = self._adopted.get(held.attempt)
+        if worker is not None:
+            self._put(Heard(worker, (held,), is_table=False))
+
+    def _hear_storage(self, message: dict[str, Any]) -> None:
+        text = str(message["text"])
+        if text not in self._said and len(self._said) < 100:
+            self._said.add(text)
+            self._put(Said(text))
+
+    def _hear_progress(self, message: dict[str, Any]) -> None:
+        self.reports[int(message["index"])] = message
+
+    # Orders.
+
+    def simulate(self, command: c.SubmitChunk) -> None:
+        """Submit a chunk of replicates."""
+        self._submit(tasks.simulate, command.chunk, command.worker, priority=0)
+
+    def aggregate(self, command: c.SubmitAggregates) -> None:
+        """Submit a chunk of aggregates."""
+        self._submit(tasks.aggregate, command.chunk, command.worker, priority=1)
+
+    def _submit(self, task: Callable[..., object], chunk: tasks.AnyChunk, worker: str, priority: int) -> None:
+        acknowledged = tuple(sorted(self._acknowledged.pop(worker, ())))
+        chunk = msgspec.structs.replace(chunk, study=self._study, acknowledged=acknowledged)
+        self._holders[chunk.attempt] = worker
+        try:
+            client = self._pool.client
+            future = client.submit(
+                task,
+                chunk,
+                key=f"{self.job}/{chunk.attempt}",
+                workers=[worker],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+                priority=priority,
+            )
+        except ClusterError as error:
+            # The scheduler has just gone, and that its workers left will be told in a moment.
+            log.info("could not submit %s to %s: %s", chunk.attempt, worker, error)
+            self._put(e.AttemptLost(chunk.attempt, worker_died=False))
+            return
+        self._futures[chunk.attempt] = future
+        if client.loop is None:
+            raise ClusterError("the connection to the scheduler was closed")
+        client.loop.add_callback(self._receive, client, chunk.attempt, worker, future)
+
+    async def _receive(self, client: Client, attempt: AttemptId, worker: str, future: Future[Any]) -> None:
+        """Turn a finished future into news. Runs on the client's event loop, beside all others.
+
+        Not in Dask's callback thread: there is one, and a receipt that was finished but not fetched when its
+        worker died would block it, and with it the receipts of all other workers.
+        """
+        try:
+            answer = await client.gather(future, asynchronous=True)
+        except KilledWorker:
+            self._put(e.AttemptLost(attempt, worker_died=True))
+        except (FutureCancelledError, CommClosedError):
+            self._put(Adopted(attempt, worker))
+        except Exception as error:  # noqa: BLE001  whatever a task raised is told to the machine, by name
+            x = task_error(error)
+            self._put(e.ChunkErred(attempt, x.error_type, x.message, final=x.final))
+        else:
+            if isinstance(answer, tasks.Receipt):
+                self._put(e.ChunkDone(answer))
+            elif isinstance(answer, tasks.AggregateReceipt):
+                self._put(e.AggregateDone(answer))
+            else:
+                self._put(e.ChunkErred(attempt, "InternalError", f"a task answered {answer!r}", final=True))
+
+    def ask(self, worker: str) -> None:
+        """Ask a worker for its table, for the machine."""
+        self._ask(worker, asked=True)
+
+    def _ask(self, worker: str, *, asked: bool) -> None:
+        try:
+            client = self._pool.client
+        except ClusterError as error:  # that the worker left will be told in a moment
+            log.info("could not ask %s for its attempts: %s", worker, error)
+            return
+        if client.loop is not None:
+            client.loop.add_callback(self._fetch_table, client, worker, asked)
+
+    async def _fetch_table(self, client: Client, worker: str, asked: bool) -> None:
+        try:
+            answers = await client.run(tasks.attempts, self.job, self._epoch, workers=[worker])
+        except (OSError, ValueError, TimeoutError) as error:
+            # It is leaving, or will be asked again: `look_around`, or the machine when the worker joins again.
+            log.info("could not ask %s for its attempts: %s", worker, error)
+            return
+        self._put(Heard(worker, tuple(answers[worker]), asked=asked))
+
+    def stop(self, command: c.StopAttempt) -> None:
+        """Ask the worker; Dask itself cannot stop a task that runs."""
+        self._tell_workers([command.worker], tasks.stop, self.job, command.attempt)
+
+    def forget_job(self) -> None:
+        """Tell all workers that the job has ended."""
+        self._tell_workers(sorted(self.workers), tasks.forget, self.job)
+
+    def _tell_workers(self, workers: list[str], function: Callable[..., object], *args: object) -> None:
+        if not workers:
+            return
+        try:
+            client = self._pool.client
+        except ClusterError as error:
+            log.info("could not reach %s: %s", ", ".join(workers), error)
+            return
+        if client.loop is not None:
+            client.loop.add_callback(self._run_on, client, workers, function, args)
+
+    async def _run_on(
+        self, client: Client, workers: list[str], function: Callable[..., object], args: tuple[object, ...]
+    ) -> None:
+        try:
+            await client.run(function, *args, workers=workers, wait=False, on_error="ignore")
+        except (OSError, ValueError) as error:
+            # The worker is gone; its attempts are told as lost.
+            log.info("could not reach %s: %s", ", ".join(workers), error)
+
+    def _forget(self, worker: str) -> None:
+        """Give up the receipts that a worker took along: Dask would wait for them for ever."""
+        self.workers.discard(worker)
+        self._acknowledged.pop(worker, None)
+        gone = [attempt for attempt, name in self._holders.items() if name == worker]
+        futures = [future for attempt in gone if (future := self._futures.pop(attempt, None)) is not None]
+        for attempt in gone:
+            self._adopted.pop(attempt, None)
+            del self._holders[attempt]
+        if futures:
+            with contextlib.suppress(ClusterError):  # with the scheduler all its futures are gone
+                self._pool.client.cancel(futures, force=True)

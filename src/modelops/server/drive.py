@@ -1,0 +1,323 @@
+"""Drive one job: from its records to a driver's loop, and again when the job's bundle was changed under it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from modelops.driver import events as e
+from modelops.driver.commands import Note
+from modelops.driver.loop import DriverLoop
+from modelops.driver.machine import Machine
+from modelops.errors import StorageError
+from modelops.server.job_files import JobFiles
+from modelops.server.store_ledger import StoreLedger
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
+from modelops.store.rows import LeaseLostError
+from modelops.study.ranges import EMPTY, Ranges
+from modelops.study.spec import decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from modelops.driver.hands import Pool
+    from modelops.store import JobRow, Objects, Records
+    from modelops.store.leases import Leases
+    from modelops.study.ids import AttemptId, JobId
+
+log = logging.getLogger(__name__)
+VIEW_EVERY_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 2.0  # between two looks whether storage is back
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a replicate said of itself while it runs; ``index``: of the job's line."""
+
+    index: int
+    fraction: float | None
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LiveView:
+    """What the driver of a job knows of it now.
+
+    ``counts``, ``aggregates``: by status. ``eta``: seconds left, None if unknown. ``running``: the indices that
+    workers hold. ``waiting_for``: what the database or the storage said, while one of them is away.
+    """
+
+    state: JobState
+    reason: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    aggregates: dict[str, int] = field(default_factory=dict)
+    eta: float | None = None
+    running: Ranges = EMPTY
+    progress: tuple[Progress, ...] = ()
+    waiting_for: str = ""
+
+
+class JobDriver:
+    """Drives one job whose lease was taken, in the thread that calls `run`. All other methods: from any thread.
+
+    Parameters
+    ----------
+    epoch
+        Of the lease, which must be among ``leases``.
+    cache
+        For bundles and environments.
+    who
+        Goes into the job's story.
+    on_change, on_stage
+        Told what happens, for a progress bar: the machine after events, and what is done before replicates run.
+    max_s_without_worker
+        Raise ClusterError when there has been no worker for so long; default: wait for one as long as it takes.
+    """
+
+    def __init__(
+        self,
+        job: JobId,
+        epoch: int,
+        *,
+        leases: Leases,
+        records: Records,
+        objects: Objects,
+        cache: Path,
+        who: str,
+        on_change: Callable[[Machine], None] = lambda _machine: None,
+        on_stage: Callable[[str], None] = lambda _text: None,
+        max_s_without_worker: float | None = None,
+    ) -> None:
+        self.job, self.epoch, self.lease_lost = job, epoch, False
+        self._leases, self._records, self._objects, self._cache = leases, records, objects, cache
+        self._who, self._on_change, self._on_stage = who, on_change, on_stage
+        self._max_s_without_worker = max_s_without_worker
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._inbox: queue.SimpleQueue[Any] = (
+            queue.SimpleQueue()
+        )  # a signal handler may put, and take no lock
+        self._loop: DriverLoop | None = None
+        self._files: JobFiles | None = None
+        self._preparing: Future[str] | None = None
+        self._view: LiveView | None = None
+        self._viewed_at = 0.0
+
+    # The thread that drives.
+
+    def run(self, pool: Pool) -> JobState:
+        """Drive until the job is final, another driver has it (``lease_lost``), or `stop`; return its state.
+
+        Raises
+        ------
+        ModelOpsError
+            What the driver cannot deal with; the job is as the store says.
+        """
+        try:
+            return self._run(pool)
+        except LeaseLostError:
+            self.lease_lost = True
+            return self._view.state if self._view is not None else JobState.QUEUED
+
+    def _run(self, pool: Pool) -> JobState:
+        for again in (True, False):
+            row = self._patiently(lambda: self._records.job(self.job))
+            if row is None or row.state in FINAL_JOB_STATES:
+                return row.state if row is not None else JobState.QUEUED
+            ledger, loop = self._begin(row, pool)
+            if loop is None:
+                return row.state
+            state = self._drive(loop)
+            if not (again and ledger.voided and state is JobState.FAILED):
+                return state
+            # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that is it.
+            self._patiently(self._repair)
+            if self.lease_lost or self._stopped.is_set():
+                return JobState.QUEUED
+        return state
+
+    def _begin(self, row: JobRow, pool: Pool) -> tuple[StoreLedger, DriverLoop | None]:
+        spec, records, job = decode_spec(row.spec), self._records, self.job
+        ledger = StoreLedger(
+            job, spec, records, self._objects, self.epoch, self._who, row.version, self._bundle_changes
+        )
+        known = self._patiently(
+            lambda: (records.segments(job), records.aggregates(job), records.retried(job))
+        )
+        if known is None:
+            return ledger, None
+        segments, aggregates, retried = known
+        if self._files is None:
+            self._files = JobFiles(job, row.bundle, self._objects, self._cache, has_outcomes=bool(segments))
+        machine = Machine(
+            spec,
+            job,
+            epoch=self.epoch,
+            segments=segments,
+            aggregates=aggregates,
+            retried=retried,
+            state=row.state,
+            reason=row.reason,
+            used_s=row.used_s,
+            adopt=self.epoch > 1,
+        )
+        loop = DriverLoop(
+            job=job,
+            machine=machine,
+            ledger=ledger,
+            pool=pool,
+            prepare=lambda: self._prepared(ledger),
+            on_change=self._changed,
+            max_s_without_worker=self._max_s_without_worker,
+            used_s=row.used_s,
+            study=row.study,
+            inbox=self._inbox,
+        )
+        return ledger, loop
+
+    def _drive(self, loop: DriverLoop) -> JobState:
+        self._loop = loop
+        if self._stopped.is_set():
+            loop.stop()
+        try:
+            return loop.run()
+        finally:
+            self._look(loop.machine)
+            self._loop = None
+            self.lease_lost = loop.lease_lost
+
+    def _repair(self) -> None:
+        why = "its replicates run again from a fresh copy of the bundle"
+        if (
+            self._records.job(self.job).state is JobState.FAILED
+        ):  # not if it was done, and the answer was lost
+            self._records.change_state(self.job, JobEvent.REPAIRED, who=self._who, why=why, epoch=self.epoch)
+        epoch = self._leases.take(self.job, self._who)
+        self._files = self._preparing = None
+        before, self._inbox = self._inbox, queue.SimpleQueue()
+        while not before.empty():  # what concerned the run that is over; a cancel concerns this one, too
+            if isinstance(news := before.get(), e.CancelAsked):
+                self._inbox.put(news)
+        if epoch is None:
+            self.lease_lost = True
+        else:
+            self.epoch = epoch
+
+    def _patiently(self, act: Callable[[], T]) -> T | None:
+        """Do it as soon as the database and the storage allow; None if `stop` was called before."""
+        pause_s = 0.1
+        while not self._stopped.is_set():
+            try:
+                return act()
+            except StorageError as error:
+                log.warning("job %s waits: %s", self.job, error)
+                self._stopped.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return None
+
+    # Bundle and environment.
+
+    def begin_preparing(self) -> None:
+        """Fetch the bundle and build the environment already now, while the pool may still be starting."""
+        row = self._records.job(self.job)
+        if self._files is None:
+            self._files = JobFiles(self.job, row.bundle, self._objects, self._cache)
+        with self._lock:
+            if self._preparing is None:
+                self._preparing = Future()
+                args = (self._files, self._preparing)
+                threading.Thread(
+                    target=self._prepare, args=args, name="modelops-prepare", daemon=True
+                ).start()
+
+    def _prepared(self, ledger: StoreLedger) -> None:
+        self.begin_preparing()
+        preparing = self._preparing
+        if preparing is not None and (text := preparing.result()):
+            self._patiently(lambda: ledger.note(Note("note", text)))
+
+    def _prepare(self, files: JobFiles, answer: Future[str]) -> None:
+        """Answer with what the job's story should say of it, if anything."""
+        try:
+            environment = self._patiently(lambda: files.prepare(self._on_stage))
+        except BaseException as error:  # noqa: BLE001  whoever waits for the answer gets it
+            answer.set_exception(error)
+            return
+        damage = "" if environment is None else environment.damage
+        seconds = 0.0 if environment is None else environment.seconds
+        answer.set_result(f"{damage}; rebuilt in {seconds:.1f} s" if damage else "")
+
+    def _bundle_changes(self) -> list[str]:
+        return [] if self._files is None else self._files.changes()
+
+    # From any thread.
+
+    def cancel(self, who: str) -> None:
+        """End the job as cancelled, keeping what is finished; asked twice: wait for nothing."""
+        self._inbox.put(e.CancelAsked(who))
+
+    def wake(self) -> None:
+        """Look at once whether a cancel was recorded."""
+        if (loop := self._loop) is not None:
+            loop.wake()
+
+    def stop(self) -> None:
+        """Drive no further and record nothing; what runs goes on, and the next driver adopts it."""
+        self._stopped.set()
+        if (loop := self._loop) is not None:
+            loop.stop()
+
+    def lose_lease(self) -> None:
+        """Hear that another driver has the job."""
+        self._inbox.put(e.LeaseLost())
+
+    def lose(self, attempt: AttemptId) -> None:
+        """Hear that nobody runs an attempt any more."""
+        self._inbox.put(e.AttemptLost(attempt, worker_died=False))
+
+    def attempts(self) -> Mapping[AttemptId, str]:
+        """Return the worker of every attempt that was submitted or adopted and has not ended."""
+        loop = self._loop
+        return {} if loop is None else loop.hands.attempts()
+
+    def view(self) -> LiveView | None:
+        """Return what is known now; None before the job's records were read."""
+        return self._view
+
+    def _changed(self, machine: Machine) -> None:
+        self._on_change(machine)
+        before = self._view
+        if (
+            before is None
+            or machine.state is not before.state
+            or time.monotonic() >= self._viewed_at + VIEW_EVERY_S
+        ):
+            self._look(machine)
+
+    def _look(self, machine: Machine) -> None:
+        self._viewed_at = now = time.monotonic()
+        running = machine.running
+        loop = self._loop
+        reports = {} if loop is None else loop.hands.reports
+        for index in [index for index in list(reports) if index not in running]:
+            reports.pop(index, None)
+        self._view = LiveView(
+            state=machine.state,
+            reason=machine.reason,
+            counts={str(status): n for status, n in machine.counts().items() if n},
+            aggregates={str(status): n for status, n in machine.aggregate_counts().items() if n},
+            eta=machine.eta(now),
+            running=running,
+            progress=tuple(
+                Progress(index, report.get("fraction"), dict(report.get("values") or {}))
+                for index, report in sorted(reports.copy().items())
+            ),
+            waiting_for="" if loop is None else loop.store_away,
+        )

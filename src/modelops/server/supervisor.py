@@ -1,0 +1,307 @@
+"""Drive all jobs that have not ended, as many at once as is sensible, and take over those whose driver died.
+
+One thread looks around, every second and whenever something new is known; each job is driven in a thread of its own.
+Nothing is kept here that a restart would lose: what is open is in the records, and who drives it in the leases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from modelops.errors import ClusterError, ModelOpsError, StorageError
+from modelops.server.drive import JobDriver
+from modelops.server.give_up import give_up
+from modelops.store.leases import RENEW_EVERY_S
+from modelops.store.rows import LeaseLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from modelops.driver.hands import Pool
+    from modelops.server.drive import LiveView
+    from modelops.store import Objects, Records
+    from modelops.store.driving import OpenJob
+    from modelops.store.leases import Leases
+    from modelops.study.ids import AttemptId, JobId
+
+log = logging.getLogger(__name__)
+MAX_DRIVEN: Final = 64
+LOOK_EVERY_S: Final = 1.0
+STOP_WITHIN_S: Final = 20.0
+MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
+GOOD_RUN_S: Final = 300.0  # a driver that lived so long did not fail in a row with the one before
+LONGEST_DELAY_S: Final = 60.0
+
+
+@dataclass
+class _Driven:
+    driver: JobDriver
+    thread: threading.Thread
+    cancel_told: bool = False
+    release: bool = True  # the lease, when the driver has stopped
+
+
+@dataclass
+class _Failures:
+    count: int
+    not_before: float
+
+
+class Supervisor:
+    """Takes the leases of jobs that have not ended and drives them, oldest first.
+
+    Parameters
+    ----------
+    cache
+        For bundles and environments.
+    who
+        Goes into the stories of jobs: host and process id.
+    max_driven
+        Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: Records,
+        objects: Objects,
+        cache: Path,
+        pool: Pool,
+        leases: Leases,
+        who: str,
+        max_driven: int = MAX_DRIVEN,
+    ) -> None:
+        self._records, self._objects, self._cache = records, objects, cache
+        self._pool, self._leases, self._who, self._max_driven = pool, leases, who, max_driven
+        self._lock = threading.RLock()
+        self._driven: dict[JobId, _Driven] = {}
+        self._apart: set[JobId] = set()
+        self._failures: dict[JobId, _Failures] = {}
+        self._to_release: set[JobId] = set()
+        self._workers: dict[str, int] = {}
+        self._news = threading.Event()
+        self._stopping = False
+        self._renew_at = 0.0
+        self._stack = contextlib.ExitStack()
+        self._thread = threading.Thread(target=self._main, name="modelops-supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begin to drive."""
+        self._stack.enter_context(self._pool.on_workers(self._joined, self._left))
+        for worker, slots in self._pool.workers().items():
+            self._workers.setdefault(worker, slots)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop all drivers and give their leases back; what runs on workers goes on."""
+        self._stopping = True
+        self._news.set()
+        self._thread.join()
+        with self._lock:
+            driven = list(self._driven.values())
+        for one in driven:
+            one.driver.stop()
+        deadline = time.monotonic() + STOP_WITHIN_S
+        for one in driven:
+            one.thread.join(max(0.0, deadline - time.monotonic()))
+            if one.thread.is_alive():
+                log.warning(
+                    "the driver of job %s is still busy; its lease ends with this process", one.driver.job
+                )
+        self._stack.close()
+        self._release_leases()
+
+    def wake(self) -> None:
+        """Look around now: there is a new job, a cancel or a resume."""
+        self._news.set()
+
+    def view(self, job: JobId) -> LiveView | None:
+        """Return what the driver of a job knows; None if the job is not driven here (yet)."""
+        with self._lock:
+            one = self._driven.get(job)
+        return None if one is None else one.driver.view()
+
+    def driven(self) -> list[JobId]:
+        """Return the jobs that are driven here."""
+        with self._lock:
+            return list(self._driven)
+
+    def workers(self) -> dict[str, int]:
+        """Return the slots of each worker."""
+        return dict(self._workers)
+
+    def connected(self) -> bool:
+        """Say whether there is a scheduler."""
+        try:
+            return bool(self._pool.client.status == "running")
+        except ClusterError:
+            return False
+
+    # For whoever compares records with what runs.
+
+    def attempts(self, job: JobId) -> Mapping[AttemptId, str]:
+        """Return the worker of every attempt that the job's driver here waits for."""
+        with self._lock:
+            one = self._driven.get(job)
+        return {} if one is None else one.driver.attempts()
+
+    def lost(self, job: JobId, attempt: AttemptId) -> None:
+        """Tell the job's driver that nobody runs this attempt any more."""
+        with self._lock:
+            one = self._driven.get(job)
+        if one is not None:
+            one.driver.lose(attempt)
+
+    @contextlib.contextmanager
+    def apart(self, job: JobId) -> Iterator[int | None]:
+        """Drive a job not within this block; its attempts go on, and are adopted afterwards.
+
+        Yields
+        ------
+            The epoch to write with; None if somebody else drives the job.
+        """
+        with self._lock:
+            self._apart.add(job)
+            one = self._driven.get(job)
+            if one is not None:
+                one.release = False
+        try:
+            if one is not None:
+                one.driver.stop()
+                one.thread.join()
+            epoch = self._leases.take(job, self._who)
+            try:
+                yield epoch
+            finally:
+                if epoch is not None:
+                    self._to_release.add(job)
+                    self._release_leases()
+        finally:
+            with self._lock:
+                self._apart.discard(job)
+            self.wake()
+
+    # The thread that looks around.
+
+    def _main(self) -> None:
+        pause_s = LOOK_EVERY_S
+        while not self._stopping:
+            try:
+                self._look()
+                pause_s = LOOK_EVERY_S
+            except StorageError as error:
+                log.warning("no job can be taken up: %s", error)
+                pause_s = LOOK_EVERY_S * 2
+            except Exception:  # whatever it is, jobs must not stand still because of it
+                log.exception("looking for jobs failed")
+            self._news.wait(pause_s)
+            self._news.clear()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._renew_at:
+            self._renew_at = now + RENEW_EVERY_S
+            for lost in self._leases.renew():
+                with self._lock:
+                    one = self._driven.get(lost)
+                if one is not None:
+                    one.driver.lose_lease()
+        self._release_leases()
+        for job in self._records.open_jobs():
+            if self._stopping:
+                return
+            with self._lock:
+                one = self._driven.get(job.job)
+            if one is None:
+                self._take_up(job, now)
+            elif job.cancel_by is not None and not one.cancel_told:
+                one.cancel_told = True
+                one.driver.wake()
+
+    def _take_up(self, job: OpenJob, now: float) -> None:
+        failures = self._failures.get(job.job)
+        with self._lock:
+            full = len(self._driven) >= self._max_driven and job.cancel_by is None
+            if full or job.job in self._apart or (failures is not None and now < failures.not_before):
+                return
+            epoch = self._leases.take(job.job, self._who)
+            if epoch is None:
+                return  # somebody else drives it, and is alive
+            if failures is not None and failures.count >= MAX_FAILURES:
+                give_up(self._records, job.job, epoch, self._who)
+                failures.count -= 1  # one more try, to write its result files
+            driver = JobDriver(
+                job.job,
+                epoch,
+                leases=self._leases,
+                records=self._records,
+                objects=self._objects,
+                cache=self._cache,
+                who=self._who,
+            )
+            thread = threading.Thread(
+                target=self._drive, args=(driver,), name=f"modelops-drive-{job.job}", daemon=True
+            )
+            self._driven[job.job] = _Driven(driver, thread)
+            thread.start()
+
+    def _release_leases(self) -> None:
+        for job in list(self._to_release):
+            try:
+                self._leases.release(job)
+            except StorageError as error:  # tried again; it ends by itself, too
+                log.warning("the lease of job %s cannot be released: %s", job, error)
+                return
+            self._to_release.discard(job)
+
+    # The threads that drive.
+
+    def _drive(self, driver: JobDriver) -> None:
+        began = time.monotonic()
+        job = driver.job
+        try:
+            driver.run(self._pool)
+        except ClusterError as error:
+            log.warning("job %s is not driven for a while: %s", job, error)
+            self._delay(job, 1.0)
+        except Exception as error:  # the job is taken up again, and ended if that happens again and again
+            log.exception("the driver of job %s failed", job)
+            self._failed(job, driver.epoch, error, began)
+        else:
+            self._failures.pop(job, None)
+        finally:
+            with self._lock:
+                one = self._driven.pop(job)
+                if one.release:
+                    self._to_release.add(job)
+            if not self._stopping:
+                self.wake()
+
+    def _delay(self, job: JobId, seconds: float) -> None:
+        count = self._failures[job].count if job in self._failures else 0
+        self._failures[job] = _Failures(count, time.monotonic() + seconds)
+
+    def _failed(self, job: JobId, epoch: int, error: Exception, began: float) -> None:
+        now = time.monotonic()
+        before = self._failures.get(job)
+        count = 1 + (before.count if before is not None and now - began < GOOD_RUN_S else 0)
+        self._failures[job] = _Failures(count, now + min(LONGEST_DELAY_S, 0.5 * 2.0**count))
+        text = str(error) if isinstance(error, ModelOpsError) else repr(error)
+        try:
+            self._records.add_event(
+                job, self._who, "driver_failed", f"{type(error).__name__}: {text}", epoch=epoch
+            )
+        except (StorageError, LeaseLostError) as also:
+            log.warning("that the driver of job %s failed is not recorded: %s", job, also)
+
+    def _joined(self, worker: str, slots: int) -> None:
+        self._workers[worker] = slots
+
+    def _left(self, worker: str, died: bool) -> None:
+        self._workers.pop(worker, None)
