@@ -66,6 +66,8 @@ def set_up_logging(log: Path | None = None, *, level: int = logging.INFO) -> Non
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("alembic", "uvicorn"):  # what they tell of themselves is of no use to an operator
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def quiet_dask() -> None:

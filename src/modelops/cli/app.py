@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from modelops.cli.bundle import bundle_app
 from modelops.cli.doctor import doctor
 from modelops.cli.env import env_app
+from modelops.cli.parts import scheduler, server, worker
 from modelops.cli.run import run
 from modelops.cli.up import down, status, up
 from modelops.errors import ModelOpsError
@@ -50,6 +51,9 @@ app.add_typer(env_app, name="env")
 app.command()(up)
 app.command()(down)
 app.command()(status)
+app.command()(server)
+app.command()(scheduler)
+app.command()(worker)
 app.command()(doctor)
 
 

@@ -81,4 +81,6 @@ def be(role: str, home: Home, run: RunFolder, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    os._exit(code)  # a thread that still waits for somebody else must not keep the process

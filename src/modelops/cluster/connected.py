@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import dask
 from distributed import Client
+from distributed.comm.addressing import get_address_host_port
 
 from modelops.cluster.announce import WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
@@ -56,7 +58,6 @@ class ConnectedCluster:
         self._thread = threading.Thread(target=self._keep_connected, name="modelops-connect", daemon=True)
         self._stack = contextlib.ExitStack()
         self.on_workers = self._listeners.on_workers
-        self.on_topic = self._listeners.on_topic
 
     def start(self) -> Self:
         """Begin to connect."""
@@ -73,7 +74,7 @@ class ConnectedCluster:
         if isinstance(client, _Connection):
             client.lost.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_S)  # it may be waiting for a scheduler that does not answer
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -134,6 +135,7 @@ class ConnectedCluster:
         address = self._find()
         if address is None:
             return None
+        _knock(address)
         connection = _Connection(
             address,
             security=security(self._tls),
@@ -145,14 +147,12 @@ class ConnectedCluster:
         try:
             self._left_early.clear()
             client.subscribe_topic(WORKERS_TOPIC, self._heard)
-            self._listeners.listen_to(client)
             scheduler = client.scheduler
             if scheduler is None:
                 raise ClusterError(f"the scheduler {address} went away at once")
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
             found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
         except BaseException:
-            self._listeners.listen_to(None)
             _close(connection)
             raise
         with self._changed:
@@ -169,7 +169,6 @@ class ConnectedCluster:
             self._client = None
             gone, self._workers = self._workers, {}
             self._changed.notify_all()
-        self._listeners.listen_to(None)
         if not self._closing.is_set():
             log.warning("the scheduler went away, and with it %s workers", len(gone))
         for worker in gone:
@@ -212,6 +211,13 @@ class _Connection(Client):
         self.futures.clear()
         self.lost.set()
         self.status = "closing"
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once if nobody listens there; Dask would try again for a long time."""
+    host, port = get_address_host_port(address)
+    with socket.create_connection((host, port), timeout=CONNECT_S):
+        pass
 
 
 def _close(client: Client) -> None:

@@ -20,7 +20,7 @@ STEADY_S: Final = 5.0  # who lived so long did not die at once
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0
 FAILING_AFTER: Final = 3  # deaths at once, in a row
-HEAD_START_S: Final = 1.5
+HEAD_START_S: Final = 4.0
 STOPPED_S: Final = 20.0
 WORKER_GRACE_S: Final = 10.0
 SERVER_GRACE_S: Final = 8.0
@@ -89,11 +89,15 @@ class Life:
 
 @dataclass
 class Upkeep:
-    """The keeper's mind. Events go in by methods; `actions` says what to do at a time, each thing once."""
+    """The keeper's mind. Events go in by methods; `actions` says what to do at a time, each thing once.
+
+    ``only_workers``: server and scheduler are elsewhere.
+    """
 
     n_workers: int
     began: float
     grace_s: float = WORKER_GRACE_S
+    only_workers: bool = False
     lives: dict[str, Life] = field(default_factory=dict)
     stopping: str = ""  # why
 
@@ -152,11 +156,12 @@ class Upkeep:
         return [*self._beginnings(now), *self._surplus(now), *self._stopped(now)]
 
     def _wanted(self) -> list[str]:
-        return [SERVER, SCHEDULER, *(f"worker-{n}" for n in range(self.n_workers))]
+        first = [] if self.only_workers else [SERVER, SCHEDULER]
+        return [*first, *(f"worker-{n}" for n in range(self.n_workers))]
 
     def _beginnings(self, now: float) -> list[Action]:
-        server = self.lives[SERVER]
-        others_too = server.ready or server.n_starts > 1 or now - self.began >= HEAD_START_S
+        server = self.lives.get(SERVER)
+        others_too = server is None or server.ready or server.n_starts > 1 or now - self.began >= HEAD_START_S
         due = [r for r in self._wanted() if not self.lives[r].alive and self.lives[r].not_before <= now]
         return [Start(r) for r in due if others_too or r == SERVER]
 

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import dask
@@ -65,13 +66,22 @@ def run_kept_worker(home: Home, run: RunFolder, *, name: str) -> int:
         run.write(f"{name}.json", {"address": address, "pid": os.getpid()})
 
     log.info("%s begins", name)
-    return run_worker(WorkerSettings.of_home(home), place, joined)
+    settings = replace(WorkerSettings.of_home(home), scratch=home.state / "workers" / name)
+    shutil.rmtree(settings.scratch, ignore_errors=True)  # what a killed worker of this name has left
+    return run_worker(settings, place, joined)
+
+
+def run_worker_of_crew(home: Home, place: Place) -> int:
+    """Be a worker that ends when its stdin does: whoever started it has died."""
+    return run_worker(WorkerSettings.of_home(home), lambda: place, until_eof_of=0)
 
 
 def run_worker(
     settings: WorkerSettings,
     place: Callable[[], Place | None],
     joined: Callable[[str], None] = lambda _address: None,
+    *,
+    until_eof_of: int | None = None,
 ) -> int:
     """Be a worker until SIGTERM, or until the scheduler is gone; never returns: the process ends.
 
@@ -81,20 +91,33 @@ def run_worker(
         Says where the scheduler is; None as long as there is none.
     joined
         Called with the worker's address when the scheduler knows it.
+    until_eof_of
+        A descriptor: its end of file means the same as SIGTERM.
     """
     quiet_dask()
     with dask.config.set(DASK_SETTINGS):
-        code = asyncio.run(_work(settings, place, joined))
+        code = asyncio.run(_work(settings, place, joined, until_eof_of))
     logging.shutdown()
     # Threads that still wait for something would keep the process; all they could do now is lost on everybody.
     os._exit(code)
 
 
 async def _work(
-    settings: WorkerSettings, find: Callable[[], Place | None], joined: Callable[[str], None]
+    settings: WorkerSettings,
+    find: Callable[[], Place | None],
+    joined: Callable[[str], None],
+    until_eof_of: int | None,
 ) -> int:
     told = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    if until_eof_of is not None:
+
+        def ended() -> None:
+            loop.remove_reader(until_eof_of)
+            told.set()
+
+        loop.add_reader(until_eof_of, ended)
     while (place := find()) is None:
         if await _within(told.wait(), POLL_S):
             return 0

@@ -33,7 +33,7 @@ class Reported(Protocol):
     @property
     def index(self) -> int: ...  # noqa: D102
     @property
-    def fraction(self) -> float: ...  # noqa: D102
+    def fraction(self) -> float | None: ...  # noqa: D102
     @property
     def values(self) -> Mapping[str, Any]: ...  # noqa: D102
 
@@ -70,7 +70,7 @@ class ProgressView(msgspec.Struct, frozen=True):
 
     param: int
     replicate: int
-    fraction: float
+    fraction: float | None
     values: dict[str, Any]
 
 

@@ -1,0 +1,35 @@
+"""The program of one worker of `modelops worker`: ``python -m modelops.cli.crew_worker SCHEDULER TLS HOST``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from modelops.cluster.upkeep import ExitCode
+from modelops.errors import ModelOpsError, RequestError
+from modelops.home import Home
+from modelops.logs import set_up_logging
+
+
+def main() -> int:
+    """Be a worker until told otherwise; return the exit code."""
+    set_up_logging()
+    scheduler, tls, host = sys.argv[1:]
+    try:
+        from modelops.cluster.worker import Place, run_worker_of_crew
+
+        return run_worker_of_crew(
+            Home.from_environ(os.environ), Place(scheduler, Path(tls), slots=1, host=host or None)
+        )
+    except RequestError as error:
+        logging.getLogger(__name__).critical("%s", error)
+        return ExitCode.WRONG_SETTINGS
+    except ModelOpsError as error:
+        logging.getLogger(__name__).critical("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

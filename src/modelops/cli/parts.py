@@ -1,0 +1,155 @@
+"""``modelops server``, ``scheduler`` and ``worker``: the parts of a pool in the foreground, for other machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from modelops.home import Home
+    from modelops.settings import Settings
+
+DEFAULT_SCHEDULER_PORT = 8786
+DEFAULT_SERVER_PORT = 8785
+
+Host = Annotated[str | None, typer.Option(help="Host name or address to listen on; default: 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
+Tls = Annotated[
+    Path | None, typer.Option(help="Folder of ca.pem, cert.pem and key.pem; default: that of this home.")
+]
+Database = Annotated[
+    str | None, typer.Option(help="SQLAlchemy URL of the database; default: the one of this home.")
+]
+Storage = Annotated[
+    str | None, typer.Option(help="Folder or URL of object storage; default: the one of this home.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of the Dask scheduler, tls://host:port; default: that of this home."),
+]
+
+
+def server(
+    host: Host = None,
+    port: Port = None,
+    database: Database = None,
+    storage: Storage = None,
+    scheduler: Scheduler = None,
+    tls: Tls = None,
+) -> None:
+    """Run the server in the foreground: HTTP, and the drivers of all jobs.
+
+    It asks for the token MODELOPS_TOKEN, or else for the one of this home.
+    """
+    from modelops.cluster.run_folder import SERVER, RunFolder
+    from modelops.errors import ClusterError
+    from modelops.server.serve import LOCAL_HOSTS, Server, bound, scheduler_of, url_of
+
+    settings, home = _begin(
+        host=host, port=port, database=database, storage=storage, scheduler=scheduler, tls=tls and str(tls)
+    )
+    run = RunFolder(home)
+    hold = run.hold(SERVER)
+    if hold is None:
+        raise ClusterError(
+            f"a server of this home runs already, as process {run.holder(SERVER)}; 'modelops down' ends it, or set "
+            "another MODELOPS_HOME"
+        )
+    listener = bound(settings.host, DEFAULT_SERVER_PORT if settings.port is None else settings.port)
+    where = settings.scheduler
+    served = Server(
+        home=home, run=run, token=settings.token or run.token(),
+        allowed_hosts=(*LOCAL_HOSTS, settings.host, *settings.allowed_hosts), tls=_certificates(settings, run.path),
+        find_scheduler=lambda: where or scheduler_of(run), kept=False,
+    )  # fmt: skip
+    try:
+        code = served.serve(listener, url_of(listener, settings.host))
+    finally:
+        run.remove("server.json")
+        hold.release()
+    raise typer.Exit(code)
+
+
+def scheduler(host: Host = None, port: Port = None, tls: Tls = None) -> None:
+    """Run a Dask scheduler in the foreground. It talks TLS only, to those who have the certificates."""
+    import logging
+
+    from modelops.cluster.run_folder import RunFolder
+    from modelops.cluster.scheduler import run_scheduler
+
+    settings, home = _begin(host=host, port=port, tls=tls and str(tls))
+    folder = _certificates(settings, RunFolder(home).path)
+    log = logging.getLogger(__name__)
+    run_scheduler(
+        settings.host,
+        DEFAULT_SCHEDULER_PORT if settings.port is None else settings.port,
+        folder,
+        lambda address: log.info(
+            "workers join with: modelops worker --scheduler %s --tls %s", address, folder
+        ),
+    )
+
+
+def worker(
+    scheduler: Scheduler = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Replicates at a time, a process for each; default: one for each core."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: the one that leads to the scheduler.")
+    ] = None,
+    storage: Storage = None,
+    tls: Tls = None,
+) -> None:
+    """Run workers in the foreground, and again when they end, until told to stop.
+
+    When the scheduler goes away they look for it until it is back.
+    """
+    from modelops.cluster.crew import Crew
+    from modelops.cluster.run_folder import RunFolder
+    from modelops.cluster.worker import Place
+    from modelops.errors import RequestError
+    from modelops.server.serve import scheduler_of
+
+    settings, home = _begin(
+        host=host, storage=storage, scheduler=scheduler, tls=tls and str(tls), workers=slots
+    )
+    run = RunFolder(home)
+    address = settings.scheduler or scheduler_of(run)
+    if address is None:
+        raise RequestError("no scheduler is known: use --scheduler tls://host:8786, or MODELOPS_SCHEDULER")
+    listen = settings.found("host")
+    place = Place(
+        address, _certificates(settings, run.path), settings.workers, settings.host if listen else None
+    )
+    environ = dict(os.environ)
+    if storage is not None:
+        environ["MODELOPS_STORAGE"] = home.storage
+    Crew(place, environ=environ).work()
+
+
+def _begin(**flags: object) -> tuple[Settings, Home]:
+    """Read the settings, and log as a process does that runs for long."""
+    from modelops.home import Home
+    from modelops.logs import set_up_logging
+    from modelops.settings import Settings
+
+    set_up_logging()
+    settings = Settings.read(os.environ, **flags)
+    return settings, Home.of(settings)
+
+
+def _certificates(settings: Settings, run: Path) -> Path:
+    """Return the folder of the certificates; those of this home are made when they are needed first."""
+    from modelops.cluster.tls import ensure_certificates
+
+    if settings.tls is not None:
+        return settings.tls
+    ensure_certificates(run / "tls")
+    return run / "tls"

@@ -1,0 +1,113 @@
+"""Workers that a person or a container runs in the foreground: one process for each slot, started again when it ends.
+
+They end with the one that runs here, however it ends: each watches a pipe from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final, assert_never
+
+from modelops.cluster.upkeep import ExitCode, Finish, Kill, Start, Tell, Upkeep
+from modelops.errors import ClusterError, describe_exit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelops.cluster.worker import Place
+
+PROGRAM: Final = "modelops.cli.crew_worker"
+TICK_S: Final = 0.2
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """``place.slots`` workers. `work` returns when all have ended because somebody asked for it.
+
+    Raises
+    ------
+    ClusterError
+        A worker says that its settings are wrong; its log says which.
+    """
+
+    def __init__(self, place: Place, *, environ: Mapping[str, str]) -> None:
+        self._place, self._environ = place, environ
+        self._mind = Upkeep(place.slots, began=time.monotonic(), only_workers=True)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked = ""
+        self._wrong = ""
+
+    def work(self) -> None:
+        """Keep the workers until SIGTERM or SIGINT."""
+        woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        with woken, waker:
+            woken.settimeout(TICK_S)
+            signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+            before = {n: signal.signal(n, self._stop) for n in (signal.SIGTERM, signal.SIGINT)}
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+            try:
+                while not self._step():
+                    with contextlib.suppress(TimeoutError):
+                        woken.recv(4096)
+            finally:
+                signal.set_wakeup_fd(-1)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        if self._wrong:
+            raise ClusterError(self._wrong)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self._asked = f"told by {signal.Signals(number).name}"
+
+    def _step(self) -> bool:
+        now = time.monotonic()
+        if self._asked and not self._mind.stopping:
+            log.info("the workers end: %s", self._asked)
+            self._mind.stop(self._asked, now)
+        for role, process in list(self._running.items()):
+            if process.poll() is not None:
+                del self._running[role]
+                self._ended(role, process, now)
+        for action in self._mind.actions(now):
+            match action:
+                case Start(role):
+                    self._start(role)
+                    self._mind.started(role, now)
+                case Tell(role):
+                    self._running[role].send_signal(signal.SIGTERM)
+                case Kill(role, why):
+                    log.warning("%s is killed: %s", role, why)
+                    self._running[role].kill()
+                case Finish():
+                    return True
+                case _:
+                    assert_never(action)
+        return False
+
+    def _start(self, role: str) -> None:
+        place = self._place
+        arguments = [place.scheduler, str(place.tls), place.host or ""]
+        self._running[role] = subprocess.Popen(
+            [sys.executable, "-P", "-m", PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            env=self._environ,
+            start_new_session=True,  # Ctrl-C is for us; we tell them
+        )
+
+    def _ended(self, role: str, process: subprocess.Popen[bytes], now: float) -> None:
+        if process.stdin is not None:
+            process.stdin.close()
+        how = describe_exit(process.returncode)
+        self._mind.ended(role, process.returncode, how, now)
+        if process.returncode == ExitCode.WRONG_SETTINGS:
+            self._wrong = "the settings of the workers are wrong, see above"
+            self._asked = self._asked or "their settings are wrong"
+        if not self._mind.stopping:
+            log.warning("%s (process %s) ended: %s; it is started again", role, process.pid, how)

@@ -1,0 +1,98 @@
+"""The drivers of a server, from its first moment: Dask takes longer to import than a client should wait."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from modelops.store.leases import leases_for
+from modelops.who import this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from modelops.cluster.connected import ConnectedCluster
+    from modelops.home import Home
+    from modelops.server.supervisor import Supervisor
+    from modelops.server.views import Live
+    from modelops.store import Objects, Records
+    from modelops.study.ids import JobId
+
+
+class Drivers:
+    """Becomes the supervisor as soon as that is there; until then nothing is driven and the scheduler is away.
+
+    Parameters
+    ----------
+    find_scheduler
+        Returns the address of the scheduler, None as long as it is not known.
+    tls
+        The folder of the certificates that the scheduler asks for.
+    failed
+        Called, on a thread of its own, if it cannot begin.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        objects: Objects,
+        home: Home,
+        find_scheduler: Callable[[], str | None],
+        tls: Path,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._records, self._objects, self._home = records, objects, home
+        self._find_scheduler, self._tls, self._failed = find_scheduler, tls, failed
+        self._pool: ConnectedCluster | None = None
+        self._supervisor: Supervisor | None = None
+        self._thread = threading.Thread(target=self._begin, name="modelops-drivers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect and to drive, beside what else the server does."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop driving; what runs on workers goes on."""
+        self._thread.join()
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        if self._pool is not None:
+            self._pool.close()
+
+    def wake(self) -> None:
+        """Look for jobs to drive, and for what was asked of them, now."""
+        if self._supervisor is not None:  # which looks at all jobs when it begins
+            self._supervisor.wake()
+
+    def view(self, job: JobId) -> Live | None:
+        """Return what the driver of a job sees; None if it is not driven here."""
+        return self._supervisor.view(job) if self._supervisor is not None else None
+
+    def workers(self) -> dict[str, int]:
+        """Return the workers' addresses, and how many replicates each runs at a time."""
+        return self._pool.workers() if self._pool is not None else {}
+
+    def connected(self) -> bool:
+        """Say whether the Dask scheduler answers."""
+        return self._pool is not None and self._pool.connected
+
+    def _begin(self) -> None:
+        try:
+            from modelops.cluster.connected import ConnectedCluster
+            from modelops.server.supervisor import Supervisor
+
+            pool = ConnectedCluster(self._find_scheduler, self._tls)
+            supervisor = Supervisor(
+                records=self._records,
+                objects=self._objects,
+                cache=self._home.cache,
+                pool=pool,
+                leases=leases_for(self._records, self._home.state / "leases"),
+                who=this_process(),
+            )
+            self._pool = pool.start()
+            supervisor.start()
+            self._supervisor = supervisor
+        except BaseException as error:  # noqa: BLE001  the top of a thread: the server ends with it
+            self._failed(error)
