@@ -60,7 +60,9 @@ def model() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def job(bundle: Path, session_cluster: EmbeddedCluster) -> Job:
-    job = mo.run(mo.Study(bundle=bundle, replicates=3, model="all", aggregate="check"), cluster=session_cluster)
+    job = mo.run(
+        mo.Study(bundle=bundle, replicates=3, model="all", aggregate="check"), cluster=session_cluster
+    )
     assert job.status().state == JobState.SUCCEEDED, job.failures().to_pylist() or job.status().reason
     return job
 
