@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelops.client import Job, JobStatus, local_cluster, run
+    from modelops.client import Client, Job, JobStatus, submit
+    from modelops.client.run import local_cluster, run
     from modelops.errors import ModelOpsError
     from modelops.study import Retry, Study, grid, ints, latin_hypercube, log_range, sobol
 
 _WHERE = {
+    "Client": "modelops.client",
     "Job": "modelops.client",
     "JobStatus": "modelops.client",
     "ModelOpsError": "modelops.errors",
@@ -26,8 +28,10 @@ _WHERE = {
     "log_range": "modelops.study",
     "run": "modelops.client",
     "sobol": "modelops.study",
+    "submit": "modelops.client",
 }
 __all__ = [
+    "Client",
     "Job",
     "JobStatus",
     "ModelOpsError",
@@ -40,6 +44,7 @@ __all__ = [
     "log_range",
     "run",
     "sobol",
+    "submit",
 ]
 
 

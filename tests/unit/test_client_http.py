@@ -259,7 +259,7 @@ def test_waiting_lets_the_server_say_when_something_has_changed(server: Scripted
     assert source.wait_for_change(JOB, first, 25.0).state == JobState.SUCCEEDED
     assert [path for _, path, _, _ in server.heard] == [
         f"/v1/jobs/{JOB}",
-        f"/v1/jobs/{JOB}?wait_s=25.0&tag=t1",
+        f"/v1/jobs/{JOB}?wait_s=25&tag=t1",
     ]
 
 

@@ -12,8 +12,10 @@ from typer.core import TyperGroup
 from modelops.cli.bundle import bundle_app
 from modelops.cli.doctor import doctor
 from modelops.cli.env import env_app
+from modelops.cli.jobs import jobs_app
 from modelops.cli.parts import scheduler, server, worker
 from modelops.cli.run import run
+from modelops.cli.submit import submit
 from modelops.cli.up import down, status, up
 from modelops.errors import ModelOpsError
 
@@ -46,6 +48,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(env_app, name="env")
 app.command()(up)

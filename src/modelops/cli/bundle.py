@@ -118,8 +118,8 @@ def run_replicates(
     from modelops.cli.bundle_output import replicate_json, show_replicate
     from modelops.cli.exits import exit_of_counts
     from modelops.cli.show import progress_line, show_json
-    from modelops.client import Job
     from modelops.client.local_run import of_job, of_study
+    from modelops.client.server import look_at
     from modelops.client.study_arguments import axes_of_texts, existing, seeds_of_text, unfilled_study
     from modelops.errors import RequestError
     from modelops.home import Home
@@ -131,7 +131,7 @@ def run_replicates(
                 raise RequestError(
                     "--job needs --param and --replicate as well: which replicate is to run again"
                 )
-            ran = of_job(Job(job, home), param, replicate, on_progress=on_progress)
+            ran = of_job(look_at(job), param, replicate, on_progress=on_progress)
         else:
             if param is not None or replicate is not None:
                 raise RequestError("--param and --replicate go with --job; without it, use -p and -n")

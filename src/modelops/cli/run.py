@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelops.cli.study_options import (
+    Aggregate,
+    Isolation,
+    Memory,
+    MinSuccess,
+    Model,
+    Parameter,
+    ParametersFile,
+    Replicates,
+    ReplicateTimeout,
+    Seed,
+    Seeds,
+    Target,
+    Timeout,
+    study_of_options,
+)
 from modelops.errors import RequestError
 
 if TYPE_CHECKING:
@@ -21,43 +36,19 @@ _COUNTS = {"param_id", "status", "n_succeeded", "n_replicates", "reason"}
 
 
 def run(
-    target: Annotated[
-        str, typer.Argument(help="A study file (.toml), a bundle folder, or a bundle .py file.")
-    ],
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--parameter",
-            "-p",
-            help="NAME=VALUE[,VALUE...] or NAME=LO:HI:N. Repeat for more names; all combinations run.",
-        ),
-    ] = None,
-    parameters: Annotated[
-        Path | None, typer.Option(help="A table of parameter sets: .csv, .parquet, .json or .jsonl.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Model entry point or its name in the bundle.")] = None,
-    replicates: Annotated[
-        int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The study's seed, 0 to 2**63-1.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="The seeds themselves, as 11,977,35; one per replicate.")
-    ] = None,
-    aggregate: Annotated[
-        list[str] | None, typer.Option("--aggregate", "-a", help="Aggregate entry point. Repeat for more.")
-    ] = None,
-    isolation: Annotated[
-        str | None, typer.Option(help="warm, fork or spawn; default: the bundle's choice.")
-    ] = None,
-    replicate_timeout: Annotated[
-        str | None, typer.Option(help="Longest time of one replicate, as 10m.")
-    ] = None,
-    timeout: Annotated[str | None, typer.Option(help="Longest time of the job, as 12h.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory limit of one replicate, as 2GiB.")] = None,
-    min_success: Annotated[
-        str | None,
-        typer.Option(help="Replicates that must succeed for an aggregate: 0.9 (fraction), 180 (count)."),
-    ] = None,
+    target: Target,
+    parameter: Parameter = None,
+    parameters: ParametersFile = None,
+    model: Model = None,
+    replicates: Replicates = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    aggregate: Aggregate = None,
+    isolation: Isolation = None,
+    replicate_timeout: ReplicateTimeout = None,
+    timeout: Timeout = None,
+    memory: Memory = None,
+    min_success: MinSuccess = None,
     workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the result files; default results/NAME.")
@@ -73,23 +64,12 @@ def run(
     from modelops.cli.show import show_json
     from modelops.client import run as run_study
     from modelops.client.progress import ProgressBar
-    from modelops.client.study_arguments import min_success_of_text, seeds_of_text, study_of_target
 
-    study = study_of_target(
-        target,
-        axes=parameter or (),
-        parameters=parameters,
-        model=model,
-        replicates=replicates,
-        seed=seed,
-        seeds=seeds_of_text(seeds),
-        aggregate=aggregate,
-        isolation=isolation,
-        replicate_timeout=replicate_timeout,
-        timeout=timeout,
-        memory=memory,
-        min_success=min_success_of_text(min_success),
-    )
+    study = study_of_options(
+        target, parameter=parameter, parameters=parameters, model=model, replicates=replicates, seed=seed,
+        seeds=seeds, aggregate=aggregate, isolation=isolation, replicate_timeout=replicate_timeout,
+        timeout=timeout, memory=memory, min_success=min_success,
+    )  # fmt: skip
     refuse_unwritable(out or Path("results"))
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
@@ -116,13 +96,10 @@ def refuse_unwritable(folder: Path) -> None:
 
 def write_files(job: Job, folder: Path) -> list[Path]:
     """Copy the result files of a finished job into a folder, each appearing whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, source in sorted(job.result_files().items()):
-        part = folder / f".{name}.part"
-        shutil.copyfile(source, part)
-        written.append(part.replace(folder / name))
-    return written
+    from modelops.client.sync import sync_files
+
+    synced = sync_files(job.source, job.id, folder, only="results/")
+    return [folder / name for name in sorted((*synced.copied, *synced.unchanged))]
 
 
 def _report(job: Job, folder: Path) -> str:

@@ -148,6 +148,7 @@ class Http:
         headers: Mapping[str, str] | None = None,
         read_s: float = READ_S,
         patience_s: float | None = None,
+        repeatable: bool = False,
     ) -> Answer:
         """Make a request, again if it must be and may be, and return the answer.
 
@@ -155,6 +156,8 @@ class Http:
         ----------
         body
             JSON as bytes, or an open file, sent from its beginning.
+        repeatable
+            Making it twice is the same as once, also if its method does not say so.
 
         Raises
         ------
@@ -167,7 +170,7 @@ class Http:
         given = dict(headers or {})
         if isinstance(body, bytes):
             given.setdefault("Content-Type", "application/json")
-        repeatable = method in _SAFE_TWICE or "Idempotency-Key" in given
+        repeatable = repeatable or method in _SAFE_TWICE or "Idempotency-Key" in given
         patience_s = self._patience_s if patience_s is None else patience_s
         began, pause = time.monotonic(), FIRST_PAUSE_S
         while True:

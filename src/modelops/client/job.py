@@ -15,6 +15,8 @@ from modelops.home import Home
 from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
     from modelops.bundles import Manifest
@@ -99,6 +101,57 @@ class Job:
     def events(self) -> list[JobEventRecord]:
         """Return the job's story: who changed what, when and why, oldest first."""
         return self.source.events(self.id)
+
+    # What to do with it
+
+    def cancel(self) -> None:
+        """Ask for the job's end: what is finished is kept.
+
+        Raises
+        ------
+        RequestError
+            It has ended already.
+        """
+        self.source.cancel(self.id)
+
+    def resume(self) -> None:
+        """Let a job that has ended run what is missing, and only that.
+
+        Raises
+        ------
+        RequestError
+            It has not ended, or nothing is missing.
+        """
+        self.source.resume(self.id)
+
+    def extend(
+        self,
+        replicates: int | None = None,
+        parameters: Any = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Add replicates or parameter sets to a job that has ended; only the new ones run.
+
+        Parameters
+        ----------
+        replicates
+            How many replicates each parameter set is to have, those that it has included.
+        parameters
+            Parameter sets to add: whatever `Study` takes. One that the job has already is refused.
+        seeds
+            For a job with explicit seeds: the further ones; instead of ``replicates``.
+
+        Raises
+        ------
+        RequestError
+            The job has not ended, or that would add nothing.
+        """
+        from modelops.client.study_files import parameter_sets_of
+
+        if replicates is None and parameters is None and seeds is None:
+            raise RequestError("say what to add: replicates=400, or parameters=[...]")
+        sets = None if parameters is None else parameter_sets_of(parameters)
+        self.source.extend(self.id, replicates, [] if sets is None else sets.canonical(), seeds)
 
     # What it gave
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from modelops.client.run import Watcher
 from modelops.states import FINAL_JOB_STATES, ReplicateStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from modelops.client.job import Job
+    from modelops.client.status import JobStatus, Reported
     from modelops.driver.machine import Machine
 
 PLAIN_EVERY_S = 5.0
+MAX_REPORTED = 8
 _WAITING = (ReplicateStatus.PENDING, ReplicateStatus.RUNNING)
 _NEVER_RAN = (ReplicateStatus.NOT_RUN, ReplicateStatus.CANCELLED, ReplicateStatus.NOT_NEEDED)
 
@@ -29,10 +34,11 @@ class ProgressBar(Watcher):
         self.console = console or Console(file=sys.stderr)
         self.plain = not self.console.is_terminal if plain is None else plain
         self._total = 0
-        self._began: float | None = None
+        self._began = 0.0
         self._plain_at = 0.0
         self._said = ""
-        self._ended = False
+        self._ended = self._away = False
+        self._first_done: int | None = None
         self._stage = ""
         self._progress = Progress(
             SpinnerColumn(),
@@ -79,35 +85,69 @@ class ProgressBar(Watcher):
         )
 
     def changed(self, machine: Machine) -> None:
+        """Redraw from what the driver in this process knows."""
+        self._show(machine.state, machine.counts(), machine.eta(time.monotonic()), ())
+
+    def seen(self, status: JobStatus) -> None:
+        """Redraw from what the server says; while it is away, say since when nothing is known."""
+        if status.unknown_since is not None:
+            if not self._away:
+                self._line(f"{status.reason}; connecting again")
+            self._away = True
+            return
+        if self._away:
+            self._away = False
+            self._line("connected again")
+        if status.stalled:
+            self._line(f"stalled: {status.stalled}")
+        if not self._total:
+            self._total = sum(status.counts.values())
+            self._progress.update(self._task, total=self._total)
+        self._show(status.state, status.counts, status.eta, status.progress)
+
+    def _show(
+        self, state: str, counts: Mapping[Any, int], eta: float | None, reported: Sequence[Reported]
+    ) -> None:
         """Redraw; on a pipe, print a line every few seconds and one at the end."""
         if self._ended:
             return
-        self._ended = machine.state in FINAL_JOB_STATES
-        counts = machine.counts()
+        self._ended = state in FINAL_JOB_STATES
         done = self._total - sum(counts.get(s, 0) for s in (*_WAITING, *_NEVER_RAN))
         now = time.monotonic()
-        if done and self._began is None:
-            self._began = now
-        elapsed = now - self._began if self._began is not None else 0.0
-        rate = f"{done / elapsed:,.0f}/s" if elapsed > 0.2 else ""
+        if self._first_done is None or done <= self._first_done:
+            self._first_done, self._began = (
+                done,
+                now,
+            )  # the rate counts from the last moment before anything ended
+        elapsed = now - self._began
+        rate = f"{(done - self._first_done) / elapsed:,.0f}/s" if elapsed > 0.2 else ""
         shown = "  ".join(f"{n:,} {status}" for status, n in counts.items() if n and status not in _WAITING)
-        eta = machine.eta(now)
         left = f"{_duration(eta)} left" if eta is not None and done < self._total else ""
         if not self.plain:
-            state = str(machine.state)
-            text = self._stage if state in ("queued", "preparing") and self._stage else state
+            text = self._stage if state in ("queued", "preparing") and self._stage else str(state)
             self._progress.update(
                 self._task, description=text, completed=done, rate=rate, counts=shown, left=left
             )
-        elif self._ended or (done and now - self._plain_at > PLAIN_EVERY_S):
+            lines = [
+                Text(f"  {_reported(r)}", no_wrap=True, overflow="ellipsis") for r in reported[:MAX_REPORTED]
+            ]
+            self._live.update(Group(self._progress, *lines))
+        elif self._ended or ((done or reported) and now - self._plain_at > PLAIN_EVERY_S):
             self._plain_at = now
-            self._line(f"{machine.state}: {done:,}/{self._total:,}  {rate}  {shown}  {left}".rstrip())
+            self._line(f"{state}: {done:,}/{self._total:,}  {rate}  {shown}  {left}".rstrip())
+            for r in [] if self._ended else reported[:MAX_REPORTED]:
+                self._line(f"  {_reported(r)}")
 
     def _line(self, text: str) -> None:
         if text != self._said:
             self._said = text
             # Nobody knows how wide a pipe is: a line stays one line.
             self.console.print(text, highlight=False, markup=False, soft_wrap=self.plain)
+
+
+def _reported(r: Reported) -> str:
+    values = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.values.items())
+    return f"parameter set {r.param}, replicate {r.replicate}: {r.fraction:.0%}  {values}".rstrip()
 
 
 def _duration(seconds: float) -> str:

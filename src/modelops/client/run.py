@@ -14,6 +14,7 @@ from modelops.home import Home
 from modelops.settings import usable_cores
 
 if TYPE_CHECKING:
+    from modelops.client.status import JobStatus
     from modelops.cluster.embedded import EmbeddedCluster
     from modelops.driver.machine import Machine
     from modelops.server.drive import JobDriver
@@ -34,6 +35,9 @@ class Watcher:
 
     def changed(self, machine: Machine) -> None:
         """Hear that counts may have changed. Called often; must be cheap."""
+
+    def seen(self, status: JobStatus) -> None:
+        """Hear what the server says of a job that it runs; also that it is away."""
 
     def cancelling(self, hard: bool) -> None:
         """Hear that Ctrl-C was pressed."""

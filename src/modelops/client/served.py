@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -17,6 +16,7 @@ from modelops.states import JobState
 from modelops.store.parameters import ParameterSet
 from modelops.study.ids import BundleDigest, JobId, ParamId
 from modelops.study.spec import decode_spec
+from modelops.who import whoami
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 STATUS_PATIENCE_S: Final = 2.0
 STATUS_READ_S: Final = 5.0
 PAGE: Final = 500
-MORE_S: Final = 0.2
+MAX_WAIT_S: Final = 60
+SHORT_WAIT_S: Final = 0.2
+DIGESTS_PAUSE_S: Final = 0.1
+
+
+def who_asks() -> dict[str, str]:
+    """Return the header that says who asks, for the job's story."""
+    return {"ModelOps-User": whoami().encode("ascii", "replace").decode()}
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -48,7 +55,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     bundle: str = ""
     bundle_name: str = ""
-    state: JobState
+    state: str
     reason: str = ""
     run: int = 1
     created_at: datetime | None = None
@@ -68,7 +75,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def status(self) -> JobStatus:
         """Return it as a modeler sees it."""
         return JobStatus(
-            state=self.state,
+            state=UNKNOWN if self.state == UNKNOWN else _job_state(self.state),
             counts={k: n for k, n in self.counts.items() if n},
             aggregates={k: n for k, n in self.aggregates.items() if n},
             reason=self.reason,
@@ -76,6 +83,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             progress=tuple(Reported(p.param, p.replicate, p.fraction, p.values) for p in self.progress),
             stalled=self.stalled if isinstance(self.stalled, str) else "",
         )
+
+
+def _job_state(text: str) -> JobState:
+    try:
+        return JobState(text)
+    except ValueError:
+        raise InternalError(
+            f"the server says {text!r} of a job, which this version does not know; upgrade modelops here"
+        ) from None
 
 
 class JobsPage(msgspec.Struct, frozen=True):
@@ -118,7 +134,7 @@ class _File(msgspec.Struct, frozen=True):
 class _Files(msgspec.Struct, frozen=True):
     files: tuple[_File, ...]
     final: bool
-    more: bool = False
+    next: str | None = None
 
 
 class HttpSource:
@@ -151,7 +167,11 @@ class HttpSource:
             known = self._known.get(job)
         if since is None or known is None or known[1] != since or since.unknown_since is not None:
             return self.status(job)
-        return self._look(job, (("wait_s", round(wait_s, 3)), ("tag", known[2])), wait_s + STATUS_READ_S)
+        if wait_s < 1:  # the server waits for whole seconds
+            time.sleep(min(max(wait_s, 0.0), SHORT_WAIT_S))
+            return self.status(job)
+        asked_s = min(int(wait_s), MAX_WAIT_S)
+        return self._look(job, (("wait_s", asked_s), ("tag", known[2])), asked_s + STATUS_READ_S)
 
     def _look(
         self, job: JobId, query: Sequence[tuple[str, str | int | float | None]], read_s: float
@@ -213,10 +233,9 @@ class HttpSource:
             asked["seeds"] = list(seeds)
         self._tell(job, "extend", msgspec.json.encode(asked))
 
-    def _tell(self, job: JobId, what: str, body: bytes = b"{}") -> None:
-        self.http.request(
-            "POST", f"/jobs/{job}/{what}", body=body, headers={"Idempotency-Key": uuid.uuid4().hex}
-        )
+    def _tell(self, job: JobId, what: str, body: bytes | None = None) -> None:
+        # The server takes a repeated request for what it is: it asks for a state, not for a change.
+        self.http.request("POST", f"/jobs/{job}/{what}", body=body, headers=who_asks(), repeatable=True)
 
     # What it is
 
@@ -277,9 +296,16 @@ class HttpSource:
 
     def files(self, job: JobId) -> JobFiles:
         """List the job's files."""
-        while (found := self.http.get(f"/jobs/{job}/files", read_s=300.0).as_type(_Files)).more:
-            time.sleep(MORE_S)  # the server is still computing digests
-        return JobFiles(tuple(JobFile(f.name, f.n_bytes, f.sha256) for f in found.files), found.final)
+        listed: list[JobFile] = []
+        cursor: str | None = None
+        while True:
+            page = self.http.get(f"/jobs/{job}/files", (("cursor", cursor),), read_s=300.0).as_type(_Files)
+            listed += [JobFile(f.name, f.n_bytes, f.sha256) for f in page.files]
+            if page.next is None:
+                return JobFiles(tuple(listed), page.final)
+            if not page.files:
+                time.sleep(DIGESTS_PAUSE_S)  # the server is still computing digests
+            cursor = page.next
 
     def pieces(self, job: JobId, file: JobFile, offset: int = 0) -> Iterator[bytes]:
         """Yield the bytes of a file; an interrupted transfer goes on where it was."""

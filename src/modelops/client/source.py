@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -67,3 +67,14 @@ class JobSource(Protocol):
 
     def result_paths(self, job: JobId) -> dict[str, Path]:
         """Return the paths on this machine of the result files of a job that has ended."""
+
+    def cancel(self, job: JobId) -> None:
+        """Ask for the job's end."""
+
+    def resume(self, job: JobId) -> None:
+        """Let a job that has ended run what is missing."""
+
+    def extend(
+        self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None
+    ) -> None:
+        """Add replicates (the new number for each set) or canonical parameter sets to a job that has ended."""

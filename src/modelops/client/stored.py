@@ -15,11 +15,12 @@ from modelops.states import FINAL_JOB_STATES
 from modelops.study.ids import BundleDigest, JobId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
+    from modelops.client.source import JobSource
     from modelops.home import Home
     from modelops.store import Objects, Records
     from modelops.store.contents import JobContents
@@ -181,6 +182,25 @@ class StoredSource:
             for name in self._objects.list(folder)
         }
         return {name: path for name, path in paths.items() if path is not None}
+
+    def cancel(self, job: JobId) -> None:
+        """Hand the request to the server of this home."""
+        self._served().cancel(job)
+
+    def resume(self, job: JobId) -> None:
+        """Hand the request to the server of this home."""
+        self._served().resume(job)
+
+    def extend(
+        self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None
+    ) -> None:
+        """Hand the request to the server of this home."""
+        self._served().extend(job, replicates, parameters, seeds)
+
+    def _served(self) -> JobSource:
+        from modelops.client.server import served_at
+
+        return served_at(self.home)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,116 @@
+"""Jobs as lines on a terminal and as JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from modelops.states import ReplicateStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from modelops.client.job import Job
+    from modelops.client.served import Summary
+    from modelops.client.status import JobEventRecord, JobStatus
+
+_OPEN = (ReplicateStatus.PENDING, ReplicateStatus.RUNNING)
+
+
+def status_json(job: str, status: JobStatus) -> dict[str, Any]:
+    """Return what is known of a job as one object."""
+    found: dict[str, Any] = {
+        "job": job,
+        "state": str(status.state),
+        "reason": status.reason,
+        "counts": status.counts,
+        "aggregates": status.aggregates,
+        "eta": status.eta,
+        "stalled": status.stalled,
+        "progress": [
+            {"param": r.param, "replicate": r.replicate, "fraction": r.fraction, "values": r.values}
+            for r in status.progress
+        ],
+    }
+    if status.unknown_since is not None:
+        known = None if status.last_known is None else str(status.last_known)
+        found |= {"unknown_since": status.unknown_since.isoformat(), "last_known": known}
+    return found
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """Return a line of the list as one object."""
+    found: dict[str, Any] = msgspec.to_builtins(summary)
+    found.pop("tag")
+    return found
+
+
+def show_status(job: str, status: JobStatus) -> list[str]:
+    """Return the lines that say how a job goes."""
+    first = f"{job}: {status.state}"
+    if status.unknown_since is not None:
+        return [first, status.reason]
+    if status.reason:
+        first += f": {status.reason}"
+    lines = [first, f"replicates: {counts_text(status.counts)}"]
+    if status.aggregates:
+        lines.append(f"aggregates: {counts_text(status.aggregates)}")
+    if status.eta is not None and not status.final:
+        lines.append(f"left:       about {duration(status.eta)}")
+    if status.stalled:
+        lines.append(f"stalled:    {status.stalled}")
+    for r in status.progress:
+        values = ", ".join(f"{k}={v}" for k, v in r.values.items())
+        lines.append(
+            f"running:    parameter set {r.param}, replicate {r.replicate}: {r.fraction:.0%} {values}".rstrip()
+        )
+    return lines
+
+
+def show_record(job: Job, events: Sequence[JobEventRecord]) -> list[str]:
+    """Return the lines that say what a job is, and its last events."""
+    spec = job.spec
+    lines = [
+        f"name:       {spec.name}",
+        f"bundle:     {spec.bundle_name}, digest {spec.bundle}",
+        f"model:      {spec.model}"
+        + (f"; aggregates {', '.join(spec.aggregates)}" if spec.aggregates else ""),
+        f"study:      {spec.line.n_params:,} parameter sets, {spec.line.size:,} replicates in all",
+    ]
+    if events:
+        lines.append("events:")
+    for event in events:
+        text = f": {event.text}" if event.text else ""
+        lines.append(f"  {event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.who}  {event.kind}{text}")
+    return lines
+
+
+def show_list(summaries: Iterable[Summary], now: datetime | None = None) -> list[str]:
+    """Return one line per job, under a heading."""
+    now = now or datetime.now(UTC)
+    rows = [("JOB", "STATE", "DONE", "AGE", "NAME")]
+    for s in summaries:
+        done = s.size - sum(s.counts.get(status, 0) for status in _OPEN)
+        age = duration((now - s.created_at).total_seconds()) if s.created_at else ""
+        state = f"{s.state}, stalled" if s.stalled else str(s.state)
+        rows.append((s.job, state, f"{done:,}/{s.size:,}" if s.size else "", age, s.name))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return ["  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]).rstrip() for row in rows]
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """Return ``3 succeeded, 1 failed``."""
+    return ", ".join(f"{n:,} {status}" for status, n in counts.items() if n) or "none"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: ``42 s``, ``3 min``, ``2.5 h``, ``4 d``."""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} d"

@@ -1,0 +1,391 @@
+"""``modelops jobs``: look at jobs and steer them. Looking starts nothing; steering starts the server if need be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelops.cli.study_options import AsJson  # noqa: TC001  typer reads annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelops.client import Job
+    from modelops.client.sync import Synced
+
+jobs_app = typer.Typer(
+    name="jobs", help="Look at jobs and steer them.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+def complete_job(incomplete: str) -> list[str]:
+    """Return the ids that the shell may complete to; none when no server runs."""
+    from modelops.client.client import Client
+    from modelops.client.server import running
+    from modelops.errors import ModelOpsError
+
+    try:
+        source = running()
+        if source is None:
+            return []
+        found = [s.job for s in Client(source=source).summaries(limit=100)]
+    except ModelOpsError:
+        return []  # the user is typing: no place for a sentence
+    return [job for job in found if job.startswith(incomplete)]
+
+
+JobArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="A job id, or a beginning or end of one.", autocompletion=complete_job
+    ),
+]
+Param = Annotated[str | None, typer.Option(help="Number or param_id of the parameter set.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to copy to; made if it is not there.")]
+ParametersFile = Annotated[
+    Path | None, typer.Option("--parameters", help="A table of sets to add: .csv, .parquet, .json or .jsonl.")
+]
+Replicate = Annotated[int | None, typer.Option(help="Number of the replicate.")]
+
+
+@jobs_app.command("list")
+def list_jobs(
+    state: Annotated[
+        list[str] | None, typer.Option("--state", "-s", help="Only jobs in this state. Repeat for more.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="At most so many, the newest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first.
+
+    Exit code: 0, or 5 when no server runs; then the list is what was recorded last.
+    """
+    from modelops.cli.exits import Exit
+    from modelops.cli.job_views import show_list, summary_json
+    from modelops.cli.show import show_json
+    from modelops.client.client import Client
+    from modelops.client.server import recorded_jobs, running
+
+    states = _states(state or ())
+    source = running()
+    if source is not None:
+        found, said = list(Client(source=source).summaries(states, limit=limit)), ""
+    else:
+        found = recorded_jobs(os.environ, states, limit)
+        said = "no server runs here: the list is what was recorded last; 'modelops up' starts it"
+    if as_json:
+        show_json({"jobs": [summary_json(s) for s in found], "unreachable": said or None})
+    elif found:
+        typer.echo("\n".join(show_list(found)))
+    elif not said:
+        typer.echo("no jobs" + (f" that are {' or '.join(states)}" if states else ""))
+    if said:
+        typer.echo(said, err=True)
+        raise typer.Exit(Exit.UNREACHABLE)
+
+
+@jobs_app.command()
+def show(job: JobArgument, as_json: AsJson = False) -> None:
+    """Show what is known of a job: state, counts, what it is, its last events.
+
+    Exit code: 0 whatever the state is; 5 when the server cannot be reached: then the state is unknown.
+    """
+    from modelops.cli.exits import Exit
+    from modelops.cli.job_views import show_record, show_status, status_json
+    from modelops.cli.show import show_json
+    from modelops.client.server import last_recorded, look_at
+    from modelops.errors import ServerUnreachableError
+
+    found, events = None, []
+    try:
+        found = look_at(job)
+        name, status = str(found.id), found.status()
+        if status.unknown_since is None:
+            events = found.events()
+    except ServerUnreachableError:
+        if os.environ.get("MODELOPS_SERVER"):
+            raise
+        name, status = last_recorded(job)
+    if as_json:
+        shown: list[dict[str, Any]] = [
+            {"at": e.at.isoformat(), "who": e.who, "kind": e.kind, "text": e.text} for e in events
+        ]
+        show_json({**status_json(name, status), "events": shown})
+    else:
+        lines = show_status(name, status)
+        if found is not None and status.unknown_since is None:
+            lines += show_record(found, events[-8:])
+            if any(n for s, n in status.counts.items() if s in _failed_words()):
+                lines.append(f"'modelops jobs failures {name}' shows what failed")
+        typer.echo("\n".join(lines))
+    if status.unknown_since is not None:
+        raise typer.Exit(Exit.UNREACHABLE)
+
+
+@jobs_app.command()
+def watch(
+    job: JobArgument,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Watch a job to its end; connects again by itself when the server was away. Ctrl-C ends only the watching.
+
+    Exit code: as the job ends: 0 succeeded, 1 failed, 3 partial, 4 cancelled; 4 also when Ctrl-C was pressed.
+    """
+    from modelops.cli.exits import Exit, exit_of_state
+    from modelops.cli.job_views import show_status, status_json
+    from modelops.cli.show import show_json
+    from modelops.client.progress import ProgressBar
+    from modelops.client.run import Watcher
+    from modelops.client.server import look_at
+    from modelops.client.watch import watch as watch_job
+
+    found = look_at(job)
+    try:
+        if quiet:
+            status = watch_job(found, Watcher())
+        else:
+            with ProgressBar() as bar:
+                status = watch_job(found, bar)
+    except KeyboardInterrupt:
+        typer.echo(f"no longer watching; job {found.id} goes on", err=True)
+        raise typer.Exit(Exit.CANCELLED) from None
+    if as_json:
+        show_json(status_json(found.id, status))
+    else:
+        typer.echo("\n".join(show_status(found.id, status)))
+    raise typer.Exit(exit_of_state(status.state))
+
+
+@jobs_app.command()
+def cancel(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option(help="Wait until everything has stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job; what is finished is kept."""
+    _steered(job, "cancel", wait=wait, as_json=as_json)
+
+
+@jobs_app.command()
+def resume(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option(help="Wait until it has ended again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run what is missing of a job that has ended, and only that."""
+    _steered(job, "resume", wait=wait, as_json=as_json)
+
+
+@jobs_app.command()
+def extend(
+    job: JobArgument,
+    replicates: Annotated[
+        int | None,
+        typer.Option(
+            "--replicates", "-n", min=1, help="How many replicates each parameter set is to have in all."
+        ),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="As in run; others have the values of the job's first set."),
+    ] = None,
+    parameters: ParametersFile = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="For a job with explicit seeds: the further seeds, as 11,977.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it has ended again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add replicates or parameter sets to a job that has ended; only the new ones run."""
+    from modelops.client.study_arguments import axes_of_texts, seeds_of_text
+    from modelops.errors import RequestError
+    from modelops.study import grid
+
+    if parameter and parameters:
+        raise RequestError("give either -p or --parameters: both say which parameter sets to add")
+    found = _steerable(job)
+    added: Any = parameters
+    if parameter:
+        axes = axes_of_texts(parameter)
+        added = grid(**{**{name: [value] for name, value in found.params(0).items()}, **axes})
+    found.extend(replicates, added, seeds_of_text(seeds))
+    _told(found, "extend", wait=wait, as_json=as_json)
+
+
+@jobs_app.command()
+def failures(
+    job: JobArgument,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many kinds of failure.")] = 20,
+    each: Annotated[bool, typer.Option("--each", help="With --json: also one object per replicate.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show each kind of failure once: how often, one full example, and the command that runs it again here."""
+    from rich.console import Console
+
+    from modelops.cli.show import show_json
+    from modelops.cli.tables import show_failures
+    from modelops.client.server import look_at
+
+    found = look_at(job)
+    summary = found.failure_summary().to_pylist()
+    if as_json:
+        answer: dict[str, Any] = {"job": found.id, "failures": summary}
+        show_json({**answer, "replicates": found.failures().to_pylist()} if each else answer)
+    elif summary:
+        show_failures(Console(soft_wrap=True), summary, limit=limit)
+    else:
+        typer.echo(f"no replicate of job {found.id} has failed")
+
+
+@jobs_app.command()
+def logs(
+    job: JobArgument,
+    param: Param = None,
+    replicate: Replicate = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what the bundle printed: of a replicate, a parameter set, or the whole job."""
+    from modelops.cli.show import show_json
+    from modelops.client.logs import new_text
+    from modelops.client.server import look_at
+    from modelops.errors import RequestError
+
+    if replicate is not None and param is None:
+        raise RequestError("--replicate needs --param as well: a replicate of which parameter set")
+    if follow and as_json:
+        raise RequestError("--follow has no end to print as one JSON object; leave one of the two out")
+    found = look_at(job)
+    which = int(param) if param is not None and param.isdecimal() and len(param) < 20 else param
+    if as_json:
+        show_json({"job": found.id, "log": found.log(which, replicate)})
+        return
+    for text in new_text(found, which, replicate, follow=follow):
+        typer.echo(text, nl=False)
+
+
+@jobs_app.command()
+def sync(
+    job: JobArgument,
+    folder: Folder,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on copying until the job has ended.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the files of a job that are not there yet; only whole, verified ones appear.
+
+    Works during and after the job. Run again, it copies what is new.
+    """
+    from modelops.cli.show import show_json
+    from modelops.client.server import look_at
+
+    found = look_at(job)
+    synced = found.sync(folder)
+    while follow and not synced.final:
+        if not as_json and synced.copied:
+            typer.echo(_synced_text(synced))
+        found.source.wait_for_change(found.id, found.status(), 25.0)
+        synced = found.sync(folder)
+    if as_json:
+        show_json(
+            {
+                "job": found.id, "folder": str(folder), "copied": synced.copied, "removed": synced.removed,
+                "unchanged": len(synced.unchanged), "bytes": synced.n_bytes, "final": synced.final,
+            }
+        )  # fmt: skip
+        return
+    typer.echo(_synced_text(synced))
+    if not synced.final:
+        typer.echo(f"job {found.id} has not ended: the same command copies what is new", err=True)
+
+
+@jobs_app.command()
+def reconcile(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="A job; default: all.", autocompletion=complete_job)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare records, stored bytes and what runs, and repair what disagrees."""
+    from modelops.cli.show import show_json
+    from modelops.client.client import Client
+
+    client = Client()
+    path = "/reconcile" if job is None else f"/jobs/{client.job(job).id}/reconcile"
+    report = client.source.http.request("POST", path, body=b"{}", read_s=300.0).as_type(dict)
+    if as_json:
+        show_json(report)
+        return
+    for name, value in report.items():
+        if isinstance(value, list):
+            typer.echo(f"{name}: {len(value)}")
+            for item in value:
+                text = ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else item
+                typer.echo(f"  {text}")
+        else:
+            typer.echo(f"{name}: {value}")
+
+
+def _steerable(text: str) -> Job:
+    from modelops.client.client import Client
+
+    return Client().job(text)
+
+
+def _steered(text: str, what: str, *, wait: bool, as_json: bool) -> None:
+    found = _steerable(text)
+    getattr(found, what)()
+    _told(found, what, wait=wait, as_json=as_json)
+
+
+def _told(job: Job, what: str, *, wait: bool, as_json: bool) -> None:
+    """Say what became of a request; for what goes on, that the bundle is the one it was."""
+    from modelops.cli.exits import exit_of_state
+    from modelops.cli.job_views import show_status, status_json
+    from modelops.cli.show import show_json
+    from modelops.client.bundle_since import bundle_changed_since
+
+    if what != "cancel" and (note := bundle_changed_since(job)):
+        typer.echo(f"note: {note}", err=True)
+    status = job.wait() if wait else job.status()
+    if as_json:
+        show_json(status_json(job.id, status))
+    else:
+        typer.echo("\n".join(show_status(job.id, status)))
+    if wait and what != "cancel":
+        raise typer.Exit(exit_of_state(status.state))
+
+
+def _states(given: Sequence[str]) -> list[str]:
+    from modelops.errors import RequestError
+    from modelops.states import JobState
+    from modelops.study.wording import did_you_mean
+
+    known = [str(state) for state in JobState]
+    for state in given:
+        if state not in known:
+            raise RequestError(
+                f"--state {state}: no job can be that{did_you_mean(state, known)}; states are {', '.join(known)}"
+            )
+    return list(given)
+
+
+def _failed_words() -> frozenset[str]:
+    from modelops.states import FAILURES
+
+    return frozenset(str(status) for status in FAILURES)
+
+
+def _synced_text(synced: Synced) -> str:
+    copied = (
+        f"{len(synced.copied)} files copied ({synced.n_bytes:,} bytes), {len(synced.unchanged)} there already"
+    )
+    removed = f", {len(synced.removed)} removed that no longer count" if synced.removed else ""
+    return f"{synced.folder}: {copied}{removed}"

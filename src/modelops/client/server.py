@@ -1,0 +1,177 @@
+"""Which server: the one that MODELOPS_SERVER names, or that of this user on this machine.
+
+What changes something starts the server of this machine when none runs. What only looks starts nothing: a job that has
+ended can be read from the store, since nothing changes it while no server runs, and of one that has not ended nothing
+is known then.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from modelops.client.http import Address, Http, checked_url
+from modelops.client.served import HttpSource, Summary, ambiguous
+from modelops.client.status import UNKNOWN, JobStatus
+from modelops.errors import NotFoundError, RequestError, ServerUnreachableError
+from modelops.home import Home
+from modelops.states import FINAL_JOB_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from modelops.client.job import Job
+    from modelops.store import JobRow
+
+LOCAL: Final = "the server of this machine"
+_UP: Final = "'modelops up' starts it, and it goes on with what has not ended"
+
+
+def remote(url: str, token: str | None) -> Callable[[], Address]:
+    """Return what finds a server elsewhere: it is always there.
+
+    Raises
+    ------
+    RequestError
+        The URL cannot be one, or there is no token.
+    """
+    if not token:
+        raise RequestError(
+            f"the server {url} needs a token: set MODELOPS_TOKEN, or give mo.Client(url, token=...)"
+        )
+    advice = "check the address in MODELOPS_SERVER and the network; jobs go on meanwhile"
+    address = Address(checked_url(url), token, f"the server {url}", advice)
+    return lambda: address
+
+
+class Local:
+    """Finds the server of a home, again before every request: its port may change when it is started again."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def __call__(self) -> Address:
+        """Return where it is. Raises ServerUnreachableError if none runs."""
+        from modelops.cluster.launch import find_server
+
+        found = find_server(self._home)
+        if found is None:
+            raise ServerUnreachableError(LOCAL, f"none runs for {self._home.data}", _UP)
+        return Address(found.url, found.token, f"{LOCAL} ({found.url})", "'modelops status' shows what runs")
+
+    def runs(self) -> bool:
+        """Say whether there is one."""
+        try:
+            self()
+        except ServerUnreachableError:
+            return False
+        return True
+
+
+def connect(
+    environ: Mapping[str, str] = os.environ, *, url: str | None = None, token: str | None = None
+) -> HttpSource:
+    """Return the jobs of the server in charge; start the one of this machine unless it runs.
+
+    Parameters
+    ----------
+    url, token
+        Instead of ``MODELOPS_SERVER`` and ``MODELOPS_TOKEN``.
+    """
+    home = Home.from_environ(environ)
+    url = url or environ.get("MODELOPS_SERVER") or None
+    if url is not None:
+        return HttpSource(Http(remote(url, token or environ.get("MODELOPS_TOKEN"))), home)
+    return served_at(home)
+
+
+def served_at(home: Home) -> HttpSource:
+    """Return the jobs of the server of this home, started unless one runs."""
+    from modelops.cluster.launch import ensure_server
+
+    ensure_server(home)
+    return HttpSource(Http(Local(home)), home)
+
+
+def running(environ: Mapping[str, str] = os.environ) -> HttpSource | None:
+    """Return the jobs of the server in charge, None if none runs on this machine; starts none."""
+    if environ.get("MODELOPS_SERVER"):
+        return connect(environ)
+    home = Home.from_environ(environ)
+    return HttpSource(Http(Local(home)), home) if Local(home).runs() else None
+
+
+# Looking while no server runs
+
+
+def look_at(text: str, environ: Mapping[str, str] = os.environ) -> Job:
+    """Return the job that an id, or a beginning or end of one, names: of the server, or as it is stored here.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such job.
+    ServerUnreachableError
+        No server runs, and the job has not ended: nothing is known of it.
+    """
+    from modelops.client.client import Client
+    from modelops.client.job import Job
+
+    if (source := running(environ)) is not None:
+        return Client(source=source).job(text)
+    home = Home.from_environ(environ)
+    row = _recorded(home, text)
+    if row.state in FINAL_JOB_STATES:
+        return Job(row.job, home)
+    raise ServerUnreachableError(LOCAL, f"none runs for {home.data}, and job {row.job} has not ended", _UP)
+
+
+def last_recorded(text: str, environ: Mapping[str, str] = os.environ) -> tuple[str, JobStatus]:
+    """Return the id of a job and what is known of it while no server runs: unknown since its last change."""
+    row = _recorded(Home.from_environ(environ), text)
+    since = row.changed_at
+    at = f"{since.astimezone():%Y-%m-%d %H:%M:%S}"
+    return row.job, JobStatus(
+        state=UNKNOWN, counts={}, aggregates={}, unknown_since=since, last_known=row.state,
+        reason=f"unknown since {at} (last recorded: {row.state}): no server runs; {_UP}",
+    )  # fmt: skip
+
+
+def recorded_jobs(environ: Mapping[str, str], states: Collection[str], limit: int | None) -> list[Summary]:
+    """Return the jobs that are recorded on this machine, newest first; those that have not ended as unknown."""
+    rows = [row for row in _rows(Home.from_environ(environ)) if not states or row.state in states]
+    return [
+        Summary(
+            job=row.job, name=row.name, bundle=row.bundle, run=row.run,
+            state=row.state if row.state in FINAL_JOB_STATES else UNKNOWN, reason=row.reason,
+            created_at=row.created_at, changed_at=row.changed_at,
+        )
+        for row in rows[:limit]
+    ]  # fmt: skip
+
+
+def _recorded(home: Home, text: str) -> JobRow:
+    fitting = [row for row in _rows(home) if _fits(row.job, text)]
+    if not fitting:
+        raise NotFoundError(f"there is no job {text!r} in {home.data}; 'modelops jobs list' shows all")
+    if len(fitting) > 1:
+        ambiguous(text, [row.job for row in fitting])
+    return fitting[0]
+
+
+def _fits(job: str, text: str) -> bool:
+    return bool(text) and (job.startswith((text, f"job_{text}")) or job.endswith(text))
+
+
+def _rows(home: Home) -> list[JobRow]:
+    from modelops.store import Records
+
+    url = home.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return []  # looking makes no database
+    records = Records.open(url)
+    try:
+        return records.jobs()
+    finally:
+        records.close()

@@ -1,0 +1,109 @@
+"""From a study to a job of a server: snapshot the bundle, freeze the spec, upload what the server lacks.
+
+A bundle travels only when the server does not have it; a table of parameters that is large goes before the job, by
+digest. All of it can be repeated: submission has a key, and who asks twice with it gets the same job.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from modelops.bundles import job_spec, load_manifest, pack_bundle, take_snapshot
+from modelops.bundles.digest import is_digest
+from modelops.client.http import MissingUploadError
+from modelops.client.served import who_asks
+from modelops.client.study_files import completed
+from modelops.errors import NotFoundError
+from modelops.study import parameter_table
+from modelops.study.ids import BundleDigest, JobId
+
+if TYPE_CHECKING:
+    from modelops.client.served import HttpSource
+    from modelops.study import Study
+    from modelops.study.spec import JobSpec
+
+MAX_BODY_BYTES: Final = 256 << 10  # parameters that take more travel as a file
+UPLOAD_READ_S: Final = 300.0
+
+
+class _Submitted(msgspec.Struct, frozen=True):
+    job: str
+
+
+def submit_study(study: Study, source: HttpSource) -> JobId:
+    """Submit a study and return the id of its job.
+
+    Raises
+    ------
+    RequestError, BundleError
+        The study or the bundle is wrong; no job was recorded.
+    """
+    digest, snapshot, why = _bundle(study, source)
+    bundle = Path(study.bundle) if Path(study.bundle).exists() else snapshot
+    manifest = load_manifest(bundle)  # not of the snapshot: a folder without a name of its own gives its
+    study = completed(study, manifest, snapshot)
+    spec = job_spec(study, manifest, digest)
+    canonicals = [text.encode() for text in parameter_table(study.sets())["canonical"].to_pylist()]
+    with tempfile.TemporaryFile() as file:
+        body = _body(spec, canonicals, why, file)
+        headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
+        for _ in range(3):  # the bundle, then the parameters, may be missing
+            try:
+                answer = source.http.request("POST", "/jobs", body=body, headers=headers)
+            except MissingUploadError as missing:
+                if missing.error == "ParametersMissingError":
+                    _put(source, f"/parameters/{_sha256(file)}", file)
+                else:
+                    _upload_bundle(source, digest, snapshot)
+            else:
+                return JobId(answer.as_type(_Submitted).job)
+    raise NotFoundError(f"the server loses what is uploaded for bundle {digest}; its log says more")
+
+
+def _bundle(study: Study, source: HttpSource) -> tuple[BundleDigest, Path, str]:
+    """Return digest and snapshot of the bundle, and where it was; a digest names one that the server has."""
+    named, cache = str(study.bundle), source.home.cache / "bundles"
+    if is_digest(named) and not Path(named).exists():
+        return BundleDigest(named), source.fetch_bundle(BundleDigest(named)), f"submitted by digest {named}"
+    path = Path(study.bundle)
+    if not path.exists():
+        raise NotFoundError(f"there is no bundle at {path}: no such file or folder")
+    digest, snapshot = take_snapshot(path, cache)
+    return digest, snapshot, f"submitted from {path.resolve()}"
+
+
+def _body(spec: JobSpec, canonicals: list[bytes], why: str, file: IO[bytes]) -> bytes:
+    asked: dict[str, Any] = {"spec": spec, "why": why}
+    if sum(map(len, canonicals)) <= MAX_BODY_BYTES:
+        asked["parameters"] = [msgspec.Raw(canonical) for canonical in canonicals]
+    else:
+        from modelops.store.parameters import pour_parameters
+
+        pour_parameters(file, canonicals)
+        asked["parameters_sha256"] = _sha256(file)
+    return msgspec.json.encode(asked)
+
+
+def _upload_bundle(source: HttpSource, digest: BundleDigest, snapshot: Path) -> None:
+    with tempfile.TemporaryFile() as archive:
+        pack_bundle(snapshot, archive)
+        _put(source, f"/bundles/{digest}", archive)
+
+
+def _put(source: HttpSource, path: str, file: IO[bytes]) -> None:
+    headers = {"Content-Type": "application/octet-stream"}
+    source.http.request("PUT", path, body=file, headers=headers, read_s=UPLOAD_READ_S)
+
+
+def _sha256(file: IO[bytes]) -> str:
+    file.seek(0)
+    digest = sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Watch a job of a server to its end; Ctrl-C cancels it, or only ends the watching."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from modelops.errors import ModelOpsError, ServerUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from modelops.client.job import Job
+    from modelops.client.run import Watcher
+    from modelops.client.status import JobStatus
+    from modelops.study import Study
+
+LOOK_S: Final = 25.0
+CANCELLING_LOOK_S: Final = 1.0
+AWAY_PAUSE_S: Final = 0.5
+AWAY_S: Final = 60.0  # how long a run puts up with a server that is away
+AT_ONCE_S: Final = 2.0  # how long the second Ctrl-C waits for the server to say that all has stopped
+
+
+def watch(
+    job: Job, watcher: Watcher, *, patience_s: float | None = None, cancels: Cancels | None = None
+) -> JobStatus:
+    """Tell a watcher what is known of a job until it has ended; connects again by itself.
+
+    Parameters
+    ----------
+    patience_s
+        How long the server may be away; None: for ever.
+    cancels
+        Turns Ctrl-C into a cancel of the job.
+
+    Returns
+    -------
+        The last status: final, unless Ctrl-C was pressed twice and the server is still stopping things.
+
+    Raises
+    ------
+    ServerUnreachableError
+        The server has been away for longer.
+    """
+    status: JobStatus | None = None
+    away: float | None = None
+    while True:
+        look_s = CANCELLING_LOOK_S if cancels is not None and cancels.pressed else LOOK_S
+        status = job.source.wait_for_change(job.id, status, look_s)
+        watcher.seen(status)
+        if status.final or (cancels is not None and cancels.leave()):
+            return status
+        if status.unknown_since is None:
+            away = None
+            continue
+        now = time.monotonic()
+        away = away or now
+        if patience_s is not None and now - away > patience_s:
+            raise ServerUnreachableError(
+                f"the server of job {job.id}", f"it has been away for {now - away:.0f} s",
+                f"the job is recorded: 'modelops jobs watch {job.id}' goes on watching when the server is back",
+            )  # fmt: skip
+        time.sleep(AWAY_PAUSE_S)
+
+
+def run_on_server(study: Study, watcher: Watcher) -> Job:
+    """Submit a study and watch the job to its end.
+
+    Returns
+    -------
+        The job, final unless Ctrl-C was pressed twice.
+    """
+    from modelops.client.client import Client
+
+    with Cancels(watcher) as cancels:
+        watcher.stage("looking for the server")
+        client = Client()
+        watcher.stage("submitting")
+        with cancels.submitting():
+            job = client.submit(study)
+        cancels.of(job)
+        watcher.prepared(job, job.spec.line.size)
+        watch(job, watcher, patience_s=AWAY_S, cancels=cancels)
+    return job
+
+
+class Cancels:
+    """Ctrl-C once: cancel the job and keep what is finished; twice: at once; a third time: leave.
+
+    Only the main thread gets signals; in any other thread this does nothing. Before there is a job, Ctrl-C is a
+    KeyboardInterrupt as everywhere else. Cancelling happens in a thread: the one that was interrupted may be in the
+    middle of a request.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._job: Job | None = None
+        self._before: dict[int, object] = {}
+        self._threads: list[threading.Thread] = []
+        self._at_once = 0.0
+        self._submitting = False
+        self._failed: ModelOpsError | None = None
+        self.pressed = 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
+        for thread in self._threads:
+            thread.join(AT_ONCE_S)
+
+    @contextlib.contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Let a first Ctrl-C wait until it is known which job there is: it may have been recorded already."""
+        self._submitting = True
+        try:
+            yield
+        finally:
+            self._submitting = False
+
+    def of(self, job: Job) -> None:
+        """Cancel this job from now on; also if Ctrl-C was pressed while it was submitted."""
+        self._job = job
+        if self.pressed:
+            self._cancel()
+
+    def leave(self) -> bool:
+        """Say whether Ctrl-C was pressed twice, and it is time to go. Raises what kept the job from being cancelled."""
+        if self._failed is not None:
+            raise self._failed
+        return self.pressed > 1 and time.monotonic() > self._at_once
+
+    def _pressed(self, _signum: int, _frame: object) -> None:
+        if self.pressed > 1 or (self._job is None and (self.pressed or not self._submitting)):
+            raise KeyboardInterrupt
+        self.pressed += 1
+        self._watcher.cancelling(hard=self.pressed > 1)
+        self._at_once = time.monotonic() + AT_ONCE_S
+        if self._job is not None:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        assert self._job is not None
+        thread = threading.Thread(
+            target=_into(self._job.cancel, self._fail), name="modelops-cancel", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def _fail(self, error: ModelOpsError) -> None:
+        self._failed = error
+
+
+def _into(call: Callable[[], None], fail: Callable[[ModelOpsError], None]) -> Callable[[], None]:
+    """Return a function that hands on what the call raises instead of raising it."""
+    from modelops.errors import RequestError
+
+    def run() -> None:
+        try:
+            call()
+        except RequestError:
+            return  # it has ended already, which is what was asked for
+        except ModelOpsError as error:
+            fail(error)
+
+    return run

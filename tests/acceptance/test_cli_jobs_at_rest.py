@@ -1,0 +1,131 @@
+"""``modelops jobs`` while no server runs: what has ended is shown, of what has not nothing is claimed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.conftest import descendants
+
+from modelops.states import JobEvent
+from modelops.store import Records
+from modelops.study.ids import new_job_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.acceptance.conftest import Said
+
+    from modelops.home import Home
+
+    Modelops = Callable[..., Said]
+
+MODEL = """
+def simulate(params, seed):
+    print("seed", seed)
+    if seed % 2:
+        raise ValueError("odd")
+    return {"x": seed}
+"""
+
+
+@pytest.fixture
+def ended(modelops: Modelops, write_bundle: Callable[..., Path]) -> str:
+    """Return the id of a job that ran without a server: three succeeded, one failed."""
+    said = modelops("run", write_bundle(MODEL), "--seeds", "2,3,4,6", "-w", "1", "--json", "--quiet")
+    assert said.code == 3, said.err
+    return str(said.json["job"])
+
+
+def unfinished(home: Home) -> str:
+    """Record a job that somebody had begun to run when all went dark."""
+    records, job = Records.open(home.database_url), new_job_id()
+    records.create_job(job, b"{}", name="dark")
+    records.change_state(job, JobEvent.STARTED, who="nobody")
+    records.close()
+    return job
+
+
+def test_a_job_that_has_ended_is_shown_without_a_server(
+    modelops: Modelops, ended: str, tmp_path: Path
+) -> None:
+    before = descendants(os.getpid())
+    said = modelops("jobs", "show", ended[-9:], "--json")  # the end of an id will do
+    assert (said.code, said.json["state"]) == (0, "partial"), said.err
+    assert said.json["counts"] == {"succeeded": 3, "failed": 1}
+    assert said.json["events"][0]["kind"] == "created"
+    (failure,) = modelops("jobs", "failures", ended, "--json").json["failures"]
+    assert (failure["count"], failure["error_type"], failure["message"]) == (1, "ValueError", "odd")
+    assert "raise ValueError" in failure["traceback"]
+    again = modelops(*failure["command"].split()[1:], "--json")
+    assert again.json["replicates"][0]["error"]["message"] == "odd"
+    assert "seed 4" in modelops("jobs", "logs", ended).out
+    assert modelops("jobs", "logs", ended, "--param", "0", "--replicate", "1").out == "seed 3\n"
+    assert modelops("jobs", "watch", ended, "--quiet").code == 3
+    first = modelops("jobs", "sync", ended, tmp_path / "to", "--json").json
+    assert first["final"] is True
+    assert "results/replicates.parquet" in first["copied"]
+    second = modelops("jobs", "sync", ended, tmp_path / "to", "--json").json
+    assert (second["copied"], second["unchanged"]) == ([], len(first["copied"]))
+    assert descendants(os.getpid()) == before  # a look starts nothing
+
+
+def test_of_a_job_that_has_not_ended_nothing_is_claimed(modelops: Modelops, ended: str, home: Home) -> None:
+    dark = unfinished(home)
+    said = modelops("jobs", "show", dark, "--json")
+    assert said.code == 5
+    assert (said.json["state"], said.json["last_known"]) == ("unknown", "preparing")
+    assert said.json["unknown_since"]
+    plain = modelops("jobs", "show", dark)
+    assert "unknown since" in plain.out
+    assert "modelops up" in plain.out
+    assert "failed" not in plain.out
+    for what in ("watch", "failures", "logs"):
+        refused = modelops("jobs", what, dark)
+        assert (refused.code, "modelops up" in refused.err) == (5, True), refused.err
+    listed = modelops("jobs", "list", "--json")
+    assert listed.code == 5
+    assert {j["job"]: j["state"] for j in listed.json["jobs"]} == {ended: "partial", dark: "unknown"}
+    assert "no server runs" in listed.json["unreachable"]
+    assert modelops("jobs", "list", "--state", "partial").out.count("job_") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("show", "job_" + "0" * 32), "there is no job"),
+        (("show", "nonsense"), "there is no job 'nonsense'"),
+        (("list", "--state", "runing"), "did you mean 'running'"),
+        (("logs", "x", "--replicate", "1"), "--param"),
+        (("extend", "x", "-p", "a=1", "--parameters", "f.csv"), "either -p or --parameters"),
+    ],
+    ids=["unknown id", "nonsense", "unknown state", "half a place", "two tables"],
+)
+def test_a_wrong_request_ends_with_2_and_a_sentence(
+    modelops: Modelops, words: tuple[str, ...], says: str
+) -> None:
+    said = modelops("jobs", *words)
+    assert said.code == 2, said.err
+    assert says in said.err
+    assert said.out == ""
+
+
+def test_nothing_was_ever_submitted_here(modelops: Modelops, home: Home) -> None:
+    said = modelops("jobs", "list")
+    assert (said.code, said.out) == (5, "")
+    assert "modelops up" in said.err
+    assert not (home.data / "modelops.db").exists()  # looking makes nothing
+
+
+def test_a_server_elsewhere_that_is_away_is_named(modelops: Modelops) -> None:
+    said = modelops("jobs", "list", MODELOPS_SERVER="http://127.0.0.1:9", MODELOPS_TOKEN="t")
+    assert said.code == 5
+    assert "http://127.0.0.1:9 cannot be reached" in said.err
+    unknown = modelops(
+        "jobs", "show", "job_" + "0" * 32, "--json", MODELOPS_SERVER="http://127.0.0.1:9", MODELOPS_TOKEN="t"
+    )
+    assert (unknown.code, unknown.json["state"], unknown.json["last_known"]) == (5, "unknown", None)
+    assert modelops("jobs", "list", MODELOPS_SERVER="nonsense", MODELOPS_TOKEN="t").code == 2
+    assert "MODELOPS_TOKEN" in modelops("jobs", "list", MODELOPS_SERVER="http://127.0.0.1:9").err
