@@ -13,7 +13,7 @@ import urllib3
 import uvicorn
 
 from modelops.server.http import make_app
-from modelops.server.service import JobService, SubmitRequest
+from modelops.server.requests import SubmitRequest
 from modelops.study.canonical import canonical_json
 from modelops.study.index_line import IndexLine
 from modelops.study.ranges import EMPTY, Ranges
@@ -21,6 +21,8 @@ from modelops.study.spec import JobSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from modelops.server.service import JobService
 
 TOKEN = "a-token-that-only-tests-know"
 MODEL = "def simulate(params, seed):\n    return {'x': seed}\n\ndef summarize(replicates):\n    return {}\n"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from modelops.store import JobRow, Objects, Records
+    from modelops.store.rows import Submission
     from modelops.study.ids import JobId
     from modelops.study.index_line import IndexLine
     from modelops.study.spec import JobSpec
@@ -36,7 +37,15 @@ if TYPE_CHECKING:
 _FAILED: Final = frozenset(OUTCOMES.index(status) for status in FAILURES)
 
 
-def resume_job(records: Records, objects: Objects, job: JobId, who: str, *, failed: bool = False) -> JobRow:
+def resume_job(
+    records: Records,
+    objects: Objects,
+    job: JobId,
+    who: str,
+    *,
+    failed: bool = False,
+    asked: Submission | None = None,
+) -> JobRow:
     """Let a job that has ended run what is missing of it: replicates without an outcome, aggregates not made.
 
     Parameters
@@ -44,6 +53,8 @@ def resume_job(records: Records, objects: Objects, job: JobId, who: str, *, fail
     failed
         Try those again, too, that have failed (or timed out, crashed, ...), and failed aggregates. Their outcomes
         do not count any more, and an event says so.
+    asked
+        The request that wants it, see `Records.begin_run`.
 
     Raises
     ------
@@ -70,7 +81,13 @@ def resume_job(records: Records, objects: Objects, job: JobId, who: str, *, fail
     what += [f"{n_failed} failed replicates again"] if failed and n_failed else []
     why = f"resumed by {who}: {' and '.join(what) or 'aggregates'}"
     return records.begin_run(
-        job, JobEvent.RESUMED, who=who, why=why, withdrawal=withdrawal, expected_version=row.version
+        job,
+        JobEvent.RESUMED,
+        who=who,
+        why=why,
+        withdrawal=withdrawal,
+        expected_version=row.version,
+        asked=asked,
     )
 
 
@@ -83,6 +100,7 @@ def extend_job(
     replicates: int | None = None,
     parameters: Sequence[bytes] | None = None,
     seeds: Sequence[int] | None = None,
+    asked: Submission | None = None,
 ) -> JobRow:
     """Add replicates, parameter sets, or both to a job that has ended; only what is new (or missing) is run.
 
@@ -94,6 +112,8 @@ def extend_job(
         Parameter sets to add, in canonical form (`modelops.study.canonical.canonical_json`).
     seeds
         For a job with explicit seeds: those of the added replicates.
+    asked
+        The request that wants it, see `Records.begin_run`.
 
     Raises
     ------
@@ -125,6 +145,7 @@ def extend_job(
         spec=data,
         study=study,
         expected_version=row.version,
+        asked=asked,
     )
 
 

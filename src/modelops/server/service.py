@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from modelops.errors import BundleMissingError, ConflictError, NotFoundError, QueueFullError, RequestError
+from modelops.errors import (
+    BundleMissingError,
+    ClusterError,
+    ConflictError,
+    NotFoundError,
+    QueueFullError,
+    RequestError,
+)
 from modelops.server.copying import JobFiles
+from modelops.server.extend import extend_job, resume_job
 from modelops.server.parameters import canonical_forms, texts_of_file
 from modelops.server.submission import check_count, check_entries, check_spec
 from modelops.server.uploads import Uploads
@@ -25,47 +32,56 @@ from modelops.store.aggregate_value import stored_aggregate
 from modelops.store.contents import JobContents
 from modelops.store.job_log import read_log
 from modelops.store.parameters import Parameters, write_parameters
-from modelops.store.rows import new_row
+from modelops.store.rows import ChangedMeanwhileError, Submission, new_row
 from modelops.store.segments import job_folder
-from modelops.store.submissions import Submission
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.ranges import EMPTY
-from modelops.study.spec import JobSpec, decode_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from modelops.home import Home
+    from modelops.server.requests import ExtendRequest, ResumeRequest, SubmitRequest
     from modelops.server.views import Driving, JobView
     from modelops.store import EventRow, JobRow, Objects, Records
     from modelops.store.parameters import ParameterSet
     from modelops.store.segment_table import StoredOutput
+    from modelops.study.spec import JobSpec
 
 log = logging.getLogger(__name__)
 MAX_JOBS: Final = 10_000
 
 
-ObjectText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+class Found(Protocol):
+    """Something that was not as recorded, and was repaired."""
+
+    @property
+    def job(self) -> JobId: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
 
 
-class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A study that leaves nothing open.
+class Reconciling(Protocol):
+    """Compares records, stored bytes and what runs. `modelops.server.reconcile` has the real one."""
 
-    ``spec``: what decides the results. ``parameters``: one JSON object for each parameter set, in canonical form;
-    or ``parameters_sha256``, the digest of a file that was uploaded. ``why``: for the job's story.
-    """
+    def run(self, job: JobId | None) -> Sequence[Found]:
+        """Look at one job, or at all, now; repair what is wrong, and return what that was."""
 
-    spec: JobSpec
-    parameters: list[ObjectText] | None = None
-    parameters_sha256: str | None = None
-    why: str = ""
 
-    def digest(self) -> str:
-        """Return what tells this request from another."""
-        whole = sha256(msgspec.json.encode(self.spec, order="deterministic"))
-        for part in (*(self.parameters or ()), (self.parameters_sha256 or "").encode()):
-            whole.update(len(part).to_bytes(8, "little") + bytes(part))
-        return whole.hexdigest()
+class FoundView(msgspec.Struct, frozen=True):
+    """Something that was not as recorded, and was repaired."""
+
+    job: str
+    kind: str
+    text: str
+
+
+class Reconciled(msgspec.Struct, frozen=True):
+    """What a look at records, stored bytes and what runs has found."""
+
+    findings: list[FoundView]
 
 
 class JobService:
@@ -77,6 +93,8 @@ class JobService:
         Where uploads are received and bundles are unpacked.
     supervisor
         The drivers of this process; woken when there is something to do.
+    reconciler
+        Looks for what is not as recorded.
     max_jobs
         How many jobs that have not ended the server keeps.
     """
@@ -88,12 +106,13 @@ class JobService:
         home: Home,
         supervisor: Driving,
         *,
+        reconciler: Reconciling | None = None,
         max_jobs: int = MAX_JOBS,
     ) -> None:
         self.records, self.objects, self.supervisor = records, objects, supervisor
         self.uploads = Uploads(objects, home.cache / "uploads", home.cache / "bundles", records.now)
         self.files = JobFiles(records, objects)
-        self.max_jobs = max_jobs
+        self.reconciler, self.max_jobs = reconciler, max_jobs
         self.started_at = records.now()
 
     # Submitting
@@ -290,6 +309,76 @@ class JobService:
         self.supervisor.wake()
         return self.status(job)
 
+    def resume(self, job: str, request: ResumeRequest, key: str | None, who: str) -> JobView:
+        """Let a job that has ended run what is missing of it; see `modelops.server.extend.resume_job`.
+
+        Parameters
+        ----------
+        key
+            As for `submit`: when the same request comes again it begins nothing twice.
+
+        Raises
+        ------
+        RequestError
+            Nothing is missing.
+        ConflictError
+            The job has not ended.
+        """
+
+        def begin(asked: Submission | None) -> None:
+            resume_job(self.records, self.objects, JobId(job), who, failed=request.failed, asked=asked)
+
+        return self._once(job, request, key, begin)
+
+    def extend(self, job: str, request: ExtendRequest, key: str | None, who: str) -> JobView:
+        """Add to a job that has ended; see `modelops.server.extend.extend_job`. Errors as `resume`."""
+
+        def begin(asked: Submission | None) -> None:
+            extend_job(
+                self.records, self.objects, JobId(job), who, replicates=request.replicates,
+                parameters=self._more_parameters(request), seeds=request.seeds, asked=asked,
+            )  # fmt: skip
+
+        return self._once(job, request, key, begin)
+
+    def reconcile(self, job: str | None = None) -> Reconciled:
+        """Compare records, stored bytes and what runs, of one job or of all, and repair what is wrong."""
+        if job is not None:
+            self.records.job(JobId(job))
+        if self.reconciler is None:
+            raise ClusterError("this server cannot reconcile: it was started without what does that")
+        found = self.reconciler.run(None if job is None else JobId(job))
+        return Reconciled([FoundView(f.job, str(f.kind), f.text) for f in found])
+
+    def _once(
+        self,
+        job: str,
+        request: ResumeRequest | ExtendRequest,
+        key: str | None,
+        begin: Callable[[Submission | None], None],
+    ) -> JobView:
+        """Let a job begin again, unless the same request has done so before."""
+        asked = Submission(key, request.digest(job)) if key is not None else None
+        if asked is None or submissions.submitted(self.records, asked) is None:
+            submissions.refuse_when_full(self.records, self.max_jobs)
+            try:
+                begin(asked)
+            except ChangedMeanwhileError as e:
+                if asked is None or submissions.submitted(self.records, asked) is None:
+                    raise ConflictError(str(e)) from e
+            self.supervisor.wake()
+        return self.status(job)
+
+    def _more_parameters(self, request: ExtendRequest) -> list[bytes] | None:
+        if request.parameters is not None and request.parameters_sha256 is not None:
+            raise RequestError("give either parameters or parameters_sha256, not both")
+        if request.parameters is not None:
+            return canonical_forms(bytes(text) for text in request.parameters)
+        if request.parameters_sha256 is not None:
+            with self.uploads.parameters(request.parameters_sha256) as file:
+                return canonical_forms(texts_of_file(file))
+        return None
+
 
 @contextlib.contextmanager
 def _found() -> Iterator[None]:
@@ -298,25 +387,3 @@ def _found() -> Iterator[None]:
         yield
     except KeyError as error:
         raise NotFoundError(error.args[0] if error.args else str(error)) from error
-
-
-def decode_submission(data: bytes) -> SubmitRequest:
-    """Read a submission; a spec of a newer ModelOps is refused with a sentence before it is misunderstood.
-
-    Raises
-    ------
-    msgspec.DecodeError
-        It is no JSON, or not of this form.
-    RequestError
-        It is of a newer form.
-    """
-    try:
-        return msgspec.json.decode(data, type=SubmitRequest)
-    except msgspec.ValidationError:
-        with contextlib.suppress(msgspec.ValidationError):
-            decode_spec(bytes(msgspec.json.decode(data, type=_AnySpec).spec))
-        raise
-
-
-class _AnySpec(msgspec.Struct):
-    spec: msgspec.Raw

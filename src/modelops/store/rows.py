@@ -66,6 +66,13 @@ class EventRow(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+class Submission(msgspec.Struct, frozen=True):
+    """A request that may come again. ``key``: chosen by the client; ``digest``: of what it asked for."""
+
+    key: str
+    digest: str
+
+
 def new_row(job: JobId, spec: bytes, *, name: str, bundle: str, at: datetime) -> JobRow:
     """Return the row of a new job, which is ``queued``."""
     return JobRow(
@@ -78,6 +85,12 @@ def insert_job(sql: sa.Connection, row: JobRow, who: str, why: str) -> None:
     """Write the row of a new job, with its first event, ``created``."""
     sql.execute(schema.jobs.insert().values(msgspec.structs.asdict(row)))
     insert_event(sql, row.job, 1, row.created_at, who, "created", why, {})
+
+
+def record_request(sql: sa.Connection, asked: Submission, job: JobId, at: datetime) -> None:
+    """Record that a request was carried out, and on which job."""
+    values = {"key": asked.key, "digest": asked.digest, "job": job, "created_at": at}
+    sql.execute(schema.submissions.insert().values(values))
 
 
 def update_of(job: JobId) -> sa.Update:

@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from modelops.states import JobEvent, JobState, next_state
 from modelops.store import schema
 from modelops.store.result_file import ResultFile
-from modelops.store.rows import ChangedMeanwhileError, append_event, hold, read_job, update_of
+from modelops.store.rows import (
+    ChangedMeanwhileError,
+    Submission,
+    append_event,
+    hold,
+    read_job,
+    record_request,
+    update_of,
+)
 from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
 from modelops.study.ids import AttemptId
 from modelops.study.spec import decode_spec
@@ -55,6 +63,7 @@ class Runs:
         epoch: int | None = None,
         expected_version: int | None = None,
         expected_state: JobState | None = None,
+        asked: Submission | None = None,
     ) -> JobRow:
         """Let a final job begin again by ``resumed``, ``extended`` or ``repaired``; its run number is one more.
 
@@ -67,6 +76,8 @@ class Runs:
             What the job is from now on, and the object that holds it for workers.
         withdrawal
             What does not count any more; an event of its own says so.
+        asked
+            The request that wants it, recorded so that it can come again and begins nothing twice.
 
         Raises
         ------
@@ -88,6 +99,8 @@ class Runs:
                 "spec": old.spec if spec is None else spec, "study": old.study if study is None else study,
             }  # fmt: skip
             sql.execute(update_of(job).values(values))
+            if asked is not None:
+                record_request(sql, asked, job, self._clock())
             self._withdraw(sql, job, who, why, withdrawal)
             data = {"from": old.state, "to": values["state"], "run": old.run + 1, "study": values["study"]}
             append_event(sql, job, self._clock(), who, event, why, data)

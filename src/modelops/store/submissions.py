@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from modelops.errors import ConflictError, InternalError, QueueFullError
 from modelops.states import FINAL_JOB_STATES
 from modelops.store import schema
-from modelops.store.rows import insert_job, read_job
+from modelops.store.rows import insert_job, read_job, record_request
 from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
     from modelops.store.records import Records
-    from modelops.store.rows import JobRow
-
-
-class Submission(msgspec.Struct, frozen=True):
-    """A request that may come again. ``key``: chosen by the client; ``digest``: of what it asked for."""
-
-    key: str
-    digest: str
+    from modelops.store.rows import JobRow, Submission
 
 
 def submitted(records: Records, submission: Submission) -> JobRow | None:
-    """Return the job that this request made when it came before, or None.
+    """Return the job that this request made, or let begin again, when it came before; or None.
 
     Raises
     ------
@@ -69,11 +61,7 @@ def record_submission(
             _refuse_beyond(sql, limit)
             insert_job(sql, row, who, why)
             if submission is not None:
-                sql.execute(
-                    schema.submissions.insert().values(
-                        key=submission.key, digest=submission.digest, job=row.job, created_at=row.created_at
-                    )
-                )
+                record_request(sql, submission, row.job, row.created_at)
         return row
     except SqlIntegrityError as e:
         # Two transactions of one key may run at once on PostgreSQL; the one that is second learns it here.
@@ -96,7 +84,7 @@ def _submitted(sql: sa.Connection, submission: Submission) -> JobRow | None:
         return None
     if known.digest != submission.digest:
         raise ConflictError(
-            f"the key {submission.key!r} was used for another submission, which made job {known.job}; "
+            f"the key {submission.key!r} was used for another request, which was about job {known.job}; "
             "use a new key for a new request"
         )
     return read_job(sql, JobId(known.job))

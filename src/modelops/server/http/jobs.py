@@ -9,7 +9,8 @@ import msgspec
 from modelops.server.http.api import json_response, who
 from modelops.server.http.operations import Answer, Body, Operation, Place, at
 from modelops.server.http.problems import NoSuchRouteError
-from modelops.server.service import SubmitRequest, decode_submission
+from modelops.server.requests import ExtendRequest, ResumeRequest, SubmitRequest, decode_submission
+from modelops.server.service import Reconciled
 from modelops.server.views import JobView
 from modelops.states import JobState
 from modelops.store.rows import EventRow
@@ -27,7 +28,16 @@ JobText = Annotated[str, at(Place.PATH, "Id of a job.", pattern="^[A-Za-z0-9_-]{
 UserText = Annotated[
     str, at(Place.HEADER, "Who asks, for the job's story.", pattern="^[!-~]([ -~]{0,198}[!-~])?$")
 ]
-WaitS = Annotated[int, at(Place.QUERY, "Wait at most so many seconds for news.", ge=0, le=MAX_WAIT_S)]
+KeyText = Annotated[
+    str,
+    at(
+        Place.HEADER,
+        "Chosen by the client, new for each new request: when the same request comes again with the same key, it is "
+        "not carried out a second time, and the answer is about the same job.",
+        pattern="^[!-~]{1,200}$",
+    ),
+]
+WaitS = Annotated[float, at(Place.QUERY, "Wait at most so many seconds for news.", ge=0, le=MAX_WAIT_S)]
 
 
 class JobPath(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,15 +57,15 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks, and the key of the request."""
 
     user: UserText = msgspec.field(name="ModelOps-User", default="")
-    key: Annotated[
-        str,
-        at(
-            Place.HEADER,
-            "Chosen by the client, new for each new request: when the same request comes again with the same key, "
-            "the answer is the job that it made.",
-            pattern="^[!-~]{1,200}$",
-        ),
-    ] = msgspec.field(name="Idempotency-Key", default="")
+    key: KeyText = msgspec.field(name="Idempotency-Key", default="")
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that is to begin again, who asks, and the key of the request."""
+
+    job: JobText
+    user: UserText = msgspec.field(name="ModelOps-User", default="")
+    key: KeyText = msgspec.field(name="Idempotency-Key", default="")
 
 
 class List(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +90,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """One job, at once or when it has changed."""
 
     job: JobText
-    wait_s: WaitS = 0
+    wait_s: WaitS = 0.0
     tag: Annotated[
         str, at(Place.QUERY, "Wait until the job's `tag` is another one than this.", max_length=64)
     ] = ""
@@ -92,7 +102,7 @@ class ReadEvents(msgspec.Struct, frozen=True, kw_only=True):
     job: JobText
     after: Annotated[int, at(Place.QUERY, "Number of the last event known.", ge=0, le=2**31 - 1)] = 0
     limit: Annotated[int, at(Place.QUERY, "How many at most.", ge=1, le=10_000)] = 1000
-    wait_s: WaitS = 0
+    wait_s: WaitS = 0.0
 
 
 class OneSet(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +158,7 @@ async def list_jobs(api: Api, call: Call) -> Response:
 async def status(api: Api, call: Call) -> Response:
     """Return a job, at once or when its tag is another."""
     given = call.given
-    wait_s = given.wait_s if given.tag else 0
+    wait_s = given.wait_s if given.tag else 0.0
     return json_response(await api.waiting.until(given.job, lambda view: view.tag != given.tag, wait_s))
 
 
@@ -175,6 +185,27 @@ async def parameters(api: Api, call: Call) -> Response:
 async def cancel(api: Api, call: Call) -> Response:
     """Ask for the end of a job."""
     return json_response(await api.quick(api.service.cancel, call.given.job, who(call)))
+
+
+async def resume(api: Api, call: Call) -> Response:
+    """Let a job run what is missing."""
+    given = call.given
+    return json_response(
+        await api.slow(api.service.resume, given.job, call.body, given.key or None, who(call))
+    )
+
+
+async def extend(api: Api, call: Call) -> Response:
+    """Let a job have more."""
+    given = call.given
+    return json_response(
+        await api.slow(api.service.extend, given.job, call.body, given.key or None, who(call))
+    )
+
+
+async def reconcile(api: Api, call: Call) -> Response:
+    """Look for what is not as recorded, of one job or of all."""
+    return json_response(await api.slow(api.service.reconcile, getattr(call.given, "job", None)))
 
 
 def param_of(text: str) -> int | str:
@@ -210,6 +241,24 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     Operation(
         "POST", "/v1/jobs/{job}/cancel", "cancel_job",
         "Ask for the end of a job; asking again changes nothing.", cancel, JOB, Act, problems=(404, 409),
+    ),
+    Operation(
+        "POST", "/v1/jobs/{job}/resume", "resume_job", "Let a job that has ended run what is missing of it.", resume,
+        JOB,
+        Begin, Body(ResumeRequest, required=False), problems=(404, 409, 429),
+    ),
+    Operation(
+        "POST", "/v1/jobs/{job}/extend", "extend_job", "Add replicates or parameter sets to a job that has ended.",
+        extend, JOB, Begin, Body(ExtendRequest, max_bytes=MAX_SUBMISSION_BYTES), problems=(404, 409, 424, 429),
+    ),
+    Operation(
+        "POST", "/v1/jobs/{job}/reconcile", "reconcile_job",
+        "Compare a job's records, stored bytes and what runs; repair what is wrong.", reconcile,
+        {200: Answer("What was found.", Reconciled)}, JobPath, problems=(404,),
+    ),
+    Operation(
+        "POST", "/v1/reconcile", "reconcile", "Do so for all jobs.", reconcile,
+        {200: Answer("What was found.", Reconciled)},
     ),
     Operation(
         "GET", "/v1/jobs/{job}/events", "get_events", "Read a job's story, or wait for its next line.", events,

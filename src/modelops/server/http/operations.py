@@ -106,7 +106,9 @@ class Call:
     body: Any = None
 
 
-_DIGITS: Final = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
+_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_ANYTHING: Final = re.compile(r".*", re.DOTALL)
 
 
 def read_parameters(operation: Operation, request: Request) -> Any:
@@ -200,14 +202,20 @@ def _one_or_many(name: str, values: list[str], field: msgspec.structs.FieldInfo)
         raise MalformedRequestError(
             f"the query parameter {name!r} is there {len(values)} times; give it once"
         )
-    # Numbers are read here: the lax reading of msgspec takes "1.0" and "null" too, which the schema does not.
-    if _is_int(field) and not _DIGITS.fullmatch(values[0]):
-        raise MalformedRequestError(f"the query parameter {name!r} must be an integer, not {values[0]!r}")
+    # Numbers are looked at here: the lax reading of msgspec takes more than the schema, such as "null" and "nan".
+    kind, pattern = _number(field)
+    if not pattern.fullmatch(values[0]):
+        raise MalformedRequestError(f"the query parameter {name!r} must be {kind}, not {values[0]!r}")
     return values[0]
 
 
-def _is_int(field: msgspec.structs.FieldInfo) -> bool:
-    return isinstance(_bare(msgspec.inspect.type_info(field.type)), msgspec.inspect.IntType)
+def _number(field: msgspec.structs.FieldInfo) -> tuple[str, re.Pattern[str]]:
+    info = _bare(msgspec.inspect.type_info(field.type))
+    if isinstance(info, msgspec.inspect.IntType):
+        return "an integer", _INTEGER
+    if isinstance(info, msgspec.inspect.FloatType):
+        return "a number", _NUMBER
+    return "text", _ANYTHING
 
 
 def _bare(info: Any) -> Any:
