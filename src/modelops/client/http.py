@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, SSL
 from modelops.errors import (
     BundleError,
     ClusterError,
+    ConflictError,
     IntegrityError,
     InternalError,
     ModelOpsError,
@@ -52,9 +53,10 @@ _NAMED: Final = {
     for cls in (
         RequestError, NotFoundError, RetryableError, ClusterError,
         StorageError, IntegrityError, BundleError, InternalError,
-        QueueFullError,
+        QueueFullError, ConflictError,
     )
 }  # fmt: skip
+_TO_UPLOAD: Final = frozenset({"BundleMissingError", "ParametersMissingError"})
 Query = Sequence[tuple[str, str | int | float | None]]
 T = TypeVar("T")
 
@@ -288,7 +290,7 @@ def error_of(answer: Answer, address: Address) -> ModelOpsError:
         return RequestError(
             f"{address.name} does not accept the token: {said}. Set MODELOPS_TOKEN to one of its own"
         )
-    if answer.status == 424:
+    if problem.error in _TO_UPLOAD:
         return MissingUploadError(said, problem.error)
     if problem.error in _NAMED:
         return _NAMED[problem.error](said)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from modelops.errors import RequestError
+from modelops.errors import ConflictError, RequestError
 from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobEvent
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, read_segment
 from modelops.store.parameters import Parameters, write_more_parameters
@@ -60,7 +60,7 @@ def resume_job(
     ------
     NotFoundError
         There is no such job.
-    RequestError
+    ConflictError
         Nothing is missing.
     ChangedMeanwhileError
         The job has not ended, or it changed just now.
@@ -76,7 +76,7 @@ def resume_job(
         failures = (
             f"; {n_failed} of them failed, and resuming with 'failed' tries those again" if n_failed else ""
         )
-        raise RequestError(f"nothing is missing of job {job}: every replicate has its outcome{failures}")
+        raise ConflictError(f"nothing is missing of job {job}: every replicate has its outcome{failures}")
     what = [f"{n} replicates without outcome"] if n else []
     what += [f"{n_failed} failed replicates again"] if failed and n_failed else []
     why = f"resumed by {who}: {' and '.join(what) or 'aggregates'}"

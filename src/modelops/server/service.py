@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from modelops.bundles.digest import is_digest
 from modelops.errors import (
     BundleMissingError,
     ClusterError,
@@ -26,7 +27,7 @@ from modelops.server.parameters import canonical_forms, texts_of_file
 from modelops.server.submission import check_count, check_entries, check_spec
 from modelops.server.uploads import Uploads
 from modelops.server.views import spec_of, view_of
-from modelops.states import JobState
+from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import overview, submissions
 from modelops.store.aggregate_value import stored_aggregate
 from modelops.store.contents import JobContents
@@ -165,18 +166,18 @@ class JobService:
         return recorded, True
 
     def _check(self, request: SubmitRequest) -> None:
+        if not is_digest(request.spec.bundle) or not self.uploads.has_bundle(request.spec.bundle):
+            digest = request.spec.bundle
+            raise BundleMissingError(
+                f"the server does not have the bundle {digest}; upload its archive to /v1/bundles/{digest}, then "
+                "submit again"
+            )
         check_spec(request.spec)
         if len(request.why) > 1000 or not request.why.isprintable():
             raise RequestError("why must be one line of at most 1000 characters that can be printed")
         if (request.parameters is None) == (request.parameters_sha256 is None):
             raise RequestError(
                 "give either parameters or parameters_sha256: a list of objects, or an uploaded file"
-            )
-        if not self.uploads.has_bundle(request.spec.bundle):
-            digest = request.spec.bundle
-            raise BundleMissingError(
-                f"the server does not have the bundle {digest}; upload its archive to /v1/bundles/{digest}, then "
-                "submit again"
             )
         check_entries(request.spec, self.uploads.manifest(request.spec.bundle))
 
@@ -274,14 +275,13 @@ class JobService:
         Raises
         ------
         NotFoundError
-            There is no such job, parameter set or aggregate, or it did not succeed; says why.
-        RequestError
-            The job has several aggregates.
+            There is no such job, parameter set or aggregate, it did not succeed, or which one is meant is not said;
+            says why.
         """
         contents = self.contents(job)
         targets = contents.spec.aggregates
         if target is None and len(targets) != 1:
-            raise RequestError(
+            raise NotFoundError(
                 f"job {job} has {len(targets)} aggregates; name one of {', '.join(targets) or 'none'}"
             )
         with _found():
@@ -358,8 +358,11 @@ class JobService:
         begin: Callable[[Submission | None], None],
     ) -> JobView:
         """Let a job begin again, unless the same request has done so before."""
+        row = self.records.job(JobId(job))
         asked = Submission(key, request.digest(job)) if key is not None else None
         if asked is None or submissions.submitted(self.records, asked) is None:
+            if row.state not in FINAL_JOB_STATES:  # before anything is read or stored
+                raise ConflictError(f"job {job} is {row.state}; wait until it has ended, or cancel it")
             submissions.refuse_when_full(self.records, self.max_jobs)
             try:
                 begin(asked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from modelops.bundles.digest import is_digest
 from modelops.errors import RequestError
 from modelops.states import FAILURES
 from modelops.study.index_line import MAX_INDICES, IndexLine
@@ -39,8 +38,6 @@ def check_spec(spec: JobSpec) -> None:
         )
     if spec.parameters != FIRST_PARAMETERS:
         raise RequestError(f"parameters = {spec.parameters!r} of a new job must be {FIRST_PARAMETERS!r}")
-    if not is_digest(spec.bundle):
-        raise RequestError(f"bundle = {spec.bundle!r} is no digest: it has 64 hexadecimal digits")
     for key, text in (("name", spec.name), ("bundle_name", spec.bundle_name)):
         _check_text(key, text)
     _check_line(spec)

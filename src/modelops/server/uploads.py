@@ -19,10 +19,10 @@ from modelops.bundles.pack import MAX_BYTES, MAX_FILES, check_archive, unpack_bu
 from modelops.bundles.snapshot import is_whole_snapshot
 from modelops.errors import (
     BundleError,
+    ConflictError,
     IntegrityError,
     NotFoundError,
     ParametersMissingError,
-    RequestError,
     StorageError,
 )
 from modelops.store import AlreadyExistsError
@@ -97,7 +97,7 @@ class Uploads:
 
         Raises
         ------
-        RequestError
+        ConflictError
             It is damaged, or has another digest.
         BundleError
             It holds what no bundle may hold, more than the limits allow, or no manifest.
@@ -108,7 +108,7 @@ class Uploads:
                 check_archive(archive, wanted, **self._limits)
             snapshot = unpack_bundle(archive, wanted, self._snapshots, **self._limits)
         except (IntegrityError, BundleError) as e:
-            kind = BundleError if isinstance(e, BundleError) else RequestError
+            kind = BundleError if isinstance(e, BundleError) else ConflictError
             raise kind(str(e).replace(str(archive), "the archive")) from e
         load_manifest(snapshot)
         try:
@@ -128,7 +128,7 @@ class Uploads:
 
         Raises
         ------
-        RequestError
+        ConflictError
             It has another digest.
         """
         file.seek(0)
@@ -136,7 +136,7 @@ class Uploads:
         while piece := file.read(1 << 20):
             actual.update(piece)
         if actual.hexdigest() != digest:
-            raise RequestError(f"the parameter file has the SHA-256 {actual.hexdigest()}, not {digest}")
+            raise ConflictError(f"the parameter file has the SHA-256 {actual.hexdigest()}, not {digest}")
         if self._parameters_object(digest) is not None:
             return False
         file.seek(0)
@@ -153,7 +153,7 @@ class Uploads:
         ParametersMissingError
             It is not, or no longer, here.
         """
-        name = self._parameters_object(digest)
+        name = self._parameters_object(digest) if is_digest(digest) else None
         if name is None:
             raise ParametersMissingError(
                 f"the server does not have, or no longer has, the parameters {digest}; upload the file to "

@@ -38,9 +38,11 @@ class Api:
     archives.
     """
 
-    def __init__(self, service: JobService, version: str, requests: Requests, schema: bytes) -> None:
+    def __init__(
+        self, service: JobService, version: str, requests: Requests, schema: bytes, longest_wait_s: float
+    ) -> None:
         self.service, self.version, self.requests, self.schema = service, version, requests, schema
-        self.waiting = Waiting(self.look)
+        self.waiting = Waiting(self.look, longest_s=longest_wait_s)
         self._quick = anyio.CapacityLimiter(QUICK_THREADS)
         self._slow = anyio.CapacityLimiter(SLOW_THREADS)
 

@@ -17,6 +17,7 @@ from modelops.server.http.guard import Guard, respond_early
 from modelops.server.http.openapi import document
 from modelops.server.http.operations import Call, read_json, read_parameters
 from modelops.server.http.problems import MethodNotAllowedError, NoSuchRouteError, problem_response
+from modelops.server.http.waiting import LONGEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -37,7 +38,13 @@ OPERATIONS: Final[Sequence[Operation]] = (
 )
 
 
-def make_app(service: JobService, *, token: str, allowed_hosts: Collection[str] = LOCAL_HOSTS) -> ASGIApp:
+def make_app(
+    service: JobService,
+    *,
+    token: str,
+    allowed_hosts: Collection[str] = LOCAL_HOSTS,
+    longest_wait_s: float = LONGEST_S,
+) -> ASGIApp:
     """Return the ASGI application of a server.
 
     Parameters
@@ -46,9 +53,17 @@ def make_app(service: JobService, *, token: str, allowed_hosts: Collection[str] 
         What every request but ``GET /health`` must carry as ``Authorization: Bearer``.
     allowed_hosts
         The names by which clients may call the server, without ports; ``*`` allows any.
+    longest_wait_s
+        Who waits for news is answered after this time, also when there are none.
     """
     released = version("modelops")
-    api = Api(service, released, system.Requests(), msgspec.json.encode(document(OPERATIONS, released)))
+    api = Api(
+        service,
+        released,
+        system.Requests(),
+        msgspec.json.encode(document(OPERATIONS, released)),
+        longest_wait_s,
+    )
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation

@@ -37,7 +37,10 @@ KeyText = Annotated[
         pattern="^[!-~]{1,200}$",
     ),
 ]
-WaitS = Annotated[float, at(Place.QUERY, "Wait at most so many seconds for news.", ge=0, le=MAX_WAIT_S)]
+WaitS = Annotated[
+    float,
+    at(Place.QUERY, "Wait so many seconds for news, or as long as the server likes.", ge=0, le=MAX_WAIT_S),
+]
 
 
 class JobPath(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +231,7 @@ OPERATIONS: Final[tuple[Any, ...]] = (
         },
         Submit,
         Body(SubmitRequest, max_bytes=MAX_SUBMISSION_BYTES, decode=decode_submission),
-        problems=(409, 424, 429),
+        problems=(404, 409, 429),
     ),
     Operation(
         "GET", "/v1/jobs", "list_jobs", "List jobs, newest first.", list_jobs,
@@ -249,7 +252,7 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     ),
     Operation(
         "POST", "/v1/jobs/{job}/extend", "extend_job", "Add replicates or parameter sets to a job that has ended.",
-        extend, JOB, Begin, Body(ExtendRequest, max_bytes=MAX_SUBMISSION_BYTES), problems=(404, 409, 424, 429),
+        extend, JOB, Begin, Body(ExtendRequest, max_bytes=MAX_SUBMISSION_BYTES), problems=(404, 409, 429),
     ),
     Operation(
         "POST", "/v1/jobs/{job}/reconcile", "reconcile_job",

@@ -21,7 +21,7 @@ _OF_BODIES: Final = (408, 413, 415, 422)
 _SAID: Final = {
     400: "The request is not as this document says.",
     401: "No token, or a wrong one.",
-    404: "There is no such job, file, replicate, ...; the detail says which.",
+    404: "There is no such job, bundle, file, replicate, ...; the detail says which.",
     408: "The body did not come in time.",
     409: "What is recorded does not allow it.",
     413: "The body is larger than the server takes.",
@@ -29,7 +29,6 @@ _SAID: Final = {
     416: "The range lies outside the file.",
     421: "The request is for another host.",
     422: "Understood, and wrong: the detail says what to change.",
-    424: "A bundle or a file of parameter sets has to be uploaded first.",
     429: "Too many jobs have not ended.",
     500: "A bug, or damage; the server's log has more.",
     503: "The database, the storage or the workers are away; ask again.",

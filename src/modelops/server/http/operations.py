@@ -177,7 +177,7 @@ def read_json(operation: Operation, content_type: str, data: bytes) -> Any:
         raise MediaTypeError(f"the body must be {JSON}, not {content_type!r}")
     try:
         return body.decode(data) if body.decode else msgspec.json.decode(data, type=body.type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         if isinstance(e.__cause__, ValueError):  # of the form that the schema says, and yet impossible
             raise RequestError(str(e)) from e
         raise MalformedRequestError(f"the body is not as the schema says: {e}") from e

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 import msgspec
 from starlette.responses import Response
 
-from modelops.errors import RequestError
+from modelops.errors import NotFoundError, RequestError
 from modelops.server.copying import FilePage
 from modelops.server.http.api import json_response
 from modelops.server.http.files import send_object, send_written
@@ -118,7 +118,9 @@ async def log(api: Api, call: Call) -> Response:
     given = call.given
     replicate = None if given.replicate is msgspec.UNSET else given.replicate
     if replicate is not None and not given.param:
-        raise RequestError("replicate needs param: give the parameter set that the replicate belongs to")
+        raise NotFoundError(
+            "a replicate alone names nothing: give the parameter set that the replicate belongs to"
+        )
     param = param_of(given.param) if given.param else None
     text = await api.slow(api.service.printed, given.job, param, replicate)
     return Response(text.encode("utf-8", "replace"), media_type=TEXT)
@@ -185,7 +187,7 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     ),
     Operation(
         "GET", "/v1/jobs/{job}/log", "get_log", "Read what the bundle printed.", log,
-        {200: Answer("The text.", None, "text/plain")}, Log, problems=(404, 422),
+        {200: Answer("The text.", None, "text/plain")}, Log, problems=(404,),
     ),
     Operation(
         "GET", "/v1/jobs/{job}/lock", "get_lock", "Read the lock of a job's environment.", lock,

@@ -120,10 +120,10 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     ),
     Operation(
         "PUT", "/v1/bundles/{digest}", "put_bundle", "Upload the archive of a bundle.", put_bundle, _ANSWERS, Bundle,
-        Body(None, BINARY, MAX_BUNDLE_BYTES), problems=(404,),
+        Body(None, BINARY, MAX_BUNDLE_BYTES), problems=(404, 409),
     ),
     Operation(
         "PUT", "/v1/parameters/{sha256}", "put_parameters", "Upload a parameters.parquet for one submission.",
-        put_parameters, _ANSWERS, ParameterFile, Body(None, BINARY, MAX_PARAMETER_BYTES), problems=(404,),
+        put_parameters, _ANSWERS, ParameterFile, Body(None, BINARY, MAX_PARAMETER_BYTES), problems=(404, 409),
     ),
 )  # fmt: skip

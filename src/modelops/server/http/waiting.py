@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from modelops.server.views import JobView
 
 POLL_S: Final = 0.5
-Look = "Callable[[str], Awaitable[JobView]]"
+LONGEST_S: Final = 8.0
 
 
 @dataclass
@@ -32,14 +32,19 @@ class Waiting:
     look
         Returns a job as it is now. What other servers and drivers did is seen at the next look, so at most
         ``poll_s`` late.
+    longest_s
+        Nobody waits longer, whatever is asked for: clients and what stands between have time limits of their own, and
+        asking again costs little.
     """
 
-    def __init__(self, look: Callable[[str], Awaitable[JobView]], poll_s: float = POLL_S) -> None:
-        self._look, self._poll_s = look, poll_s
+    def __init__(
+        self, look: Callable[[str], Awaitable[JobView]], poll_s: float = POLL_S, longest_s: float = LONGEST_S
+    ) -> None:
+        self._look, self._poll_s, self._longest_s = look, poll_s, longest_s
         self._watched: dict[str, _Watched] = {}
 
     async def until(self, job: str, enough: Callable[[JobView], bool], wait_s: float) -> JobView:
-        """Return the job as soon as it is as wanted, or after ``wait_s`` as it then is.
+        """Return the job as soon as it is as wanted, or after ``wait_s`` at most as it then is.
 
         Raises
         ------
@@ -51,7 +56,7 @@ class Waiting:
             return view
         watched = self._join(job)
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(min(wait_s, self._longest_s)):
                 while not enough(view):
                     view = await asyncio.shield(watched.next)
         except TimeoutError:
