@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -18,7 +19,6 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from modelops.driver import events as e
-from modelops.driver.news import News
 from modelops.errors import ClusterError
 from modelops.study.ranges import Ranges
 from modelops.worker import tasks
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
+SAY_EVERY_S: Final = 60.0  # that storage is away from workers
 PROGRESS_TOPIC: Final = "modelops-progress"
 
 
@@ -52,6 +53,10 @@ class Pool(Protocol):
 
     def on_workers(  # noqa: D102  within the block, on a thread of the client
         self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
+    ) -> contextlib.AbstractContextManager[None]: ...
+
+    def on_topic(  # noqa: D102  likewise: what is announced under a topic, of all jobs
+        self, topic: str, heard: Callable[[dict[str, Any]], None]
     ) -> contextlib.AbstractContextManager[None]: ...
 
 
@@ -96,10 +101,8 @@ class Hands:
         self._poll_at = 0.0
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
-        self._said: set[str] = set()
+        self._say_at = 0.0
         self._stack = contextlib.ExitStack()
-        self._listening: contextlib.ExitStack | None = None
-        self._heard_from: Client | None = None
 
     def __enter__(self) -> Self:
         self._stack.enter_context(
@@ -108,6 +111,13 @@ class Hands:
                 left=lambda worker, died: self._put(e.WorkerLeft(worker, died)),
             )
         )
+        hears = {
+            tasks.RECEIPTS_TOPIC: self._hear_receipt,
+            STORAGE_TOPIC: self._hear_storage,
+            PROGRESS_TOPIC: self._hear_progress,
+        }
+        for topic, hear in hears.items():
+            self._stack.enter_context(self._pool.on_topic(topic, self._if_ours(hear)))
         # There may be none just now: those that died are being started again, and the loop waits for them.
         for worker, slots in self._pool.workers().items():
             self._put(e.WorkerJoined(worker, slots))
@@ -115,8 +125,6 @@ class Hands:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        if self._listening is not None:
-            self._listening.close()
         self._futures.clear()
 
     # News.
@@ -130,7 +138,6 @@ class Hands:
                 return self._adopt(news)
             case e.WorkerJoined():
                 self.workers.add(news.worker)
-                self._listen()
             case e.WorkerLeft():
                 self._forget(news.worker)
             case e.ChunkDone() | e.AggregateDone():
@@ -211,25 +218,12 @@ class Hands:
 
     # Announcements.
 
-    def _listen(self) -> None:
-        """Hear what workers announce, on the client of now."""
-        try:
-            client = self._pool.client
-        except ClusterError:  # the scheduler went away again; there will be other workers, and another client
-            return
-        if client is self._heard_from:
-            return
-        if self._listening is not None:
-            self._listening.close()
-        self._listening, self._heard_from = contextlib.ExitStack(), client
-        news = News.of(client)
-        hears = {
-            tasks.RECEIPTS_TOPIC: self._hear_receipt,
-            STORAGE_TOPIC: self._hear_storage,
-            PROGRESS_TOPIC: self._hear_progress,
-        }
-        for topic, hear in hears.items():
-            self._listening.enter_context(news.listening(client, topic, self.job, hear))
+    def _if_ours(self, hear: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+        def heard(message: dict[str, Any]) -> None:
+            if message.get("job") == self.job:
+                hear(message)
+
+        return heard
 
     def _hear_receipt(self, message: dict[str, Any]) -> None:
         held = msgspec.msgpack.decode(message["held"], type=HeldAttempt)
@@ -238,10 +232,10 @@ class Hands:
             self._put(Heard(worker, (held,), is_table=False))
 
     def _hear_storage(self, message: dict[str, Any]) -> None:
-        text = str(message["text"])
-        if text not in self._said and len(self._said) < 100:
-            self._said.add(text)
-            self._put(Said(text))
+        now = time.monotonic()
+        if now >= self._say_at:  # every attempt that waits says so, each of its own objects
+            self._say_at = now + SAY_EVERY_S
+            self._put(Said(str(message["text"])))
 
     def _hear_progress(self, message: dict[str, Any]) -> None:
         self.reports[int(message["index"])] = message

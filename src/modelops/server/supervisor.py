@@ -64,6 +64,8 @@ class Supervisor:
         Goes into the stories of jobs: host and process id.
     max_driven
         Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait.
+    renew_every_s
+        How often it says that it lives.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Supervisor:
         leases: Leases,
         who: str,
         max_driven: int = MAX_DRIVEN,
+        renew_every_s: float = RENEW_EVERY_S,
     ) -> None:
         self._records, self._objects, self._cache = records, objects, cache
         self._pool, self._leases, self._who, self._max_driven = pool, leases, who, max_driven
+        self._renew_every_s = renew_every_s
         self._lock = threading.RLock()
         self._driven: dict[JobId, _Driven] = {}
         self._apart: set[JobId] = set()
@@ -206,7 +210,7 @@ class Supervisor:
     def _look(self) -> None:
         now = time.monotonic()
         if now >= self._renew_at:
-            self._renew_at = now + RENEW_EVERY_S
+            self._renew_at = now + self._renew_every_s
             for lost in self._leases.renew():
                 with self._lock:
                     one = self._driven.get(lost)

@@ -1,0 +1,181 @@
+"""One contract for both kinds of leases: file locks beside SQLite, and the clock of a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from modelops.errors import NotFoundError
+from modelops.store import LeaseLostError, Records
+from modelops.store.leases import ClockLeases, FileLeases, leases_for
+from modelops.study.ids import JobId, new_job_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from services import Postgres
+
+    from modelops.store.leases import Leases
+
+LEASE_S = 1.0
+
+
+class Maker(Protocol):
+    def __call__(self, lease_s: float = 3600.0) -> Leases: ...
+
+
+@dataclass
+class Machine:
+    """A database, and leases of as many processes as the test makes."""
+
+    records: Records
+    process: Maker
+
+    def job(self) -> JobId:
+        job = new_job_id()
+        self.records.create_job(job, b"")
+        return job
+
+
+@pytest.fixture(params=["file", "clock"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+    if request.param == "file":
+        with closing(Records.open(f"sqlite:///{tmp_path}/modelops.db")) as records:
+            yield Machine(records, lambda lease_s=0.0: FileLeases(records, tmp_path / "leases"))
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        with closing(Records.open(postgres.new_database())) as records:
+            yield Machine(records, lambda lease_s=3600.0: ClockLeases(records, lease_s=lease_s))
+
+
+def test_only_one_of_two_processes_gets_a_job_and_the_other_after_it_was_released(machine: Machine) -> None:
+    job, one, two = machine.job(), machine.process(), machine.process()
+    assert one.take(job, "one") == 1
+    assert two.take(job, "two") is None
+    assert machine.records.job(job).epoch == 1
+    two.release(job)  # it holds nothing, and takes nothing away
+    assert two.take(job, "two") is None
+    one.release(job)
+    assert two.take(job, "two") == 2
+    assert one.take(job, "one") is None
+    assert [e.who for e in machine.records.events(job) if e.kind == "lease_taken"] == ["one", "two"]
+
+
+def test_who_holds_a_job_may_take_it_again_with_a_new_epoch(machine: Machine) -> None:
+    job, one, two = machine.job(), machine.process(), machine.process()
+    assert [one.take(job, "one") for _ in range(3)] == [1, 2, 3]
+    assert two.take(job, "two") is None
+    with pytest.raises(LeaseLostError):
+        machine.records.hold(job, 2)
+    machine.records.hold(job, 3)
+
+
+def test_of_many_that_ask_at_once_one_gets_the_job(machine: Machine) -> None:
+    job, takers = machine.job(), [machine.process() for _ in range(8)]
+    got: list[int | None] = []
+    barrier = threading.Barrier(len(takers))
+
+    def take(leases: Leases) -> None:
+        barrier.wait()
+        got.append(leases.take(job, "somebody"))
+
+    threads = [threading.Thread(target=take, args=(leases,)) for leases in takers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got, key=str) == [1, *[None] * 7]
+
+
+def test_jobs_are_independent_and_an_unknown_one_leaves_nothing_behind(machine: Machine) -> None:
+    a, b, one, two = machine.job(), machine.job(), machine.process(), machine.process()
+    assert (one.take(a, "one"), two.take(b, "two")) == (1, 1)
+    assert one.renew() == []
+    assert two.renew() == []
+    unknown = new_job_id()
+    with pytest.raises(NotFoundError):
+        one.take(unknown, "one")
+    machine.records.create_job(unknown, b"")
+    assert two.take(unknown, "two") == 1
+
+
+def test_a_job_can_be_kept_from_others_before_it_is_recorded(tmp_path: Path) -> None:
+    with closing(Records.open(f"sqlite:///{tmp_path}/modelops.db")) as records:
+        one, two = (leases_for(records, tmp_path / "leases") for _ in range(2))
+        job = new_job_id()
+        one.reserve(job)
+        records.create_job(job, b"")
+        assert two.take(job, "two") is None
+        assert one.take(job, "one") == 1
+        one.release(job)
+        assert list((tmp_path / "leases").iterdir()) == []
+
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from modelops.store import Records
+from modelops.store.leases import FileLeases
+leases = FileLeases(Records.open(sys.argv[1]), Path(sys.argv[2]))
+epoch = leases.take(sys.argv[3], "other")
+if sys.argv[4] == "fork" and os.fork() == 0:
+    sys.stdin.read()  # a child of a driver, which outlives it
+    os._exit(0)
+print(epoch, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "fork"])
+def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path, how: str) -> None:
+    url, folder = f"sqlite:///{tmp_path}/modelops.db", tmp_path / "leases"
+    with closing(Records.open(url)) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        program = [sys.executable, "-c", HOLD, url, str(folder), job, how]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "1\n"
+            leases = FileLeases(records, folder)
+            assert leases.take(job, "me") is None
+            os.kill(other.pid, signal.SIGKILL)
+            other.wait()
+            assert leases.take(job, "me") == 2
+
+
+def test_a_lease_that_is_not_renewed_ends_by_the_clock_of_the_database(postgres: Postgres) -> None:
+    with closing(Records.open(postgres.new_database())) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        one, two = ClockLeases(records, lease_s=LEASE_S), ClockLeases(records, lease_s=LEASE_S)
+        assert one.take(job, "one") == 1
+        epoch = None
+        while epoch is None:  # it is not renewed
+            epoch = two.take(job, "two")
+        assert epoch == 2
+        assert one.renew() == [job]
+        assert one.renew() == []  # told once
+        with pytest.raises(LeaseLostError):
+            records.hold(job, 1)
+        one.release(job)  # of another's lease nothing is released
+        assert one.take(job, "one") is None or records.job(job).epoch == 3
+
+
+def test_a_lease_that_has_ended_and_that_nobody_took_can_be_renewed(postgres: Postgres) -> None:
+    with closing(Records.open(postgres.new_database())) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        one, two = ClockLeases(records, lease_s=0.0), ClockLeases(records)
+        assert one.take(job, "one") == 1
+        assert one.renew() == []
+        assert two.take(job, "two") == 2
+        assert one.renew() == [job]

@@ -1,0 +1,110 @@
+"""A worker's own table of attempts: what it keeps, for whom, and for how long."""
+
+from __future__ import annotations
+
+from modelops.errors import ResolutionError, StorageError
+from modelops.study.ids import AttemptId, JobId, attempt_id
+from modelops.worker.attempts import Attempt, AttemptTable, task_error
+from modelops.worker.messages import HeldAttempt, Receipt
+
+JOB, OTHER = JobId("job_1"), JobId("job_2")
+
+
+def attempt(n: int = 1, *, epoch: int = 1, job: JobId = JOB) -> Attempt:
+    return Attempt(job, attempt_id(epoch, n), epoch, ((n, n + 1),))
+
+
+def receipt(of: Attempt, note: str = "") -> Receipt:
+    return Receipt(job=of.job, attempt=of.attempt, worker="w", host="h", notes=(note,))
+
+
+def names(held: list[HeldAttempt]) -> list[AttemptId]:
+    return [h.attempt for h in held]
+
+
+def test_a_receipt_is_kept_until_it_is_acknowledged() -> None:
+    table, one, two = AttemptTable(), attempt(1), attempt(2)
+    for x in (one, two):
+        assert table.enter(x)
+        assert table.keep(x, receipt(x), None) is None
+    assert list(table) == []
+    assert names(table.of_job(JOB, 2)) == [one.attempt, two.attempt]
+    table.acknowledge(JOB, [one.attempt])
+    (left,) = table.of_job(JOB, 2)
+    assert left.attempt == two.attempt
+    assert left.receipt == receipt(two)
+    assert left.state == "ended"
+
+
+def test_a_new_driver_finds_what_runs_what_waits_for_storage_and_what_has_failed() -> None:
+    table, runs, stores, failed = AttemptTable(), attempt(1), attempt(2), attempt(3)
+    for x in (runs, stores, failed):
+        assert table.enter(x)
+    stores.storing = True
+    table.keep(failed, None, task_error(StorageError("full")))
+    found = {h.attempt: h for h in table.of_job(JOB, 2)}
+    assert found[runs.attempt].state == "running"
+    assert found[stores.attempt].state == "storing"
+    error = found[failed.attempt].error
+    assert error is not None
+    assert (error.error_type, error.message, error.final) == ("StorageError", "full", False)
+    assert task_error(ResolutionError("x", "no such package")).final
+
+
+def test_nothing_of_an_older_driver_begins_once_a_newer_one_has_asked() -> None:
+    table = AttemptTable()
+    table.of_job(JOB, 2)
+    assert not table.enter(attempt(1, epoch=1))
+    assert table.enter(attempt(1, epoch=2))
+    assert table.enter(attempt(1, epoch=1, job=OTHER))
+    table.of_job(JOB, 1)  # an older driver that woke up: it cannot turn time back
+    assert not table.enter(attempt(2, epoch=1))
+
+
+def test_the_receipt_of_what_an_older_driver_began_is_to_be_announced() -> None:
+    table, one = AttemptTable(), attempt(1, epoch=1)
+    table.enter(one)
+    table.of_job(JOB, 2)
+    held = table.keep(one, receipt(one), None)
+    assert held is not None
+    assert held.receipt == receipt(one)
+
+
+def test_a_stop_that_comes_first_keeps_an_attempt_from_beginning() -> None:
+    table, one = AttemptTable(), attempt(1)
+    table.stop(JOB, one.attempt)
+    assert not table.enter(one)
+
+
+def test_a_job_that_has_ended_leaves_nothing() -> None:
+    table, one, other = AttemptTable(), attempt(1), attempt(1, job=OTHER)
+    for x in (one, other):
+        table.enter(x)
+        table.keep(x, receipt(x), None)
+    table.forget(JOB)
+    assert table.of_job(JOB, 1) == []
+    assert names(table.of_job(OTHER, 1)) == [other.attempt]
+
+
+def test_what_is_kept_has_a_bound_and_the_oldest_makes_room() -> None:
+    table = AttemptTable(max_kept_bytes=10_000)
+    for n in range(1, 100):
+        x = attempt(n)
+        table.enter(x)
+        table.keep(x, receipt(x, "x" * 1000), None)
+    kept = names(table.of_job(JOB, 1))
+    assert 5 < len(kept) < 10
+    assert kept[-1] == attempt_id(1, 99)
+    table.acknowledge(JOB, kept)
+    big = attempt(100)
+    table.enter(big)
+    table.keep(big, receipt(big, "x" * 100_000), None)
+    assert names(table.of_job(JOB, 1)) == [big.attempt]  # never thrown away for being large
+
+
+def test_a_task_that_dask_runs_again_finds_its_receipt() -> None:
+    table, one = AttemptTable(), attempt(1)
+    assert table.receipt(JOB, one.attempt) is None
+    table.enter(one)
+    table.keep(one, receipt(one), None)
+    assert table.receipt(JOB, one.attempt) == receipt(one)
