@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 
 def test_workers_come_and_go_and_the_scheduler_is_found_again(tmp_path: Path) -> None:
     heard: list[tuple[str, str, object]] = []
+    said: list[object] = []
     with contextlib.ExitStack() as stack:
         pool = PoolHome.at(tmp_path / "home")
         stack.callback(pool.close)
@@ -39,6 +40,7 @@ def test_workers_come_and_go_and_the_scheduler_is_found_again(tmp_path: Path) ->
                 left=lambda worker, died: heard.append(("left", worker, died)),
             )
         )
+        stack.enter_context(cluster.on_topic("test", said.append))
         assert cluster.workers() == {}
         with pytest.raises(ClusterError, match="not reachable just now"):
             _ = cluster.client
@@ -61,6 +63,8 @@ def test_workers_come_and_go_and_the_scheduler_is_found_again(tmp_path: Path) ->
         assert waiting.status == "cancelled"
         assert cluster.client is not before
         assert cluster.client.submit(os.getpid).result(DEADLINE_S) == pool.pid("worker-0")
+        cluster.client.log_event("test", {"x": 1})
+        wait_for(lambda: said == [{"x": 1}], "the topic is listened to at the new scheduler")
 
         os.kill(pool.pid("worker-0"), signal.SIGTERM)
         wait_for(lambda: len(heard) >= 8, "the worker has left and was started again")

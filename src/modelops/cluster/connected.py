@@ -58,6 +58,7 @@ class ConnectedCluster:
         self._thread = threading.Thread(target=self._keep_connected, name="modelops-connect", daemon=True)
         self._stack = contextlib.ExitStack()
         self.on_workers = self._listeners.on_workers
+        self.on_topic = self._listeners.on_topic
 
     def start(self) -> Self:
         """Begin to connect."""
@@ -147,12 +148,14 @@ class ConnectedCluster:
         try:
             self._left_early.clear()
             client.subscribe_topic(WORKERS_TOPIC, self._heard)
+            self._listeners.listen_to(client)
             scheduler = client.scheduler
             if scheduler is None:
                 raise ClusterError(f"the scheduler {address} went away at once")
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
             found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
         except BaseException:
+            self._listeners.listen_to(None)
             _close(connection)
             raise
         with self._changed:
@@ -169,6 +172,7 @@ class ConnectedCluster:
             self._client = None
             gone, self._workers = self._workers, {}
             self._changed.notify_all()
+        self._listeners.listen_to(None)
         if not self._closing.is_set():
             log.warning("the scheduler went away, and with it %s workers", len(gone))
         for worker in gone:

@@ -43,6 +43,7 @@ class EmbeddedCluster:
         self._stack = contextlib.ExitStack()
         self._listeners = Listeners()
         self.on_workers = self._listeners.on_workers
+        self.on_topic = self._listeners.on_topic
         self.client: Client
 
     def start(self) -> Self:
@@ -71,6 +72,7 @@ class EmbeddedCluster:
             self.client.register_plugin(ModelOpsWorker(self._settings))
             self.client.register_plugin(AnnounceWorkers())
             self.client.subscribe_topic(WORKERS_TOPIC, self._heard)
+            self._listeners.listen_to(self.client)
         except BaseException:
             self.close()
             raise

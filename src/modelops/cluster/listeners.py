@@ -1,21 +1,26 @@
-"""Who in this process wants to hear of workers: several jobs share one connection."""
+"""Who in this process wants to hear of workers and of what they say; several jobs share one client."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from distributed import Client
+
 
 class Listeners:
-    """Thread-safe. What is told is told to one listener after the other, in the order in which it happened."""
+    """Thread-safe. What is told is told to one listener after the other, and nothing is told twice at once."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._workers: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
+        self._topics: dict[str, list[Callable[[Any], None]]] = {}
+        self._client: Client | None = None
 
     @contextlib.contextmanager
     def on_workers(
@@ -31,6 +36,28 @@ class Listeners:
             with self._lock:
                 self._workers.remove(listener)
 
+    @contextlib.contextmanager
+    def on_topic(self, topic: str, handler: Callable[[Any], None]) -> Iterator[None]:
+        """Call ``handler(message)`` within this block for all that workers log under a topic of Dask's events."""
+        with self._lock:
+            handlers = self._topics.setdefault(topic, [])
+            handlers.append(handler)
+            if len(handlers) == 1 and self._client is not None:
+                self._client.subscribe_topic(topic, partial(self._heard, topic))
+        try:
+            yield
+        finally:
+            with self._lock:
+                handlers.remove(handler)
+
+    def listen_to(self, client: Client | None) -> None:
+        """Hear through this client from now on; None: there is none just now."""
+        with self._lock:
+            self._client = client
+            if client is not None:
+                for topic in self._topics:
+                    client.subscribe_topic(topic, partial(self._heard, topic))
+
     def joined(self, worker: str, slots: int) -> None:
         """Tell everybody of a worker, or of its new number of slots."""
         with self._lock:
@@ -42,3 +69,8 @@ class Listeners:
         with self._lock:
             for _, left in tuple(self._workers):
                 left(worker, died)
+
+    def _heard(self, topic: str, event: tuple[float, Any]) -> None:
+        with self._lock:
+            for handler in tuple(self._topics.get(topic, ())):
+                handler(event[1])
