@@ -24,6 +24,8 @@ PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR =
 )
 BUNDLE_RAISED, NOT_INITIALIZED, REFUSED, STORAGE_FAILED = -32001, -32002, -32003, -32004
 _READ_BYTES = 256 * 1024
+_LOOK_MS = 50  # another thread may have taken in what this one waits for
+_IDS_OF_A_CHILD = 1 << 20
 
 
 class RpcError(Exception):
@@ -43,6 +45,10 @@ class Channel:
         Becomes readable when something arrives; others may register their descriptors too.
     cancelled
         Ids of requests that the parent wants stopped.
+    detached
+        Whether this is a child of the model's, which must not speak for it.
+    relay
+        While a child of ours runs a replicate: the descriptor that answers to its requests are passed on to.
     """
 
     def __init__(self, requests: int, messages: int) -> None:
@@ -55,7 +61,19 @@ class Channel:
         self._waiting_bytes = 0
         self._ended = False
         self._lines = False
-        self._lock = allocate_lock()  # a model may report progress from a thread of its own
+        self._asked: dict[int, dict[str, Any] | None] = {}  # our own requests and their answers
+        self._next_id = 1
+        self._replies = -1  # of a child: the descriptor that answers to its requests come from
+        self._rest = b""  # of what came from there
+        self.relay = -1  # while a child runs a replicate: where answers to its requests go
+        self.n_relayed = 0
+        self.detached = False
+        self._locks()
+
+    def _locks(self) -> None:
+        """Make new locks: a model may report or ask from a thread of its own."""
+        self._lock = allocate_lock()
+        self._pump_lock = allocate_lock()
 
     def receive(self) -> dict[str, Any] | None:
         """Wait for the next request or notification; None when the parent has closed the pipe.
@@ -69,7 +87,7 @@ class Channel:
             if self._ended or self._splitter.broken:
                 self._splitter.close()
                 return None
-            self.pump()
+            self.pump_when_ready(None)
         message = self._waiting.popleft()
         if not self._waiting:
             self._waiting_bytes = 0
@@ -86,6 +104,15 @@ class Channel:
         if self._waiting_bytes > 2 * MAX_BODY_BYTES:
             raise FrameError(f"{len(self._waiting)} requests are waiting; send the next one after an answer")
 
+    def pump_when_ready(self, wait_ms: int | None) -> None:
+        """Take in what has arrived once something has, unless another thread has just done so."""
+        arrived = select.poll()
+        arrived.register(self.requests, select.POLLIN)
+        if arrived.poll(wait_ms):
+            with self._pump_lock:
+                if arrived.poll(0):
+                    self.pump()
+
     @property
     def ended(self) -> bool:
         """Whether nothing more can come: the parent has closed the pipe, or broken the rules."""
@@ -97,7 +124,13 @@ class Channel:
         except (ValueError, RecursionError) as e:
             self.fail(None, RpcError(PARSE_ERROR, f"a body that is no JSON: {type(e).__name__}: {e}"[:500]))
             return
-        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+        if (
+            isinstance(message, dict)
+            and "method" not in message
+            and ("result" in message or "error" in message)
+        ):
+            self._take_answer(message, body)
+        elif not isinstance(message, dict) or not isinstance(message.get("method"), str):
             identifier = message.get("id") if isinstance(message, dict) else None
             self.fail(identifier, RpcError(INVALID_REQUEST, "a JSON-RPC request is an object with a method"))
         elif message["method"] == "$/cancelRequest":
@@ -107,6 +140,65 @@ class Channel:
         else:
             self._waiting.append(message)
             self._waiting_bytes += len(body)
+
+    def _take_answer(self, message: dict[str, Any], body: bytes) -> None:
+        if self.relay >= 0 and isinstance(message.get("id"), int) and message["id"] >= self._next_id:
+            self.n_relayed += 1
+            try:
+                os.write(self.relay, body + b"\n")
+            except BrokenPipeError:  # the child that asked has ended
+                pass
+        elif isinstance(message.get("id"), int) and message["id"] in self._asked:
+            self._asked[message["id"]] = message  # another one is of a child that has ended
+
+    def request(self, method: str, params: object) -> None:
+        """Ask the parent for something and wait until it is done. May be called in any thread of the model.
+
+        Raises
+        ------
+        RpcError
+            It cannot be done.
+        """
+        if self.detached:
+            raise RpcError(
+                REFUSED, f"{method}: only the process that runs the model can do this, no child of it"
+            )
+        with self._lock:
+            identifier, self._next_id = self._next_id, self._next_id + 1
+            self._asked[identifier] = None
+        try:
+            self.send(to_json({"jsonrpc": "2.0", "id": identifier, "method": method, "params": params}))
+            while True:
+                answer = self._asked[identifier]
+                if answer is not None:
+                    break
+                if self._replies >= 0:
+                    self._read_replies()
+                elif self.ended:
+                    raise RpcError(REFUSED, f"{method}: the worker is gone")
+                else:
+                    self.pump_when_ready(_LOOK_MS)
+        finally:
+            del self._asked[identifier]
+        if "error" in answer:
+            raise RpcError(REFUSED, str(answer["error"].get("message")))
+
+    def _read_replies(self) -> None:
+        arrived = select.poll()
+        arrived.register(self._replies, select.POLLIN)
+        if not arrived.poll(_LOOK_MS):
+            return
+        with self._pump_lock:
+            if not arrived.poll(0):
+                return
+            data = os.read(self._replies, _READ_BYTES)
+            if not data:
+                raise RpcError(REFUSED, "the runner is gone")
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                message = loads(line)
+                if message.get("id") in self._asked:
+                    self._asked[message["id"]] = message
 
     def send(self, text: str) -> None:
         """Write one message, ASCII JSON, as one frame and at once."""
@@ -121,15 +213,22 @@ class Channel:
                 while len(rest):
                     rest = rest[os.write(self._messages, rest) :]
 
-    def divert(self, pipe: int) -> None:
-        """Let go of both pipes in a child of our own; from now on write lines to this one."""
+    def divert(self, pipe: int, replies: int) -> None:
+        """Let go of both pipes in a child of our own; from now on write lines to this one, and read from that."""
         self.detach()
+        self.detached = False
         os.dup2(pipe, self._messages, inheritable=False)
         os.close(pipe)
-        self._lines = True
+        self._lines, self._replies = True, replies
+
+    def reserve_ids(self) -> None:
+        """Let a child that is forked next use ids that no child has used before."""
+        self._next_id += _IDS_OF_A_CHILD
 
     def detach(self) -> None:
         """Let go of both pipes in a forked child: it must neither speak on them nor hold them open."""
+        self.detached = True
+        self._locks()  # the old ones may be held by a thread that is not there
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in (self.requests, self._messages):
             os.dup2(null, fd, inheritable=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 
-from modelops_runner.values import InvalidOutputError, tagged
+from modelops_runner.channel import RpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,14 +33,17 @@ class Context:
         replicate: int,
         seed: int,
         entropy_key: str,
-        checkpoint_root: str,
-        notify: Callable[[str, dict[str, Any]], None],
+        checkpoint_root: str | None,
+        tmpdir: str,
+        ask: Callable[[str, dict[str, Any]], None],
+        report: Callable[[int, float, dict[str, Any]], object],
     ) -> None:
         self.param, self.replicate, self.seed = param, replicate, seed
         self.progress = 0.0
-        self._index, self._entropy_key, self._notify = index, entropy_key, notify
-        self._folder = os.path.join(checkpoint_root, str(index))
-        self._checkpoints = 0
+        self._index, self._entropy_key = index, entropy_key
+        self._root, self._tmpdir, self._folder = checkpoint_root, tmpdir, ""
+        self._ask_parent, self._report = ask, report
+        self._lock = allocate_lock()  # the model may have threads
 
     @property
     def entropy(self) -> int:
@@ -52,27 +56,53 @@ class Context:
 
     @property
     def checkpoint_dir(self) -> str:
-        """A folder that survives attempts; empty if there is no checkpoint to go on from."""
-        os.makedirs(self._folder, exist_ok=True)
-        return self._folder
+        """A folder with the last checkpoint of this replicate; empty if there is none to go on from."""
+        with self._lock:
+            if not self._folder:
+                folder = os.path.join(
+                    self._root or os.path.join(self._tmpdir, "checkpoints"), str(self._index)
+                )
+                if self._root is not None:
+                    self._ask("context/restore")
+                self._folder = folder
+            os.makedirs(self._folder, exist_ok=True)
+            return self._folder
 
     def checkpoint(self) -> None:
-        """Keep what now lies in `checkpoint_dir`: a retry of this replicate will find it there.
+        """Keep what now lies in `checkpoint_dir`: a later attempt at this replicate will find it there.
 
-        The folder is copied before this returns, so the model may go on writing to it.
+        Returns when it is stored for good. So an attempt that is killed costs no more than what it did since
+        the last checkpoint. Do not write to the folder, from other threads, until it has returned.
+
+        Raises
+        ------
+        ValueError
+            The folder holds what cannot be kept: too much, or something that is no file, folder or link within it.
         """
-        from shutil import copytree
-
-        self._checkpoints += 1
-        path = f"{self.checkpoint_dir}.{self._checkpoints}"
-        copytree(self._folder, path)
-        self._notify("context/checkpoint", {"index": self._index, "n": self._checkpoints, "path": path})
+        if self.checkpoint_dir and self._root is not None:
+            with self._lock:
+                self._ask("context/checkpoint")
 
     def report(self, fraction: float, **values: Any) -> None:
-        """Show how far the replicate is (0 to 1), and values worth seeing while it runs."""
-        self.progress = float(fraction)
+        """Show how far the replicate is (0 to 1), and values worth seeing while it runs.
+
+        Costs a microsecond. However often it is called, a few reports per second are sent, the newest ones.
+
+        Raises
+        ------
+        TypeError
+            A value is none that JSON can hold.
+        ValueError
+            ``fraction`` is NaN, or the values are long.
+        """
+        fraction = float(fraction)
+        if fraction != fraction:
+            raise ValueError("context.report: the fraction is NaN")
+        self.progress = fraction = min(max(fraction, 0.0), 1.0)
+        self._report(self._index, fraction, values)
+
+    def _ask(self, method: str) -> None:
         try:
-            tree = tagged(values)
-        except InvalidOutputError as e:
-            raise TypeError(f"context.report: {e}") from None
-        self._notify("context/progress", {"index": self._index, "fraction": self.progress, "values": tree})
+            self._ask_parent(method, {"index": self._index})
+        except RpcError as e:
+            raise ValueError(e.message) from None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRIAL_S = 5.0
 _HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # an allocator's; it has handlers for fork
 _FINISHED = b'{"jsonrpc":"2.0","method":"replicate/finished"'
+_ASKED = b'{"jsonrpc":"2.0","id":'
 _FAILED = b"!"  # begins the line of a child that could not hand over its outputs
 
 
@@ -77,12 +78,17 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
     """
     stdio.flush()
     ours, theirs = os.pipe()
+    replies, relay = os.pipe()
+    channel.reserve_ids()
     before = perf_counter()
     pid = os.fork()
     if pid == 0:
         os.close(ours)
-        _child(channel, work, index, theirs)
+        os.close(relay)
+        _child(channel, work, index, theirs, replies)
     os.close(theirs)
+    os.close(replies)
+    channel.relay, channel.n_relayed = relay, 0
     try:
         finished, timed_out = _forward(channel, ours, None if timeout_s is None else before + timeout_s)
     except BaseException:
@@ -90,7 +96,9 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
         os.waitpid(pid, 0)
         raise
     finally:
+        channel.relay = -1
         os.close(ours)
+        os.close(relay)
     if timed_out or channel.ended:
         _kill(pid)
     _, status, usage = os.wait4(pid, 0)
@@ -106,8 +114,8 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
     return how
 
 
-def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int) -> NoReturn:
-    channel.divert(pipe)
+def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int, replies: int) -> NoReturn:
+    channel.divert(pipe, replies)
     try:
         channel.send(work(index))
     except RpcError as e:
@@ -117,18 +125,24 @@ def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int) 
 
 
 def _forward(channel: Channel, pipe: int, deadline: float | None) -> tuple[bool, bool]:
-    """Pass whole lines on; return whether the replicate has finished, and whether time ran out."""
+    """Pass whole lines on; return whether the replicate has finished, and whether time ran out.
+
+    The time while the child waits for an answer of the parent's is not the replicate's.
+    """
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(channel.requests, select.POLLIN)
-    rest = b""
+    rest, n_asked, waits_since = b"", 0, 0.0
     while True:
-        left_ms = None if deadline is None else max(0.0, (deadline - perf_counter()) * 1_000)
+        waits = n_asked > channel.n_relayed
+        left_ms = None if deadline is None or waits else max(0.0, (deadline - perf_counter()) * 1_000)
         events = poll.poll(left_ms)
         if not events:
             return False, True
         if any(fd == channel.requests for fd, _ in events):
             channel.pump()
+            if deadline is not None and waits and n_asked <= channel.n_relayed:
+                deadline += perf_counter() - waits_since
             if channel.ended:
                 return False, False
         if all(fd != pipe for fd, _ in events):
@@ -141,6 +155,9 @@ def _forward(channel: Channel, pipe: int, deadline: float | None) -> tuple[bool,
             if line.startswith(_FAILED):
                 raise RpcError(STORAGE_FAILED, line[1:].decode("ascii"))
             channel.send(line.decode("ascii"))
+            if line.startswith(_ASKED):
+                waits_since = waits_since if n_asked > channel.n_relayed else perf_counter()
+                n_asked += 1
             if line.startswith(_FINISHED):
                 return True, False
 

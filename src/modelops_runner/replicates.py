@@ -15,6 +15,7 @@ from modelops_runner.channel import BUNDLE_RAISED, STORAGE_FAILED, Channel, RpcE
 from modelops_runner.context import Context
 from modelops_runner.failures import error_object, invalid_output
 from modelops_runner.isolation import ProcessState
+from modelops_runner.reports import Reports
 from modelops_runner.spool import INLINE_TOTAL, Spool, SpoolError
 from modelops_runner.values import InvalidOutputError, to_json
 
@@ -55,6 +56,7 @@ class Replicates:
         self._state = ProcessState(workspace.workdir, marks)
         for fd in (0, 1, 2):
             channel.poll.register(fd, 0)  # no events, but it says when one of them is closed
+        self._reports = Reports(channel)
         self._inotify: Any = None
         self._watch()
         self._in_child = False  # of the model's; it must not go on with our work
@@ -151,6 +153,8 @@ class Replicates:
                         _leave_child(None)
                     outcome = self._returned(result)
                     result = None  # it may be large, and the next one too
+                if self._reports.waits:
+                    self._reports.end()
                 send(
                     f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
                     f',"seconds":{after - before:.9f},"cpu":{cpu_after - cpu_before:.9f}}}}}'
@@ -222,6 +226,8 @@ class Replicates:
             if self._in_child:
                 _leave_child(None)
             outcome = self._returned(result)
+        if self._reports.waits:
+            self._reports.end()
         seconds, cpu = perf_counter() - before, process_time() - cpu_before
         return (
             f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
@@ -251,7 +257,7 @@ class Replicates:
                     self._state.descriptor_was_closed()
             elif fd == self._channel.requests:
                 if not self._channel.ended:
-                    self._channel.pump()
+                    self._channel.pump_when_ready(0)
             else:
                 touched = True
         return touched or (self._inotify is None and self._workspace.touched())
@@ -273,8 +279,10 @@ class Replicates:
             replicate=one["replicate"] + offset,
             seed=one["seeds"][offset],
             entropy_key=one.get("entropy_key", ""),
-            checkpoint_root=checkpoint_root or os.path.join(self._workspace.tmpdir, "checkpoints"),
-            notify=self._channel.notify,
+            checkpoint_root=checkpoint_root,
+            tmpdir=self._workspace.tmpdir,
+            ask=self._channel.request,
+            report=self._reports.take,
         )
 
     # --- outcomes, as the JSON that stands between "index" and "seconds"
@@ -374,6 +382,7 @@ class Replicates:
         else:
             self._in_child = True
             self._channel.detach()
+            self._reports.forked()
 
 
 def _unsuccessful(status: str, error: dict[str, Any]) -> str:

@@ -31,8 +31,8 @@ from modelops.rpc import (
     AggregateResult,
     AggregateStart,
     Answer,
+    Asked,
     Cancel,
-    CheckpointNote,
     Failure,
     Finished,
     FunctionCall,
@@ -44,6 +44,7 @@ from modelops.rpc import (
     ProgressNote,
     ReplicateSet,
     ReplicatesRun,
+    RestoreCheckpoint,
     RunResult,
     Shutdown,
     decode_output,
@@ -101,6 +102,7 @@ class Runner:
             (self.paths["snapshot"] / name).write_text(text)
         self.peer = Peer()
         self.notes: list[Message] = []
+        self.perform: Callable[[Asked], str | None] = lambda _asked: None
         self.stderr = b""
         self.process = subprocess.Popen(
             runner_argv(python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -160,6 +162,10 @@ class Runner:
                     assert request_id in (None, message.id)
                     return message
                 self.notes.append(message)
+                if isinstance(message, Asked):
+                    why_not = self.perform(message)
+                    peer = self.peer
+                    self.write(peer.done(message) if why_not is None else peer.not_done(message, why_not))
 
     def read(self) -> list[Message]:
         assert self.process.stdout
@@ -651,30 +657,59 @@ def test_a_model_gets_the_context_only_if_it_asks(bundle: Callable[..., Runner])
         assert runner.outputs(runner.run(f"m:{entry}")[0]) == value
 
 
-def test_a_checkpoint_is_a_copy_that_later_writes_do_not_touch(
-    tmp_path: Path, bundle: Callable[..., Runner]
+CHECKPOINTING = """
+import os
+def model(p, s, context):
+    path = os.path.join(context.checkpoint_dir, "state")
+    before = open(path).read() if os.path.exists(path) else ""
+    open(path, "w").write("first")
+    context.checkpoint()
+    open(path, "w").write("second")
+    try:
+        context.checkpoint()
+    except ValueError as e:
+        return [before, str(e)]
+"""
+
+
+@pytest.mark.parametrize("isolation", ["warm", "fork"])
+def test_a_model_waits_until_its_checkpoint_is_restored_and_until_it_is_kept(
+    tmp_path: Path, bundle: Callable[..., Runner], isolation: str
 ) -> None:
-    code = """
-        import os
-        def model(p, s, context):
-            path = os.path.join(context.checkpoint_dir, "state")
-            before = open(path).read() if os.path.exists(path) else ""
-            open(path, "w").write("first")
-            context.checkpoint()
-            open(path, "w").write("second")
-            context.checkpoint()
-            return before
-    """
-    runner = bundle("\n".join(line[8:] for line in code.splitlines()))
-    root = tmp_path / "checkpoints"
-    (root / "100").mkdir(parents=True)
-    (root / "100" / "state").write_text("from an earlier attempt")
-    (one,) = runner.run("m:model", checkpoint_root=str(root))
-    assert runner.outputs(one) == "from an earlier attempt"
-    notes = [note for note in runner.notes if isinstance(note, CheckpointNote)]
-    assert [(note.index, note.n) for note in notes] == [(100, 1), (100, 2)]
-    assert [Path(note.path, "state").read_text() for note in notes] == ["first", "second"]
-    assert runner.outputs(runner.run("m:model", 2)[1]) == ""  # without a root the folder is empty each time
+    runner, root, asked = (
+        bundle(CHECKPOINTING, isolation=isolation),
+        tmp_path / "root",
+        list[tuple[str, int, str]](),
+    )
+
+    def perform(wish: Asked) -> str | None:
+        state = root / str(wish.request.index) / "state"
+        asked.append((wish.request.METHOD, wish.request.index, state.read_text() if state.exists() else ""))
+        if isinstance(wish.request, RestoreCheckpoint):
+            state.parent.mkdir(parents=True)
+            state.write_text(f"of {wish.request.index}")
+        return "no room" if len(asked) % 3 == 0 else None
+
+    runner.perform = perform
+    outputs = [runner.outputs(one) for one in runner.run("m:model", 2, checkpoint_root=str(root))]
+    assert outputs == [["of 100", "no room"], ["of 101", "no room"]]
+    assert asked == [
+        (method, index, there)
+        for index in (100, 101)
+        for method, there in (
+            ("context/restore", ""),
+            ("context/checkpoint", "first"),
+            ("context/checkpoint", "second"),
+        )
+    ]
+
+
+def test_without_a_root_nobody_is_asked_and_the_folder_is_empty_each_time(
+    bundle: Callable[..., Runner],
+) -> None:
+    runner = bundle(CHECKPOINTING + "    return before")
+    assert [runner.outputs(one) for one in runner.run("m:model", 2)] == ["", ""]
+    assert not [note for note in runner.notes if isinstance(note, Asked)]
 
 
 def test_a_cancellation_stops_between_two_replicates(bundle: Callable[..., Runner]) -> None:

@@ -99,4 +99,5 @@ def test_every_message_to_the_runner_occurs() -> None:
         "replicate/finished",
         "context/progress",
         "context/checkpoint",
+        "context/restore",
     }

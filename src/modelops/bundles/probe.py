@@ -128,10 +128,12 @@ def _changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def _context(seed: int) -> Any:
     from modelops_runner.context import Context
+    from modelops_runner.reports import encoded
 
     return Context(
         index=0, param=0, replicate=0, seed=seed, entropy_key="00" * 16,
-        checkpoint_root=tempfile.mkdtemp(), notify=lambda _method, _values: None,
+        checkpoint_root=None, tmpdir=tempfile.mkdtemp(), ask=lambda _method, _params: None,
+        report=lambda _index, _fraction, values: encoded(values),
     )  # fmt: skip
 
 

@@ -45,9 +45,19 @@ class Dispatcher:
             yield queued, worker
 
     def order(
-        self, work: Work, worker: str, attempt: AttemptId, job: JobId, epoch: int
+        self,
+        work: Work,
+        worker: str,
+        attempt: AttemptId,
+        job: JobId,
+        epoch: int,
+        *,
+        may_have_begun: bool = False,
     ) -> c.SubmitChunk | c.SubmitAggregates:
-        """Return the command that submits this work to a worker."""
+        """Return the command that submits this work to a worker.
+
+        ``may_have_begun``: some of it may have been under way in an attempt that was lost or given back.
+        """
         if work.kind is _SIMULATE:
             chunk = Chunk(
                 job=job,
@@ -56,6 +66,7 @@ class Dispatcher:
                 ranges=work.ranges.pairs,
                 attempt_number=work.number,
                 retry_on=self._retry_on if work.number <= self._max_retries else (),
+                may_resume=work.number > 1 or epoch > 1 or may_have_begun,
             )
             return c.SubmitChunk(chunk, worker)
         segments = self._ledger.segments_of(work.ranges)

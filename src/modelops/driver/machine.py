@@ -322,6 +322,7 @@ class Machine:
 
     def _after_death(self, work: Work, *, alone: bool) -> None:
         alone = alone and len(work.ranges) == 1  # before what others have is left out
+        self._places.begun(work)
         if self._places.overlaps:
             work = work._replace(ranges=self._places.nobody_has(work.kind, work.ranges))
             if not work.ranges:
@@ -414,7 +415,12 @@ class Machine:
         for work, worker in self._dispatcher.placements():
             attempt = Attempt(self._next_attempt_id(), work, worker.name)
             self._roster.place(attempt)
-            self._outbox.order(self._dispatcher.order(work, worker.name, attempt.id, self.job, self.epoch))
+            begun = self._places.may_have_begun(work)
+            self._outbox.order(
+                self._dispatcher.order(
+                    work, worker.name, attempt.id, self.job, self.epoch, may_have_begun=begun
+                )
+            )
 
     def _next_attempt_id(self) -> AttemptId:
         self._n_attempts += 1

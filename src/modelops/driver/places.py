@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelops.driver.backlog import Kind, Work
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
     from modelops.driver import commands as c
@@ -39,6 +39,7 @@ class Places:
         self.commits: dict[AttemptId, Commit] = {}
         self.overlaps = False  # an item may be in two places
         self._given_up: dict[AttemptId, Work] = {}
+        self._begun = EMPTY  # indices that were in an attempt before, and have checkpoints perhaps
         self._ledger, self._roster, self._backlogs = ledger, roster, backlogs
 
     # From an attempt.
@@ -67,8 +68,18 @@ class Places:
 
     # Into the backlog.
 
+    def begun(self, work: Work) -> None:
+        """Note that this comes back from an attempt that may have begun with it. A retry says so by its number."""
+        if work.kind is Kind.SIMULATE and work.number == 1:
+            self._begun |= work.ranges
+
+    def may_have_begun(self, work: Work) -> bool:
+        """Say whether an attempt that came to nothing may have begun with some of this."""
+        return work.kind is Kind.SIMULATE and bool(self._begun) and not self._begun.isdisjoint(work.ranges)
+
     def requeue(self, work: Work, at: float | None = None) -> None:
         """Put work that ended without an outcome back; what somebody else has by now is left out."""
+        self.begun(work)
         if self.overlaps:
             work = work._replace(ranges=self.nobody_has(work.kind, work.ranges))
         if at is None:

@@ -1,5 +1,6 @@
 """Take chunks from the worker, run them in warm, limited runner processes, hand outcomes on to the worker."""
 
+from modelops.processes.context import ContextDesk, GivenUpError
 from modelops.processes.outcome import (
     AggregateOutcome,
     FileSlice,
@@ -18,7 +19,9 @@ from modelops.rpc import ReplicateSet
 
 __all__ = [
     "AggregateOutcome",
+    "ContextDesk",
     "FileSlice",
+    "GivenUpError",
     "LogSink",
     "Outcome",
     "Output",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelops.errors import ProcessError, describe_exit
+from modelops.processes.context import GivenUpError
 from modelops.processes.outcome import (
     Outcome,
     Output,
@@ -24,10 +25,12 @@ from modelops.processes.outcome import (
 from modelops.processes.process import REFUSED, Kill
 from modelops.rpc import (
     Answer,
+    Asked,
     Cancel,
     ErrorObject,
     Failure,
     Finished,
+    ProgressNote,
     ReplicatesRun,
     decode_output,
     spool_file,
@@ -37,6 +40,7 @@ from modelops.states import OUTCOMES, ReplicateStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from modelops.processes.context import Conversation
     from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
     from modelops.rpc import ReplicateSet
@@ -112,6 +116,8 @@ class ChunkRun:
     ----------
     start_timeout_s
         How long importing the bundle may take if the process has not imported the entry point yet.
+    conversation
+        Answers what models ask through their contexts.
     """
 
     def __init__(
@@ -123,12 +129,12 @@ class ChunkRun:
         on_outcome: Callable[[Outcome], None],
         stop: StopSignal,
         start_timeout_s: float,
-        checkpoint_root: str | None = None,
+        conversation: Conversation,
     ) -> None:
         self._process, self._entry, self._sets = process, entry, sets
         self._on_outcome, self._stop = on_outcome, stop
         self._start_timeout_s = start_timeout_s
-        self._checkpoint_root = checkpoint_root
+        self._conversation = conversation
         self._indices = indices(sets)
         self._n = 0
         self._clock = time.time() - time.monotonic()  # one reading, so that times of a run are in order
@@ -144,7 +150,7 @@ class ChunkRun:
                 entry=self._entry,
                 sets=tuple(self._sets),
                 wire=process.spec.wire,
-                checkpoint_root=self._checkpoint_root,
+                checkpoint_root=self._conversation.root,
                 replicate_timeout_s=process.spec.replicate_timeout_s,
             )
         )
@@ -161,6 +167,10 @@ class ChunkRun:
                 for message in messages:
                     if type(message) is Finished:
                         self._finished(message)
+                    elif type(message) is ProgressNote:
+                        self._conversation.take(message)
+                    elif type(message) is Asked:
+                        self._asked(message)
                     elif type(message) is Failure and message.id == request_id:
                         if message.code == REFUSED and process.spec.isolation == "fork":
                             raise ForkRefusedError(message.message)
@@ -169,6 +179,7 @@ class ChunkRun:
                         return self._answered()
                 if dead:
                     return self._died()
+                self._conversation.pass_on()
                 if not messages:
                     self._enforce()
 
@@ -183,10 +194,28 @@ class ChunkRun:
         process.kill(Kill("protocol", f"it answered after {self._n} of {len(self._indices)} replicates"))
         raise process.death("replicates/run")
 
+    def _asked(self, asked: Asked) -> None:
+        """Do what the running replicate asked for. Its time stands still meanwhile."""
+        process, before = self._process, time.monotonic()
+        if self._n >= len(self._indices) or asked.request.index != self._indices[self._n]:
+            process.done(asked, f"replicate {asked.request.index} is not running")  # a thread it left behind
+            return
+        if self._importing:
+            self._since, self._importing = process.drain.opened(asked.request.index) or before, False
+        try:
+            process.done(asked, self._conversation.perform(asked))
+        except GivenUpError:
+            process.kill(Kill("cancelled", "the run was stopped"))
+        self._since += time.monotonic() - before
+
     # --- deadlines -----------------------------------------------------------------------------------
 
     def _deadline(self) -> float | None:
-        deadlines = [at for at in (self._replicate_deadline(), self._stop.deadline) if at is not None]
+        deadlines = [
+            at
+            for at in (self._replicate_deadline(), self._stop.deadline, self._conversation.due)
+            if at is not None
+        ]
         if self._importing and deadlines:
             deadlines.append(time.monotonic() + LOOK_S)
         return min(deadlines, default=None)
@@ -222,6 +251,8 @@ class ChunkRun:
             process.kill(Kill("protocol", f"it finished replicate {finished.index}, expected was {expected}"))
             raise process.death("replicates/run")
         now = time.monotonic()
+        if self._conversation.due is not None:
+            self._conversation.ended(finished.index)
         # The hot path: a small output that is JSON needs no look at what else it could be.
         outputs = tuple(
             [

@@ -24,6 +24,7 @@ from modelops.errors import ProcessError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
+from modelops.processes.context import Conversation
 from modelops.processes.outcome import RunEnd, after, first, indices
 from modelops.processes.process import Kill, RunnerProcess
 from modelops.processes.reaper import Reaper
@@ -33,6 +34,7 @@ from modelops.processes.watch import STALLED_AFTER_S, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from modelops.processes.context import ContextDesk
     from modelops.processes.outcome import (
         AggregateOutcome,
         LogSink,
@@ -117,7 +119,7 @@ class ProcessPool:
         on_outcome: Callable[[Outcome], None],
         stop: StopSignal | None = None,
         log: LogSink | None = None,
-        checkpoint_root: str | None = None,
+        desk: ContextDesk | None = None,
     ) -> RunEnd:
         """Run a whole chunk; survives the deaths of its processes.
 
@@ -129,6 +131,8 @@ class ProcessPool:
             Called in this thread, in order of index, soon after each replicate has ended.
         log
             Called in another thread with what is printed; all calls are made before this returns.
+        desk
+            Who keeps checkpoints and takes reports, called in this thread; None: nobody.
 
         Returns
         -------
@@ -145,6 +149,7 @@ class ProcessPool:
         """
         pending = list(sets)
         stop = stop if stop is not None else StopSignal()
+        conversation = Conversation(desk)
         while pending and not stop.stopped:
             safe = replace(spec, isolation="spawn") if spec in self._unforkable else spec
             try:
@@ -155,7 +160,7 @@ class ProcessPool:
                     on_outcome=on_outcome,
                     stop=stop,
                     log=log,
-                    checkpoint_root=checkpoint_root,
+                    conversation=conversation,
                 )
             except ForkRefusedError as refused:
                 self._unforkable[spec] = str(refused)
@@ -175,7 +180,7 @@ class ProcessPool:
         on_outcome: Callable[[Outcome], None],
         stop: StopSignal,
         log: LogSink | None,
-        checkpoint_root: str | None,
+        conversation: Conversation,
     ) -> PartEnd:
         alone = spec.isolation == "spawn"  # a new interpreter for every replicate
         batch = [first(pending[0], 1)] if alone else first_frame(pending, FRAME_BYTES)
@@ -192,7 +197,7 @@ class ProcessPool:
                 on_outcome=on_outcome,
                 stop=stop,
                 start_timeout_s=self._start_timeout_s,
-                checkpoint_root=checkpoint_root,
+                conversation=conversation,
             ).run()
             if part.not_begun and not reused:
                 raise process.death("replicates/run")

@@ -35,7 +35,7 @@ from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
 from modelops.processes.watch import Watch, Watched, peak_resident_bytes
-from modelops.rpc import Answer, Failure, Initialize, Initialized, Message, Peer, Shutdown
+from modelops.rpc import Answer, Asked, Failure, Initialize, Initialized, Message, Peer, Shutdown
 from modelops.rpc.messages import PROTOCOL
 from modelops_runner.launch import runner_argv
 
@@ -346,6 +346,10 @@ class RunnerProcess:
     def notify(self, params: Wire) -> None:
         """Send a notification."""
         self._send(self._peer.notify(params))
+
+    def done(self, asked: Asked, why_not: str | None = None) -> None:
+        """Answer what the process asked for: it was done, or could not be done."""
+        self._send(self._peer.done(asked) if why_not is None else self._peer.not_done(asked, why_not))
 
     def _send(self, frame: bytes) -> None:
         """Queue a frame and send what the pipe takes; `receive` sends the rest."""

@@ -197,13 +197,21 @@ class ProgressNote(Wire, frozen=True, kw_only=True):
     values: msgspec.Raw
 
 
-class CheckpointNote(Wire, frozen=True, kw_only=True):
-    """The model made its ``n``-th checkpoint; the folder ``path`` now belongs to the parent."""
+# --- what the runner asks while a replicate runs; done and answered before the model goes on
+
+
+class RestoreCheckpoint(Wire, frozen=True, kw_only=True):
+    """Make the folder ``<index>`` below ``checkpoint_root``, with the last checkpoint of the replicate in it."""
+
+    METHOD: ClassVar[str] = "context/restore"
+    index: int
+
+
+class KeepCheckpoint(Wire, frozen=True, kw_only=True):
+    """Keep what lies in the folder ``<index>`` below ``checkpoint_root``."""
 
     METHOD: ClassVar[str] = "context/checkpoint"
     index: int
-    n: int
-    path: str
 
 
 # --- outputs

@@ -16,15 +16,16 @@ from modelops.rpc.messages import (
     AggregateFinish,
     AggregateResult,
     AggregateStart,
-    CheckpointNote,
     ErrorObject,
     Finished,
     FunctionCall,
     FunctionResult,
     Initialize,
     Initialized,
+    KeepCheckpoint,
     ProgressNote,
     ReplicatesRun,
+    RestoreCheckpoint,
     RunResult,
     Shutdown,
     Wire,
@@ -34,6 +35,7 @@ from modelops_runner.frames import FrameError, FrameSplitter, encode_frame
 Result: TypeAlias = Initialized | RunResult | AggregateResult | FunctionResult | None
 
 BUNDLE_RAISED: Final = -32001
+NOT_DONE: Final = -32005
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -54,7 +56,14 @@ class Failure(msgspec.Struct, frozen=True):
     raised: ErrorObject | None = None
 
 
-Message: TypeAlias = Finished | ProgressNote | CheckpointNote | Answer | Failure
+class Asked(msgspec.Struct, frozen=True):
+    """The runner wants something done; answer with `Peer.done` or `Peer.not_done`."""
+
+    id: int
+    request: RestoreCheckpoint | KeepCheckpoint
+
+
+Message: TypeAlias = Finished | ProgressNote | Asked | Answer | Failure
 
 _RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
     Initialize: msgspec.json.Decoder(Initialized),
@@ -64,8 +73,11 @@ _RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
     FunctionCall: msgspec.json.Decoder(FunctionResult),
     Shutdown: msgspec.json.Decoder(None),
 }
-_NOTES: Final[dict[str, msgspec.json.Decoder[Finished | ProgressNote | CheckpointNote]]] = {
-    note.METHOD: msgspec.json.Decoder(note) for note in (Finished, ProgressNote, CheckpointNote)
+_NOTES: Final[dict[str, msgspec.json.Decoder[Finished | ProgressNote]]] = {
+    note.METHOD: msgspec.json.Decoder(note) for note in (Finished, ProgressNote)
+}
+_WISHES: Final[dict[str, msgspec.json.Decoder[RestoreCheckpoint | KeepCheckpoint]]] = {
+    wish.METHOD: msgspec.json.Decoder(wish) for wish in (RestoreCheckpoint, KeepCheckpoint)
 }
 
 
@@ -129,6 +141,14 @@ class Peer:
             raise ValueError(f"{params.METHOD} is a request; its answer would be lost")
         return _frame({"jsonrpc": "2.0", "method": params.METHOD, "params": params})
 
+    def done(self, asked: Asked) -> bytes:
+        """Return the frame that tells the runner that something was done."""
+        return _frame({"jsonrpc": "2.0", "id": asked.id, "result": None})
+
+    def not_done(self, asked: Asked, why: str) -> bytes:
+        """Return the frame that tells the runner why something cannot be done."""
+        return _frame({"jsonrpc": "2.0", "id": asked.id, "error": {"code": NOT_DONE, "message": why}})
+
     def receive(self, data: bytes) -> list[Message]:
         """Take the next bytes from the runner and return the messages they complete.
 
@@ -182,6 +202,8 @@ class Peer:
             raise ProtocolError(f"the runner sent a message that is not as agreed: {e}: {_show(body)}") from e
 
     def _note(self, method: str, envelope: _Envelope, body: bytes) -> Message:
+        if envelope.id is not None and (wish := _WISHES.get(method)) is not None:
+            return Asked(envelope.id, wish.decode(envelope.params))
         decoder = _NOTES.get(method)
         if decoder is None or envelope.id is not None:
             raise ProtocolError(

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from modelops.errors import InternalError
+from modelops.errors import InternalError, StorageError
 from modelops.states import AggregateStatus
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
 from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
@@ -121,6 +121,7 @@ class StoreLedger:
 
     def finalize(self) -> str | None:
         """Write the result files; if the bundle was changed while it ran, make nothing count and return why."""
+        from modelops.store.checkpoints import remove_all, remove_settled
         from modelops.store.contents import JobContents
         from modelops.store.results import finalize
 
@@ -130,13 +131,19 @@ class StoreLedger:
                 f"the bundle was changed while the job ran: {'; '.join(changes[:MAX_NAMED])}{more}. "
                 "Its files are read-only for models; write to the working directory or TMPDIR"
             )
+            remove_all(self.objects, self.job)  # what the changed bundle has left is nothing to go on from
             n = self.records.void_results(self.job, self.epoch, self.who, why)
             log.warning("%s; %d finished replicates do not count", why, n)
             self.voided = True
             return why
         self.records.hold(self.job, self.epoch)  # whoever slept past its lease must not write files, either
-        files = finalize(JobContents.of(self.objects, self.records, self.job))
+        contents = JobContents.of(self.objects, self.records, self.job)
+        files = finalize(contents)
         self.records.record_results(self.job, self.who, files, epoch=self.epoch)
+        try:
+            remove_settled(contents)
+        except StorageError as error:  # it may be allowed to write and not to delete; the results are there
+            log.warning("checkpoints of %s are left in storage: %s", self.job, error)
         return None
 
 

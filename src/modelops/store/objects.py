@@ -10,11 +10,12 @@ folder. A crash in between leaves a file in ``.tmp/`` that nothing refers to.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final
 from uuid import uuid4
@@ -93,6 +94,11 @@ class Objects(ABC):
     def delete(self, name: str) -> None:
         """Remove an object; one that does not exist is no error."""
 
+    def remove_folder(self, prefix: str) -> None:
+        """Remove all objects below a folder."""
+        for name in self.list(prefix):
+            self.delete(name)
+
     def local_path(self, name: str) -> Path | None:
         """Return where the object lies on this machine, or None if it does not lie here."""
         checked_name(name)
@@ -120,8 +126,7 @@ class FolderObjects(Objects):
         try:
             temporary = self._write(content)
             try:
-                self._make_folder(path.parent)
-                os.link(temporary, path)
+                self._in_its_folder(path, lambda: os.link(temporary, path))
             finally:
                 temporary.unlink()
             _fsync_folder(path.parent)
@@ -135,8 +140,7 @@ class FolderObjects(Objects):
         try:
             temporary = self._write(content)
             try:
-                self._make_folder(path.parent)
-                temporary.replace(path)
+                self._in_its_folder(path, lambda: temporary.replace(path))
             except OSError:
                 temporary.unlink()
                 raise
@@ -204,6 +208,12 @@ class FolderObjects(Objects):
         except OSError as e:
             raise self._failed("deleting", name, e) from e
 
+    def remove_folder(self, prefix: str) -> None:
+        super().remove_folder(prefix)
+        for where, _, _ in os.walk(self.root / prefix, topdown=False):
+            with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                Path(where).rmdir()
+
     def local_path(self, name: str) -> Path | None:
         return self.root / checked_name(name)
 
@@ -219,6 +229,16 @@ class FolderObjects(Objects):
             path.unlink(missing_ok=True)
             raise
         return path
+
+    def _in_its_folder(self, path: Path, place: Callable[[], object]) -> None:
+        """Make the folder of an object and put it there; once more if somebody removed the folder meanwhile."""
+        try:
+            self._make_folder(path.parent)
+            place()
+        except FileNotFoundError:
+            self._known -= {path.parent, *path.parents}
+            self._make_folder(path.parent)
+            place()
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder and its parents, each on disk before anything is put below it.

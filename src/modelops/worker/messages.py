@@ -19,7 +19,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     ``attempt_number``: 1 for the first try; the same for all its replicates. ``retry_on``: outcomes that
     are left out of the segment, because they will be tried again (empty on the last try). ``study``: the object
     below the job's folder that holds its spec, another one after each extension. ``acknowledged``: attempts of
-    this job whose receipts the worker need not keep any longer.
+    this job whose receipts the worker need not keep any longer. ``may_resume``: replicates may have begun before,
+    here or elsewhere, and left checkpoints.
     """
 
     job: JobId
@@ -30,6 +31,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     retry_on: tuple[ReplicateStatus, ...] = ()
     study: str = "study.json"
     acknowledged: tuple[AttemptId, ...] = ()
+    may_resume: bool = False
 
 
 class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):

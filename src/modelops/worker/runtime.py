@@ -14,7 +14,9 @@ from modelops.environments import Environments
 from modelops.errors import EnvironmentDamagedError
 from modelops.processes import ProcessPool
 from modelops.store import Objects
+from modelops.store.segments import job_folder
 from modelops.worker.attempts import AttemptTable
+from modelops.worker.desk import PROGRESS_TOPIC, Desk, SettledCheckpoints
 from modelops.worker.job_context import JobContext, load_job_context
 from modelops.worker.segment_cache import SegmentCache
 from modelops.worker.storage_wait import when_storage_allows
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from modelops.study.ids import JobId
     from modelops.worker.attempts import Attempt
+    from modelops.worker.messages import Chunk
     from modelops.worker.settings import WorkerSettings
 
 STORAGE_TOPIC: Final = "modelops-storage"  # what storage says while an attempt waits for it
@@ -32,7 +35,10 @@ TRIES: Final = 5  # somebody may remove or rebuild an environment between its va
 
 
 class WorkerRuntime:
-    """One per worker process; its methods are called from all worker threads at once."""
+    """One per worker process; its methods are called from all worker threads at once.
+
+    ``announce``: sends a message under a topic to whoever listens now; may be called in any thread.
+    """
 
     MAX_JOBS = 32
 
@@ -55,6 +61,7 @@ class WorkerRuntime:
         self.pool = ProcessPool(self.root, slots=slots)
         self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
+        self.settled = SettledCheckpoints(self.objects)
         self._jobs: OrderedDict[tuple[JobId, str], JobContext] = OrderedDict()
         self._notes: defaultdict[JobId, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -100,6 +107,20 @@ class WorkerRuntime:
         raise EnvironmentDamagedError(
             f"environment {context.environment.key} was removed or replaced {TRIES} times while it was about to be "
             "used; look for what cleans the cache of this machine"
+        )
+
+    def desk(self, chunk: Chunk, attempt: Attempt) -> Desk:
+        """Return what serves the contexts of a chunk's replicates."""
+        folder = f"{job_folder(chunk.job)}/checkpoints"
+        return Desk(
+            self.objects,
+            lambda index: f"{folder}/{index}",
+            chunk.attempt,
+            self.root / "checkpoints" / f"{chunk.job}-{chunk.attempt}",
+            may_resume=chunk.may_resume,
+            stop=attempt.stop,
+            patiently=lambda act: self.when_storage_allows(act, attempt),
+            on_report=lambda report: self.announce(PROGRESS_TOPIC, {"job": chunk.job, **report}),
         )
 
     def take_notes(self, job: JobId) -> tuple[str, ...]:

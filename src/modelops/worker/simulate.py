@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from modelops.processes import Outcome
     from modelops.processes.stop import StopSignal
     from modelops.worker.attempts import Attempt
+    from modelops.worker.desk import Desk
     from modelops.worker.job_context import JobContext
     from modelops.worker.runtime import WorkerRuntime
 
@@ -37,6 +39,7 @@ class _Chunk:
     writer: SegmentWriter
     stop: StopSignal
     snapshot: str
+    desk: Desk
     retry: dict[ReplicateStatus, list[int]] = field(default_factory=dict)
     lacking: list[int] = field(default_factory=list)  # replicates that found a module missing
     examples: dict[str, ErrorExample] = field(default_factory=dict)
@@ -46,6 +49,8 @@ class _Chunk:
 
     def take(self, outcome: Outcome) -> None:
         self.model_seconds += outcome.seconds
+        if outcome.index == self.desk.current:
+            self.desk.ended(succeeded=outcome.status is ReplicateStatus.SUCCEEDED)
         error = outcome.error
         if error is not None and error.missing_module:
             # One error for the job: what the bundle lacks, no replicate can do without.
@@ -126,11 +131,12 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
         host=runtime.host,
         pid=os.getpid(),
     )
-    sorter = _Chunk(chunk, writer, attempt.stop, context.runner.snapshot)
+    desk = runtime.desk(chunk, attempt)
+    sorter = _Chunk(chunk, writer, attempt.stop, context.runner.snapshot, desk)
     unstarted = Ranges(chunk.ranges)
     sets = runtime.when_storage_allows(lambda: context.sets(unstarted), attempt)
     began = time.perf_counter()
-    with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log:
+    with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log, contextlib.closing(desk):
         try:
             end = runtime.pool.run(
                 context.runner,
@@ -139,6 +145,7 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
                 on_outcome=sorter.take,
                 stop=attempt.stop,
                 log=job_log.write,
+                desk=desk,
             )
         except RemoteError as error:
             if not error.missing_module:
@@ -150,6 +157,7 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
             unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
         wall_seconds = time.perf_counter() - began
         runtime.when_storage_allows(job_log.store, attempt)
+    runtime.settled.remember(chunk.job, chunk.attempt, desk.settled)
     return _receipt(
         runtime,
         chunk,
@@ -160,7 +168,11 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
         model_seconds=sorter.model_seconds,
         wall_seconds=wall_seconds,
         missing_import=sorter.missing_import,
-        notes=(*filter(None, [runtime.pool.not_forked(context.runner)]), *runtime.take_notes(chunk.job)),
+        notes=(
+            *filter(None, [runtime.pool.not_forked(context.runner)]),
+            *runtime.take_notes(chunk.job),
+            *desk.notes,
+        ),
     )
 
 

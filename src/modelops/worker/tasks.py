@@ -63,6 +63,7 @@ def _run(chunk: AnyChunk, attempt: Attempt, run: Callable[[WorkerRuntime], T]) -
     runtime = _runtime(get_worker())
     table = runtime.attempts
     table.acknowledge(chunk.job, chunk.acknowledged)
+    runtime.settled.remove(chunk.job, chunk.acknowledged)
     try:
         receipt = run(runtime)
     except Exception as error:
