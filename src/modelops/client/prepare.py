@@ -19,8 +19,8 @@ from modelops.store import AlreadyExistsError
 from modelops.store.fetch import bundle_object
 from modelops.store.parameters import write_parameters
 from modelops.store.segments import job_folder
-from modelops.study import parameter_table
 from modelops.study.ids import JobId, new_job_id
+from modelops.study.parameter_sets import distinct_canonicals
 from modelops.who import whoami
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def prepare_job(
     )  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
-    parameters = parameter_table(study.sets())  # refuses duplicates
+    canonicals = distinct_canonicals(study.sets())
     job = new_job_id()
     store_bundle(objects, snapshot, digest)
-    write_parameters(objects, job, (text.encode() for text in parameters["canonical"].to_pylist()))
+    write_parameters(objects, job, canonicals)
     spec_bytes = msgspec.json.encode(spec)
     objects.put_new(f"{job_folder(job)}/study.json", spec_bytes)
     reserve(job)

@@ -20,8 +20,8 @@ from modelops.client.http import MissingUploadError
 from modelops.client.served import who_asks
 from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
-from modelops.study import parameter_table
 from modelops.study.ids import BundleDigest, JobId
+from modelops.study.parameter_sets import distinct_canonicals
 
 if TYPE_CHECKING:
     from modelops.client.served import HttpSource
@@ -49,7 +49,8 @@ def submit_study(study: Study, source: HttpSource) -> JobId:
     manifest = load_manifest(bundle)  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
-    canonicals = [text.encode() for text in parameter_table(study.sets())["canonical"].to_pylist()]
+    # Not by way of an Arrow table: making one from Python values imports pandas where it is installed, for a second.
+    canonicals = distinct_canonicals(study.sets())
     with tempfile.TemporaryFile() as file:
         body = _body(spec, canonicals, why, file)
         headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}

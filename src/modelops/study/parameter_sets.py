@@ -149,6 +149,21 @@ class ParameterSets(Sequence[Mapping[str, Any]]):
             raise RequestError(f"a parameter holds text that is not valid Unicode: {e.object!r}") from e
 
 
+def distinct_canonicals(sets: ParameterSets) -> list[bytes]:
+    """Return the canonical forms of all sets, in order.
+
+    Raises
+    ------
+    RequestError
+        There is no parameter set, or two are the same; names both rows.
+    """
+    if not len(sets):
+        raise RequestError("the study has no parameter sets; give at least one, e.g. parameters=[{}]")
+    canonicals = sets.canonical()
+    refuse_duplicates([param_id(c) for c in canonicals], lambda i: sets[i])
+    return canonicals
+
+
 def parameter_table(sets: ParameterSets) -> pa.Table:
     """Return what ``parameters.parquet`` holds: `param`, `param_id`, `canonical`, in chunks of 65,536 rows.
 
