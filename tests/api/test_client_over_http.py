@@ -92,7 +92,7 @@ def test_a_job_over_http_is_the_job_in_the_store(both: tuple[mo.Job, mo.Job], re
 
 
 def outputs(job: mo.Job, param: int, replicate: int) -> Any:
-    """Return the outputs of a replicate with their types, encoded so that they can be compared; or why there are none."""
+    """Return the outputs of a replicate, encoded so that they can be compared, or why there are none."""
     try:
         found = job.output(param, replicate)
     except NotFoundError as error:
