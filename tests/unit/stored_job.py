@@ -45,7 +45,11 @@ def model(params: Mapping[str, Any], seed: int) -> Outcome:
     """Return what a replicate gives, a function of parameters and seed as any model's."""
     if params.get("bad") and seed % 3 == 0:
         return ReplicateStatus.FAILED
-    return {"x": float(seed) * params["a"], "n": seed, "large": bytes(70_000) if seed % 5 == 0 else b""}
+    return {
+        "x": float(seed) * params["a"],
+        "n": seed,
+        "large": bytes([seed % 251 + 1]) * 70_000 if seed % 5 == 0 else b"",
+    }
 
 
 class StoredJob:
@@ -81,7 +85,10 @@ class StoredJob:
         return decode_spec(self.objects.get(f"{job_folder(self.job)}/{self.records.job(self.job).study}"))
 
     def missing(self) -> Ranges:
-        return self.spec.line.all() - self.records.covered(self.job)
+        """Return what this run is to run."""
+        scope = self.records.scope(self.job)
+        missing = self.spec.line.all() - self.records.covered(self.job)
+        return missing if scope is None else missing & scope
 
     def take(self) -> int:
         self._number = 0

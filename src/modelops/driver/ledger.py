@@ -102,10 +102,9 @@ class Ledger:
         """How many parameter sets lack their aggregates."""
         return self._n_params - len(self._aggregated)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether every replicate has its outcome and every aggregate is made."""
-        return not self.n_open and not self.n_open_params
+    def is_settled_but(self, n_left: int, n_left_params: int) -> bool:
+        """Say whether all but so many replicates have their outcome, all but so many parameter sets their aggregate."""
+        return self.n_open <= n_left and self.n_open_params <= n_left_params
 
     @property
     def is_success(self) -> bool:

@@ -59,6 +59,8 @@ class Machine:
         As recorded. A job that was running goes on; one that was stopping is finalized.
     used_s
         How many seconds of the job's timeout earlier drivers used.
+    leave
+        What is missing and not to be run: this run only repairs something.
     adopt
         Whether to ask workers for attempts of an earlier driver before anything is submitted.
     replicates_per_chunk
@@ -77,6 +79,7 @@ class Machine:
         state: JobState = JobState.QUEUED,
         reason: str = "",
         used_s: float = 0.0,
+        leave: Ranges = EMPTY,
         adopt: bool = False,
         replicates_per_chunk: int | None = None,
     ) -> None:
@@ -98,6 +101,9 @@ class Machine:
         to_aggregate = self._ledger.adopt(segments, aggregates)
         self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
         missing = self._ledger.lacks(_SIMULATE, spec.line.all())
+        self._n_left = len(missing & leave)
+        self._n_left_params = len(spec.line.params_of(missing & leave)) if spec.aggregates else 0
+        missing = missing - leave
         self._retried: dict[int, Ranges] = {}  # by the number of their next attempt
         for indices, number in retried:
             self._retried = {n: r - indices for n, r in self._retried.items()}
@@ -444,7 +450,9 @@ class Machine:
         if self._course.draining:
             if self._roster.attempts:
                 return
-        elif self.state is not JobState.RUNNING or not self._ledger.is_settled:
+        elif self.state is not JobState.RUNNING or not self._ledger.is_settled_but(
+            self._n_left, self._n_left_params
+        ):
             return
         else:
             self._stop_attempts()  # only doubles of what is committed

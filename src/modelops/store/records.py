@@ -350,7 +350,7 @@ def _segments(sql: sa.Connection, job: JobId) -> list[SegmentRef]:
     refs = [
         SegmentRef(
             attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
-            ranges=covers[row.attempt], counts={ReplicateStatus(k): n for k, n in row.counts.items()},
+            ranges=covers.get(row.attempt, ()), counts={ReplicateStatus(k): n for k, n in row.counts.items()},
             pack=row.pack, pack_bytes=row.pack_bytes, execution=row.execution,
         )
         for row in rows
@@ -363,7 +363,7 @@ def _aggregates(sql: sa.Connection, job: JobId) -> list[AggregateRef]:
     refs = [
         AggregateRef(
             attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
-            params=covers[row.attempt], counts=row.counts, inputs=tuple(row.inputs), pack=row.pack,
+            params=covers.get(row.attempt, ()), counts=row.counts, inputs=tuple(row.inputs), pack=row.pack,
             pack_bytes=row.pack_bytes,
         )
         for row in rows

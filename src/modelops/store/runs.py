@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -21,6 +22,7 @@ from modelops.store.rows import (
 )
 from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
 from modelops.study.ids import AttemptId
+from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ BEGINS_RUN: Final = frozenset({JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REP
 WITHDRAWN: Final = "segments_withdrawn"
 VOIDED: Final = "results_voided"
 WRITTEN: Final = "results_written"
+MISMATCH: Final = "mismatch"
 
 
 class Withdrawn(NamedTuple):
@@ -42,6 +45,14 @@ class Withdrawn(NamedTuple):
 
     attempts: frozenset[AttemptId]
     epoch: int
+
+
+class Note(NamedTuple):
+    """An event to write along with a change."""
+
+    kind: str
+    text: str
+    data: Mapping[str, Any]
 
 
 class Runs:
@@ -60,6 +71,8 @@ class Runs:
         spec: bytes | None = None,
         study: str | None = None,
         withdrawal: Withdrawal | None = None,
+        only: Ranges | None = None,
+        notes: Sequence[Note] = (),
         epoch: int | None = None,
         expected_version: int | None = None,
         expected_state: JobState | None = None,
@@ -78,6 +91,10 @@ class Runs:
             What does not count any more; an event of its own says so.
         asked
             The request that wants it, recorded so that it can come again and begins nothing twice.
+        only
+            Of what is missing, the run is to run these indices and no others; default: everything.
+        notes
+            Further events, written before the one that begins the run.
 
         Raises
         ------
@@ -101,13 +118,26 @@ class Runs:
             sql.execute(update_of(job).values(values))
             if asked is not None:
                 record_request(sql, asked, job, self._clock())
-            self._withdraw(sql, job, who, why, withdrawal)
+            self._withdraw(sql, old, who, why, withdrawal, notes)
             data = {"from": old.state, "to": values["state"], "run": old.run + 1, "study": values["study"]}
+            if only is not None:
+                data["only"] = [list(pair) for pair in only.pairs]
             append_event(sql, job, self._clock(), who, event, why, data)
             return read_job(sql, job)
 
-    def withdraw(self, job: JobId, epoch: int, withdrawal: Withdrawal, *, who: str, why: str) -> None:
-        """Make something of a job that is not final count no more; whoever holds its lease does that.
+    def withdraw(
+        self,
+        job: JobId,
+        epoch: int,
+        withdrawal: Withdrawal,
+        *,
+        who: str,
+        why: str,
+        notes: Sequence[Note] = (),
+    ) -> None:
+        """Make something of a job count no more, without a new run; whoever holds its lease does that.
+
+        ``notes``: further events, written before.
 
         Raises
         ------
@@ -116,7 +146,33 @@ class Runs:
         """
         with self._database.writing() as sql:
             hold(sql, job, epoch)
-            self._withdraw(sql, job, who, why, withdrawal)
+            self._withdraw(sql, read_job(sql, job), who, why, withdrawal, notes)
+
+    def scope(self, job: JobId) -> Ranges | None:
+        """Return the indices that the job's current run may run; None: whatever is missing."""
+        e = schema.events.c
+        query = sa.select(e.data).where(e.job == job, e.number == self.run_began(job))
+        with self._database.reading() as sql:
+            only = (sql.scalar(query) or {}).get("only")
+        return None if only is None else Ranges((lo, hi) for lo, hi in only)
+
+    def owed(self, job: JobId) -> Ranges | None:
+        """Return the indices that were withdrawn when this run only had its end before it; None: nothing was."""
+        e = schema.events.c
+        query = sa.select(e.data).where(e.job == job, e.kind == WITHDRAWN, e.number > self.run_began(job))
+        with self._database.reading() as sql:
+            late = [data for data in sql.scalars(query) if data.get("state") == JobState.FINALIZING]
+        found = [data for data in late if data["replicates"] or data["aggregates"]]
+        return Ranges((lo, hi) for data in found for lo, hi in data.get("ranges", ())) if found else None
+
+    def mismatches(self) -> dict[str, int]:
+        """Return how many disagreements of each kind were found, of all jobs, ever."""
+        e = schema.events.c
+        total: Counter[str] = Counter()
+        with self._database.reading() as sql:
+            for data in sql.scalars(sa.select(e.data).where(e.kind == MISMATCH)):
+                total[data["kind"]] += data["n"]
+        return dict(total)
 
     def run_began(self, job: JobId) -> int:
         """Return the number of the event that began the job's current run."""
@@ -156,13 +212,29 @@ class Runs:
             max((data.get("epoch", 0) for data in found), default=0),
         )
 
-    def _withdraw(self, sql: sa.Connection, job: JobId, who: str, why: str, what: Withdrawal | None) -> None:
+    def _withdraw(
+        self,
+        sql: sa.Connection,
+        row: JobRow,
+        who: str,
+        why: str,
+        what: Withdrawal | None,
+        notes: Sequence[Note],
+    ) -> None:
+        job = row.job
+        for note in notes:
+            append_event(sql, job, self._clock(), who, note.kind, note.text, dict(note.data))
         data: dict[str, Any] = withdraw(sql, job, what) if what else {}
         stale = 0
         if sql.scalar(sa.select(schema.aggregates.c.attempt).where(schema.aggregates.c.job == job).limit(1)):
             stale = drop_stale(sql, job, decode_spec(read_job(sql, job).spec).line)
         if what or stale:
-            data = {"replicates": 0, "attempts": [], **data, "aggregates": data.get("aggregates", 0) + stale}
+            data = {
+                "state": row.state,
+                "replicates": 0,
+                **data,
+                "aggregates": data.get("aggregates", 0) + stale,
+            }
             append_event(sql, job, self._clock(), who, WITHDRAWN, _said(data, what, why), data)
 
 

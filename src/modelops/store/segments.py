@@ -108,6 +108,14 @@ class PackSlice(NamedTuple):
             raise IntegrityError(f"{self.pack} does not hold the {self.length} bytes stored at {self.offset}")
         return data
 
+    def verify(self, objects: Objects) -> None:
+        """Read the bytes, a piece at a time. Raises IntegrityError as `read` does."""
+        digest = sha256()
+        for at in range(0, self.length, COPY_BYTES):
+            digest.update(objects.read(self.pack, self.offset + at, min(COPY_BYTES, self.length - at)))
+        if digest.digest() != self.digest:
+            raise IntegrityError(f"{self.pack} does not hold the {self.length} bytes stored at {self.offset}")
+
     def copy_to(self, objects: Objects, path: Path) -> None:
         """Write the bytes to a new file, a piece at a time. Raises IntegrityError as `read` does."""
         try:

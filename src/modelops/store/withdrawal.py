@@ -92,18 +92,20 @@ def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]
     Returns
     -------
         For the event: how many ``replicates`` and ``aggregates`` (parameter sets) lost their outcome, and the
-        ``attempts`` whose segments lost any.
+        ``attempts`` whose segments lost any, and which ``ranges`` of indices that were.
     """
-    lost = _size(sql, schema.segment_ranges, job, [*what.segments])
+    before = _ranges(sql, schema.segment_ranges, job) if what.segments else {}
+    lost = Ranges()
     for attempt, kept in what.segments.items():
-        lost -= len(Ranges(kept.ranges))
+        lost |= Ranges(before.get(attempt, ())) - Ranges(kept.ranges)
         _trim(sql, job, attempt, kept)
     if what.executions:
         s = schema.segments.c
         table = schema.segments.update().where(s.job == job, s.attempt.in_(what.executions))
         sql.execute(table.values(execution=None))
     return {
-        "replicates": lost,
+        "replicates": len(lost),
+        "ranges": [list(pair) for pair in lost.pairs],
         "aggregates": _drop_aggregates(sql, job, what.aggregates),
         "attempts": [*what.segments],
     }

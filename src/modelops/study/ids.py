@@ -43,6 +43,12 @@ def attempt_id(epoch: int, n: int) -> AttemptId:
     return AttemptId(f"{epoch:04d}-{n:06d}")
 
 
+def epoch_of(attempt: AttemptId) -> int:
+    """Return the epoch of the driver that made an attempt; 0 if that is no id of an attempt."""
+    head, _, _ = attempt.partition("-")
+    return int(head) if head.isascii() and head.isdigit() else 0
+
+
 def new_job_id() -> JobId:
     """Return an id that no other job has; ids sort by the time they were made."""
     return JobId(_fresh("job"))

@@ -1,0 +1,193 @@
+"""Gather what `modelops.server.reconcile` decides by: the records of a job first, then what storage holds of it.
+
+In this order, because bytes come before rows: whatever is recorded was stored before the look at storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from modelops.errors import IntegrityError, NotFoundError, RequestError
+from modelops.server.reconcile import JobFacts, Orphan, attempt_of
+from modelops.states import OUTCOMES
+from modelops.store import PackSlice, read_segment
+from modelops.store.segment_table import OutputsColumn, SegmentTable, open_table, read_aggregates
+from modelops.store.segments import DIGITS_IN_NAME, job_folder, ranges_of
+from modelops.study.ranges import Ranges
+from modelops.study.spec import decode_spec
+from modelops.worker.messages import AggregateRef, SegmentRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from modelops.store import Objects, Records
+    from modelops.study.ids import JobId
+
+
+def facts_of(
+    records: Records, objects: Objects, job: JobId, *, deep: bool = False, orphans: bool = False
+) -> JobFacts:
+    """Look at one job.
+
+    Parameters
+    ----------
+    deep
+        Read every object and compare it with its digest; otherwise its size is compared.
+    orphans
+        Look for segments without a row, too. Only where nobody may be about to commit them.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such job.
+    StorageError
+        The database or the storage does not answer, so nothing is known.
+    """
+    row, segments, aggregates = records.committed(job)
+    folder = job_folder(job)
+    sizes = {name.removeprefix(f"{folder}/"): n for name, n in objects.sizes(folder).items()}
+    facts = JobFacts(
+        row=row,
+        spec=decode_spec(row.spec),
+        segments=segments,
+        aggregates=aggregates,
+        result_files=records.result_files(job),
+        withdrawn=records.withdrawn(job),
+        owed=records.owed(job),
+        sizes=sizes,
+        orphans=list(_orphans(objects, job, segments, sizes, decode_spec(row.spec).line.all()))
+        if orphans
+        else (),
+    )
+    return replace(facts, damaged=dict(_damage(objects, facts))) if deep else facts
+
+
+def _damage(objects: Objects, facts: JobFacts) -> Iterator[tuple[str, str]]:
+    """Yield the damaged objects, and what is wrong; those that are gone or too short are seen without reading."""
+    job = facts.row.job
+    folder = job_folder(job)
+
+    def check(
+        name: str | None, n_bytes: int | None, verify: Callable[[], object]
+    ) -> Iterator[tuple[str, str]]:
+        if name is None or facts.wrong(name, n_bytes):
+            return
+        try:
+            verify()
+        except (IntegrityError, NotFoundError, RequestError) as error:
+            yield name, str(error)
+
+    for ref in facts.segments:
+        yield from check(ref.name, ref.n_bytes, lambda ref=ref: verify_segment(objects, job, ref))  # type: ignore[misc]
+    for stored in facts.aggregates:
+        yield from check(
+            stored.name,
+            stored.n_bytes,
+            lambda stored=stored: _verify_aggregates(objects, job, stored),  # type: ignore[misc]
+        )
+    for name in facts.sizes:
+        if name.startswith("executions/"):
+            yield from check(name, None, lambda name=name: _verify_execution(objects, f"{folder}/{name}"))  # type: ignore[misc]
+    study = facts.row.study
+    yield from check(
+        study, len(facts.row.spec), lambda: _compare(objects, f"{folder}/{study}", facts.row.spec)
+    )
+    for file in facts.result_files if facts.is_final else ():
+        name = f"results/{file.name}"
+        yield from check(
+            name,
+            file.n_bytes,
+            lambda name=name, file=file: _verify_digest(objects, f"{folder}/{name}", file.sha256),  # type: ignore[misc]
+        )
+
+
+def verify_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTable:
+    """Read a segment and its pack and compare them with their digests. Raises IntegrityError or NotFoundError."""
+    segment = read_segment(objects, job, ref)
+    if ref.pack:
+        _verify_slices(objects, OutputsColumn(segment.table, segment.pack))
+    return segment
+
+
+def _verify_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> None:
+    table = read_aggregates(objects, job, ref).combine_chunks()
+    if ref.pack:
+        _verify_slices(objects, OutputsColumn(table, f"{job_folder(job)}/{ref.pack}"))
+
+
+def _verify_slices(objects: Objects, outputs: OutputsColumn) -> None:
+    for row in outputs.rows():
+        for _, _, data in row:
+            if isinstance(data, PackSlice):
+                data.verify(objects)
+
+
+def _verify_execution(objects: Objects, name: str) -> None:
+    # It has no digest: what cannot be read is found, and a wrong duration is not.
+    table = open_table(objects.get(name), name)
+    if (table.schema.metadata or {}).get(b"modelops.attempt", b"").decode() != attempt_of(name):
+        raise IntegrityError(f"{name} is of another attempt")
+
+
+def _compare(objects: Objects, name: str, expected: bytes) -> None:
+    if objects.get(name) != expected:
+        raise IntegrityError(f"{name} is not what was recorded")
+
+
+def _verify_digest(objects: Objects, name: str, expected: str) -> None:
+    digest = sha256()
+    for piece in objects.stream(name):
+        digest.update(piece)
+    if digest.hexdigest() != expected:
+        raise IntegrityError(f"{name} is not what was written")
+
+
+def _orphans(
+    objects: Objects, job: JobId, segments: list[SegmentRef], sizes: dict[str, int], line: Ranges
+) -> Iterator[Orphan]:
+    """Yield the segments without a row that are whole, of this job, and hold indices of its line only."""
+    known = {ref.name for ref in segments} | {ref.attempt for ref in segments}
+    for name, n_bytes in sorted(sizes.items()):
+        if name.startswith("segments/") and not known & {name, attempt_of(name)}:
+            orphan = _orphan(objects, job, name, n_bytes, sizes)
+            if orphan is not None and not Ranges(orphan.ref.ranges) - line:
+                yield orphan
+
+
+def _orphan(objects: Objects, job: JobId, name: str, n_bytes: int, sizes: dict[str, int]) -> Orphan | None:
+    attempt = attempt_of(name)
+    in_name = name.removesuffix(".arrow").rpartition(".")[2]
+    pack, execution = f"packs/{attempt}.pack", f"executions/{attempt}.arrow"
+    try:
+        data = objects.get(f"{job_folder(job)}/{name}")
+        digest = sha256(data).hexdigest()
+        if len(in_name) != DIGITS_IN_NAME or not digest.startswith(in_name):
+            return None  # damaged, or of a time when names said less: then nothing can be said of it
+        table = open_table(data, name)
+        metadata = table.schema.metadata or {}
+        if (metadata.get(b"modelops.job"), metadata.get(b"modelops.attempt")) != (
+            job.encode(),
+            attempt.encode(),
+        ):
+            return None
+        index = table["index"].to_numpy()
+        ref = SegmentRef(
+            attempt=attempt,
+            name=name,
+            digest=digest,
+            n_bytes=n_bytes,
+            ranges=ranges_of(index).pairs,
+            counts={},
+            pack=pack if pack in sizes else None,
+            pack_bytes=sizes.get(pack, 0),
+            execution=execution if execution in sizes else None,
+        )
+        segment = SegmentTable(objects, job, ref, table.combine_chunks())
+        _verify_slices(objects, OutputsColumn(segment.table, segment.pack))
+    except (IntegrityError, NotFoundError, RequestError, KeyError):
+        return None
+    if not len(segment) or int(segment.status.max(initial=0)) >= len(OUTCOMES):
+        return None
+    return Orphan(ref, segment.index, segment.status)
