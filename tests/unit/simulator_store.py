@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from modelops.driver import commands as c
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus, next_state
 from modelops.store.records import LeaseLostError, Records
@@ -150,7 +152,7 @@ class RealStore(Store):
         self._records, n = _records(), len(_JOBS)
         self._job = JobId(f"job_{n}")
         _JOBS.append(self._job)
-        self._records.create_job(self._job, b"")
+        self._records.create_job(self._job, msgspec.json.encode(spec))
 
     def change_state(self, epoch: int, command: c.ChangeState) -> None:
         """Record it twice."""
