@@ -1,9 +1,34 @@
-"""Jobs over HTTP: submitted, found, watched, cancelled, read."""
+"""Jobs over HTTP: submitted, found, watched, cancelled, begun again, read."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 import pyarrow as pa
-from http_service import Client, Drivers, request_for
+import pytest
+from http_service import Client, Drivers, Seen, SeenReplicate, request_for, run_some, serving
+
+from modelops.states import JobEvent, JobState, ReplicateStatus
+from modelops.store import overview
+from modelops.study.ids import JobId
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from modelops.server.service import JobService
+
+GOOD, BAD = ReplicateStatus.SUCCEEDED, ReplicateStatus.FAILED
+ALL_GOOD = dict.fromkeys(range(12), GOOD)
+
+
+def detail(answer: Any, status: int) -> str:
+    problem = answer.json()
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert problem["status"] == status
+    return str(problem["detail"])
 
 
 def test_a_submitted_job_is_found_and_woken(client: Client, bundle: str, drivers: Drivers) -> None:
@@ -13,8 +38,331 @@ def test_a_submitted_job_is_found_and_woken(client: Client, bundle: str, drivers
     assert drivers.woken == 1
     status = client.get(f"/v1/jobs/{job}")
     assert (status["state"], status["size"], status["counts"]) == ("queued", 12, {"pending": 12})
+    assert (status["n_params"], status["n_replicates"], status["n_workers"]) == (3, 4, 1)
     assert [page["job"] for page in client.get("/v1/jobs")["jobs"]] == [job]
     (created,) = client.get(f"/v1/jobs/{job}/events")["events"]
     assert (created["who"], created["kind"], created["number"]) == ("ada@here", "created", 1)
-    table = pa.ipc.open_stream(client("GET", f"/v1/jobs/{job}/tables/replicates").data).read_all()
-    assert table["status"].to_pylist() == ["pending"] * 12
+    assert client.get(f"/v1/jobs/{job}/spec")["model"] == "model:simulate"
+    assert client.get(f"/v1/jobs/{job}/parameters/2")["canonical"] == '{"x":2}'
+
+
+def test_counts_are_of_what_is_committed_and_of_what_runs(
+    client: Client, service: JobService, bundle: str, drivers: Drivers
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: GOOD, 2: BAD})
+    drivers.seen[job] = Seen(
+        Ranges([(3, 7)]),
+        eta=12.5,
+        progress=[SeenReplicate(5, 0.25, {"day": 3})],
+        waiting_for="the disk is full",
+    )
+    status = client.get(f"/v1/jobs/{job}")
+    assert status["counts"] == {"succeeded": 2, "failed": 1, "running": 4, "pending": 5}
+    assert (status["state"], status["driven"], status["eta"]) == ("running", True, 12.5)
+    assert status["progress"] == [{"param": 1, "replicate": 1, "fraction": 0.25, "values": {"day": 3}}]
+    assert status["waiting_for"] == "the disk is full"
+    drivers.seen.clear()  # its driver is gone, or in another server
+    status = client.get(f"/v1/jobs/{job}")
+    assert status["counts"] == {"succeeded": 2, "failed": 1, "pending": 9}
+    assert status["driven"] is False
+
+
+def test_counts_of_an_ended_job_say_what_did_not_run(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: BAD}, end=JobEvent.SOME_SUCCEEDED)
+    status = client.get(f"/v1/jobs/{job}")
+    assert (status["state"], status["counts"]) == ("partial", {"succeeded": 1, "failed": 1, "not_run": 10})
+
+
+def test_jobs_are_paged_newest_first_and_chosen_by_state_and_id(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    jobs = [client.submit(request_for(bundle))["job"] for _ in range(5)]
+    run_some(service, jobs[2], ALL_GOOD, end=JobEvent.ALL_SUCCEEDED)
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = client.get("/v1/jobs?limit=2" + (f"&cursor={cursor}" if cursor else ""))
+        assert len(page["jobs"]) <= 2
+        seen += [job["job"] for job in page["jobs"]]
+        cursor = page["next"]
+    assert seen == jobs[::-1]
+    found = client.get("/v1/jobs?state=succeeded&state=failed")["jobs"]
+    assert [job["job"] for job in found] == [jobs[2]]
+    for part in (jobs[1][:-1], jobs[1].removeprefix("job_"), jobs[1][-8:]):
+        assert jobs[1] in [job["job"] for job in client.get(f"/v1/jobs?match={part}")["jobs"]]
+    assert client.get("/v1/jobs?match=_")["jobs"] == []  # no wildcard of SQL
+
+
+def test_a_watch_is_answered_when_something_changes(client: Client, service: JobService, bundle: str) -> None:
+    status = client.submit(request_for(bundle))
+    job, answers = status["job"], []
+
+    def watch() -> None:
+        answers.append(client.get(f"/v1/jobs/{job}?wait_s=60&tag={status['tag']}"))
+
+    watchers = [threading.Thread(target=watch) for _ in range(10)]
+    for watcher in watchers:
+        watcher.start()
+    began = time.monotonic()
+    run_some(service, job, {0: GOOD})
+    for watcher in watchers:
+        watcher.join(60)
+    assert time.monotonic() - began < 5  # visible within 5 s of the fact
+    assert {answer["state"] for answer in answers} <= {"queued", "preparing", "running"}
+    assert all(answer["tag"] != status["tag"] for answer in answers)
+
+
+def test_a_watch_of_what_does_not_change_ends_and_says_so(service: JobService, bundle: str) -> None:
+    with serving(service, longest_wait_s=0.1) as client:
+        status = client.submit(request_for(bundle))
+        assert client.get(f"/v1/jobs/{status['job']}?wait_s=60&tag={status['tag']}")["tag"] == status["tag"]
+        assert client.get(f"/v1/jobs/{status['job']}/events?wait_s=60&after=1") == {"events": [], "next": 1}
+
+
+def test_events_are_read_on_and_waited_for(client: Client, service: JobService, bundle: str) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    service.records.add_event(JobId(job), "me", "note", "second", {"a": 1})
+    page = client.get(f"/v1/jobs/{job}/events?limit=1")
+    assert (len(page["events"]), page["next"]) == (1, 1)
+    later = threading.Timer(0.1, lambda: service.records.add_event(JobId(job), "me", "note", "third"))
+    later.start()
+    page = client.get(f"/v1/jobs/{job}/events?after=2&wait_s=30")
+    later.join()
+    assert [event["text"] for event in page["events"]] == ["third"]
+
+
+def test_a_cancel_is_recorded_heard_and_may_be_repeated(
+    client: Client, service: JobService, bundle: str, drivers: Drivers
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    for _ in range(3):
+        answer = client("POST", f"/v1/jobs/{job}/cancel", headers={"ModelOps-User": "ada"})
+        assert (answer.status, answer.json()["cancel_asked"]) == (200, True)
+    assert service.records.cancel_asked_by(JobId(job)) == "ada"
+    assert drivers.woken == 4
+    assert [e["kind"] for e in client.get(f"/v1/jobs/{job}/events")["events"]] == ["created", "cancel_wanted"]
+
+
+def test_an_ended_job_cannot_be_cancelled_unless_it_is(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    ended, cancelled = (client.submit(request_for(bundle))["job"] for _ in range(2))
+    run_some(service, ended, ALL_GOOD, end=JobEvent.ALL_SUCCEEDED)
+    assert "is succeeded already; there is nothing to cancel" in detail(
+        client("POST", f"/v1/jobs/{ended}/cancel"), 409
+    )
+    for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+        service.records.change_state(JobId(cancelled), event, who="me")
+    assert client("POST", f"/v1/jobs/{cancelled}/cancel").json()["state"] == "cancelled"
+
+
+def test_resume_runs_what_is_missing_and_begins_once_per_key(
+    client: Client, service: JobService, bundle: str, drivers: Drivers
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    assert f"job {job} is queued" in detail(client("POST", f"/v1/jobs/{job}/resume"), 409)
+    run_some(service, job, {0: GOOD, 1: BAD}, end=JobEvent.SOME_SUCCEEDED)
+    woken = drivers.woken
+    for _ in range(2):
+        answer = client("POST", f"/v1/jobs/{job}/resume", headers={"Idempotency-Key": "again"})
+        assert (answer.status, answer.json()["run"], answer.json()["state"]) == (200, 2, "queued")
+    assert drivers.woken == woken + 1
+    assert client.get(f"/v1/jobs/{job}")["counts"] == {"succeeded": 1, "failed": 1, "pending": 10}
+    assert "was used for another request" in detail(
+        client("POST", f"/v1/jobs/{job}/resume", json={"failed": True}, headers={"Idempotency-Key": "again"}),
+        409,
+    )
+
+
+def test_a_job_of_which_nothing_is_missing_is_not_resumed(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle, aggregates=()))["job"]
+    run_some(service, job, {**ALL_GOOD, 3: BAD}, end=JobEvent.SOME_SUCCEEDED)
+    assert "nothing is missing" in detail(client("POST", f"/v1/jobs/{job}/resume"), 409)
+    answer = client("POST", f"/v1/jobs/{job}/resume", json={"failed": True})
+    assert answer.json()["counts"] == {"succeeded": 11, "pending": 1}
+
+
+def test_extend_runs_only_what_is_new(client: Client, service: JobService, bundle: str) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, ALL_GOOD, end=JobEvent.ALL_SUCCEEDED)
+    more = {"replicates": 6, "parameters": [{"x": 99}]}
+    for _ in range(2):
+        answer = client("POST", f"/v1/jobs/{job}/extend", json=more, headers={"Idempotency-Key": "more"})
+        assert (answer.status, answer.json()["size"], answer.json()["n_params"]) == (200, 24, 4)
+    assert client.get(f"/v1/jobs/{job}")["counts"] == {"succeeded": 12, "pending": 12}
+    assert client.get(f"/v1/jobs/{job}/parameters/3")["canonical"] == '{"x":99}'
+    run_some(service, job, dict.fromkeys(range(12, 24), GOOD), end=JobEvent.ALL_SUCCEEDED)
+    assert "nothing would be added" in detail(
+        client("POST", f"/v1/jobs/{job}/extend", json={"replicates": 6}), 422
+    )
+
+
+TABLES = ("replicates", "aggregates", "failures", "attempts")
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_tables_are_read_during_and_after_the_job(
+    client: Client, service: JobService, bundle: str, final: bool
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: GOOD, 2: BAD}, end=JobEvent.SOME_SUCCEEDED if final else None)
+    tables = {name: client("GET", f"/v1/jobs/{job}/tables/{name}") for name in TABLES}
+    assert {answer.headers["Content-Type"] for answer in tables.values()} == {
+        "application/vnd.apache.arrow.stream"
+    }
+    read = {name: pa.ipc.open_stream(answer.data).read_all() for name, answer in tables.items()}
+    rest = "not_run" if final else "pending"
+    assert read["replicates"]["status"].to_pylist() == ["succeeded", "succeeded", "failed", *[rest] * 9]
+    assert read["replicates"]["z"].to_pylist()[:2] == [0, 1]
+    assert len(read["failures"]) == (10 if final else 1)
+    assert len(read["aggregates"]) == 3
+    assert detail(client("GET", f"/v1/jobs/{job}/tables/others"), 404)
+
+
+def test_an_output_comes_as_it_is_stored_also_a_large_one(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: GOOD, 2: BAD})
+    id_ = client.get(f"/v1/jobs/{job}/parameters/0")["param_id"]
+    for param in ("0", id_):
+        small = msgspec.msgpack.decode(client("GET", f"/v1/jobs/{job}/output?param={param}&replicate=0").data)
+        assert small == {"returned_dict": True, "outputs": [["z", "json", b"0"], ["y", "bytes", b"1.5"]]}
+    large = msgspec.msgpack.decode(client("GET", f"/v1/jobs/{job}/output?param=0&replicate=1&name=y").data)
+    assert large == {"returned_dict": True, "outputs": [["y", "bytes", b"1" * 100_000]]}
+    for query, says in [
+        ("param=0&replicate=2", "is failed"),
+        ("param=0&replicate=3", "is pending"),
+        ("param=0&replicate=4", "has no replicate 4"),
+        ("param=0&replicate=0&name=x", "there is no output 'x'; there are: z, y"),
+        (f"param={'0' * 32}&replicate=0", "no parameter set with the id"),
+    ]:
+        assert says in detail(client("GET", f"/v1/jobs/{job}/output?{query}"), 404)
+    assert "has no aggregate" in detail(client("GET", f"/v1/jobs/{job}/aggregate?param=0"), 404)
+
+
+def test_files_are_those_that_are_committed_and_have_the_digests_that_are_said(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: GOOD}, chunk=1)
+    service.objects.put_new(f"v1/jobs/{job}/segments/orphan.arrow", b"nobody committed this")
+    listed = client.get(f"/v1/jobs/{job}/files")
+    assert (len(listed["files"]), listed["final"], listed["next"]) == (
+        3,
+        False,
+        None,
+    )  # two segments, one pack
+    run_some(service, job, {}, end=JobEvent.SOME_SUCCEEDED)
+    listed = client.get(f"/v1/jobs/{job}/files")
+    names = [file["name"] for file in listed["files"]]
+    assert listed["final"]
+    assert names == sorted(names)
+    assert {f"results/{n}.parquet" for n in ("replicates", "aggregates", "attempts")} < set(names)
+    for file in listed["files"]:
+        data = client("GET", f"/v1/jobs/{job}/files/{file['name']}").data
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file["n_bytes"], file["sha256"])
+    paged, cursor = [], ""
+    while cursor is not None:
+        page = client.get(f"/v1/jobs/{job}/files?limit=2&cursor={cursor}")
+        paged += [file["name"] for file in page["files"]]
+        cursor = page["next"]
+    assert paged == names
+    for name in (
+        "segments/orphan.arrow",
+        "study.json",
+        "results/other",
+        "%2e%2e/study.json",
+    ):
+        assert "has no file" in detail(client("GET", f"/v1/jobs/{job}/files/{name}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("bytes=0-9", slice(0, 10)), ("bytes=5-", slice(5, None)), ("bytes=-7", slice(-7, None)),
+        ("bytes=0-99999999999", slice(0, None)), ("bytes=10-10", slice(10, 11)),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_file_is_sent_when_asked_for(
+    client: Client, service: JobService, bundle: str, header: str, part: slice
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: GOOD})
+    (file,) = [f for f in client.get(f"/v1/jobs/{job}/files")["files"] if f["name"].startswith("packs")]
+    path = f"/v1/jobs/{job}/files/{file['name']}"
+    whole = client("GET", path)
+    answer = client("GET", path, headers={"Range": header})
+    lo, hi, _ = part.indices(len(whole.data))
+    assert (answer.status, answer.data) == (206, whole.data[part])
+    assert answer.headers["Content-Range"] == f"bytes {lo}-{hi - 1}/{len(whole.data)}"
+    assert answer.headers["ETag"] == f'"{file["sha256"]}"'
+    changed = client("GET", path, headers={"Range": header, "If-Range": '"another"'})
+    assert (changed.status, changed.data) == (200, whole.data)
+
+
+def test_a_range_outside_is_refused_and_an_unreadable_one_passed_over(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD})
+    (file,) = client.get(f"/v1/jobs/{job}/files")["files"]
+    path = f"/v1/jobs/{job}/files/{file['name']}"
+    answer = client("GET", path, headers={"Range": "bytes=99999999-"})
+    assert "lies outside" in detail(answer, 416)
+    assert answer.headers["Content-Range"] == f"bytes */{file['n_bytes']}"
+    for header in ("bytes=1-2,5-6", "lines=1-2", "bytes=9-2", "nonsense", "bytes=-"):
+        assert client("GET", path, headers={"Range": header}).status == 200
+    head = client("HEAD", path)
+    assert (head.status, head.data, head.headers["Content-Length"]) == (200, b"", str(file["n_bytes"]))
+
+
+def test_what_does_not_exist_is_named(client: Client, bundle: str) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    for path in ("", "/events", "/spec", "/tables/replicates", "/files", "/log", "/lock", "/parameters/0"):
+        assert "there is no job job_no" in detail(client("GET", f"/v1/jobs/job_no{path}"), 404)
+    for act in ("cancel", "resume", "extend"):
+        answer = client("POST", f"/v1/jobs/job_no/{act}", json={})
+        assert "there is no job job_no" in detail(answer, 404)
+    assert "has no parameter set 3" in detail(client("GET", f"/v1/jobs/{job}/parameters/3"), 404)
+    assert "not resolved yet" in detail(client("GET", f"/v1/jobs/{job}/lock"), 404)
+
+
+def test_metrics_count_what_is_stored(client: Client, service: JobService, bundle: str) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: BAD, 2: GOOD}, chunk=1)
+    client("GET", "/v1/jobs/nothing")
+    lines = client("GET", "/metrics").data.decode().splitlines()
+    for line in (
+        'modelops_replicates_total{status="succeeded"} 2',
+        'modelops_replicates_total{status="failed"} 1',
+        'modelops_replicates_total{status="crashed"} 0',
+        'modelops_jobs{state="running"} 1',
+        'modelops_jobs{state="queued"} 0',
+        "modelops_workers 1",
+        "modelops_worker_slots 2",
+        'modelops_http_requests_total{method="GET",status="4xx"} 1',
+    ):
+        assert line in lines
+    assert not [line for line in lines if job in line]
+
+
+def test_the_server_says_what_it_is_connected_to(
+    client: Client, service: JobService, drivers: Drivers, bundle: str
+) -> None:
+    client.submit(request_for(bundle))
+    server = client.get("/v1/server")
+    assert server["workers"] == [{"address": "tls://10.0.0.1:4000", "slots": 2}]
+    assert (server["scheduler"], server["database"], server["protocol"]) == ("connected", "ok", 1)
+    assert server["jobs"] == {"queued": 1}
+    drivers.scheduler, drivers.pool = False, {}
+    server = client.get("/v1/server")
+    assert (server["scheduler"], server["workers"]) == ("away", [])
+    assert overview.n_unfinished(service.records) == 1
+    assert JobState.QUEUED in service.jobs_by_state()

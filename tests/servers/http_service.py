@@ -14,7 +14,12 @@ import uvicorn
 
 from modelops.server.http import make_app
 from modelops.server.requests import SubmitRequest
+from modelops.states import JobEvent, JobState, ReplicateStatus
+from modelops.store import SegmentWriter, StoredError
+from modelops.store.contents import JobContents
+from modelops.store.results import finalize
 from modelops.study.canonical import canonical_json
+from modelops.study.ids import JobId, attempt_id
 from modelops.study.index_line import IndexLine
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec
@@ -44,6 +49,7 @@ class Seen:
     running: Ranges = EMPTY
     eta: float | None = None
     progress: Sequence[SeenReplicate] = ()
+    waiting_for: str = ""
 
 
 @dataclass
@@ -83,6 +89,41 @@ def request_for(bundle: str, n_params: int = 3, n_replicates: int = 4, **changes
     )  # fmt: skip
     texts = [msgspec.Raw(canonical_json({"x": i})) for i in range(n_params)]
     return SubmitRequest(spec=msgspec.structs.replace(spec, **changes), parameters=texts)
+
+
+def run_some(
+    service: JobService,
+    job: str,
+    outcomes: Mapping[int, ReplicateStatus],
+    *,
+    chunk: int = 1_000_000,
+    end: JobEvent | None = None,
+) -> None:
+    """Commit outcomes as a driver would, in segments of ``chunk``; with ``end``, write the results and end the job."""
+    records, id_ = service.records, JobId(job)
+    epoch = records.take_lease(id_, "a driver")
+    if records.job(id_).state is JobState.QUEUED:
+        for event in (JobEvent.STARTED, JobEvent.ENVIRONMENT_READY):
+            records.change_state(id_, event, who="a driver", epoch=epoch)
+    todo = sorted(outcomes.items())
+    for n, lo in enumerate(range(0, len(todo), chunk), 1):
+        writer = SegmentWriter(service.objects, id_, attempt_id(epoch, n))
+        for index, status in todo[lo : lo + chunk]:
+            if status is ReplicateStatus.SUCCEEDED:
+                big = b"1" * 100_000 if index == 1 else b"1.5"
+                writer.add(index, status, True, [("z", "json", b"%d" % index), ("y", "bytes", big)])
+            else:
+                error = StoredError(
+                    "ValueError", f"bad {index}", "Traceback ...", "stderr", "ValueError@model.py:1"
+                )
+                writer.add(index, status, True, [], error)
+        ref = writer.finish()
+        assert ref is not None
+        assert records.commit_segment(id_, epoch, ref)
+    if end is not None:
+        records.change_state(id_, JobEvent.SETTLED, who="a driver", epoch=epoch)
+        finalize(JobContents.of(service.objects, records, id_))
+        records.change_state(id_, end, who="a driver", epoch=epoch)
 
 
 class Client:
