@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from modelops.server.service import JobService
 
 TOKEN = "a-token-that-only-tests-know"
+PYPROJECT = """\
+[project]
+name = "{name}"
+version = "1.0"
+requires-python = ">=3.11"
+dependencies = [{dependencies}]
+
+[tool.modelops]
+{table}
+"""
 MODEL = "def simulate(params, seed):\n    return {'x': seed}\n\ndef summarize(replicates):\n    return {}\n"
 
 
@@ -169,7 +179,10 @@ def serving(service: JobService, token: str = TOKEN, **options: Any) -> Iterator
         app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    # With its protocol named: asyncio turns Nagle's algorithm off only then, and every answer would take 40 ms.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         client = Client(listening.getsockname()[1], token)

@@ -88,10 +88,10 @@ def _check_text(key: str, text: str) -> None:
 def _check_line(spec: JobSpec) -> None:
     line = spec.line
     n_params, n_replicates = line.n_params, max((b.n_replicates for b in line.blocks), default=0)
-    if line != IndexLine.of(n_params, n_replicates):
-        raise RequestError("the line of a new job is one block: base, p0 and r0 are 0")
     if not n_params:
         raise RequestError("the study has no parameter sets; give at least one, e.g. parameters=[{}]")
+    if line != IndexLine.of(n_params, n_replicates):
+        raise RequestError("the line of a new job is one block: base, p0 and r0 are 0")
     _check_int("replicates", n_replicates, 1, MAX_REPLICATES)
     if line.size > MAX_INDICES:
         raise RequestError(
@@ -132,7 +132,7 @@ def _check_retry(retry: RetryPolicy) -> None:
     if not 1 <= retry.backoff < math.inf:
         raise RequestError(f"retry.backoff must be 1 or more, not {retry.backoff!r}")
     for status in sorted(retry.on - FAILURES):
-        raise RequestError(f"retry.on has {status!r}; known are {', '.join(sorted(FAILURES))}")
+        raise RequestError(f"retry.on has {str(status)!r}; known are {', '.join(sorted(FAILURES))}")
 
 
 def _check_min_success(spec: JobSpec) -> None:
