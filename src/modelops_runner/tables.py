@@ -61,7 +61,18 @@ def _write_table(table: Any, sink: Any) -> None:
     import pyarrow as pa
 
     with pa.ipc.new_stream(sink, table.schema) as out:
-        out.write_table(table)
+        if table.num_rows:
+            out.write_table(table)
+        else:  # a stream without a batch would lose the categories of a dictionary column
+            out.write_batch(
+                pa.RecordBatch.from_arrays(list(map(_no_rows, table.columns)), schema=table.schema)
+            )
+
+
+def _no_rows(column: Any) -> Any:
+    import pyarrow as pa
+
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def _write_batch(batch: Any, sink: Any) -> None:
@@ -98,30 +109,65 @@ def _write_polars(frame: Any, sink: Any) -> None:
 
 
 def _write_frame(frame: Any, sink: Any) -> None:
-    table = _from_frame(frame, "a pandas.DataFrame")
-    back = _to_frame(table.slice(0, 0))
-    pairs: tuple[tuple[str, Any, Any], ...] = (
-        ("columns", frame.columns, back.columns),
-        ("dtypes", list(frame.dtypes), list(back.dtypes)),
-        ("index", _index_type(frame.index), _index_type(back.index, frame.index)),
-    )
-    for what, ours, theirs in pairs:
-        same = ours.equals(theirs) and ours.names == theirs.names if what == "columns" else ours == theirs
-        if not same:
-            raise InvalidOutputError(
-                f"a pandas.DataFrame whose {what} Arrow cannot carry exactly: "
-                f"{ours!r} would come back as {theirs!r}"
-            )
-    _write_table(table, sink)
+    _write_table(_exact_table(frame, "a pandas.DataFrame"), sink)
 
 
 def _write_series(series: Any, sink: Any) -> None:
-    frame = series.to_frame(name="values")
-    table = _from_frame(frame, "a pandas.Series", name=series.name)
-    back = _to_series(table.slice(0, 0))
-    if back.dtype != series.dtype or _index_type(back.index, series.index) != _index_type(series.index):
-        raise InvalidOutputError(f"a pandas.Series of dtype {series.dtype} that Arrow cannot carry exactly")
+    table = _exact_table(series.to_frame(name="values"), "a pandas.Series", name=series.name)
     _write_table(table, sink)
+
+
+def _exact_table(frame: Any, what: str, **more: Any) -> Any:
+    """Return a table that the frame comes back from just as it is.
+
+    Raises
+    ------
+    InvalidOutputError
+        There is none.
+    """
+    try:
+        table = _from_frame(frame, what, **more)
+        difference = _difference(frame, _to_frame(table))
+    except InvalidOutputError:
+        raise
+    except Exception as e:  # pyarrow and pandas have no one error for "this has no Arrow form"
+        raise InvalidOutputError(f"{what} that Arrow cannot carry: {type(e).__name__}: {e}") from e
+    if difference is not None:
+        raise InvalidOutputError(f"{what} whose {difference}")
+    return table
+
+
+def _difference(frame: Any, back: Any) -> str | None:
+    """Say what of a frame would not come back as it was, None if all of it would."""
+    pairs = (
+        ("columns", frame.columns, back.columns),
+        ("dtypes", list(frame.dtypes), list(back.dtypes)),
+        ("index", frame.index, back.index),
+    )
+    for what, ours, theirs in pairs:
+        if not (ours == theirs if what == "dtypes" else _same_index(ours, theirs)):
+            return f"{what} Arrow cannot carry exactly: {ours!r} would come back as {theirs!r}"
+    for i, name in enumerate(frame.columns):
+        if not _same_values(frame.iloc[:, i], back.iloc[:, i]):
+            return f"column {name!r} Arrow cannot carry exactly"
+    return None
+
+
+def _same_index(ours: Any, theirs: Any) -> bool:
+    return bool(_index_type(ours) == _index_type(theirs) and ours.equals(theirs))
+
+
+def _same_values(ours: Any, theirs: Any) -> bool:
+    """Return whether two columns of one dtype are equal, in every bit of a NaN and in what is missing."""
+    if _is_plain_float(ours.dtype):
+        return bool(ours.to_numpy().tobytes() == theirs.to_numpy().tobytes())
+    if hasattr(ours.dtype, "pyarrow_dtype"):  # it is an Arrow array, and to `equals` a NaN is not a NaN
+        return True
+    return bool(ours.array.equals(theirs.array))
+
+
+def _is_plain_float(dtype: Any) -> bool:
+    return isinstance(dtype, sys.modules["numpy"].dtype) and dtype.kind == "f"
 
 
 def _from_frame(frame: Any, what: str, **more: Any) -> Any:
@@ -138,14 +184,39 @@ def _from_frame(frame: Any, what: str, **more: Any) -> Any:
             objects.append(i)
     if any(_holds_objects(level) for level in _levels(frame.index)):
         objects.append(-1)  # the index
+    extra = {"freq": _frequency(frame.index, f"{what} whose index"), "objects": objects, **more}
+    columns = frame.columns
+    if type(columns).__name__ == "RangeIndex":  # pandas' own metadata keep its labels, not that it is one
+        extra["columns"] = [columns.start, columns.stop, columns.step]
+    elif getattr(columns, "freq", None) is not None:
+        extra["columns_freq"] = _frequency(columns, f"{what} whose columns")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pyarrow warns of what the comparison refuses
+        table = pa.Table.from_pandas(frame)
+    for i, dtype in enumerate(frame.dtypes):
+        if _is_plain_float(dtype):
+            column = frame.iloc[:, i].to_numpy()
+            if (column != column).any():  # a NaN has become a null, and lost its sign and its other bits
+                table = table.set_column(i, table.schema.field(i), pa.array(column, from_pandas=False))
+    text = dumps(extra).encode("ascii")
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _EXTRA: text})
+
+
+def _frequency(index: Any, what: str) -> str | None:
+    """Return the frequency of an index as text, None if it has none."""
+    freq = getattr(index, "freq", None)
+    if freq is None:
+        return None
+    if type(index).__name__ == "PeriodIndex":  # it belongs to the dtype
+        return str(index.freqstr)
+    to_offset = sys.modules["pandas"].tseries.frequencies.to_offset
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pyarrow warns of what the check of the columns refuses
-            table = pa.Table.from_pandas(frame)
-    except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as e:
-        raise InvalidOutputError(f"{what} that Arrow cannot carry: {e}") from e
-    extra = dumps({"freq": getattr(frame.index, "freqstr", None), "objects": objects, **more})
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), _EXTRA: extra.encode("ascii")})
+        exact = to_offset(index.freqstr) == freq
+    except ValueError:
+        exact = False
+    if not exact:
+        raise InvalidOutputError(f"{what} has the frequency {freq!r}, which has no text form; set it to None")
+    return str(index.freqstr)
 
 
 def _to_frame(table: Any) -> Any:
@@ -156,8 +227,11 @@ def _to_frame(table: Any) -> Any:
             frame.index = _as_objects(frame.index)
         elif frame.dtypes.iloc[i].name != "object":
             frame.isetitem(i, frame.iloc[:, i].astype(object).where(frame.iloc[:, i].notna(), None))
-    if extra["freq"] != getattr(frame.index, "freqstr", None):  # the dtype of a PeriodIndex has it already
-        frame.index.freq = extra["freq"]
+    if "columns" in extra:
+        frame.columns = sys.modules["pandas"].RangeIndex(*extra["columns"], name=frame.columns.name)
+    for index, freq in ((frame.index, extra["freq"]), (frame.columns, extra.get("columns_freq"))):
+        if freq != getattr(index, "freqstr", None):  # the dtype of a PeriodIndex has it already
+            index.freq = freq
     return frame
 
 
@@ -194,7 +268,10 @@ def _as_objects(index: Any) -> Any:
     return index.astype(object)
 
 
-def _index_type(index: Any, original: Any = None) -> Any:
-    if type(index).__name__ == "RangeIndex" and type(original).__name__ == "RangeIndex":
-        index = original  # it is stored as start, stop and step; an empty table has none of its own
-    return type(index).__name__, list(index.names), [lv.dtype for lv in _levels(index)]
+def _index_type(index: Any) -> Any:
+    return (
+        type(index).__name__,
+        list(index.names),
+        [lv.dtype for lv in _levels(index)],
+        getattr(index, "freq", None),
+    )

@@ -47,7 +47,22 @@ FRAMES = {
     "no periods": pd.DataFrame({"x": [1]}, index=pd.period_range("2020-01", periods=1, freq="M")).iloc[:0],
     "text objects": pd.DataFrame({"d": pd.Series(["x", None], dtype=object)}),
     "text index": pd.DataFrame({"x": [1, 2]}, index=pd.Index(["a", "b"], dtype=object)),
+    "dates as names": pd.DataFrame(np.eye(2), columns=pd.date_range("2020", periods=2, name="day")),
+    "a range as names": pd.DataFrame([[1, 2]], columns=pd.RangeIndex(8, 4, -2, name="n")),
+    "no rows of categories": pd.DataFrame({"c": pd.Categorical([], categories=["lo", "hi"])}),
+    "Arrow's own NaN": pd.DataFrame(
+        {"x": pd.arrays.ArrowExtensionArray(pa.array([float("nan"), None, 1.0]))}  # type: ignore[attr-defined]
+    ),
 }
+NANS = {  # what 0.0 / 0.0 gives on most machines has the sign bit set
+    "float16": np.array([0x7E00, 0xFE00, 0x7E01], "uint16").view("float16"),
+    "float32": np.array([0x7FC00000, 0xFFC00000, 0x7FC00ABC], "uint32").view("float32"),
+    "float64": np.array([0x7FF8000000000000, 0xFFF8000000000000, 0x7FF0000000000ABC], "uint64").view(
+        "float64"
+    ),
+}
+HOLIDAYS = pd.bdate_range("2020-01-01", periods=3, freq="C", holidays=["2020-01-02"])
+NAN_AND_NA = pd.arrays.FloatingArray(np.array([np.nan, 1.0]), np.array([False, True]))
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -55,9 +70,22 @@ def test_a_pandas_frame_comes_back(name: str) -> None:
     frame = FRAMES[name]
     kind, content = encode(frame)
     assert kind == "arrow.pandas"
-    pd.testing.assert_frame_equal(decode(kind, content), frame)
-    nested = decode(*encode({"n": [frame]}))
-    pd.testing.assert_frame_equal(nested["n"][0], frame)
+    for back in (decode(kind, content), decode(*encode({"n": [frame]}))["n"][0]):
+        pd.testing.assert_frame_equal(back, frame)
+        for ours, theirs in ((frame.index, back.index), (frame.columns, back.columns)):
+            assert type(ours) is type(theirs)
+            assert getattr(ours, "freq", None) == getattr(theirs, "freq", None)
+
+
+@pytest.mark.parametrize("dtype", NANS)
+def test_every_bit_of_a_nan_in_a_pandas_column_comes_back(dtype: str) -> None:
+    values = NANS[dtype]
+    frame = pd.DataFrame({"a": [1, 2, 3], "x": values, "y": values[::-1]}, index=["p", "q", "r"])
+    back = decode(*encode(frame))
+    pd.testing.assert_frame_equal(back, frame)
+    assert [back[name].to_numpy().tobytes() for name in "xy"] == [values.tobytes(), values[::-1].tobytes()]
+    series = decode(*encode(frame["x"]))
+    assert (series.name, series.to_numpy().tobytes()) == ("x", values.tobytes())
 
 
 @pytest.mark.parametrize(
@@ -113,9 +141,11 @@ def test_arrow_comes_back() -> None:
     batch = pa.RecordBatch.from_pydict({"a": [1.5]})
     array = pa.array(["a", None, "a"]).dictionary_encode()
     empty = table.schema.empty_table()
+    no_rows = pa.table({"d": pa.array(["a", "b"]).dictionary_encode()})[:0]
     pairs: tuple[tuple[Any, str], ...] = (
         (table, "arrow"),
         (empty, "arrow"),
+        (no_rows, "arrow"),
         (batch, "arrow.batch"),
         (array, "arrow.array"),
     )
@@ -134,6 +164,14 @@ def test_arrow_comes_back() -> None:
         ({"t": pd.DataFrame({"a": [object()]})}, ["t: ", "pandas.DataFrame", "'a'", "object"]),
         ({"t": pd.DataFrame([[1, 2]], columns=["a", "a"])}, ["t: ", "pandas.DataFrame"]),
         ({"t": pd.DataFrame([[1, 2]], columns=pd.Index(["a", 1], dtype=object))}, ["t: ", "columns"]),
+        (
+            {"t": pd.DataFrame({"a": [1, 2, 3]}, index=HOLIDAYS)},
+            ["t: ", "index has the frequency <CustomBusinessDay>", "set it to None"],
+        ),
+        ({"t": pd.DataFrame({"a": pd.cut([1, 2, 3], 2)})}, ["t: ", "pandas.DataFrame", "Arrow cannot carry"]),
+        ({"t": pd.DataFrame([[1]], columns=pd.CategoricalIndex(["c"]))}, ["t: ", "Arrow cannot carry"]),
+        ({"t": pd.DataFrame(index=range(3))}, ["t: ", "index", "Arrow cannot carry exactly"]),
+        ({"t": pd.Series(NAN_AND_NA, name="x")}, ["t: ", "pandas.Series", "Arrow cannot carry exactly"]),
         ({"t": pl.DataFrame({"a": pl.Series([object()], dtype=pl.Object)})}, ["t: ", "polars"]),
         ({"t": pl.LazyFrame({"a": [1]})}, ["t: ", "polars.LazyFrame"]),
         ({"t": pd.Timestamp("2020")}, ["t: ", "pandas.Timestamp"]),
