@@ -179,13 +179,20 @@ SPAWN_FAMILY = """
 """
 
 
-@pytest.mark.parametrize("how", ["threading.Event().wait()", "[0 for _ in iter(int, 1)]"])
+@pytest.mark.parametrize(
+    ("isolation", "how"),
+    [
+        ("warm", "threading.Event().wait()"),
+        ("warm", "[0 for _ in iter(int, 1)]"),
+        ("fork", "threading.Event().wait()"),
+    ],
+)
 def test_a_replicate_that_never_returns_is_timed_out_with_all_its_children(
-    bench: Bench, tmp_path: Path, how: str
+    bench: Bench, tmp_path: Path, isolation: str, how: str
 ) -> None:
     (tmp_path / "pids").mkdir()
     code = "[signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]" + SPAWN_FAMILY + "            " + how
-    spec = bench.spec(MODEL.format(code), replicate_timeout_s=1.5)
+    spec = bench.spec(MODEL.format(code), replicate_timeout_s=1.5, isolation=isolation)
     before = time.monotonic()
     outcomes = bench.run(spec, dir=str(tmp_path / "pids"))
     took = time.monotonic() - before
@@ -198,6 +205,38 @@ def test_a_replicate_that_never_returns_is_timed_out_with_all_its_children(
     for file in (tmp_path / "pids").iterdir():
         pid = int(file.read_text())
         wait_for(lambda pid=pid: not alive(pid), f"{file.name} is gone")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("pass", Status.SUCCEEDED),
+        ("raise ValueError", Status.FAILED),
+        ("os._exit(3)", Status.CRASHED),
+        ("os.kill(os.getpid(), 9)", Status.CRASHED),
+    ],
+)
+def test_what_a_fork_has_started_is_gone_when_the_next_replicate_begins(
+    bench: Bench, tmp_path: Path, end: str, status: Status
+) -> None:
+    (tmp_path / "pids").mkdir()
+    code = (
+        MODEL.format(SPAWN_FAMILY.lstrip() + "            " + end)
+        + """
+    HELPER = subprocess.Popen(["sleep", "1000"])
+    begin = model
+    def model(params, seed):
+        if seed < 2: return begin(params, seed)
+        pids = {name: int(open(params["dir"] + "/" + name).read()) for name in os.listdir(params["dir"])}
+        return {"alive": [name for name in pids if os.path.exists(f"/proc/{pids[name]}")], "helper": HELPER.pid}
+    """
+    )
+    outcomes = bench.run(bench.spec(code, isolation="fork"), dir=str(tmp_path / "pids"))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, status, *[Status.SUCCEEDED] * 2]
+    assert value(outcomes[2]) == []
+    helper = msgspec.json.decode(bytes(outcomes[3].outputs[1][2]))  # type: ignore[arg-type]
+    assert alive(helper), "what the bundle started when it was imported goes on"
+    assert len(list((tmp_path / "pids").iterdir())) == 4
 
 
 def test_the_import_does_not_count_as_the_first_replicates_time(bench: Bench) -> None:
@@ -339,6 +378,47 @@ def test_a_stopped_runner_is_noticed_without_a_deadline_too(bench: Bench) -> Non
     error = outcomes[1].error
     assert error is not None
     assert "stopped (SIGSTOP)" in error.message
+
+
+def test_a_stopped_fork_is_noticed_without_a_deadline_too(bench: Bench) -> None:
+    code = MODEL.format("os.kill(os.getpid(), signal.SIGSTOP)")
+    spec = bench.spec(code, replicate_timeout_s=None, isolation="fork")
+    outcomes = bench.run(spec)
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert "stopped (SIGSTOP)" in error.message
+    assert error.stderr == "replicate 1 begins\n"
+    assert bench.pool.starts == 1
+
+
+def test_a_fork_that_reports_all_the_time_is_timed_out_by_the_runner(bench: Bench) -> None:
+    code = """
+    def model(params, seed, context):
+        while seed == 1: context.report(0.5)
+        return {}
+    """
+    outcomes = bench.run(bench.spec(code, replicate_timeout_s=1.0, isolation="fork"))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.TIMED_OUT, *[Status.SUCCEEDED] * 2]
+    assert bench.pool.starts == 1
+
+
+def test_a_death_is_seen_though_somebody_else_holds_the_pipe_of_the_fork(bench: Bench) -> None:
+    """`fork` of the C library runs none of our handlers, which close the pipe in a child of the model."""
+    code = MODEL.format("ctypes.PyDLL(None).fork() or time.sleep(1000); os._exit(3)")
+    outcomes = bench.run(bench.spec(code, replicate_timeout_s=None, isolation="fork"))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
+
+
+def test_a_bundle_that_ignores_sigchld_is_forked_all_the_same(bench: Bench) -> None:
+    code = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + textwrap.dedent(
+        MODEL.format("os._exit(3)")
+    )
+    outcomes = bench.run(bench.spec(code, isolation="fork"))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert error.message == "exit code 3"
 
 
 def test_an_import_that_is_not_there_is_one_error_with_its_name(bench: Bench) -> None:
