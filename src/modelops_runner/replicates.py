@@ -14,6 +14,7 @@ from modelops_runner import calls, forking, stdio, values
 from modelops_runner.channel import BUNDLE_RAISED, STORAGE_FAILED, Channel, RpcError
 from modelops_runner.context import Context
 from modelops_runner.failures import error_object, invalid_output
+from modelops_runner.frames import MAX_BODY_BYTES
 from modelops_runner.isolation import ProcessState
 from modelops_runner.reports import Reports
 from modelops_runner.spool import INLINE_TOTAL, Spool, SpoolError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _SCALARS = frozenset({float, int, str, bool, type(None)})
 _MAX_INLINE_TEXT = 2_000  # characters of a text on the fast path; longer ones are measured against the limit
 _MAX_PREFIXES = 10_000
+_MAX_OUTPUTS_BYTES = MAX_BODY_BYTES - 65_536  # the rest of the message needs far less
 _POLLNVAL = 0x20
 _CLOCK_SLACK_S = 100e-6  # the clock of CPU time is a system call; one reading serves two quick replicates
 
@@ -317,11 +319,21 @@ class Replicates:
         RpcError
             The spool could not be written.
         """
+        self._spool.begin()
         try:
             if isinstance(result, dict):
-                return "dict", self._dict_outputs(result)
+                outputs = self._dict_outputs(result)
+                if len(outputs) > _MAX_OUTPUTS_BYTES:
+                    raise InvalidOutputError(
+                        f"the names and values of its {len(result)} outputs take {len(outputs)} bytes, "
+                        f"more than {_MAX_OUTPUTS_BYTES}; return them as one dict, list or array"
+                    )
+                return "dict", outputs
         except SpoolError as e:
             raise RpcError(STORAGE_FAILED, str(e)) from e
+        except BaseException:
+            self._spool.discard()
+            raise
         kind, data = self.encoded(result)
         return "value", f'[["value","{kind}",{data}]]'
 
@@ -335,7 +347,7 @@ class Replicates:
     def _dict_outputs(self, result: dict[Any, Any]) -> str:
         parts = []
         prefixes = self._prefixes
-        room = INLINE_TOTAL
+        room, text_room = INLINE_TOTAL, _MAX_OUTPUTS_BYTES // 2
         for name, value in result.items():
             prefix = prefixes.get(name) if type(name) is str else None
             if prefix is None:
@@ -350,8 +362,10 @@ class Replicates:
                 )
             elif kind is int and -(2**63) <= value < 2**64:
                 parts.append(f'{prefix}"json",{value}]')
-            elif kind is str and len(value) < _MAX_INLINE_TEXT and value.isascii():
-                parts.append(f'{prefix}"json",{to_json(value)}]')
+            elif kind is str and len(value) < _MAX_INLINE_TEXT and text_room > 0 and value.isascii():
+                text = to_json(value)
+                text_room -= len(text)
+                parts.append(f'{prefix}"json",{text}]')
             else:
                 try:
                     form, data = self._spool.output(value, room)

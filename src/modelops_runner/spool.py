@@ -25,6 +25,17 @@ class Spool:
     def __init__(self, folder: str, inline_limit: int) -> None:
         self.folder, self.inline_limit = folder, inline_limit
         self._names = 0
+        self._written: list[str] = []
+
+    def begin(self) -> None:
+        """Begin with the outputs of another replicate: the parent knows all that was written."""
+        self._written.clear()
+
+    def discard(self) -> None:
+        """Remove the files of outputs that nobody will be told of, because a later one cannot cross."""
+        for path in self._written:
+            os.unlink(path)
+        self._written.clear()
 
     def new_path(self) -> str:
         """Return a name that no other runner of this folder uses."""
@@ -37,10 +48,13 @@ class Spool:
         sink = _Sink(self, min(self.inline_limit, room))
         try:
             kind = values.write(value, sink)
-            return kind, sink.finish(kind)
+            data = sink.finish(kind)
         except BaseException:
             sink.discard()
             raise
+        if sink.path:
+            self._written.append(sink.path)
+        return kind, data
 
 
 class _Sink:
@@ -52,7 +66,7 @@ class _Sink:
         self._spool, self._limit = spool, limit
         self._head: list[bytes] = []
         self._n = 0
-        self._path = ""
+        self.path = ""
         self._fd = -1
         self._hash: Any = None
 
@@ -76,7 +90,7 @@ class _Sink:
                 os.close(fd)  # some file systems tell of a full disk only now
             except OSError as e:
                 raise self._failed(e) from e
-            path = values.dumps(self._path)
+            path = values.dumps(self.path)
             return f'{{"$file":{path},"bytes":{self._n},"sha256":"{self._hash.hexdigest()}"}}'
         data = b"".join(self._head)
         if kind == "json":
@@ -88,9 +102,9 @@ class _Sink:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self._path:
-            os.unlink(self._path)
-            self._path = ""
+        if self.path:
+            os.unlink(self.path)
+            self.path = ""
 
     def flush(self) -> None:
         """Do nothing: there is no buffer once a file is open."""
@@ -103,7 +117,7 @@ class _Sink:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise self._failed(e) from e
-        self._path, self._hash = path, sha256()
+        self.path, self._hash = path, sha256()
         for part in self._head:
             self._append(memoryview(part))
         self._head.clear()

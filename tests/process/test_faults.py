@@ -421,6 +421,48 @@ def test_a_bundle_that_ignores_sigchld_is_forked_all_the_same(bench: Bench) -> N
     assert error.message == "exit code 3"
 
 
+@pytest.mark.parametrize("isolation", ["warm", "fork"])
+def test_many_outputs_of_text_that_fill_more_than_a_frame_come_back(bench: Bench, isolation: str) -> None:
+    code = "def model(params, seed): return {f'k{i}': str(i) + chr(0) * 1900 for i in range(6_000)}"
+    (outcome,) = bench.run(bench.spec(code, isolation=isolation), n=1)
+    assert outcome.status is Status.SUCCEEDED
+    assert [name for name, _, _ in outcome.outputs] == [f"k{i}" for i in range(6_000)]
+    for i, (_, kind, data) in enumerate(outcome.outputs):
+        content = data if isinstance(data, bytes) else Path(data.path).read_bytes()
+        assert (kind, msgspec.json.decode(content)) == ("json", str(i) + "\0" * 1900)
+        if not isinstance(data, bytes):
+            Path(data.path).unlink()
+
+
+@pytest.mark.parametrize("isolation", ["warm", "fork"])
+def test_outputs_that_no_frame_can_name_are_invalid_and_the_process_goes_on(
+    bench: Bench, isolation: str
+) -> None:
+    code = "def model(params, seed): return {('n' * 70_000_000 if seed == 1 else 'x'): 1.5}"
+    outcomes = bench.run(bench.spec(code, isolation=isolation))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.INVALID_OUTPUT, *[Status.SUCCEEDED] * 2]
+    error = outcomes[1].error
+    assert error is not None
+    assert "return them as one dict, list or array" in error.message
+    assert bench.pool.starts == 1
+
+
+def test_large_outputs_beside_one_that_cannot_cross_are_not_left_on_the_disk(bench: Bench) -> None:
+    code = """
+    import os
+    def model(params, seed):
+        folder = params["pool"]
+        files = [f for at, _, files in os.walk(folder) for f in files if f.endswith(".out")]
+        return {"n": len(files), "large": bytes(1_000_000), **({"bad": {1}} if seed < 3 else {})}
+    """
+    outcomes = bench.run(bench.spec(code), pool=str(bench.pool.folder))
+    assert [o.status for o in outcomes] == [*[Status.INVALID_OUTPUT] * 3, Status.SUCCEEDED]
+    assert value(outcomes[3]) == 0
+    spooled = outcomes[3].outputs[1][2]
+    assert not isinstance(spooled, bytes)
+    Path(spooled.path).unlink()
+
+
 def test_an_import_that_is_not_there_is_one_error_with_its_name(bench: Bench) -> None:
     with pytest.raises(RemoteError, match="No module named 'no_such_thing'") as caught:
         bench.run(bench.spec("import no_such_thing\ndef model(params, seed): pass"))
