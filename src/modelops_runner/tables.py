@@ -45,7 +45,8 @@ def read(kind: str, data: bytes) -> Any:
         frame = _library("polars", "a polars table").read_ipc_stream(io.BytesIO(data))
         return frame if kind == "arrow.polars" else frame.to_series()
     pa = _library("pyarrow", "an Arrow table")
-    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+    one_thread = pa.ipc.IpcReadOptions(use_threads=False)  # a process with a pool of threads must not fork
+    with pa.ipc.open_stream(pa.py_buffer(data), options=one_thread) as reader:
         if kind == "arrow.batch":
             return reader.read_next_batch()
         if kind == "arrow.array":
@@ -147,8 +148,8 @@ def _difference(frame: Any, back: Any) -> str | None:
     for what, ours, theirs in pairs:
         if not (ours == theirs if what == "dtypes" else _same_index(ours, theirs)):
             return f"{what} Arrow cannot carry exactly: {ours!r} would come back as {theirs!r}"
-    for i, name in enumerate(frame.columns):
-        if not _same_values(frame.iloc[:, i], back.iloc[:, i]):
+    for i, (name, dtype) in enumerate(zip(frame.columns, frame.dtypes)):
+        if not _is_plain(dtype, "biuf") and not _same_values(frame.iloc[:, i], back.iloc[:, i]):
             return f"column {name!r} Arrow cannot carry exactly"
     return None
 
@@ -158,16 +159,15 @@ def _same_index(ours: Any, theirs: Any) -> bool:
 
 
 def _same_values(ours: Any, theirs: Any) -> bool:
-    """Return whether two columns of one dtype are equal, in every bit of a NaN and in what is missing."""
-    if _is_plain_float(ours.dtype):
-        return bool(ours.to_numpy().tobytes() == theirs.to_numpy().tobytes())
+    """Return whether two columns of one dtype are equal, also in what is missing."""
     if hasattr(ours.dtype, "pyarrow_dtype"):  # it is an Arrow array, and to `equals` a NaN is not a NaN
         return True
     return bool(ours.array.equals(theirs.array))
 
 
-def _is_plain_float(dtype: Any) -> bool:
-    return isinstance(dtype, sys.modules["numpy"].dtype) and dtype.kind == "f"
+def _is_plain(dtype: Any, kinds: str) -> bool:
+    """Return whether it is NumPy's own; such numbers are copied by Arrow as they are."""
+    return isinstance(dtype, sys.modules["numpy"].dtype) and dtype.kind in kinds
 
 
 def _from_frame(frame: Any, what: str, **more: Any) -> Any:
@@ -192,9 +192,9 @@ def _from_frame(frame: Any, what: str, **more: Any) -> Any:
         extra["columns_freq"] = _frequency(columns, f"{what} whose columns")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pyarrow warns of what the comparison refuses
-        table = pa.Table.from_pandas(frame)
+        table = pa.Table.from_pandas(frame, nthreads=1)
     for i, dtype in enumerate(frame.dtypes):
-        if _is_plain_float(dtype):
+        if _is_plain(dtype, "f"):
             column = frame.iloc[:, i].to_numpy()
             if (column != column).any():  # a NaN has become a null, and lost its sign and its other bits
                 table = table.set_column(i, table.schema.field(i), pa.array(column, from_pandas=False))
@@ -221,7 +221,7 @@ def _frequency(index: Any, what: str) -> str | None:
 
 def _to_frame(table: Any) -> Any:
     extra = loads(table.schema.metadata[_EXTRA])
-    frame = table.to_pandas()
+    frame = table.to_pandas(use_threads=False)
     for i in extra["objects"]:
         if i < 0:
             frame.index = _as_objects(frame.index)

@@ -17,7 +17,15 @@ import msgspec
 import pytest
 
 from modelops.errors import ProcessExitedError, RemoteError, StorageError
-from modelops.processes import AggregateOutcome, Outcome, ProcessPool, ReplicateSet, RunnerSpec, StopSignal
+from modelops.processes import (
+    AggregateOutcome,
+    Outcome,
+    ProcessPool,
+    ReplicateSet,
+    Row,
+    RunnerSpec,
+    StopSignal,
+)
 from modelops.states import ReplicateStatus as Status
 
 if TYPE_CHECKING:
@@ -419,6 +427,30 @@ def test_a_bundle_that_ignores_sigchld_is_forked_all_the_same(bench: Bench) -> N
     error = outcomes[1].error
     assert error is not None
     assert error.message == "exit code 3"
+
+
+def test_an_aggregate_of_tables_leaves_a_process_that_can_be_forked(bench: Bench) -> None:
+    code = """
+    import numpy as np, pandas as pd
+    def model(params, seed):
+        return {"t": pd.DataFrame({str(i): np.arange(100_000.0) + seed for i in range(8)})}
+    def total(replicates):
+        return {"sum": sum(float(r["t"].iloc[0].sum()) for r in replicates)}
+    """
+    spec = bench.spec(code, isolation="fork")
+    outcomes = bench.run(spec)
+    assert bench.pool.not_forked(spec) is None, "else this test would show nothing"
+    rows = [Row(o.index, returned_dict=True, outputs=o.outputs) for o in outcomes]
+    total = bench.pool.aggregate(spec, "m:total", params=b"{}", param=0, n=4, rows=iter(rows))
+    assert (total.status, total.outputs) == (Status.SUCCEEDED, (("sum", "json", b"48.0"),))
+    again = bench.run(spec)
+    assert [o.status for o in again] == [Status.SUCCEEDED] * 4
+    assert bench.pool.not_forked(spec) is None
+    assert bench.pool.starts == 1
+    for outcome in (*outcomes, *again):
+        for _, _, data in outcome.outputs:
+            assert not isinstance(data, bytes)
+            Path(data.path).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("isolation", ["warm", "fork"])

@@ -51,7 +51,7 @@ FRAMES = {
     "a range as names": pd.DataFrame([[1, 2]], columns=pd.RangeIndex(8, 4, -2, name="n")),
     "no rows of categories": pd.DataFrame({"c": pd.Categorical([], categories=["lo", "hi"])}),
     "Arrow's own NaN": pd.DataFrame(
-        {"x": pd.arrays.ArrowExtensionArray(pa.array([float("nan"), None, 1.0]))}  # type: ignore[attr-defined]
+        {"x": pd.arrays.ArrowExtensionArray(pa.array([float("nan"), None, 1.0]))}
     ),
 }
 NANS = {  # what 0.0 / 0.0 gives on most machines has the sign bit set
