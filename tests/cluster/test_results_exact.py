@@ -329,7 +329,8 @@ def test_files_are_the_same_when_workers_were_killed_on_the_way(
     assert bytes_of(job) == reference
 
 
+@pytest.mark.parametrize("isolation", ["fork", "spawn"])
 def test_isolation_does_not_change_the_files(
-    untidy: Path, reference: dict[str, bytes], cluster: EmbeddedCluster
+    isolation: str, untidy: Path, reference: dict[str, bytes], cluster: EmbeddedCluster
 ) -> None:
-    assert bytes_of(result_files(untidy, cluster, isolation="spawn")) == reference
+    assert bytes_of(result_files(untidy, cluster, isolation=isolation)) == reference
