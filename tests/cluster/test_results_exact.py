@@ -269,9 +269,9 @@ def bytes_of(job: Job) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def reference(untidy: Path, cluster: EmbeddedCluster) -> dict[str, bytes]:
+def reference(untidy: Path, session_cluster: EmbeddedCluster) -> dict[str, bytes]:
     """The files of a run with two workers and chunks as the clock has them, which are right."""
-    job = result_files(untidy, cluster)
+    job = result_files(untidy, session_cluster)
     results = job.results()
     good = [k for k, status in enumerate(results["status"].to_pylist()) if status == "succeeded"]
     seeds = list(range(N_SEEDS)) * N_SETS
