@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-HEALTH_ONLY: Final = ["distributed.http.health"]
+HEALTH_ONLY: Final = ["modelops.cluster.health"]
 
 DASK_SETTINGS: Final[dict[str, Any]] = {
     # One layer retries, and it is the driver.

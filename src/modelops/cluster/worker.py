@@ -8,7 +8,6 @@ because a Dask worker cannot come back.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import dask
 from distributed import Worker
+from distributed.core import Status
 
 from modelops.cluster.announce import WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
@@ -29,7 +29,7 @@ from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from modelops.cluster.run_folder import RunFolder
@@ -39,6 +39,8 @@ CONNECT_S: Final = 30.0  # then the process ends and the next one looks for the 
 POLL_S: Final = 0.05
 HAND_OVER_S: Final = 2.0
 LEAVE_S: Final = 2.0
+LAST_WORD_POLLS: Final = 4
+RETIRED: Final = "retire-workers-told-to-end"  # `AnnounceWorkers` knows by it that it did not die
 CLOSE_S: Final = 5.0
 log = logging.getLogger(__name__)
 
@@ -165,19 +167,29 @@ async def _leave(worker: Worker) -> None:
             attempt.stop.stop()
         await asyncio.sleep(POLL_S)
     # A receipt is Dask's result of the task: it is here until the driver has fetched it.
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(HAND_OVER_S):
             while worker.data or worker.state.executing_count:
                 await asyncio.sleep(POLL_S)
-    if not await _within(worker.close_gracefully(reason="told to end"), LEAVE_S):
+    except TimeoutError:  # nothing is lost by it: their segments are stored, and will be found
+        log.info("nobody has fetched the receipts of %s attempts", len(worker.data))
+    # As `Worker.close_gracefully` does, which does not wait for the scheduler's last word and calls it an error.
+    retire = worker.scheduler.retire_workers(
+        workers=[worker.address], close_workers=False, remove=True, stimulus_id=RETIRED
+    )
+    if not await _within(retire, LEAVE_S):
         log.warning("the scheduler did not hear that this worker leaves")
-        await _within(worker.close(timeout=CLOSE_S, executor_wait=False), CLOSE_S)
+    for _ in range(LAST_WORD_POLLS):
+        if worker.status is Status.closing_gracefully:
+            break
+        await asyncio.sleep(POLL_S)
+    await _within(worker.close(timeout=CLOSE_S, executor_wait=False, reason="told to end"), CLOSE_S)
 
 
-async def _within(what: object, seconds: float) -> bool:
+async def _within(what: Awaitable[object], seconds: float) -> bool:
     """Wait so long for something; whether it came to its end."""
     try:
-        await asyncio.wait_for(what, seconds)  # type: ignore[arg-type]  # a coroutine
-    except TimeoutError:
+        await asyncio.wait_for(what, seconds)
+    except (TimeoutError, OSError):
         return False
     return True

@@ -1,0 +1,85 @@
+"""Jobs on a pool: they go on while its server is dead, and after the pool was ended and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.process.pools import PoolHome, wait_for
+
+import modelops as mo
+from modelops.client.prepare import prepare_job
+from modelops.cluster.run_folder import SERVER
+from modelops.states import JobState
+from modelops.store import Objects, Records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+COMMAND = Path(sys.executable).parent / "modelops"
+
+MODEL = """
+import os, time
+
+def simulate(params, seed):
+    with open(params["log"], "a") as file:
+        file.write(f"{seed}\\n")
+    time.sleep(0.4)
+    return {"x": seed}
+"""
+
+
+def command(pool: PoolHome, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [COMMAND, *arguments], env=pool.environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended(
+    tmp_path: Path, shared_cache: Path, write_bundle: Callable[..., Path]
+) -> None:
+    log = tmp_path / "log"
+    bundle = write_bundle(MODEL)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cache").symlink_to(shared_cache)
+    with contextlib.ExitStack() as stack:
+        pool = PoolHome.at(tmp_path / "home")
+        stack.callback(pool.close)
+        records = stack.enter_context(contextlib.closing(Records.open(pool.home.database_url)))
+        study = mo.Study(bundle=bundle, parameters=[{"log": str(log)}], replicates=24, seed=7)
+        job = prepare_job(study, pool.home, records, Objects.open(pool.home.storage)).job
+
+        def n_done() -> int:
+            return sum(records.counts(job).values())
+
+        pool.ensure()
+        wait_for(lambda: n_done() >= 3, "the job is under way")
+        os.kill(pool.pid(SERVER), signal.SIGKILL)
+        at_kill = n_done()
+        wait_for(lambda: n_done() >= at_kill + 3, "another server drives it")
+        assert n_done() < 24
+
+        code, said = command(pool, "down", "--json")
+        answer = json.loads(said)
+        assert (code, answer["ran"]) == (0, True)
+        assert [(j["job"], j["state"]) for j in answer["unfinished"]] == [(job, "running")]
+        assert not pool.processes()
+        assert command(pool, "status")[0] == 5
+
+        code, said = command(pool, "up", "--json")
+        assert (code, json.loads(said)["answers"]) == (0, True)
+        wait_for(lambda: records.job(job).state is JobState.SUCCEEDED, "the job has succeeded")
+        code, said = command(pool, "status", "--json")
+        assert (code, json.loads(said)["jobs"]) == (0, {"succeeded": 1})
+        seeds = log.read_text().split()
+        assert (len(seeds), len(set(seeds))) == (24, 24)
