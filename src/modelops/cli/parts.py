@@ -52,7 +52,7 @@ def server(
         host=host, port=port, database=database, storage=storage, scheduler=scheduler, tls=tls and str(tls)
     )
     run = RunFolder(home)
-    hold = run.hold(SERVER)
+    hold = run.hold(SERVER, by_hand=True)
     if hold is None:
         raise ClusterError(
             f"a server of this home runs already, as process {run.holder(SERVER)}; 'modelops down' ends it, or set "
@@ -136,11 +136,14 @@ def worker(
 
 def _begin(**flags: object) -> tuple[Settings, Home]:
     """Read the settings, and log as a process does that runs for long."""
+    import logging
+
     from modelops.home import Home
     from modelops.logs import set_up_logging
     from modelops.settings import Settings
 
     set_up_logging()
+    logging.getLogger("modelops.cli.app").setLevel(logging.WARNING)  # an error is a sentence here, too
     settings = Settings.read(os.environ, **flags)
     return settings, Home.of(settings)
 

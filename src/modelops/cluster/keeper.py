@@ -25,7 +25,7 @@ from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import SERVER, RunFolder
 from modelops.cluster.tls import ensure_certificates
 from modelops.cluster.upkeep import Finish, Kill, Life, Start, Tell, Upkeep
-from modelops.errors import describe_exit
+from modelops.errors import ModelOpsError, RequestError, describe_exit
 from modelops.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ LEFT_BEHIND_S: Final = 10.0
 BACKLOG: Final = 512
 STATUS: Final = "keeper.json"
 WANTED: Final = "wanted.json"
+NOT_STARTED: Final = "could not be started"
 log = logging.getLogger(__name__)
 
 
@@ -115,7 +116,7 @@ class Keeper:
             match action:
                 case Start(role):
                     if not self._adopt_one(role):
-                        self._start(role, now)
+                        self._try_to_start(role, now)
                 case Tell(role):
                     self.below |= handles.offspring([self._pid(role)])
                     self._signal(role, signal.SIGCONT)  # one that is stopped would not hear
@@ -141,7 +142,18 @@ class Keeper:
                 return
             select.select([], [], [], 0.02)
 
-    def _start(self, role: str, now: float) -> None:
+    def _try_to_start(self, role: str, now: float) -> None:
+        try:
+            self._start(role)
+        except (OSError, ModelOpsError) as error:
+            # Its port is taken, the disk is full, no process can be made, a setting was made wrong: later, perhaps.
+            log.error("%s %s: %s", role, NOT_STARTED, error)  # noqa: TRY400  the traceback says no more
+            self.mind.started(role, now)
+            self.mind.ended(role, None, f"{NOT_STARTED}: {error}", now)
+        else:
+            self.mind.started(role, now)
+
+    def _start(self, role: str) -> None:
         arguments: list[str] = []
         fds: list[int] = []
         if role == SERVER:
@@ -151,7 +163,6 @@ class Keeper:
         popen = spawn.start(self.home, role, arguments, environ=self.environ, pass_fds=fds)
         log.info("%s is started as process %s", role, popen.pid)
         self.starting[role] = popen
-        self.mind.started(role, now)
 
     def _hear_of_starts(self) -> None:
         """Say go to those that hold their roles. From here on the lock tells of them, should the keeper die."""
@@ -259,7 +270,12 @@ class Keeper:
             return
         if mtime != self._wanted_mtime:
             self._wanted_mtime = mtime
-            if (n := self._wanted_workers()) != self.mind.n_workers:
+            try:
+                n = self._wanted_workers()
+            except RequestError as error:
+                log.error("the number of workers stays as it is: %s", error)  # noqa: TRY400
+                return
+            if n != self.mind.n_workers:
                 log.info("there shall be %s workers", n)
                 self.mind.resize(n)
 

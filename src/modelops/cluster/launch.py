@@ -91,13 +91,13 @@ def start_pool(
         wanted: dict[str, Any] = {"idle_s": None}
         if (workers := n_workers or run.read("wanted.json").get("workers")) is not None:
             wanted["workers"] = workers
+        if (pid := run.held_by_hand(SERVER)) is not None:
+            raise ClusterError(
+                f"'modelops server' runs for this home, as process {pid}; use that, or end it first ('modelops down')"
+            )
         address = _answering(run)
         if address is None:
             return _started(run, wanted, environ)
-        if run.holder(KEEPER) is None:
-            raise ClusterError(
-                f"a server of this home runs in a terminal (process {run.holder(SERVER)}); end it first, or use it"
-            )
         run.write("wanted.json", wanted)
         _signal(run, KEEPER, signal.SIGHUP)
         return address
@@ -153,8 +153,8 @@ def _answering(run: RunFolder) -> ServerAddress | None:
     if pid is None or said.get("pid") != pid or "url" not in said:
         return None
     _check_version(run, said)
-    if said.get("kept") and run.holder(KEEPER) is None:
-        return None
+    if run.holder(KEEPER) is None and run.held_by_hand(SERVER) is None:
+        return None  # its keeper was killed, and another one shall take it over
     return ServerAddress(said["url"], run.token()) if is_healthy(said["url"]) else None
 
 
@@ -169,6 +169,8 @@ def _check_version(run: RunFolder, said: Mapping[str, Any]) -> None:
 
 def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str]) -> ServerAddress:
     """Start a keeper unless there is one, and wait for the server. Called by one process at a time."""
+    if run.held_by_hand(SERVER) is not None:
+        return _wait_for_server(run)
     nothing_ran = run.holder(KEEPER) is None and not any(run.holder(role) for role in run.roles())
     if nothing_ran:
         run.remove("server.json", "scheduler.json", "keeper.json", "wanted.json")
@@ -194,12 +196,15 @@ def _wait_for_server(run: RunFolder) -> ServerAddress:
     while time.monotonic() < deadline:
         if (address := _answering(run)) is not None:
             return address
-        if run.holder(KEEPER) is None:
+        if run.held_by_hand(SERVER) is None and run.holder(KEEPER) is None:
             raise _failed(run, KEEPER, "ended while the server was started")
         state = run.read("keeper.json").get("roles", {}).get(SERVER, {})
+        last_end = str(state.get("last_end", ""))
+        if last_end.startswith("could not be started"):
+            raise _failed(run, KEEPER, "cannot start the server")
         # One that was killed is not to blame; one that ended by itself will do so again.
-        if state.get("failing") or str(state.get("last_end", "")).startswith("exit code"):
-            raise _failed(run, SERVER, f"does not start ({state['last_end']})")
+        if state.get("failing") or last_end.startswith("exit code"):
+            raise _failed(run, SERVER, f"does not start ({last_end})")
         time.sleep(POLL_S)
     raise _failed(run, SERVER, f"did not answer within {START_S:g} s")
 

@@ -84,8 +84,11 @@ class RunFolder:
         """Return the run folder, None if there is none; makes nothing."""
         return cls(home) if home.run.is_dir() else None
 
-    def hold(self, role: str) -> Hold | None:
-        """Take the lock of a role for as long as this process lives; None if another process has it."""
+    def hold(self, role: str, *, by_hand: bool = False) -> Hold | None:
+        """Take the lock of a role for as long as this process lives; None if another process has it.
+
+        ``by_hand``: a person has started it, and no keeper is to look after it.
+        """
         path = self.path / f"{role}.lock"
         if path in _HELD:
             return None
@@ -95,6 +98,9 @@ class RunFolder:
         except OSError:
             file.close()
             return None
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "by_hand": by_hand}).encode())
+        file.flush()
         return Hold(path, file)
 
     def holder(self, role: str) -> int | None:
@@ -116,6 +122,11 @@ class RunFolder:
             os.close(fd)
         kind, pid = (answer[0], answer[4]) if _LINUX else (answer[3], answer[2])
         return None if kind == fcntl.F_UNLCK else int(pid)
+
+    def held_by_hand(self, role: str) -> int | None:
+        """Return the pid of the process that holds a role if a person has started it."""
+        pid, said = self.holder(role), self.read(f"{role}.lock")
+        return pid if pid is not None and said.get("pid") == pid and said.get("by_hand") else None
 
     def roles(self) -> list[str]:
         """Return the names of all roles that were ever held here, the keeper's left out."""
@@ -142,8 +153,11 @@ class RunFolder:
 
     def read(self, name: str) -> dict[str, Any]:
         """Return what such a file says; nothing if it is missing or was not written by us."""
+        path = self.path / name
+        if path in _HELD:  # see `holder`
+            return {}
         try:
-            content = json.loads((self.path / name).read_bytes())
+            content = json.loads(path.read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}

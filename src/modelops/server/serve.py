@@ -99,7 +99,7 @@ class Server:
                 signal.signal(number, lambda *_: None)  # uvicorn hears them, and raises them again at its end
             self.run.write(
                 f"{SERVER}.json",
-                {"url": url, "pid": os.getpid(), "version": version("modelops"), "kept": self.kept},
+                {"url": url, "pid": os.getpid(), "version": version("modelops")},
             )
             log.info("the server listens at %s", url)
             self._uvicorn.run(sockets=[listener])
