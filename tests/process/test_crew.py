@@ -73,7 +73,7 @@ def test_a_scheduler_that_is_not_known_or_no_address_is_refused(home: PoolHome) 
     for arguments, why in [
         ((), b"no scheduler is known"),
         (("--scheduler", "tcp://127.0.0.1:1"), b"--scheduler is 'tcp://127.0.0.1:1': it must be an address"),
-        (("--tls", "/nowhere"), b"has no ca.pem"),
+        (("--scheduler", "tls://127.0.0.1:1", "--tls", "/nowhere"), b"has no ca.pem"),
     ]:
         process = run(home, "worker", *arguments)
         _, said = process.communicate()
