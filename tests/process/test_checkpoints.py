@@ -20,7 +20,7 @@ from modelops.states import ReplicateStatus as Status
 from modelops.store.objects import FolderObjects
 from modelops.study.ids import JobId, attempt_id
 from modelops.worker.attempts import Attempt
-from modelops.worker.desk import Desk
+from modelops.worker.desk import Desk, Report
 from modelops.worker.storage_wait import when_storage_allows
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ class Machine:
     ) -> tuple[list[Outcome], RunEnd]:
         """Run ``n`` replicates as attempt ``number``; those after the first may resume."""
 
-        def report(one: dict[str, object]) -> None:
-            self.reports.append(one)
-            on_report(one)
+        def report(one: Report) -> None:
+            self.reports.append(dict(one))
+            on_report(dict(one))
 
         def take(outcome: Outcome) -> None:
             outcomes.append(outcome)

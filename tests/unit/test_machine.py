@@ -15,6 +15,7 @@ from simulator_scenario import Scenario
 from modelops import driver
 from modelops.driver import commands as c
 from modelops.driver import events as e
+from modelops.driver.blame import DEADLY_AT_LAST
 from modelops.driver.machine import Machine
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id
@@ -343,6 +344,47 @@ def test_three_deaths_alone_condemn_and_say_so() -> None:
     machine.handle(e.Committed(synthetic.attempt), 1.0)
     assert finalized(machine).state is JobState.FAILED
     assert machine.counts()[CRASHED] == 1
+
+
+def test_deaths_of_one_that_keeps_checkpoints_condemn_only_if_there_are_very_many() -> None:
+    machine, commands = running(spec(1, 1), workers=0)
+    for n in range(DEADLY_AT_LAST):
+        assert not only(commands, c.CommitSynthetic)
+        (submit,) = only(machine.handle(e.WorkerJoined(f"n{n}", 1), 1.0), c.SubmitChunk)
+        assert submit.chunk.may_resume == (n > 0)
+        machine.handle(e.Checkpointed(0), 1.0)
+        commands = machine.handle(e.WorkerLeft(f"n{n}", died=True), 1.0)
+    (synthetic,) = only(commands, c.CommitSynthetic)
+    assert synthetic.error.message == f"took its worker down {DEADLY_AT_LAST} times"
+
+
+def test_deaths_since_the_last_checkpoint_condemn() -> None:
+    machine, commands = running(spec(1, 1), workers=0)
+    for n in range(5):
+        assert not only(commands, c.CommitSynthetic)
+        machine.handle(e.WorkerJoined(f"n{n}", 1), 1.0)
+        if n == 2:
+            machine.handle(e.Checkpointed(0), 1.0)
+        commands = machine.handle(e.WorkerLeft(f"n{n}", died=True), 1.0)
+    (synthetic,) = only(commands, c.CommitSynthetic)
+    assert synthetic.error.message == "took its worker down 5 times"
+
+
+def test_only_what_may_have_begun_before_is_looked_for_in_storage() -> None:
+    policy = RetryPolicy(max_retries=2, initial_delay=0, on=frozenset({CRASHED}))
+    machine, commands = running(spec(1, 4, retry=policy), workers=1)
+    first = only(commands, c.SubmitChunk)
+    assert not any(one.chunk.may_resume for one in first)
+    machine.handle(e.WorkerLeft("w0", died=False), 1.0)
+    again = only(machine.handle(e.WorkerJoined("w1", 1), 1.0), c.SubmitChunk)
+    assert again
+    assert all(one.chunk.may_resume for one in again)
+    second = Machine(spec(1, 4), JOB, epoch=2)
+    second.start(0.0)
+    second.handle(e.WorkerJoined("w0", 1), 0.0)
+    taken_over = only(second.handle(e.EnvironmentReady(), 0.0), c.SubmitChunk)
+    assert taken_over
+    assert all(one.chunk.may_resume for one in taken_over)
 
 
 def test_a_worker_that_is_drained_condemns_nobody() -> None:

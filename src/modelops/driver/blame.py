@@ -1,7 +1,9 @@
 """Which replicate took its worker down: narrow down, isolate, and at the third death alone, condemn.
 
 A worker's process died while it ran some work. What ran is cut into eighths; what has been there at two deaths is
-suspect and runs alone (`backlog`, `roster`); what was alone at three is condemned.
+suspect and runs alone (`backlog`, `roster`); what was alone at three is condemned. A replicate that has kept a
+checkpoint since it was begun made progress, so that death is not its fault as it seems: only a long row of such
+deaths condemns it, so that it cannot keep a job alive for ever.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
 
 DEADLY: Final = 3  # worker deaths of a replicate that ran alone
+DEADLY_AT_LAST: Final = 30  # of one that keeps checkpoints in between
 
 
 class Blame:
@@ -25,6 +28,7 @@ class Blame:
 
     def __init__(self) -> None:
         self._strikes: dict[tuple[Kind, int], int] = {}
+        self._deaths: dict[tuple[Kind, int], int] = {}  # the same, whatever checkpoints it kept
 
     def parts(self, work: Work, *, alone: bool) -> list[Work]:
         """Return what to run again after a worker died while it ran this; nothing if it is condemned."""
@@ -34,16 +38,26 @@ class Blame:
         item = (work.kind, work.ranges.pairs[0][0])
         if alone:
             self._strikes[item] = self._strikes.get(item, 0) + 1
-        return [work] if self._strikes.get(item, 0) < DEADLY else []
+            self._deaths[item] = self._deaths.get(item, 0) + 1
+        condemned = self._strikes.get(item, 0) >= DEADLY or self._deaths.get(item, 0) >= DEADLY_AT_LAST
+        return [] if condemned else [work]
+
+    def made_progress(self, index: int) -> None:
+        """Forget the deaths of a replicate that has kept a checkpoint since it was begun."""
+        self._strikes.pop((Kind.SIMULATE, index), None)
+
+    def deaths(self, work: Work) -> int:
+        """Return at how many deaths this work was running alone."""
+        return self._deaths.get((work.kind, work.ranges.pairs[0][0]), 0)
 
 
-def condemnation(work: Work, attempt: AttemptId) -> Commit:
+def condemnation(work: Work, attempt: AttemptId, n_deaths: int) -> Commit:
     """Return the commit that says of this work what no worker could."""
     error = ErrorExample(
         fingerprint="worker died",
         status=ReplicateStatus.CRASHED,
         error_type="WorkerDied",
-        message=f"took its worker down {DEADLY} times",
+        message=f"took its worker down {n_deaths} times",
         index=work.ranges.pairs[0][0] if work.kind is Kind.SIMULATE else -1,
     )
     if work.kind is Kind.SIMULATE:

@@ -89,6 +89,13 @@ class AttemptLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """A replicate that runs has kept its first checkpoint in this attempt."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment.
 
@@ -159,6 +166,7 @@ Event = (
     | ChunkDone
     | ChunkErred
     | AttemptLost
+    | Checkpointed
     | Committed
     | AggregateDone
     | TimerRang

@@ -23,6 +23,7 @@ from modelops.errors import ClusterError
 from modelops.study.ranges import Ranges
 from modelops.worker import tasks
 from modelops.worker.attempts import task_error
+from modelops.worker.desk import CHECKPOINT_TOPIC, PROGRESS_TOPIC
 from modelops.worker.messages import HeldAttempt
 from modelops.worker.runtime import STORAGE_TOPIC
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
-PROGRESS_TOPIC: Final = "modelops-progress"
 
 
 class Pool(Protocol):
@@ -115,6 +115,7 @@ class Hands:
             tasks.RECEIPTS_TOPIC: self._hear_receipt,
             STORAGE_TOPIC: self._hear_storage,
             PROGRESS_TOPIC: self._hear_progress,
+            CHECKPOINT_TOPIC: lambda message: self._put(e.Checkpointed(int(message["index"]))),
         }
         for topic, hear in hears.items():
             self._stack.enter_context(self._pool.on_topic(topic, self._if_ours(hear)))

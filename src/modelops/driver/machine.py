@@ -252,6 +252,8 @@ class Machine:
                 self._on_worker_left(event.worker, event.died)
             case e.AttemptLost():
                 self._on_attempt_lost(event)
+            case e.Checkpointed():
+                self._blame.made_progress(event.index)
             case e.ChunkErred():
                 self._on_chunk_erred(event, now)
             case e.TimerRang():
@@ -338,7 +340,7 @@ class Machine:
             self._backlogs[work.kind].add(part)
         if not parts and not self._course.draining:
             attempt = self._next_attempt_id()
-            self._intake.commit(attempt, condemnation(work, attempt))
+            self._intake.commit(attempt, condemnation(work, attempt, self._blame.deaths(work)))
 
     def _on_chunk_erred(self, event: e.ChunkErred, now: float) -> None:
         attempt = self._roster.remove(event.attempt)

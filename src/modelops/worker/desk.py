@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import msgspec
 
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PROGRESS_TOPIC: Final = "modelops-progress"
 """Topic of reports: ``{"job", "index", "fraction", "values"}``, about one a second of each attempt."""
-Report = dict[str, object]
+CHECKPOINT_TOPIC: Final = "modelops-checkpoints"
+"""Topic on which each replicate's first checkpoint in an attempt is told: ``{"job", "index"}``."""
+
+
+class Report(TypedDict):
+    """Of a replicate that runs. ``values``: tagged tree."""
+
+    index: int
+    fraction: float
+    values: dict[str, Any]
 
 
 class Desk:
@@ -41,7 +50,9 @@ class Desk:
         Calls what needs storage until storage does its part. A model that went on without its checkpoint would
         repeat more than it should after a kill, so it waits, however long.
     on_report
-        Called with index, fraction and values (a tagged tree) of a report.
+        Called with each report.
+    on_first
+        Called with the index of a replicate when it has kept its first checkpoint here.
     """
 
     def __init__(
@@ -55,13 +66,15 @@ class Desk:
         stop: StopSignal,
         patiently: Callable[[Callable[[], object]], object] = lambda act: act(),
         on_report: Callable[[Report], None] = lambda _report: None,
+        on_first: Callable[[int], None] = lambda _index: None,
     ) -> None:
         self._objects, self._folder_of, self._attempt = objects, folder_of, attempt
         self._root, self._may_resume, self._stop = root, may_resume, stop
-        self._patient, self._on_report = patiently, on_report
+        self._patient, self._on_report, self._on_first = patiently, on_report, on_first
         self._one: tuple[int, ReplicateCheckpoints] | None = None  # the replicate that runs
         self.current: int | None = None  # the replicate that runs, if it has asked for its folder
         self._holds = False  # whether storage holds a checkpoint of it
+        self._kept = False  # whether it was this attempt that kept one
         self.settled: list[str] = []  # folders in storage that are of no use once the outcomes are committed
         self.notes: list[str] = []
 
@@ -76,7 +89,7 @@ class Desk:
             remove(self._root / str(self._one[0]))
         target = self._root / str(index)
         mine = ReplicateCheckpoints(self._objects, self._folder_of(index), self._attempt, self._patiently)
-        self._one, self.current, self._holds = (index, mine), index, False
+        self._one, self.current, self._holds, self._kept = (index, mine), index, False, False
         if not self._may_resume:
             clear(target)
             return
@@ -95,6 +108,9 @@ class Desk:
             raise NotFoundError(f"replicate {index} has no checkpoint_dir yet")
         self._one[1].save(self._root / str(index))
         self._holds = True
+        if not self._kept:
+            self._kept = True
+            self._on_first(index)
 
     def ended(self, *, succeeded: bool) -> None:
         """Note how the current replicate ended. If it did not succeed, a later attempt may go on from there."""

@@ -16,7 +16,7 @@ from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.store.segments import job_folder
 from modelops.worker.attempts import AttemptTable
-from modelops.worker.desk import PROGRESS_TOPIC, Desk, SettledCheckpoints
+from modelops.worker.desk import CHECKPOINT_TOPIC, PROGRESS_TOPIC, Desk, SettledCheckpoints
 from modelops.worker.job_context import JobContext, load_job_context
 from modelops.worker.segment_cache import SegmentCache
 from modelops.worker.storage_wait import when_storage_allows
@@ -121,6 +121,7 @@ class WorkerRuntime:
             stop=attempt.stop,
             patiently=lambda act: self.when_storage_allows(act, attempt),
             on_report=lambda report: self.announce(PROGRESS_TOPIC, {"job": chunk.job, **report}),
+            on_first=lambda index: self.announce(CHECKPOINT_TOPIC, {"job": chunk.job, "index": index}),
         )
 
     def take_notes(self, job: JobId) -> tuple[str, ...]:
