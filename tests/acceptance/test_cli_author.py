@@ -187,3 +187,11 @@ def test_the_shell_can_complete_commands(modelops: Modelops) -> None:
     assert "modelops" in said.out
     said = modelops(_MODELOPS_COMPLETE="complete_bash", COMP_WORDS="modelops bundle ", COMP_CWORD="2")
     assert {"init", "check", "run"} <= set(said.out.split())
+
+
+def test_large_outputs_are_shown_as_json_too(modelops: Modelops, write_bundle: Callable[..., Path]) -> None:
+    bundle = write_bundle("def simulate(params, seed):\n    return {'large': bytes(100_000)}\n")
+    said = modelops("bundle", "run", bundle, "-n", "2", "--json")
+    assert said.code == 0, said.err
+    shown = [one["outputs"]["large"] for one in said.json["replicates"]]
+    assert [output["bytes"] for output in shown] == [100_000] * 2

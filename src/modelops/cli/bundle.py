@@ -104,6 +104,10 @@ def run_replicates(
         str | None, typer.Option(help="With --job: number or param_id of the parameter set.")
     ] = None,
     replicate: Annotated[int | None, typer.Option(help="With --job: number of the replicate.")] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Keep checkpoints in this folder, and go on from those that are there."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a few replicates here, without Dask, and print their outputs.
@@ -131,7 +135,7 @@ def run_replicates(
                 raise RequestError(
                     "--job needs --param and --replicate as well: which replicate is to run again"
                 )
-            ran = of_job(look_at(job), param, replicate, on_progress=on_progress)
+            ran = of_job(look_at(job), param, replicate, checkpoints=checkpoints, on_progress=on_progress)
         else:
             if param is not None or replicate is not None:
                 raise RequestError("--param and --replicate go with --job; without it, use -p and -n")
@@ -140,13 +144,20 @@ def run_replicates(
                 existing(path), replicates=None if explicit else replicates, seeds=explicit, seed=seed,
                 model=model, isolation=isolation, replicate_timeout=replicate_timeout, memory=memory,
             )  # fmt: skip
-            ran = of_study(study, axes_of_texts(parameter or ()), home, on_progress=on_progress)
-        shown = []
-        for one in ran:
-            shown.append(one)
-            if not as_json:
+            ran = of_study(
+                study,
+                axes_of_texts(parameter or ()),
+                home,
+                checkpoints=checkpoints,
+                on_progress=on_progress,
+            )
+        succeeded, documents = [], []
+        for one in ran:  # its large outputs are in files that go away after the last one
+            succeeded.append(one.succeeded)
+            if as_json:
+                documents.append(replicate_json(one))
+            else:
                 show_replicate(one)
-    n_succeeded = sum(one.succeeded for one in shown)
     if as_json:
-        show_json({"replicates": [replicate_json(one) for one in shown]})
-    raise typer.Exit(exit_of_counts(n_succeeded, len(shown) - n_succeeded))
+        show_json({"replicates": documents})
+    raise typer.Exit(exit_of_counts(sum(succeeded), succeeded.count(False)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles import job_spec
+from modelops.client.local_checkpoints import LocalCheckpoints
 from modelops.client.local_runner import LocalRunner
 from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
     from modelops.study.index_line import IndexLine
     from modelops.study.spec import JobSpec
     from modelops.study.study import Study
+    from modelops.worker.desk import Report
 
+logger = logging.getLogger(__name__)
 PARAM_ID_DIGITS = 32
 Progress = Callable[[str], None]
 
@@ -47,9 +52,19 @@ class RanReplicate:
 
 
 def of_study(
-    study: Study, axes: Mapping[str, list[Any]], home: Home, *, on_progress: Progress | None = None
+    study: Study,
+    axes: Mapping[str, list[Any]],
+    home: Home,
+    *,
+    checkpoints: Path | None = None,
+    on_progress: Progress | None = None,
 ) -> Iterator[RanReplicate]:
     """Run the replicates of the first parameter set of a study, or of the sets that ``axes`` make of it.
+
+    Parameters
+    ----------
+    checkpoints
+        Where they are kept and looked for; None: each replicate begins anew.
 
     Raises
     ------
@@ -69,11 +84,16 @@ def of_study(
         for p, c in enumerate(canonical)
         for r in range(n)
     ]
-    return _run(runner, spec, sets)
+    return _run(runner, spec, sets, checkpoints, on_progress)
 
 
 def of_job(
-    job: Job, param: str, replicate: int, *, on_progress: Progress | None = None
+    job: Job,
+    param: str,
+    replicate: int,
+    *,
+    checkpoints: Path | None = None,
+    on_progress: Progress | None = None,
 ) -> Iterator[RanReplicate]:
     """Run one replicate of a job again: the same seed, parameters, snapshot, environment and limits.
 
@@ -81,6 +101,8 @@ def of_job(
     ----------
     param
         Number of the parameter set, or its ``param_id``.
+    checkpoints
+        As for `of_study`; those of the job itself are not looked at.
 
     Raises
     ------
@@ -99,7 +121,7 @@ def of_job(
         ) from None
     runner = LocalRunner.of_job(job, on_progress=on_progress)
     one = replicate_set(spec, row.param, row.param_id, row.canonical, index=index, replicate=replicate, n=1)
-    return _run(runner, spec, [one])
+    return _run(runner, spec, [one], checkpoints, on_progress)
 
 
 def _up_to(line: IndexLine) -> str:
@@ -108,17 +130,38 @@ def _up_to(line: IndexLine) -> str:
     return f"{found[0]} to {found[-1]}" if len(found) > 1 else str(*found)
 
 
-def _run(runner: LocalRunner, spec: JobSpec, sets: list[ReplicateSet]) -> Iterator[RanReplicate]:
+def _run(
+    runner: LocalRunner,
+    spec: JobSpec,
+    sets: list[ReplicateSet],
+    checkpoints: Path | None,
+    on_progress: Progress | None,
+) -> Iterator[RanReplicate]:
     """Run replicates, a set each, so that each is shown as soon as it has ended."""
     printed: dict[int | None, bytearray] = {}
+    by_index = {one.index: one for one in sets}
 
     def log(index: int | None, text: bytes) -> None:
         printed.setdefault(index, bytearray()).extend(text)
 
-    with runner:
+    def name_of(index: int) -> str:
+        one = by_index[index]
+        return f"{runner.manifest.name}/{spec.model}/{param_id(bytes(one.params))}/{one.seeds[0]}"
+
+    def show(report: Report) -> None:
+        if on_progress is not None:
+            values = " ".join(f"{name}={value}" for name, value in report["values"].items())
+            on_progress(f"replicate {by_index[report['index']].replicate}: {report['fraction']:.0%} {values}")
+
+    with runner, contextlib.ExitStack() as stack:
         process = runner.spec(isolation=spec.isolation, limits=spec.limits)
+        kept = LocalCheckpoints(
+            checkpoints or runner.root / "checkpoints", runner.root / "resumed", name_of, show
+        )
+        stack.enter_context(contextlib.closing(kept.desk))
         for one in sets:
-            (outcome,) = runner.replicates(process, spec.model, [one], log=log)
+            (outcome,) = runner.replicates(process, spec.model, [one], log=log, desk=kept.desk)
+            kept.ended(one.index, succeeded=outcome.status is ReplicateStatus.SUCCEEDED)
             text = bytes(printed.pop(None, b"") + printed.pop(one.index, b""))
             yield RanReplicate(
                 param=one.param,
@@ -128,3 +171,5 @@ def _run(runner: LocalRunner, spec: JobSpec, sets: list[ReplicateSet]) -> Iterat
                 outcome=outcome,
                 printed=text.decode(errors="replace"),
             )
+        for note in kept.desk.notes:
+            logger.warning("%s", note)

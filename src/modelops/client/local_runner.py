@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from modelops.client.job import Job
     from modelops.environments import Environment
     from modelops.home import Home
-    from modelops.processes import LogSink, Outcome, ReplicateSet
+    from modelops.processes import ContextDesk, LogSink, Outcome, ReplicateSet
     from modelops.study.spec import Limits
 
 
 class LocalRunner:
-    """A bundle with its environment and a process pool of one slot, for the length of a ``with`` block."""
+    """A bundle with its environment and a process pool of one slot, for the length of a ``with`` block.
+
+    ``root``: a folder that exists for as long.
+    """
 
     def __init__(
         self, snapshot: Path, digest: BundleDigest, manifest: Manifest, environment: Environment, home: Home
@@ -32,7 +35,7 @@ class LocalRunner:
         self.snapshot, self.digest, self.manifest, self.environment = snapshot, digest, manifest, environment
         self._home = home
         self._stack = contextlib.ExitStack()
-        self._root: Path
+        self.root: Path
         self.pool: ProcessPool
 
     @classmethod
@@ -88,23 +91,29 @@ class LocalRunner:
         return self.pool.call(spec or self.spec(), entry, args)
 
     def replicates(
-        self, spec: RunnerSpec, entry: str, sets: Sequence[ReplicateSet], *, log: LogSink | None = None
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        sets: Sequence[ReplicateSet],
+        *,
+        log: LogSink | None = None,
+        desk: ContextDesk | None = None,
     ) -> list[Outcome]:
         """Run replicates one after another and return their outcomes, in the order of ``sets``."""
         outcomes: list[Outcome] = []
-        self.pool.run(spec, entry, sets, on_outcome=outcomes.append, log=log)
+        self.pool.run(spec, entry, sets, on_outcome=outcomes.append, log=log, desk=desk)
         return outcomes
 
     def start_afresh(self) -> None:
         """End the processes, so that the next call gets a new one."""
         self.pool.close()
-        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self._root, slots=1)))
+        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self.root, slots=1)))
 
     def __enter__(self) -> Self:
         self._home.state.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix="local-", dir=self._home.state)
-        self._root = Path(self._stack.enter_context(folder))
-        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self._root, slots=1)))
+        self.root = Path(self._stack.enter_context(folder))
+        self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self.root, slots=1)))
         return self
 
     def __exit__(self, *_: object) -> None:
