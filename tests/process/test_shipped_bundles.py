@@ -84,7 +84,7 @@ print(json.dumps([repr(simulate(params, seed)) for seed in seeds]))
 """
 
 
-@pytest.mark.parametrize("name", ["coin.py", "boarding_school_flu", "starsim_sir"])
+@pytest.mark.parametrize("name", ["coin.py", "boarding_school_flu", "starsim_sir", "digits_training"])
 def test_a_shipped_bundle_runs_in_its_environment_and_is_reproducible(
     name: str, tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
