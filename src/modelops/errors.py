@@ -167,6 +167,19 @@ class ProcessExitedError(ProcessError):
         return f"the runner process ended while doing {self.doing}: {describe_exit(self.returncode)}{tail}"
 
 
+class StartFailedError(ProcessExitedError):
+    """Fresh runner processes ended by themselves, one after another, before any could begin: final.
+
+    Most likely the bundle ends the process that imports it. The arguments are those of the last one.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__().rstrip()}\nSo did every other process that was tried; find what ends the process "
+            "when the bundle is imported ('modelops bundle check' imports it, too)"
+        )
+
+
 class HandshakeError(ProcessError):
     """A runner process answered the handshake wrongly: another Python, bundle or protocol version."""
 

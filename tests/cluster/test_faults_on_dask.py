@@ -179,3 +179,16 @@ def test_a_job_in_which_everything_fails_stops_early_and_says_why(
     assert "always" in status.reason
     assert status.counts["not_run"] > 1900
     assert sum(status.counts.values()) == 2000
+
+
+def test_a_bundle_that_ends_every_process_that_imports_it_fails_its_job_at_the_first_chunk(
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle("import os\nprint('last words', flush=True)\nos._exit(7)\n")
+    job = mo.run(mo.Study(bundle=bundle, parameters=[{"a": 1}], replicates=40), cluster=cluster)
+    status = job.status()
+    assert status.state == JobState.FAILED
+    assert "exit code 7\nlast words" in status.reason
+    assert "modelops bundle check" in status.reason
+    assert status.counts == {"not_run": 40}
+    assert "chunk_erred" not in [event.kind for event in job.events()]  # nothing was put off and tried again

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from modelops.errors import ProcessExitedError, RemoteError, StorageError
+from modelops.errors import ProcessExitedError, RemoteError, StartFailedError, StorageError
 from modelops.processes import (
     AggregateOutcome,
     Outcome,
@@ -26,6 +26,7 @@ from modelops.processes import (
     RunnerSpec,
     StopSignal,
 )
+from modelops.processes.pool import STARTS
 from modelops.states import ReplicateStatus as Status
 
 if TYPE_CHECKING:
@@ -513,14 +514,33 @@ def test_an_import_that_fails_later_names_the_module_in_its_failure(bench: Bench
     assert error.missing_module == "no_such_thing"
 
 
-@pytest.mark.parametrize(("code", "exit_"), [("os._exit(4)", 4), ("os.kill(os.getpid(), 9)", -9)])
-def test_a_death_at_import_is_the_chunks_error_with_exit_and_stderr(
-    bench: Bench, code: str, exit_: int
+@pytest.mark.parametrize(
+    ("code", "exit_", "final"),
+    [("os._exit(4)", 4, True), ("os.abort()", -signal.SIGABRT, True), ("os.kill(os.getpid(), 9)", -9, False)],
+)
+def test_deaths_at_import_are_the_chunks_error_which_is_final_if_nobody_killed(
+    bench: Bench, code: str, exit_: int, final: bool
 ) -> None:
     with pytest.raises(ProcessExitedError, match="last words") as caught:
         bench.run(bench.spec(f"import os\nprint('last words', flush=True)\n{code}"))
     assert caught.value.returncode == exit_
+    assert isinstance(caught.value, StartFailedError) is final
+    assert bench.pool.starts == STARTS
     assert not bench.pool.pids()
+
+
+def test_a_process_that_dies_at_import_once_is_replaced_without_a_word(bench: Bench, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    code = f"""
+        import os
+        if not os.path.exists({str(here)!r}):
+            open({str(here)!r}, "w").close()
+            os._exit(4)
+
+        def model(params, seed): return {{}}
+    """
+    assert [o.status for o in bench.run(bench.spec(code))] == [Status.SUCCEEDED] * 4
+    assert bench.pool.starts == 2
 
 
 def test_a_process_that_died_while_idle_is_replaced_without_a_word(bench: Bench) -> None:

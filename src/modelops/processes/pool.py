@@ -1,8 +1,9 @@
 """Keep runner processes warm and run chunks, aggregates and calls in them. The public face of this room.
 
 A process is used by one thread at a time and belongs to one `RunnerSpec`. Those that are idle are kept, the
-least recently used goes first. This layer retries nothing: a replicate whose process died has that outcome,
-and only the replicates behind it go to a fresh process.
+least recently used goes first. This layer tries no replicate again: one whose process died has that outcome,
+and only the replicates behind it go to a fresh process. A process that dies before it began is replaced, a few
+times.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelops.errors import ProcessError
+from modelops.errors import ProcessError, ProcessExitedError, StartFailedError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
 FRAME_BYTES = 8 * 1024 * 1024
+STARTS = 3  # fresh processes in a row that may die before they begin
+# These come from outside (the kernel out of memory, an operator): they say nothing of the bundle.
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 KEPT_LOGS = 8
 FORGOTTEN_AFTER_S = 24 * 3600.0
 _AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
@@ -140,8 +145,11 @@ class ProcessPool:
 
         Raises
         ------
+        StartFailedError
+            Several fresh processes in a row ended before they began with a replicate (at an import); carries exit
+            and stderr of the last one.
         ProcessExitedError
-            A fresh process died before it began with a replicate (at an import); carries exit and stderr.
+            The same, but the last one was killed from outside.
         RemoteError
             The entry point cannot be imported.
         HandshakeError, ProcessTimeoutError, ProtocolError
@@ -150,6 +158,7 @@ class ProcessPool:
         pending = list(sets)
         stop = stop if stop is not None else StopSignal()
         conversation = Conversation(desk)
+        deaths = 0  # in a row
         while pending and not stop.stopped:
             safe = replace(spec, isolation="spawn") if spec in self._unforkable else spec
             try:
@@ -166,6 +175,14 @@ class ProcessPool:
                 self._unforkable[spec] = str(refused)
                 logger.warning("%s", refused)
                 continue
+            except ProcessExitedError as death:
+                deaths += 1
+                if deaths < STARTS:
+                    continue
+                if death.returncode in _FROM_OUTSIDE:
+                    raise
+                raise StartFailedError(death.doing, death.returncode, death.stderr_tail) from death
+            deaths = 0
             pending = after(pending, part.n)
             if part.stopped:
                 break

@@ -23,6 +23,7 @@ from modelops.errors import (
     ModelOpsError,
     RemoteError,
     RequestError,
+    StartFailedError,
 )
 from modelops.processes import StopSignal
 from modelops.worker.messages import HeldAttempt, Receipt, TaskError
@@ -40,6 +41,7 @@ NO_HOPE: Final = (
     IntegrityError,
     HandshakeError,
     RemoteError,
+    StartFailedError,
 )
 MAX_REMEMBERED: Final = 10_000  # stops of attempts that have not begun; jobs whose drivers are known
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024  # of receipts that nobody has acknowledged
