@@ -101,6 +101,40 @@ def test_a_job_in_which_nothing_succeeds_ends_with_1_and_shows_the_error_once(
     assert "run it again: modelops bundle run --job" in said.out
 
 
+def test_a_partial_job_says_which_aggregate_failed_where_and_what_to_add(
+    modelops: Modelops, write_bundle: Callable[..., Path]
+) -> None:
+    source = GOOD.replace("def summarize(replicates):\n", "def summarize(replicates):\n    import sklearn\n")
+    bundle = write_bundle(source, table=BOTH)
+    line = "model.py:" + str(source[: source.index("import sklearn")].count("\n") + 1)
+    said = modelops("run", bundle, "-p", "a=1,2", "-n", "2", "-w", "1", "--quiet")
+    assert said.code == 3, said.err
+    (head,) = (x for x in said.out.splitlines() if "aggregate failed" in x)
+    assert head.startswith("2 x aggregate failed: model:summarize, parameter set 0: ModuleNotFoundError: ")
+    assert line in head
+    assert 'add "scikit-learn" to dependencies under [project] in pyproject.toml' in head
+    assert said.out.count('File "model.py"') == 1
+    said = modelops("run", bundle, "-p", "a=1,2", "-n", "2", "-w", "1", "--json")
+    (kind,) = said.json["aggregate_failures"]
+    assert (kind["count"], kind["aggregate"], kind["status"]) == (2, "model:summarize", "failed")
+    said = modelops("bundle", "check", bundle, "-p", "a=1")
+    assert said.code == 1
+    assert '-> add "scikit-learn" to dependencies' in said.out
+
+
+def test_a_long_reason_is_not_folded_where_there_is_no_terminal(
+    modelops: Modelops, write_bundle: Callable[..., Path]
+) -> None:
+    long = "word " * 100 + "end"
+    said = modelops(
+        "run", write_bundle(f"def simulate(params, seed):\n    raise ValueError({long!r})\n"), "-n", "9"
+    )
+    assert said.code == 1
+    (head, *_) = (x for x in said.out.splitlines() if x.startswith("job "))
+    assert head.endswith(long)
+    assert "9 failed" in head
+
+
 def test_a_study_file_is_run_as_it_says(
     modelops: Modelops, write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

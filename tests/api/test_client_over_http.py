@@ -75,6 +75,7 @@ READS: dict[str, Callable[[mo.Job], Any]] = {
     "aggregates": lambda job: job.aggregates(),
     "failures": lambda job: job.failures(),
     "failure_summary": lambda job: job.failure_summary(),
+    "aggregate_failures": lambda job: job.aggregate_failures(),
     "attempts": lambda job: job.attempts(),
     "log": lambda job: (job.log(), job.log(0), job.log(0, 0)),
     "files": lambda job: {f.name: f for f in job.source.files(job.id).files if f.name.startswith("segments")},

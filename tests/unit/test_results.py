@@ -30,6 +30,8 @@ from modelops.store import (
     replicate_rows,
     view_writer,
 )
+from modelops.store.aggregate_failures import SUMMARY_SCHEMA as AGGREGATE_FAILURES_SCHEMA
+from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.contents import JobContents
 from modelops.store.failures import FAILURES_SCHEMA, failure_summary, failures_table
 from modelops.store.order import ResultOrder, Rows, places
@@ -535,6 +537,36 @@ def test_several_aggregates_are_told_apart_by_their_functions_names() -> None:
         "a:f.x",
         "b:f.x",
     ]
+
+
+def test_aggregates_that_failed_alike_are_one_kind_and_those_made_again_since_are_none() -> None:
+    def bad(param: int, place: str) -> AggregateRow:
+        error = StoredError("E", f"no {param}", traceback=f"tb {param}", stderr="words", fingerprint=place)
+        return AggregateRow(param, "m:s", AggregateStatus.FAILED, 6, 6, f"E: no {param}", error=error)
+
+    rows = [
+        *(bad(p, "m.py:3") for p in (1, 2, 4)),
+        AggregateRow(0, "m:s", AggregateStatus.SKIPPED, 2, 6, "2 of 6 succeeded"),
+        bad(3, "m.py:7"),
+    ]
+    for splits in (1, 2, 5):
+        job = with_aggregates(("m:s",), rows, splits, splits)
+        writer = AggregateWriter(job.objects, job.job, next(ATTEMPTS))
+        writer.add(good(1, "m:s", loss=1))  # a later run of the job made this one
+        job.aggregates.append(writer.finish([]))
+        found = aggregate_failures(job.contents()).to_pylist()
+        assert [(k["count"], k["status"], k["param"], k["reason"], k["traceback"]) for k in found] == [
+            (2, "failed", 2, "E: no 2", "tb 2"),
+            (1, "skipped", 0, "2 of 6 succeeded", None),
+            (1, "failed", 3, "E: no 3", "tb 3"),
+        ]
+        assert {k["aggregate"] for k in found} == {"m:s"}
+
+
+def test_a_job_whose_aggregates_all_succeeded_has_no_aggregate_failures() -> None:
+    job = with_aggregates(("m:s",), [good(p, "m:s", x=1) for p in range(5)], 2)
+    table = aggregate_failures(job.contents())
+    assert (table.num_rows, table.schema) == (0, AGGREGATE_FAILURES_SCHEMA)
 
 
 def test_a_job_without_aggregates_has_an_empty_table_of_them() -> None:

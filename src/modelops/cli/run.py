@@ -124,6 +124,7 @@ def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
         "aggregates": status.aggregates,
         "best": best_sets(job).to_pylist(),
         "failures": job.failure_summary().to_pylist(),
+        "aggregate_failures": job.aggregate_failures().to_pylist(),
         "files": [str(f) for f in files],
         "report": report,
     }
@@ -149,22 +150,27 @@ def best_sets(job: Job, n: int = 5) -> pa.Table:
 def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     from rich.console import Console
 
-    from modelops.cli.tables import show_failures, show_table
+    from modelops.cli.tables import show_aggregate_failures, show_failures, show_table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # nobody's window: let no cell be folded
     status = job.status()
     counts = ", ".join(f"{n:,} {s}" for s, n in status.counts.items() if n)
-    reason = f": {status.reason}" if status.reason else ""
-    console.print(f"job {job.id} {status.state}{reason} ({counts})", markup=False, highlight=False)
+    reason = f": {status.reason.rstrip()}" if status.reason else ""
+    console.print(
+        f"job {job.id} {status.state} ({counts}){reason}", markup=False, highlight=False, soft_wrap=True
+    )
     best = best_sets(job)
     if best.num_rows:
         show_table(console, best, title="best parameter sets")
     show_failures(console, job.failure_summary().to_pylist())
+    show_aggregate_failures(console, job.aggregate_failures().to_pylist())
     if report:
-        console.print(report, markup=False, highlight=False)
-    console.print("files: " + ", ".join(str(f) for f in files), markup=False, highlight=False, soft_wrap=True)
+        console.print(report, markup=False, highlight=False, soft_wrap=True)
+    if files:
+        written = ", ".join(map(str, files))
+        console.print(f"files: {written}", markup=False, highlight=False, soft_wrap=True)
     pictures = sorted(p for p in folder.iterdir() if p.suffix in {".png", ".svg", ".pdf"})
     if pictures:
         console.print(

@@ -39,18 +39,29 @@ def cell(value: Any) -> str:
 def show_failures(console: Console, summary: list[dict[str, Any]], *, limit: int = 5) -> None:
     """Show each kind of failure once: how often, one full example, and the command that runs it again."""
     for entry in summary[:limit]:
-        console.print(
-            f"\n{entry['count']:,} x {entry['status']}: {entry['error_type']}: {entry['message']}",
-            style="red",
-            markup=False,
-            highlight=False,
-        )
-        for part in ("traceback", "stderr"):
-            if entry.get(part):
-                console.print(entry[part].rstrip(), markup=False, highlight=False, soft_wrap=True)
+        head = f"{entry['count']:,} x {entry['status']}: {entry['error_type']}: {entry['message']}"
+        _show_example(console, head, entry)
         if entry.get("command"):
             console.print(f"run it again: {entry['command']}", markup=False, highlight=False, soft_wrap=True)
     if len(summary) > limit:
         console.print(
             f"({len(summary) - limit} more kinds of failure; see job.failure_summary())", highlight=False
         )
+
+
+def show_aggregate_failures(console: Console, summary: list[dict[str, Any]], *, limit: int = 5) -> None:
+    """Show each kind of aggregate that failed or was skipped once: how often, why, and one full example."""
+    for entry in summary[:limit]:
+        which = f"{entry['aggregate']}, parameter set {entry['param']}"
+        _show_example(
+            console, f"{entry['count']:,} x aggregate {entry['status']}: {which}: {entry['reason']}", entry
+        )
+    if len(summary) > limit:
+        console.print(f"({len(summary) - limit} more kinds; see job.aggregate_failures())", highlight=False)
+
+
+def _show_example(console: Console, head: str, entry: dict[str, Any]) -> None:
+    console.print(f"\n{head}", style="red", markup=False, highlight=False, soft_wrap=True)
+    for part in ("traceback", "stderr"):
+        if entry.get(part):
+            console.print(entry[part].rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ import msgspec
 from modelops.bundles import check as judge
 from modelops.bundles import job_spec, load_manifest, probe, take_snapshot
 from modelops.bundles.check import FRESH, REORDERED, TWICE, Digests
+from modelops.bundles.missing import line_to_add
 from modelops.checks import Check, CheckStatus, failed, ok
 from modelops.client.local_runner import LocalRunner
 from modelops.client.study_arguments import with_axes
@@ -300,9 +301,12 @@ class _Looker:
                       outputs=names, seconds=outcome.seconds)  # fmt: skip
         error = outcome.error
         place = f" at {error.file}:{error.line}" if error.file else ""
+        advice = "mend the aggregate; it gets the list of what the model returned, in order"
+        if error.missing_module:
+            advice = line_to_add(error.missing_module, self.listed_in)
         return failed(
             name, f"{entry} of {len(rows)} replicates {outcome.status}: {error.type}: {error.message}{place}",
-            "mend the aggregate; it gets the list of what the model returned, in order",
+            advice,
             type=error.type, error=error.message, traceback=error.traceback, stderr=error.stderr,
         )  # fmt: skip
 

@@ -185,6 +185,13 @@ class Job:
     def _rerun_command(self, row: dict[str, Any]) -> str:
         return f"modelops bundle run --job {self.id} --param {row['param']} --replicate {row['replicate']}"
 
+    def aggregate_failures(self) -> pa.Table:
+        """Return one row per kind of aggregate that failed or was skipped, the most frequent first.
+
+        Each has its count, the reason, and of one example the parameter set, the traceback and stderr.
+        """
+        return self.source.table(self.id, "aggregate_failures")
+
     def attempts(self) -> pa.Table:
         """Return durations, attempts, workers and hosts: what depends on where and when the job ran."""
         return self.source.table(self.id, "attempts")

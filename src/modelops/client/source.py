@@ -48,7 +48,7 @@ class JobSource(Protocol):
         """Return the events with a number above ``after``, oldest first."""
 
     def table(self, job: JobId, name: str) -> pa.Table:
-        """Return ``replicates``, ``aggregates``, ``failures`` or ``attempts``."""
+        """Return ``replicates``, ``aggregates``, ``failures``, ``aggregate_failures`` or ``attempts``."""
 
     def output(self, job: JobId, param: int | str, replicate: int, name: str | None) -> Any:
         """Return one output, or all as the model returned them."""

@@ -116,13 +116,14 @@ class StoredSource:
 
     def table(self, job: JobId, name: str) -> pa.Table:
         """Return a table, computed from committed segments."""
-        from modelops.store import failures, results
+        from modelops.store import aggregate_failures, failures, results
 
         tables = {
             "replicates": results.replicates_table,
             "aggregates": results.aggregates_table,
             "attempts": results.attempts_table,
             "failures": failures.failures_table,
+            "aggregate_failures": aggregate_failures.aggregate_failures,
         }
         return tables[name](self._contents(job))
 

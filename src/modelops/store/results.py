@@ -9,6 +9,7 @@ from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
 from modelops.store.failures import failures_table
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from modelops.store.contents import JobContents
 
 
-TABLES: Final = ("replicates", "aggregates", "failures", "attempts")
+TABLES: Final = ("replicates", "aggregates", "failures", "aggregate_failures", "attempts")
 
 
 def replicates_table(contents: JobContents) -> pa.Table:
@@ -67,6 +68,9 @@ def stream_table(contents: JobContents, name: str, file: IO[bytes]) -> None:
             _write_aggregates(contents, open_sink)
         case "attempts":
             write_attempts(contents, open_sink)
+        case "aggregate_failures":
+            kinds = aggregate_failures(contents)
+            open_sink(kinds.schema).write(kinds)
         case _:
             failures = failures_table(contents)
             open_sink(failures.schema).write(failures)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelops.bundles.missing import line_to_add
+from modelops.environments import dependency_inputs
 from modelops.errors import StorageError
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import AggregateWriter
@@ -111,13 +114,21 @@ class _AggregateRun:
                 )
             )
         else:
-            reason = f"{error.type}: {error.message}"
+            reason = self._reason(error)
             row = AggregateRow(
                 param, target, AggregateStatus.FAILED, n_succeeded, n, reason, error=stored_error(error)
             )
             self.writer.add(row)
             self._count(outcome.status, error)
         return True
+
+    def _reason(self, error: ReplicateError) -> str:
+        what = f"{error.type}: {error.message}"
+        if error.missing_module is None:
+            return what
+        place = f" at {error.file}:{error.line}" if error.file else ""
+        listed_in = dependency_inputs(Path(self.context.runner.snapshot)).listed_in
+        return f"{what}{place}; {line_to_add(error.missing_module, listed_in)}"
 
     def _call(self, param: int, target: str, n_succeeded: int, log: LogSink) -> AggregateOutcome:
         return self.runtime.pool.aggregate(

@@ -37,7 +37,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     job: JobText
     table: Annotated[
-        Literal["replicates", "aggregates", "failures", "attempts"], at(Place.PATH, "Which table.")
+        Literal["replicates", "aggregates", "failures", "aggregate_failures", "attempts"],
+        at(Place.PATH, "Which table."),
     ]
 
 
