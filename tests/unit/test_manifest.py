@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelops.bundles import Manifest, load_manifest
+from modelops.bundles.target_data import MAX_BYTES
 from modelops.errors import BundleError, NotFoundError, RequestError
 
 
@@ -54,6 +55,49 @@ def test_a_model_that_is_not_there_is_answered_with_those_that_are(tmp_path: Pat
     manifest = manifest_of(tmp_path, 'model = "seir:simulate"')
     with pytest.raises(RequestError, match=r"did you mean 'simulate'\?.*simulate \(seir:simulate\)"):
         manifest.model("simulat")
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("target_data = { mean = 1.5, days = [1, 2] }", {"mean": 1.5, "days": [1, 2]}),
+        ('target_data = "data/seen.json"', {"boys": [3, 8]}),
+        ('target_data = "data/seen.csv"', b"day,boys\n1,3\n"),
+        ("", None),
+    ],
+)
+def test_target_data_is_a_value_or_what_a_file_of_the_bundle_holds(
+    written: str, given: object, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "seen.json").write_text('{"boys": [3, 8]}')
+    (tmp_path / "data" / "seen.csv").write_text("day,boys\n1,3\n")
+    assert manifest_of(tmp_path, f'model = "m:f"\n{written}').target_data == given
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.json", None, "line 5: target_data = 'gone.json' is no file of the bundle"),
+        ("../seen.csv", "1", "line 5: target_data = '../seen.csv' is no file of the bundle"),
+        ("bad.json", "{", "line 5: target_data = 'bad.json' is not valid JSON"),
+        ("large.csv", "x" * (MAX_BYTES + 1), "let the target read it: its working directory"),
+    ],
+)
+def test_target_data_that_cannot_be_handed_on_is_refused_with_its_line(
+    name: str, content: str | None, message: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    if content is not None:
+        (bundle / name).write_text(content)
+    with pytest.raises(BundleError, match=message):
+        manifest_of(bundle, f'model = "m:f"\ntarget_data = "{name}"')
+
+
+def test_target_data_that_no_target_could_be_given_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="target_data cannot be handed to a target: since: "):
+        manifest_of(tmp_path, 'model = "m:f"\ntarget_data = { since = 1978-01-22 }')
 
 
 WRONG = [

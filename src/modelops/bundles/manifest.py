@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles.script import script_metadata, top_level_functions
+from modelops.bundles.target_data import read_target_data
 from modelops.bundles.wire import OF_A_DEPENDENCY, Wire, find_wire, wire_of_dependency
 from modelops.errors import BundleError, NotFoundError, RequestError
 from modelops.study.spec import ISOLATIONS
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEYS = (
-    "name", "model", "aggregate", "target", "isolation", "report", "objective", "install", "study",
+    "name", "model", "aggregate", "target", "target_data", "isolation", "report", "objective", "install", "study",
 )  # fmt: skip
 _ENTRY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _WIRE_ENTRY = re.compile(r"[A-Za-z_][\w.]*[/:][\w.\-]+")
@@ -34,7 +35,7 @@ class Manifest:
 
     ``source``: the file that says so, relative to the bundle. ``models``, ``aggregates``, ``targets``:
     entry points by name, in the order in which they are written; the first model is the default one.
-    ``targets`` are aggregates in the wire convention. ``wire``: where the wire function is, if the bundle
+    ``targets`` are aggregates in the wire convention; ``target_data`` is the value that they are given. ``wire``: where the wire function is, if the bundle
     uses that convention. ``objective``: the scalar output of an aggregate by which parameter sets are
     ranked, lowest first. ``report``: entry point that draws the results. ``install``: the bundle itself
     must be installed in its environment. ``study``: the keys of a study to begin with.
@@ -47,6 +48,7 @@ class Manifest:
     targets: Mapping[str, str] = field(default_factory=dict)
     isolation: str = "warm"
     wire: Wire | None = None
+    target_data: Any = None
     objective: str = "loss"
     report: str | None = None
     install: bool = False
@@ -131,7 +133,7 @@ def _folder_manifest(bundle: Path, text: str) -> Manifest:
         wire = wire_of_dependency()
     project = pyproject.get("project", {})
     name = project.get("name") or bundle.resolve().name
-    return _Reader(table or {}, text, where).manifest(name, wire, bool(project.get("entry-points")))
+    return _Reader(table or {}, text, where, bundle).manifest(name, wire, bool(project.get("entry-points")))
 
 
 def _script_manifest(file: Path) -> Manifest:
@@ -152,14 +154,14 @@ def _script_manifest(file: Path) -> Manifest:
             f"{file} has no model: define 'def simulate(params, seed)', or name another function in its "
             f"'# /// script' block under [tool.modelops], model = \"{file.stem}:NAME\""
         )
-    return _Reader(table, text, file.name).manifest(file.stem, None, needs_install=False)
+    return _Reader(table, text, file.name, file.parent).manifest(file.stem, None, needs_install=False)
 
 
 class _Reader:
     """Reads one [tool.modelops] table; errors name the file and the line."""
 
-    def __init__(self, table: Mapping[str, Any], text: str, where: str) -> None:
-        self.table, self.text, self.where = table, text, where
+    def __init__(self, table: Mapping[str, Any], text: str, where: str, bundle: Path) -> None:
+        self.table, self.text, self.where, self.bundle = table, text, where, bundle
 
     def manifest(self, name: str, wire: Wire | None, needs_install: bool) -> Manifest:
         for key in self.table:
@@ -185,6 +187,7 @@ class _Reader:
             targets=self.entries("target", wire),
             isolation=isolation,
             wire=wire,
+            target_data=self.target_data(),
             objective=self.text_of("objective", "loss"),
             report=next(iter(self.entries("report", None).values()), None),
             install=install,
@@ -196,6 +199,12 @@ class _Reader:
         if not isinstance(value, str) or not value:
             raise self.error(key, f"{key} must be text, not {value!r}")
         return value
+
+    def target_data(self) -> Any:
+        try:
+            return read_target_data(self.bundle, self.table.get("target_data"))
+        except BundleError as e:
+            raise self.error("target_data", str(e)) from e
 
     def entries(self, key: str, wire: Wire | None) -> dict[str, str]:
         value = self.table.get(key)

@@ -291,8 +291,9 @@ class _Looker:
         name = "aggregate" if len(self.spec.aggregates) == 1 else f"aggregate {entry}"
         try:
             outcome = self.runner.pool.aggregate(
-                self.process, entry, params=self.sets[0], param=0, n=len(rows), rows=rows
-            )
+                self.process, entry, params=self.sets[0], param=0, n=len(rows), rows=rows,
+                target=self.runner.manifest.is_target(entry), target_data=self.runner.manifest.target_data,
+            )  # fmt: skip
         except ProcessError as e:
             return failed(name, f"{entry} of {len(rows)} replicates: {e}", "mend the aggregate")
         if outcome.error is None:

@@ -139,6 +139,7 @@ class _AggregateRun:
             n=n_succeeded,
             rows=self.reader.rows(param),
             target=self.context.manifest.is_target(target),
+            target_data=self.context.manifest.target_data,
             stop=self.attempt.stop,
             log=log,
         )
