@@ -76,7 +76,7 @@ def test_uv_lock_is_taken_as_it_is_without_the_project(environments: Environment
     root = write(tmp_path / "m", pyproject__toml=PROJECT.replace("1.17.0", "1.16.0"))
     python = Interpreters(tmp_path / "memory").all()[0].executable
     subprocess.run([find_uv(), "lock", "-q", "--python", python], cwd=root, check=True)
-    (root / "pyproject.toml").write_text(PROJECT.replace("==1.16.0", ""))
+    (root / "pyproject.toml").write_text(PROJECT.replace("==1.17.0", ""))
     before = (root / "uv.lock").read_bytes()
 
     lock = environments.resolve(root)

@@ -154,7 +154,7 @@ def test_paths_among_requirements_need_the_bundle(line: str, local: bool, tmp_pa
 def test_paths_among_sources_and_in_locks_need_the_bundle(tmp_path: Path) -> None:
     source = PROJECT + '[tool.uv.sources]\nsix = { path = "libs/six" }\n'
     lock = (
-        '[[package]]\nname = "m"\nsource = { virtual = "." }\n'
+        '[[package]]\nname = "m"\nsource = { virtual = "." }\ndependencies = [{ name = "six" }]\n'
         '[[package]]\nname = "s"\nsource = { directory = "s" }\n'
     )
     pylock = 'lock-version = "1.0"\n[[packages]]\nname = "s"\ndirectory = { path = "s" }\n'
@@ -181,3 +181,70 @@ def test_the_digest_of_a_folder_leaves_out_caches(tmp_path: Path) -> None:
 
     (root / "model.py").chmod(0o755)
     assert tree_digest(root) != before
+
+
+LOCKED = """
+[[package]]
+name = "six"
+version = "1.16.0"
+[[package]]
+name = "six"
+version = "1.17.0"
+[[package]]
+name = "a-b"
+version = "2.0rc1"
+[[package]]
+name = "toolz"
+version = "1.0"
+[[package]]
+name = "m"
+source = {{ {source} = "." }}
+dependencies = [
+    {{ name = "six" }},
+    {{ name = "six", marker = "x" }},
+    {{ name = "a-b", extra = ["q"] }},
+    {{ name = "lib" }},
+]
+"""
+
+
+def with_lock(root: Path, dependencies: list[str], source: str = "virtual") -> Path:
+    text = f'[project]\nname = "m"\nversion = "1"\ndependencies = {dependencies}\n'
+    text += '[tool.uv.sources]\nlib = { path = "vendor/lib" }\n'
+    return write(root, pyproject__toml=text, uv__lock=LOCKED.format(source=source))
+
+
+@pytest.mark.parametrize(
+    "dependencies",
+    [
+        [],
+        ["Six"],
+        ["six==1.16", "six>=1.17,<2"],
+        ["A.b[Q] ~= 2.0rc0"],
+        ["nothing; python_version < '3'", "six>2; python_version < '3'"],
+        ["six @ https://y/six-9.whl"],
+        ["lib>=1"],
+    ],
+)
+@pytest.mark.parametrize("source", ["virtual", "editable"])
+def test_a_uv_lock_that_gives_what_the_project_asks_for_is_taken(
+    dependencies: list[str], source: str, tmp_path: Path
+) -> None:
+    assert dependency_inputs(with_lock(tmp_path / "m", dependencies, source)).kind == "uv.lock"
+
+
+@pytest.mark.parametrize(
+    ("dependency", "message"),
+    [
+        ("six==1.18", r"six==1.18 \(the lock has 1.16.0, 1.17.0\); make it anew: uv lock"),
+        ("numpy", r"numpy \(it is not in the lock\)"),
+        ("toolz", r"toolz \(it is not in the lock\)"),  # it is there, but not for the project
+        ("a-b[other]", r"a-b\[other\] \(it is not in the lock\)"),
+        ("a-b<2", r"a-b<2 \(the lock has 2.0rc1\)"),
+    ],
+)
+def test_a_uv_lock_that_does_not_give_what_the_project_asks_for_is_refused(
+    dependency: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        dependency_inputs(with_lock(tmp_path / "m", ["six", dependency]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from modelops.bundles.wire import WIRE_FILE
+from modelops.environments.uv_lock import not_in_lock
 from modelops.errors import BundleError
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def dependency_inputs(bundle_root: Path) -> DependencyInputs:
     metadata = _script_metadata(script) if script and not project else None
     if (root / "uv.lock").is_file() and project:
         kind, file = "uv.lock", root / "uv.lock"
+        if lacking := not_in_lock(project, _read_toml(file)):
+            raise BundleError(
+                f"uv.lock does not give what pyproject.toml asks for: {', '.join(lacking)}; make it anew: uv lock"
+            )
     elif (root / "pylock.toml").is_file():
         kind, file = "pylock.toml", root / "pylock.toml"
         requires_python = requires_python or _read_toml(file).get("requires-python")
