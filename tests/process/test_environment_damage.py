@@ -104,7 +104,7 @@ CASES = [
     Case("RECORD truncated in place", lambda e: rewrite_in_place(info(e, "RECORD"), b""), "RECORD has 0"),
     Case("dist-info removed", lambda e: shutil.rmtree(info(e, "RECORD").parent), "dist-info is missing"),
     Case("mode changed", lambda e: (site(e) / "six.py").chmod(0o000), "six.py has mode"),
-    Case("pyvenv.cfg removed", lambda e: (e.path / "pyvenv.cfg").unlink(), "pyvenv.cfg is missing"),
+    Case("pyvenv.cfg removed", lambda e: (e.path / "pyvenv.cfg").unlink(), ": pyvenv.cfg is missing"),
     Case("lib64 link changed", lambda e: relink(e.path / "lib64", "bin"), "lib64 is a link to"),
     Case("manifest removed", lambda e: (e.path / NAME).unlink(), "no manifest"),
     Case("manifest truncated", lambda e: rewrite_in_place(e.path / NAME, b"\x81"), "no manifest"),

@@ -174,6 +174,7 @@ def _folder_damage(root: Path, folder: Folder) -> Iterator[Damage]:
     except OSError:
         yield Damage(path or ".", f"is missing ({len(folder.names)} files)", _owner(path))
         return
+    prefix = f"{path}/" if path else ""
     try:
         look = os.stat
         for name, size, mtime_ns, mode in zip(
@@ -182,10 +183,10 @@ def _folder_damage(root: Path, folder: Folder) -> Iterator[Damage]:
             try:
                 found = look(name, dir_fd=fd, follow_symlinks=False)
             except OSError:
-                yield Damage(f"{path}/{name}", "is missing", _owner(f"{path}/{name}"))
+                yield Damage(f"{prefix}{name}", "is missing", _owner(f"{path}/{name}"))
                 continue
             if found.st_mtime_ns != mtime_ns or found.st_size != size or found.st_mode != mode:
-                yield Damage(f"{path}/{name}", _difference(found, size, mode), _owner(f"{path}/{name}"))
+                yield Damage(f"{prefix}{name}", _difference(found, size, mode), _owner(f"{path}/{name}"))
     finally:
         os.close(fd)
 
