@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from modelops.home import Home
 
@@ -35,10 +35,25 @@ class Said:
 
 
 @pytest.fixture
-def modelops(home: Home, tmp_path: Path) -> Callable[..., Said]:
-    """Return a function that runs ``modelops`` with these arguments, as a user in an empty folder does."""
+def modelops(home: Home, tmp_path: Path) -> Iterator[Callable[..., Said]]:
+    """Return a function that runs ``modelops`` with these arguments, as a user in an empty folder does.
+
+    A pool that a command has started ends with the test.
+    """
     folder = tmp_path / "here"
     folder.mkdir()
+    yield command(home, folder)
+    end_pool(home)
+
+
+def end_pool(home: Home) -> None:
+    """End the pool of a home, if one was ever started."""
+    if home.run.is_dir():
+        command(home, home.data)("down")
+
+
+def command(home: Home, folder: Path) -> Callable[..., Said]:
+    """Return a function that runs ``modelops`` with these arguments in a folder."""
 
     def run(*arguments: str | Path, cwd: Path = folder, **environ: str) -> Said:
         done = subprocess.run(

@@ -162,12 +162,14 @@ def run_page(page: Path, folder: Path, environ: dict[str, str]) -> subprocess.Co
 
 
 @pytest.fixture(scope="session")
-def page_environ(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> dict[str, str]:
-    """Return the variables of all pages: one home, the ``modelops`` of this interpreter, 120 columns."""
+def page_environ(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[dict[str, str]]:
+    """Return the variables of all pages: one home and its pool, the ``modelops`` of this interpreter, 120 columns."""
     home = tmp_path_factory.mktemp("docs-home")
     (home / "cache").symlink_to(shared_cache)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "MODELOPS_HOME": str(home), "PATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
+    environ = {**os.environ, "MODELOPS_HOME": str(home), "PATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
+    yield environ
+    subprocess.run(["modelops", "down"], env=environ, check=True, timeout=PAGE_TIMEOUT_S)
 
 
 def _name(path: Path) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelops.client import Job
+    from modelops.client.status import JobStatus
     from modelops.client.sync import Synced
 
 jobs_app = typer.Typer(
@@ -98,7 +99,7 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
     from modelops.cli.exits import Exit
     from modelops.cli.job_views import show_record, show_status, status_json
     from modelops.cli.show import show_json
-    from modelops.client.server import last_recorded, look_at
+    from modelops.client.server import is_elsewhere, last_recorded, look_at
     from modelops.errors import ServerUnreachableError
 
     found, events = None, []
@@ -108,7 +109,7 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
         if status.unknown_since is None:
             events = found.events()
     except ServerUnreachableError:
-        if os.environ.get("MODELOPS_SERVER"):
+        if is_elsewhere():
             raise
         name, status = last_recorded(job)
     if as_json:
@@ -165,21 +166,29 @@ def watch(
 @jobs_app.command()
 def cancel(
     job: JobArgument,
-    wait: Annotated[bool, typer.Option(help="Wait until everything has stopped.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until everything has stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Cancel a job; what is finished is kept."""
-    _steered(job, "cancel", wait=wait, as_json=as_json)
+    found = _steerable(job)
+    found.cancel()
+    _told(found, wait=wait, as_json=as_json)
 
 
 @jobs_app.command()
 def resume(
     job: JobArgument,
-    wait: Annotated[bool, typer.Option(help="Wait until it has ended again.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Try those that failed again, too.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run what is missing of a job that has ended, and only that."""
-    _steered(job, "resume", wait=wait, as_json=as_json)
+    """Run what is missing of a job that has ended, and only that.
+
+    Exit code: 0, or with --wait as the job ends.
+    """
+    found = _steerable(job)
+    found.resume(failed=failed)
+    _begun(found, wait=wait, as_json=as_json)
 
 
 @jobs_app.command()
@@ -199,10 +208,13 @@ def extend(
     seeds: Annotated[
         str | None, typer.Option(help="For a job with explicit seeds: the further seeds, as 11,977.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until it has ended again.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add replicates or parameter sets to a job that has ended; only the new ones run."""
+    """Add replicates or parameter sets to a job that has ended; only the new ones run.
+
+    Exit code: 0, or with --wait as the job ends.
+    """
     from modelops.client.study_arguments import axes_of_texts, seeds_of_text
     from modelops.errors import RequestError
     from modelops.study import grid
@@ -215,7 +227,7 @@ def extend(
         axes = axes_of_texts(parameter)
         added = grid(**{**{name: [value] for name, value in found.params(0).items()}, **axes})
     found.extend(replicates, added, seeds_of_text(seeds))
-    _told(found, "extend", wait=wait, as_json=as_json)
+    _begun(found, wait=wait, as_json=as_json)
 
 
 @jobs_app.command()
@@ -318,8 +330,7 @@ def reconcile(
     from modelops.client.client import Client
 
     client = Client()
-    path = "/reconcile" if job is None else f"/jobs/{client.job(job).id}/reconcile"
-    report = client.source.http.request("POST", path, body=b"{}", read_s=300.0).as_type(dict)
+    report = client.source.reconcile(None if job is None else client.job(job).id)
     if as_json:
         show_json(report)
         return
@@ -339,28 +350,29 @@ def _steerable(text: str) -> Job:
     return Client().job(text)
 
 
-def _steered(text: str, what: str, *, wait: bool, as_json: bool) -> None:
-    found = _steerable(text)
-    getattr(found, what)()
-    _told(found, what, wait=wait, as_json=as_json)
-
-
-def _told(job: Job, what: str, *, wait: bool, as_json: bool) -> None:
-    """Say what became of a request; for what goes on, that the bundle is the one it was."""
+def _begun(job: Job, *, wait: bool, as_json: bool) -> None:
+    """Say what became of a job that begins again, and that the bundle is the one it was."""
     from modelops.cli.exits import exit_of_state
-    from modelops.cli.job_views import show_status, status_json
-    from modelops.cli.show import show_json
     from modelops.client.bundle_since import bundle_changed_since
 
-    if what != "cancel" and (note := bundle_changed_since(job)):
+    if note := bundle_changed_since(job):
         typer.echo(f"note: {note}", err=True)
+    status = _told(job, wait=wait, as_json=as_json)
+    if wait:
+        raise typer.Exit(exit_of_state(status.state))
+
+
+def _told(job: Job, *, wait: bool, as_json: bool) -> JobStatus:
+    """Show the status after a request."""
+    from modelops.cli.job_views import show_status, status_json
+    from modelops.cli.show import show_json
+
     status = job.wait() if wait else job.status()
     if as_json:
         show_json(status_json(job.id, status))
     else:
         typer.echo("\n".join(show_status(job.id, status)))
-    if wait and what != "cancel":
-        raise typer.Exit(exit_of_state(status.state))
+    return status
 
 
 def _states(given: Sequence[str]) -> list[str]:

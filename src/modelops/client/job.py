@@ -114,15 +114,20 @@ class Job:
         """
         self.source.cancel(self.id)
 
-    def resume(self) -> None:
+    def resume(self, *, failed: bool = False) -> None:
         """Let a job that has ended run what is missing, and only that.
+
+        Parameters
+        ----------
+        failed
+            Try those that failed again, too.
 
         Raises
         ------
         RequestError
             It has not ended, or nothing is missing.
         """
-        self.source.resume(self.id)
+        self.source.resume(self.id, failed=failed)
 
     def extend(
         self,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
-import pyarrow as pa
 
 from modelops.client.status import UNKNOWN, JobEventRecord, JobFile, JobFiles, JobStatus, Reported
-from modelops.errors import InternalError, RequestError, ServerUnreachableError
+from modelops.errors import InternalError, NotFoundError, RequestError, ServerUnreachableError
 from modelops.states import JobState
-from modelops.store.parameters import ParameterSet
 from modelops.study.ids import BundleDigest, JobId, ParamId
 from modelops.study.spec import decode_spec
 from modelops.who import whoami
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import pyarrow as pa
+
     from modelops.client.http import Http
     from modelops.home import Home
+    from modelops.store.parameters import ParameterSet
     from modelops.study.spec import JobSpec
 
+_ORDINAL_OR_ID: Final = re.compile(r"[0-9]{1,16}|[0-9a-f]{32}")
 STATUS_PATIENCE_S: Final = 2.0
 STATUS_READ_S: Final = 5.0
 PAGE: Final = 500
@@ -213,12 +217,12 @@ class HttpSource:
     # What to do with it
 
     def cancel(self, job: JobId) -> None:
-        """Ask for the job's end."""
-        self._tell(job, "cancel")
+        """Ask for the job's end; asking again changes nothing."""
+        self.http.request("POST", f"/jobs/{job}/cancel", headers=who_asks(), repeatable=True)
 
-    def resume(self, job: JobId) -> None:
+    def resume(self, job: JobId, *, failed: bool) -> None:
         """Ask for what is missing."""
-        self._tell(job, "resume")
+        self._begin(job, "resume", {"failed": failed})
 
     def extend(
         self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None
@@ -231,11 +235,18 @@ class HttpSource:
             asked["parameters"] = [msgspec.Raw(canonical) for canonical in parameters]
         if seeds is not None:
             asked["seeds"] = list(seeds)
-        self._tell(job, "extend", msgspec.json.encode(asked))
+        self._begin(job, "extend", asked)
 
-    def _tell(self, job: JobId, what: str, body: bytes | None = None) -> None:
-        # The server takes a repeated request for what it is: it asks for a state, not for a change.
-        self.http.request("POST", f"/jobs/{job}/{what}", body=body, headers=who_asks(), repeatable=True)
+    def _begin(self, job: JobId, what: str, asked: dict[str, Any]) -> None:
+        headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
+        self.http.request("POST", f"/jobs/{job}/{what}", body=msgspec.json.encode(asked), headers=headers)
+
+    def reconcile(self, job: JobId | None) -> dict[str, Any]:
+        """Let the server compare what is recorded, stored and running, of one job or of all; return its report."""
+        path = "/reconcile" if job is None else f"/jobs/{job}/reconcile"
+        return self.http.request("POST", path, headers=who_asks(), read_s=300.0, repeatable=True).as_type(
+            dict
+        )
 
     # What it is
 
@@ -245,7 +256,9 @@ class HttpSource:
 
     def parameter_set(self, job: JobId, param: int | str) -> ParameterSet:
         """Return one parameter set."""
-        found = self.http.get(f"/jobs/{job}/parameters/{param}").as_type(_Parameters)
+        from modelops.store.parameters import ParameterSet
+
+        found = self.http.get(f"/jobs/{job}/parameters/{_place(job, param)}").as_type(_Parameters)
         return ParameterSet(found.param, ParamId(found.param_id), found.canonical.encode())
 
     def lock(self, job: JobId) -> str:
@@ -266,6 +279,8 @@ class HttpSource:
 
     def table(self, job: JobId, name: str) -> pa.Table:
         """Return a table of the job."""
+        import pyarrow as pa
+
         answer = self.http.get(f"/jobs/{job}/tables/{name}", read_s=300.0)
         try:
             return pa.ipc.open_stream(pa.py_buffer(answer.body)).read_all()
@@ -274,14 +289,16 @@ class HttpSource:
 
     def output(self, job: JobId, param: int | str, replicate: int, name: str | None) -> Any:
         """Return what the model returned."""
-        query = (("param", param), ("replicate", replicate), ("name", name))
+        query = (("param", _place(job, param)), ("replicate", _number(job, replicate)), ("name", name))
         outputs = self._outputs(f"/jobs/{job}/output", query)
         value = _decoded(outputs, always_dict=name is not None)
         return value if name is None else value[name]
 
     def aggregate(self, job: JobId, param: int | str, target: str) -> Any:
         """Return what the aggregate returned."""
-        return _decoded(self._outputs(f"/jobs/{job}/aggregate", (("param", param), ("target", target))))
+        return _decoded(
+            self._outputs(f"/jobs/{job}/aggregate", (("param", _place(job, param)), ("target", target)))
+        )
 
     def _outputs(self, path: str, query: Sequence[tuple[str, str | int | float | None]]) -> _Outputs:
         try:
@@ -291,7 +308,10 @@ class HttpSource:
 
     def log(self, job: JobId, param: int | str | None, replicate: int | None) -> str:
         """Return what the bundle printed."""
-        query = (("param", param), ("replicate", replicate))
+        query = (
+            ("param", None if param is None else _place(job, param)),
+            ("replicate", None if replicate is None else _number(job, replicate)),
+        )
         return self.http.get(f"/jobs/{job}/log", query, read_s=300.0).body.decode(errors="replace")
 
     def files(self, job: JobId) -> JobFiles:
@@ -318,6 +338,22 @@ class HttpSource:
         folder = self.home.cache / "results" / job
         synced = sync_files(self, job, folder, only="results/")
         return {name: folder / name for name in sorted((*synced.copied, *synced.unchanged))}
+
+
+def _place(job: JobId, param: int | str) -> str:
+    """Return what names a parameter set in a request. Raises NotFoundError for what can name none."""
+    text = str(param)
+    if not _ORDINAL_OR_ID.fullmatch(text):
+        raise NotFoundError(
+            f"job {job} has no parameter set {text}: it is named by a number from 0, or its param_id"
+        )
+    return text
+
+
+def _number(job: JobId, replicate: int) -> int:
+    if replicate < 0:
+        raise NotFoundError(f"job {job} has no replicate {replicate}: they are numbered from 0")
+    return replicate
 
 
 def _decoded(stored: _Outputs, *, always_dict: bool = False) -> Any:

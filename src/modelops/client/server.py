@@ -1,4 +1,4 @@
-"""Which server: the one that MODELOPS_SERVER names, or that of this user on this machine.
+"""Which server: the one that the settings name (MODELOPS_SERVER), or that of this user on this machine.
 
 What changes something starts the server of this machine when none runs. What only looks starts nothing: a job that has
 ended can be read from the store, since nothing changes it while no server runs, and of one that has not ended nothing
@@ -16,6 +16,7 @@ from modelops.client.served import HttpSource, Summary, ambiguous
 from modelops.client.status import UNKNOWN, JobStatus
 from modelops.errors import NotFoundError, RequestError, ServerUnreachableError
 from modelops.home import Home
+from modelops.settings import Settings
 from modelops.states import FINAL_JOB_STATES
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def remote(url: str, token: str | None) -> Callable[[], Address]:
     Raises
     ------
     RequestError
-        The URL cannot be one, or there is no token.
+        There is no token.
     """
     if not token:
         raise RequestError(
             f"the server {url} needs a token: set MODELOPS_TOKEN, or give mo.Client(url, token=...)"
         )
     advice = "check the address in MODELOPS_SERVER and the network; jobs go on meanwhile"
-    address = Address(checked_url(url), token, f"the server {url}", advice)
+    address = Address(url, token, f"the server {url}", advice)
     return lambda: address
 
 
@@ -77,12 +78,12 @@ def connect(
     Parameters
     ----------
     url, token
-        Instead of ``MODELOPS_SERVER`` and ``MODELOPS_TOKEN``.
+        Instead of those in the settings (``MODELOPS_SERVER``, ``MODELOPS_TOKEN``, ``config.toml``).
     """
-    home = Home.from_environ(environ)
-    url = url or environ.get("MODELOPS_SERVER") or None
-    if url is not None:
-        return HttpSource(Http(remote(url, token or environ.get("MODELOPS_TOKEN"))), home)
+    settings = Settings.read(environ, server=None if url is None else checked_url(url), token=token)
+    home = Home.of(settings)
+    if settings.server is not None:
+        return HttpSource(Http(remote(settings.server, settings.token)), home)
     return served_at(home)
 
 
@@ -94,11 +95,17 @@ def served_at(home: Home) -> HttpSource:
     return HttpSource(Http(Local(home)), home)
 
 
+def is_elsewhere(environ: Mapping[str, str] = os.environ) -> bool:
+    """Say whether the settings name a server, which then is not looked for on this machine."""
+    return Settings.read(environ).server is not None
+
+
 def running(environ: Mapping[str, str] = os.environ) -> HttpSource | None:
     """Return the jobs of the server in charge, None if none runs on this machine; starts none."""
-    if environ.get("MODELOPS_SERVER"):
+    settings = Settings.read(environ)
+    if settings.server is not None:
         return connect(environ)
-    home = Home.from_environ(environ)
+    home = Home.of(settings)
     return HttpSource(Http(Local(home)), home) if Local(home).runs() else None
 
 

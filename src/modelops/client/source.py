@@ -71,8 +71,8 @@ class JobSource(Protocol):
     def cancel(self, job: JobId) -> None:
         """Ask for the job's end."""
 
-    def resume(self, job: JobId) -> None:
-        """Let a job that has ended run what is missing."""
+    def resume(self, job: JobId, *, failed: bool) -> None:
+        """Let a job that has ended run what is missing and, if asked, what failed."""
 
     def extend(
         self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None

@@ -188,9 +188,9 @@ class StoredSource:
         """Hand the request to the server of this home."""
         self._served().cancel(job)
 
-    def resume(self, job: JobId) -> None:
+    def resume(self, job: JobId, *, failed: bool) -> None:
         """Hand the request to the server of this home."""
-        self._served().resume(job)
+        self._served().resume(job, failed=failed)
 
     def extend(
         self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from modelops.client.status import JobStatus
     from modelops.study import Study
 
-LOOK_S: Final = 25.0
+LOOK_S: Final = 5.0  # also how old what is shown may be
 CANCELLING_LOOK_S: Final = 1.0
 AWAY_PAUSE_S: Final = 0.5
 AWAY_S: Final = 60.0  # how long a run puts up with a server that is away
