@@ -14,9 +14,11 @@ from modelops.driver import events as e
 from modelops.driver.commands import Note
 from modelops.driver.loop import DriverLoop
 from modelops.driver.machine import Machine
-from modelops.errors import StorageError
+from modelops.errors import IntegrityError, NotFoundError, StorageError
 from modelops.server.job_files import JobFiles
+from modelops.server.mend import mend_job
 from modelops.server.store_ledger import StoreLedger
+from modelops.server.workers import ask_workers
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store.rows import LeaseLostError
 from modelops.study.ranges import EMPTY, Ranges
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.driver.hands import Pool
+    from modelops.server.reconcile import Finding
     from modelops.store import JobRow, Objects, Records
     from modelops.store.leases import Leases
     from modelops.study.ids import AttemptId, JobId
 
 log = logging.getLogger(__name__)
+MAX_MENDED: Final = 3  # times that one driver begins anew because of damage
 VIEW_EVERY_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 2.0  # between two looks whether storage is back
 T = TypeVar("T")
@@ -127,21 +131,56 @@ class JobDriver:
             return self._view.state if self._view is not None else JobState.QUEUED
 
     def _run(self, pool: Pool) -> JobState:
-        for again in (True, False):
+        voided, n_mended = False, 0
+        while self._patiently(lambda: self._mend(pool)) is not None:
             row = self._patiently(lambda: self._records.job(self.job))
             if row is None or row.state in FINAL_JOB_STATES:
                 return row.state if row is not None else JobState.QUEUED
             ledger, loop = self._begin(row, pool)
             if loop is None:
                 return row.state
-            state = self._drive(loop)
-            if not (again and ledger.voided and state is JobState.FAILED):
-                return state
-            # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that is it.
-            self._patiently(self._repair)
+            try:
+                state = self._drive(loop)
+            except (IntegrityError, NotFoundError) as error:
+                if n_mended == MAX_MENDED or not self._patiently(lambda: self._mend(pool, deep=True)):
+                    raise
+                log.warning("job %s goes on without what was damaged: %s", self.job, error)
+                n_mended += 1
+                self._patiently(self._take_again)
+            else:
+                if ledger.voided and not voided and state is JobState.FAILED:
+                    # A model wrote into its own bundle. Once more from the stored bundle; if it does so again, that
+                    # is it.
+                    voided = True
+                    self._patiently(self._repair)
+                elif not n_mended or self.lease_lost or self._stopped.is_set():
+                    return state
+                else:
+                    n_mended = 0  # what was found damaged at the end is run now, in a run of its own
+                    if not self._patiently(self._owes_repair):
+                        return state
+                    self._patiently(self._take_again)
             if self.lease_lost or self._stopped.is_set():
                 return JobState.QUEUED
-        return state
+        return JobState.QUEUED
+
+    def _mend(self, pool: Pool, *, deep: bool = False) -> list[Finding]:
+        """Make the records agree with what is stored, before anybody goes by them."""
+        if self.epoch == 1 and not deep:
+            return []  # nothing is stored yet
+
+        def held() -> frozenset[AttemptId] | None:
+            answers = ask_workers(pool)
+            if answers is None or None in answers.values():
+                return None
+            return frozenset(
+                h.attempt for lines in answers.values() for h in lines or () if h.job == self.job
+            )
+
+        return mend_job(self._records, self._objects, self.job, self.epoch, self._who, held=held, deep=deep)
+
+    def _owes_repair(self) -> bool:
+        return self._records.owed(self.job) is not None
 
     def _begin(self, row: JobRow, pool: Pool) -> tuple[StoreLedger, DriverLoop | None]:
         spec, records, job = decode_spec(row.spec), self._records, self.job
@@ -149,11 +188,11 @@ class JobDriver:
             job, spec, records, self._objects, self.epoch, self._who, row.version, self._bundle_changes
         )
         known = self._patiently(
-            lambda: (records.segments(job), records.aggregates(job), records.retried(job))
+            lambda: (records.segments(job), records.aggregates(job), records.retried(job), records.scope(job))
         )
         if known is None:
             return ledger, None
-        segments, aggregates, retried = known
+        segments, aggregates, retried, scope = known
         if self._files is None:
             self._files = JobFiles(job, row.bundle, self._objects, self._cache, has_outcomes=bool(segments))
         machine = Machine(
@@ -166,6 +205,7 @@ class JobDriver:
             state=row.state,
             reason=row.reason,
             used_s=row.used_s,
+            leave=EMPTY if scope is None else spec.line.all() - scope,
             adopt=self.epoch > 1,
         )
         loop = DriverLoop(
@@ -194,13 +234,18 @@ class JobDriver:
             self.lease_lost = loop.lease_lost
 
     def _repair(self) -> None:
+        """Let the job begin again after its bundle was changed."""
         why = "its replicates run again from a fresh copy of the bundle"
         if (
             self._records.job(self.job).state is JobState.FAILED
         ):  # not if it was done, and the answer was lost
             self._records.change_state(self.job, JobEvent.REPAIRED, who=self._who, why=why, epoch=self.epoch)
-        epoch = self._leases.take(self.job, self._who)
         self._files = self._preparing = None
+        self._take_again()
+
+    def _take_again(self) -> None:
+        """Go on under an epoch of its own: the attempts of another machine have other ids."""
+        epoch = self._leases.take(self.job, self._who)
         before, self._inbox = self._inbox, queue.SimpleQueue()
         while not before.empty():  # what concerned the run that is over; a cancel concerns this one, too
             if isinstance(news := before.get(), e.CancelAsked):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from modelops.errors import ClusterError
 from modelops.store.leases import leases_for
 from modelops.who import this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from modelops.cluster.connected import ConnectedCluster
     from modelops.home import Home
+    from modelops.server.reconcile import Finding
+    from modelops.server.reconciler import Reconciler
     from modelops.server.supervisor import Supervisor
     from modelops.server.views import Live
     from modelops.store import Objects, Records
@@ -46,6 +49,7 @@ class Drivers:
         self._find_scheduler, self._tls, self._failed = find_scheduler, tls, failed
         self._pool: ConnectedCluster | None = None
         self._supervisor: Supervisor | None = None
+        self._reconciler: Reconciler | None = None
         self._thread = threading.Thread(target=self._begin, name="modelops-drivers", daemon=True)
 
     def start(self) -> None:
@@ -55,6 +59,8 @@ class Drivers:
     def stop(self) -> None:
         """Stop driving; what runs on workers goes on."""
         self._thread.join()
+        if self._reconciler is not None:
+            self._reconciler.stop()
         if self._supervisor is not None:
             self._supervisor.stop()
         if self._pool is not None:
@@ -77,9 +83,17 @@ class Drivers:
         """Say whether the Dask scheduler answers."""
         return self._pool is not None and self._pool.connected
 
+    def run(self, job: JobId | None) -> Sequence[Finding]:
+        """Compare records, stored bytes and what runs; see `modelops.server.reconciler.Reconciler.run`."""
+        self._thread.join()
+        if self._reconciler is None:
+            raise ClusterError("the server cannot compare anything: it could not begin to drive jobs")
+        return self._reconciler.run(job)
+
     def _begin(self) -> None:
         try:
             from modelops.cluster.connected import ConnectedCluster
+            from modelops.server.reconciler import Reconciler
             from modelops.server.supervisor import Supervisor
 
             pool = ConnectedCluster(self._find_scheduler, self._tls)
@@ -94,5 +108,7 @@ class Drivers:
             self._pool = pool.start()
             supervisor.start()
             self._supervisor = supervisor
+            self._reconciler = Reconciler(self._records, self._objects, supervisor, pool, this_process())
+            self._reconciler.start()
         except BaseException as error:  # noqa: BLE001  the top of a thread: the server ends with it
             self._failed(error)

@@ -46,20 +46,21 @@ def facts_of(
         The database or the storage does not answer, so nothing is known.
     """
     row, segments, aggregates = records.committed(job)
-    folder = job_folder(job)
+    folder, spec = job_folder(job), decode_spec(row.spec)
+    scope = records.scope(job)
+    settled = (spec.line.all() if scope is None else scope) if records.settled(job) else Ranges()
     sizes = {name.removeprefix(f"{folder}/"): n for name, n in objects.sizes(folder).items()}
     facts = JobFacts(
         row=row,
-        spec=decode_spec(row.spec),
+        spec=spec,
         segments=segments,
         aggregates=aggregates,
         result_files=records.result_files(job),
         withdrawn=records.withdrawn(job),
+        settled=settled,
         owed=records.owed(job),
         sizes=sizes,
-        orphans=list(_orphans(objects, job, segments, sizes, decode_spec(row.spec).line.all()))
-        if orphans
-        else (),
+        orphans=list(_orphans(objects, job, segments, sizes, spec.line.all())) if orphans else (),
     )
     return replace(facts, damaged=dict(_damage(objects, facts))) if deep else facts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelops.server.reconcile import Mismatch
 from modelops.states import OUTCOMES, JobState
 from modelops.store import overview
 
@@ -24,6 +25,7 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
     jobs = service.jobs_by_state()
     replicates = overview.replicates_by_status(service.records)
     workers = service.supervisor.workers()
+    mismatches = service.records.mismatches()
     return "".join(
         (
             _family("modelops_build_info", "gauge", "The version that runs.", [({"version": version}, 1)]),
@@ -38,6 +40,12 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                 "counter",
                 "Replicates whose outcome is committed, by status.",
                 [({"status": status}, replicates.get(status, 0)) for status in OUTCOMES],
+            ),
+            _family(
+                "modelops_status_mismatches_total",
+                "counter",
+                "Times that something was not as recorded, and was repaired; the goal is 0.",
+                [({"kind": kind}, mismatches.get(kind, 0)) for kind in Mismatch],
             ),
             _family("modelops_workers", "gauge", "Workers that are connected.", [({}, len(workers))]),
             _family(

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, SegmentRef
 
-# Not where a user wanted an end (what arrives late is adopted on resuming), nor while result files are made.
-ADOPTS: Final = frozenset(JobState) - {JobState.CANCELLING, JobState.CANCELLED, JobState.FINALIZING}
+# While result files are made nothing is adopted. What arrives late when a job was ended is adopted on resuming.
+ADOPTS: Final = frozenset({JobState.QUEUED, JobState.PREPARING, JobState.RUNNING})
 
 
 class Mismatch(StrEnum):
@@ -81,6 +81,7 @@ class Orphan:
 class JobFacts:
     """What is recorded of one job, and what is stored of it. Names are below the job's folder.
 
+    ``settled``: what had its outcomes when the run settled (nothing if it ended otherwise, or has not).
     ``owed``: indices of which outcomes were withdrawn when the run could no longer run them (None: nothing was).
     ``sizes``: bytes of each object that is there. ``damaged``: what was found when objects were read, by name.
     ``orphans``: segments that could be adopted; none were looked for if the job may have attempts in flight.
@@ -92,6 +93,7 @@ class JobFacts:
     aggregates: Sequence[AggregateRef] = ()
     result_files: Sequence[ResultFile] = ()
     withdrawn: Withdrawn = field(default=Withdrawn(frozenset(), 0))
+    settled: Ranges = field(default_factory=Ranges)
     owed: Ranges | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
@@ -182,17 +184,19 @@ def _run(facts: JobFacts, lost: Ranges, adopt: Sequence[SegmentRef], said: _Said
     run = lost | _indices(adopt)
     begins = bool(run) or facts.owed is not None
     run |= facts.owed or Ranges()
-    if facts.row.state is JobState.SUCCEEDED and (missing := _missing(facts, run)):
-        said.note(Mismatch.OUTCOMES_MISSING, "", f"the job is {facts.row.state}, and {missing}")
-        return run | facts.missing
+    if facts.owed is None and (missing := _missing(facts, run)):
+        said.note(Mismatch.OUTCOMES_MISSING, "", f"the job settled and is {facts.row.state}, and {missing}")
+        return run | (facts.missing & facts.settled)
     return run if begins else None
 
 
 def _missing(facts: JobFacts, known: Ranges) -> str:
-    """Say what a job lacks that has succeeded, apart from these indices."""
-    if n := len(facts.missing - known):
+    """Say what a job lacks that it had when it settled, apart from these indices."""
+    if n := len((facts.missing & facts.settled) - known):
         return f"{n} replicates have no outcome"
     line = facts.spec.line
+    if facts.settled != line.all():
+        return ""
     sets = line.params_of(line.all()) - Ranges(pair for ref in facts.aggregates for pair in ref.params)
     return f"{len(sets)} parameter sets have no aggregate" if facts.spec.aggregates and sets else ""
 
@@ -232,7 +236,9 @@ def _bad_executions(facts: JobFacts, segments: Sequence[SegmentRef], said: _Said
 
 def _adoptable(facts: JobFacts, free: Ranges, said: _Said) -> list[SegmentRef]:
     """Return the segments to commit: each for what nobody else has, the older first."""
-    if facts.row.state not in ADOPTS:
+    if facts.is_final:
+        free &= facts.settled
+    elif facts.row.state not in ADOPTS:
         return []
     adopt = []
     for orphan in sorted(facts.orphans, key=lambda o: o.ref.attempt):

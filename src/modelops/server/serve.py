@@ -120,7 +120,7 @@ class Server:
                 return False
             self._stack.push(opened.pop_all())
         drivers = Drivers(records, objects, self.home, self.find_scheduler, self.tls, self._failed)
-        service = JobService(records, objects, self.home, drivers)
+        service = JobService(records, objects, self.home, drivers, reconciler=drivers)
         self._door.open(make_app(service, token=self.token, allowed_hosts=self.allowed_hosts))
         self._records = records
         drivers.start()

@@ -165,6 +165,15 @@ class Runs:
         found = [data for data in late if data["replicates"] or data["aggregates"]]
         return Ranges((lo, hi) for data in found for lo, hi in data.get("ranges", ())) if found else None
 
+    def settled(self, job: JobId) -> bool:
+        """Say whether the job's current run has ended because everything it was to run had its outcome."""
+        e = schema.events.c
+        query = sa.select(e.number).where(
+            e.job == job, e.kind == JobEvent.SETTLED, e.number > self.run_began(job)
+        )
+        with self._database.reading() as sql:
+            return sql.scalar(query.limit(1)) is not None
+
     def mismatches(self) -> dict[str, int]:
         """Return how many disagreements of each kind were found, of all jobs, ever."""
         e = schema.events.c

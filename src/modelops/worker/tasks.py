@@ -45,7 +45,7 @@ def simulate(chunk: Chunk) -> Receipt:
     from modelops.worker.simulate import simulate_chunk
 
     attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges, chunk.attempt_number)
-    known = _runtime(get_worker()).attempts.receipt(chunk.job, chunk.attempt)
+    known = runtime_of(get_worker()).attempts.receipt(chunk.job, chunk.attempt)
     if known is not None:  # Dask lost the result on its way, and wants it again
         return known
     return _run(chunk, attempt, lambda runtime: simulate_chunk(runtime, chunk, attempt))
@@ -60,7 +60,7 @@ def aggregate(chunk: AggregateChunk) -> AggregateReceipt:
 
 
 def _run(chunk: AnyChunk, attempt: Attempt, run: Callable[[WorkerRuntime], T]) -> T:
-    runtime = _runtime(get_worker())
+    runtime = runtime_of(get_worker())
     table = runtime.attempts
     table.acknowledge(chunk.job, chunk.acknowledged)
     runtime.settled.remove(chunk.job, chunk.acknowledged)
@@ -88,20 +88,21 @@ async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAtte
 
     From then on nothing begins that an earlier driver submitted, and the receipts of what it began are announced.
     """
-    return _runtime(dask_worker).attempts.of_job(job, epoch)
+    return runtime_of(dask_worker).attempts.of_job(job, epoch)
 
 
 async def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
     """Stop an attempt, or make sure that it will not start. Runs on the event loop, beside the task."""
-    _runtime(dask_worker).attempts.stop(job, attempt)
+    runtime_of(dask_worker).attempts.stop(job, attempt)
 
 
 async def forget(job: JobId, dask_worker: Worker) -> None:
     """Keep no receipt of a job that has ended."""
-    _runtime(dask_worker).attempts.forget(job)
+    runtime_of(dask_worker).attempts.forget(job)
 
 
-def _runtime(worker: Worker) -> WorkerRuntime:
+def runtime_of(worker: Worker) -> WorkerRuntime:
+    """Return what the plugin keeps on a worker."""
     plugin = worker.plugins["modelops"]
     if not isinstance(plugin, ModelOpsWorker):
         raise InternalError(f"the worker's plugin 'modelops' is a {type(plugin).__name__}")

@@ -1,0 +1,248 @@
+"""On real workers: a job that was extended equals a fresh one, and damage is found, run again, and leaves no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import modelops as mo
+from modelops.client.run import Watcher
+from modelops.server.extend import extend_job, resume_job
+from modelops.server.reconcile import Mismatch
+from modelops.server.reconciler import Reconciler
+from modelops.server.supervisor import Supervisor
+from modelops.server.workers import ask_workers
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus
+from modelops.store import Objects, Records
+from modelops.store.contents import JobContents
+from modelops.store.leases import leases_for
+from modelops.store.results import attempts_table
+from modelops.store.segments import job_folder
+from modelops.study.canonical import canonical_json
+from modelops.study.ids import AttemptId, JobId
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.driver.machine import Machine
+
+MODEL = """
+import os, time
+
+
+def simulate(params, seed):
+    if params.get("slow"):
+        time.sleep(float(params["slow"]))
+    if os.path.exists(params.get("wall", "/nonexistent")):
+        raise ValueError("there is a wall")
+    return {"x": seed * params["a"], "large": bytes([seed % 256]) * 70_000}
+
+
+def summarize(replicates):
+    return {"total": sum(r["x"] for r in replicates), "n": len(replicates)}
+"""
+TABLE = """
+model = "model:simulate"
+aggregate = "model:summarize"
+"""
+SETS: list[dict[str, Any]] = [{"a": 1}, {"a": 2}, {"a": 3}]
+DEADLINE_S = 120.0
+
+
+class Server:
+    """What a server has of drivers, on the cluster of the tests."""
+
+    def __init__(self, cluster: EmbeddedCluster) -> None:
+        self.cluster, home = cluster, cluster.home
+        self.records, self.objects = Records.open(home.database_url), Objects.open(home.storage)
+        leases = leases_for(self.records, home.state / "leases")
+        self.supervisor = Supervisor(
+            records=self.records,
+            objects=self.objects,
+            cache=home.cache,
+            pool=cluster,
+            leases=leases,
+            who="server",
+        )
+        self.reconciler = Reconciler(
+            self.records, self.objects, self.supervisor, cluster, "reconciler", settle_s=0.2, grace_s=0.0
+        )
+
+    def ended(self, job: JobId) -> JobState:
+        """Wait until a job is final and no longer driven, and return its state."""
+        self.supervisor.wake()
+        self.until(
+            lambda: self.records.job(job).state in FINAL_JOB_STATES and job not in self.supervisor.driven(),
+            job,
+        )
+        return self.records.job(job).state
+
+    def until(self, condition: Callable[[], bool], job: JobId) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline, [(e.kind, e.text) for e in self.records.events(job)]
+            threading.Event().wait(0.02)
+
+    def files(self, job: JobId) -> dict[str, bytes]:
+        names = ("replicates", "aggregates")
+        return {n: self.objects.get(f"{job_folder(job)}/results/{n}.parquet") for n in names}
+
+    def n_attempts(self, job: JobId) -> int:
+        """Return how often a replicate was run, of all of them together."""
+        return len(
+            attempts_table(JobContents.of(self.objects, self.records, job)).column("param").to_pylist()
+        )
+
+
+@pytest.fixture
+def server(cluster: EmbeddedCluster) -> Iterator[Server]:
+    made = Server(cluster)
+    made.supervisor.start()
+    yield made
+    made.supervisor.stop()
+    made.records.close()
+
+
+@pytest.fixture
+def bundle(write_bundle: Callable[..., Path]) -> Path:
+    return write_bundle(MODEL, name="truth", table=TABLE)
+
+
+def run(bundle: Path, cluster: EmbeddedCluster, sets: list[dict[str, Any]], n: int, **more: Any) -> JobId:
+    study = mo.Study(bundle=bundle, parameters=sets, replicates=n, seed=3, **more)
+    return JobId(mo.run(study, cluster=cluster, progress=False).id)
+
+
+def flip(server: Server, name: str, rng: random.Random) -> None:
+    data = server.objects.get(name)
+    at = rng.randrange(len(data))
+    server.objects.put(name, data[:at] + bytes([data[at] ^ (1 + rng.randrange(255))]) + data[at + 1 :])
+
+
+def test_an_extended_job_leaves_the_files_of_a_fresh_one_and_runs_only_what_is_new(
+    server: Server, bundle: Path
+) -> None:
+    job = run(bundle, server.cluster, SETS[:2], 5)
+    extend_job(server.records, server.objects, job, "me", replicates=8, parameters=[canonical_json(SETS[2])])
+    assert server.ended(job) is JobState.SUCCEEDED
+    fresh = run(bundle, server.cluster, SETS, 8)
+    assert server.files(job) == server.files(fresh)
+    assert server.n_attempts(job) == 24
+    assert server.reconciler.run(job) == []
+
+
+def test_damage_at_any_byte_is_found_and_run_again_and_the_results_are_the_same(
+    server: Server, bundle: Path
+) -> None:
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    job = run(bundle, server.cluster, SETS, 8)
+    before, ran = server.files(job), server.n_attempts(job)
+    lost = rng.choice(server.records.segments(job))
+    flip(server, f"{job_folder(job)}/{rng.choice([lost.name, lost.pack])}", rng)
+    flip(server, f"{job_folder(job)}/results/replicates.parquet", rng)
+    found = server.reconciler.run(job)
+    assert [f.kind for f in found] == [Mismatch.SEGMENT_DAMAGED], seed
+    assert server.ended(job) is JobState.SUCCEEDED, seed
+    assert server.files(job) == before, seed
+    assert server.n_attempts(job) - ran == len(Ranges(lost.ranges)), seed
+    assert server.reconciler.run(job) == [], seed
+    assert server.records.mismatches()["segment_damaged"] >= 1
+
+
+def test_damage_while_a_job_runs_is_mended_before_it_ends(cluster: EmbeddedCluster, bundle: Path) -> None:
+    server = Server(cluster)
+    rng = random.Random(7)
+
+    class Vandal(Watcher):
+        job: JobId | None = None
+        done = False
+
+        def prepared(self, job: Any, _n: int) -> None:
+            self.job = JobId(job.id)
+
+        def changed(self, machine: Machine) -> None:
+            if not self.done and self.job and machine.counts()[ReplicateStatus.SUCCEEDED] >= 12:
+                self.done = True
+                flip(server, f"{job_folder(self.job)}/{server.records.segments(self.job)[0].name}", rng)
+
+    vandal = Vandal()
+    study = mo.Study(bundle=bundle, parameters=SETS, replicates=8, seed=3)
+    job = JobId(mo.run(study, cluster=cluster, watcher=vandal).id)
+    assert vandal.done
+    assert server.records.job(job).state is JobState.SUCCEEDED
+    fresh = run(bundle, cluster, SETS, 8)
+    assert server.files(job) == server.files(fresh)
+    assert server.records.mismatches()["segment_damaged"] >= 1
+    server.records.close()
+
+
+def test_failures_are_tried_again_when_asked(server: Server, bundle: Path, tmp_path: Path) -> None:
+    wall = tmp_path / "wall"
+    wall.write_text("")
+    sets: list[dict[str, Any]] = [{"a": 1}, {"a": 2, "wall": str(wall)}]
+    job = run(bundle, server.cluster, sets, 5)
+    assert server.records.job(job).state is JobState.PARTIAL
+    wall.unlink()
+    resume_job(server.records, server.objects, job, "me", failed=True)
+    assert server.ended(job) is JobState.SUCCEEDED
+    fresh = run(bundle, server.cluster, sets, 5)
+    assert server.files(job) == server.files(fresh)
+    assert server.n_attempts(job) == 15
+
+
+def test_what_runs_for_a_job_that_has_ended_is_stopped_and_what_nobody_runs_is_run_again(
+    server: Server, bundle: Path
+) -> None:
+    job = run(bundle, server.cluster, [{"a": 1, "slow": 0.01}], 3)
+    extend_job(server.records, server.objects, job, "me", parameters=[canonical_json({"a": 5, "slow": 600})])
+    server.supervisor.wake()
+
+    def running() -> bool:
+        answers = ask_workers(server.cluster) or {}
+        return any(line.live and line.job == job for lines in answers.values() for line in lines or ())
+
+    server.until(running, job)
+    # Nobody runs it: the driver waits for an attempt that its worker has never heard of.
+    (worker, *_) = server.cluster.workers()
+    driver = server.supervisor._driven[job].driver
+    assert driver._loop is not None
+    driver._loop.hands._holders[AttemptId("0001-999999")] = worker
+    found = server.reconciler.run(job)
+    assert [(f.kind, f.what) for f in found] == [(Mismatch.NOBODY_RUNS, "0001-999999")]
+    server.until(lambda: AttemptId("0001-999999") not in server.supervisor.attempts(job), job)
+    assert server.reconciler.run(job) == []
+    # Somebody still runs it: the records say that the job has ended.
+    with server.supervisor.apart(job) as epoch:
+        for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+            server.records.change_state(job, event, who="test", epoch=epoch)
+    found = server.reconciler.run(job)
+    assert {f.kind for f in found} == {Mismatch.RUNS_AFTER_END}
+    server.until(lambda: not running(), job)
+    assert server.reconciler.run(job) == []
+    story = [event for event in server.records.events(job) if event.kind == "mismatch"]
+    assert [event.data["kind"] for event in story] == ["nobody_runs", "runs_after_end"]
+
+
+def test_a_job_that_a_live_driver_elsewhere_has_is_left_to_it(cluster: EmbeddedCluster, bundle: Path) -> None:
+    job = run(bundle, cluster, SETS[:1], 3)
+    with contextlib.ExitStack() as stack:
+        ours, theirs = Server(cluster), Server(cluster)
+        stack.callback(ours.records.close)
+        stack.callback(theirs.records.close)
+        before = ours.records.events(job)
+        with theirs.supervisor.apart(job):
+            ours.objects.delete(f"{job_folder(job)}/{ours.records.segments(job)[0].name}")
+            during = ours.records.events(job)
+            assert ours.reconciler.run(job) == []
+            assert ours.records.events(job) == during
+        assert len(during) == len(before) + 1
+        assert [f.kind for f in ours.reconciler.run(job)] == [Mismatch.SEGMENT_DAMAGED]

@@ -1,0 +1,137 @@
+"""The reconciler around its decisions: whose jobs it touches, and what it removes, without any worker."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from stored_job import StoredJob
+from test_reconcile import SETS, N, damage, names
+
+from modelops.errors import ClusterError, NotFoundError
+from modelops.server.reconcile import Mismatch
+from modelops.server.reconciler import Reconciler
+from modelops.states import JobState
+from modelops.store.segments import job_folder
+from modelops.study.ids import JobId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from distributed import Client
+
+    from modelops.study.ids import AttemptId
+
+
+class NoPool:
+    """No scheduler answers."""
+
+    @property
+    def client(self) -> Client:
+        raise ClusterError("there is no scheduler")
+
+    def workers(self) -> dict[str, int]:
+        return {}
+
+    def on_workers(self, joined: Any, left: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def on_topic(self, topic: str, heard: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class Nobody:
+    """Drivers of a process that drives nothing. ``elsewhere``: a live driver of another has every job."""
+
+    def __init__(self, stored: StoredJob, *, elsewhere: bool = False) -> None:
+        self.stored, self.elsewhere = stored, elsewhere
+        self.asked: list[JobId] = []
+
+    def driven(self) -> list[JobId]:
+        return []
+
+    def attempts(self, job: JobId) -> Mapping[AttemptId, str]:
+        raise AssertionError(job)
+
+    def lost(self, job: JobId, attempt: AttemptId) -> None:
+        raise AssertionError(job, attempt)
+
+    @contextlib.contextmanager
+    def apart(self, job: JobId) -> Iterator[int | None]:
+        self.asked.append(job)
+        yield None if self.elsewhere else self.stored.take()
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoredJob:
+    job = StoredJob(tmp_path, SETS, N)
+    job.run()
+    return job
+
+
+def reconciler(stored: StoredJob, driving: Nobody, **more: Any) -> Reconciler:
+    return Reconciler(stored.records, stored.objects, driving, NoPool(), "reconciler", **more)
+
+
+def test_a_job_that_is_as_recorded_is_not_touched(stored: StoredJob) -> None:
+    before, driving = stored.records.events(stored.job), Nobody(stored)
+    assert reconciler(stored, driving).run() == []
+    assert driving.asked == []
+    assert stored.records.events(stored.job) == before
+
+
+def test_of_a_job_that_somebody_else_drives_nothing_is_changed(stored: StoredJob) -> None:
+    damage(stored, names(stored, "segments")[0], "remove")
+    before, driving = stored.records.events(stored.job), Nobody(stored, elsewhere=True)
+    assert reconciler(stored, driving).run() == []
+    assert driving.asked == [stored.job]
+    assert stored.records.events(stored.job) == before
+
+
+def test_damage_is_repaired_whether_one_job_or_all_are_looked_at(stored: StoredJob) -> None:
+    ours = reconciler(stored, Nobody(stored))
+    for job in (None, stored.job):
+        damage(stored, names(stored, "aggregates")[0], "flip")
+        assert [f.kind for f in ours.run(job)] == [Mismatch.AGGREGATE_DAMAGED]
+        assert stored.records.job(stored.job).state is JobState.QUEUED
+        assert ours.run(job) == []
+        stored.run()
+        used = {f"{job_folder(stored.job)}/{ref.name}" for ref in stored.records.aggregates(stored.job)}
+        for name in set(names(stored, "aggregates")) - used:  # or it may be that which is damaged next
+            stored.objects.delete(name)
+    assert stored.records.mismatches() == {"aggregate_damaged": 2}
+
+
+def test_a_job_that_does_not_exist_is_not_found(stored: StoredJob) -> None:
+    with pytest.raises(NotFoundError):
+        reconciler(stored, Nobody(stored)).run(JobId("job_none"))
+
+
+def test_what_counts_for_nothing_is_removed_once_it_was_seen_for_long_enough(stored: StoredJob) -> None:
+    useless = f"{job_folder(stored.job)}/{stored.write(1, range(3)).name}"
+    patient = reconciler(stored, Nobody(stored), grace_s=3600)
+    patient.run()
+    patient.run()
+    assert stored.objects.exists(useless)
+    before = set(stored.objects.list(job_folder(stored.job)))
+    reconciler(stored, Nobody(stored), grace_s=0).run()
+    gone = before - set(stored.objects.list(job_folder(stored.job)))
+    assert useless in gone
+    assert all(name.split("/")[3] in ("segments", "packs") for name in gone)
+    assert reconciler(stored, Nobody(stored)).run() == []
+
+
+def test_the_thread_looks_at_once_and_ends_when_told(stored: StoredJob) -> None:
+    damage(stored, names(stored, "segments")[0], "remove")
+    ours = reconciler(stored, Nobody(stored))
+    ours.start()
+    deadline = time.monotonic() + 60
+    while stored.records.job(stored.job).run == 1:
+        assert time.monotonic() < deadline, "the thread did not look"
+        threading.Event().wait(0.02)
+    ours.stop()
+    assert ours.run() == []
