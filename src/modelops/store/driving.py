@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import schema
-from modelops.store.rows import append_event, hold, read_job, update_of
+from modelops.store.rows import append_event, hold, read_job, update_job
 from modelops.store.runs import BEGINS_RUN
 from modelops.study.ids import JobId
 from modelops.study.ranges import Ranges
@@ -56,7 +56,7 @@ class DrivingRecords:
         """Record how many seconds of the job's timeout this run has used. Raises LeaseLostError."""
         with self._database.writing() as sql:
             hold(sql, job, epoch)
-            sql.execute(update_of(job).values(used_s=used_s))
+            update_job(sql, job, used_s=used_s)
 
     def cancel_asked_by(self, job: JobId) -> str | None:
         """Return who asked for the end of this run of the job, if anybody did."""
@@ -71,7 +71,7 @@ class DrivingRecords:
             if row.state in FINAL_JOB_STATES:
                 return False
             if row.cancel_by is None:
-                sql.execute(update_of(job).values(cancel_by=who))
+                update_job(sql, job, cancel_by=who)
                 append_event(sql, job, self._clock(), who, "cancel_wanted", "", {})
             return True
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from modelops.errors import StorageError
 from modelops.store import schema
-from modelops.store.rows import append_event, read_job, update_of
+from modelops.store.rows import append_event, read_job, update_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,7 +173,7 @@ class ClockLeases:
                 if self._held.get(job) != row.epoch and sql.scalar(live) is not None:
                     return None
                 epoch = row.epoch + 1
-                sql.execute(update_of(job).values(epoch=epoch))
+                update_job(sql, job, epoch=epoch)
                 new = {
                     "job": job,
                     "epoch": epoch,

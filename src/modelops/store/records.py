@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
@@ -27,12 +28,13 @@ from modelops.store.rows import (
     LeaseLostError,
     append_event,
     hold,
+    insert_event,
     insert_job,
     job_row,
     last_alike,
     new_row,
     read_job,
-    update_of,
+    update_job,
 )
 from modelops.store.runs import BEGINS_RUN, VOIDED, Runs, expect
 from modelops.store.withdrawal import drop_stale
@@ -45,6 +47,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["ChangedMeanwhileError", "EventRow", "JobRow", "LeaseLostError", "Records"]
+
+_INSERT_LEASE = schema.leases.insert()
+
+
+class _Commits:
+    """The statements about what is committed, of segments or of aggregates: built once, as those of `rows`."""
+
+    def __init__(self, table: sa.Table, ranges: sa.Table) -> None:
+        r = ranges.c
+        job: sa.BindParameter[str] = sa.bindparam("of_job")
+        attempt: sa.BindParameter[str] = sa.bindparam("of_attempt")
+        below = sa.select(r.hi).where(r.job == job, r.lo < sa.bindparam("below"))
+        over = sa.select(r.attempt).where(r.job == job, r.lo < sa.bindparam("below"))
+        self.all = sa.select(table).where(table.c.job == job)
+        self.all_ranges = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
+        self.digest = sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == attempt)
+        self.ranges = sa.select(r.lo, r.hi).where(r.job == job, r.attempt == attempt)
+        self.last_end = below.order_by(r.lo.desc()).limit(1)
+        self.over = over.where(r.hi > sa.bindparam("above"))
+        self.insert, self.insert_ranges = table.insert(), ranges.insert()
+
+
+_SEGMENTS = _Commits(schema.segments, schema.segment_ranges)
+_AGGREGATES = _Commits(schema.aggregates, schema.aggregate_ranges)
 
 
 class Records(DrivingRecords, Runs):
@@ -122,8 +148,8 @@ class Records(DrivingRecords, Runs):
         with self._database.writing() as sql:
             before = read_job(sql, job, lock=True)
             epoch = before.epoch + 1
-            sql.execute(update_of(job).values(epoch=epoch))
-            sql.execute(schema.leases.insert().values(job=job, epoch=epoch, owner=owner, taken_at=now))
+            update_job(sql, job, epoch=epoch)
+            sql.execute(_INSERT_LEASE, {"job": job, "epoch": epoch, "owner": owner, "taken_at": now})
             append_event(sql, job, self._clock(), owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
         return epoch
 
@@ -162,13 +188,13 @@ class Records(DrivingRecords, Runs):
             old = read_job(sql, job, lock=True)
             expect(old, expected_version, expected_state)
             state = next_state(old.state, event)
-            sql.execute(
-                update_of(job).values(
-                    state=state, reason=why, version=old.version + 1, changed_at=self._clock()
-                )
+            at = self._clock()
+            number, version = old.n_events + 1, old.version + 1
+            update_job(sql, job, state=state, reason=why, version=version, changed_at=at, n_events=number)
+            insert_event(sql, job, number, at, who, event, why, {"from": old.state, "to": state})
+            return msgspec.structs.replace(
+                old, state=state, reason=why, version=version, changed_at=at, n_events=number
             )
-            append_event(sql, job, self._clock(), who, event, why, {"from": old.state, "to": state})
-            return read_job(sql, job)
 
     # Events
 
@@ -231,7 +257,7 @@ class Records(DrivingRecords, Runs):
     def _commit_segment(self, sql: sa.Connection, job: JobId, epoch: int, ref: SegmentRef) -> bool:
         columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": ref.execution}
         ranges = Ranges(ref.ranges)
-        return self._commit(sql, job, epoch, ref, ranges, columns, schema.segments, schema.segment_ranges)
+        return self._commit(sql, job, epoch, ref, ranges, columns, _SEGMENTS)
 
     def commit_aggregates(self, job: JobId, epoch: int, ref: AggregateRef) -> bool:
         """Make a stored aggregate segment count, by the rules of `commit_segment`.
@@ -245,9 +271,7 @@ class Records(DrivingRecords, Runs):
             rivals = _rivals(sql, job, params)
             if rivals - {ref.attempt}:
                 drop_stale(sql, job, decode_spec(read_job(sql, job).spec).line, [*rivals])
-            return self._commit(
-                sql, job, epoch, ref, params, columns, schema.aggregates, schema.aggregate_ranges
-            )
+            return self._commit(sql, job, epoch, ref, params, columns, _AGGREGATES)
 
     def _commit(
         self,
@@ -257,32 +281,25 @@ class Records(DrivingRecords, Runs):
         ref: SegmentRef | AggregateRef,
         covers: Ranges,
         columns: Mapping[str, Any],
-        table: sa.Table,
-        ranges: sa.Table,
+        statements: _Commits,
     ) -> bool:
         if not covers:
             raise InternalError(f"attempt {ref.attempt} wants to commit a segment that covers nothing")
-        known = sql.execute(
-            sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == ref.attempt)
-        ).first()
+        which = {"of_job": job, "of_attempt": ref.attempt}
+        known = sql.execute(statements.digest, which).first()
         if known is not None:
-            held = sql.execute(
-                sa.select(ranges.c.lo, ranges.c.hi).where(
-                    ranges.c.job == job, ranges.c.attempt == ref.attempt
-                )
-            )
+            held = sql.execute(statements.ranges, which)
             return bool(known.digest == ref.digest) and Ranges((lo, hi) for lo, hi in held) == covers
-        if any(_covered(sql, ranges, job, lo, hi) for lo, hi in covers.pairs):
+        if any(_covered(sql, statements, job, lo, hi) for lo, hi in covers.pairs):
             return False
-        sql.execute(
-            table.insert().values(
-                job=job, epoch=epoch, attempt=ref.attempt, name=ref.name, digest=ref.digest,
-                n_bytes=ref.n_bytes, pack=ref.pack, pack_bytes=ref.pack_bytes,
-                committed_at=self._clock(), **columns,
-            )
-        )  # fmt: skip
+        values = {
+            "job": job, "epoch": epoch, "attempt": ref.attempt, "name": ref.name, "digest": ref.digest,
+            "n_bytes": ref.n_bytes, "pack": ref.pack, "pack_bytes": ref.pack_bytes,
+            "committed_at": self._clock(), **columns,
+        }  # fmt: skip
+        sql.execute(statements.insert, values)
         rows = [{"job": job, "lo": lo, "hi": hi, "attempt": ref.attempt} for lo, hi in covers.pairs]
-        sql.execute(ranges.insert(), rows)
+        sql.execute(statements.insert_ranges, rows)
         return True
 
     def void_results(self, job: JobId, epoch: int, who: str, why: str) -> int:
@@ -346,7 +363,7 @@ class Records(DrivingRecords, Runs):
 
 
 def _segments(sql: sa.Connection, job: JobId) -> list[SegmentRef]:
-    rows, covers = _stored(sql, job, schema.segments, schema.segment_ranges)
+    rows, covers = _stored(sql, job, _SEGMENTS)
     refs = [
         SegmentRef(
             attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
@@ -359,7 +376,7 @@ def _segments(sql: sa.Connection, job: JobId) -> list[SegmentRef]:
 
 
 def _aggregates(sql: sa.Connection, job: JobId) -> list[AggregateRef]:
-    rows, covers = _stored(sql, job, schema.aggregates, schema.aggregate_ranges)
+    rows, covers = _stored(sql, job, _AGGREGATES)
     refs = [
         AggregateRef(
             attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
@@ -372,30 +389,25 @@ def _aggregates(sql: sa.Connection, job: JobId) -> list[AggregateRef]:
 
 
 def _stored(
-    sql: sa.Connection, job: JobId, table: sa.Table, ranges: sa.Table
+    sql: sa.Connection, job: JobId, statements: _Commits
 ) -> tuple[list[sa.Row[Any]], dict[str, tuple[Range, ...]]]:
-    rows = list(sql.execute(sa.select(table).where(table.c.job == job)))
-    r = ranges.c
-    query = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
+    rows = list(sql.execute(statements.all, {"of_job": job}))
     covers: defaultdict[str, list[Range]] = defaultdict(list)
-    for attempt, lo, hi in sql.execute(query):
+    for attempt, lo, hi in sql.execute(statements.all_ranges, {"of_job": job}):
         covers[attempt].append((lo, hi))
     return rows, {attempt: tuple(pairs) for attempt, pairs in covers.items()}
 
 
 def _rivals(sql: sa.Connection, job: JobId, params: Ranges) -> set[AttemptId]:
     """Return the attempts whose aggregates of any of these parameter sets count."""
-    r = schema.aggregate_ranges.c
-    query = sa.select(r.attempt).where(r.job == job)
     return {
         AttemptId(attempt)
         for lo, hi in params.pairs
-        for attempt in sql.scalars(query.where(r.lo < hi, r.hi > lo))
+        for attempt in sql.scalars(_AGGREGATES.over, {"of_job": job, "below": hi, "above": lo})
     }
 
 
-def _covered(sql: sa.Connection, ranges: sa.Table, job: JobId, lo: int, hi: int) -> bool:
+def _covered(sql: sa.Connection, statements: _Commits, job: JobId, lo: int, hi: int) -> bool:
     """Say whether a committed range overlaps; they are disjoint, so only the last one below ``hi`` can."""
-    query = sa.select(ranges.c.hi).where(ranges.c.job == job, ranges.c.lo < hi)
-    last = sql.scalar(query.order_by(ranges.c.lo.desc()).limit(1))
+    last = sql.scalar(statements.last_end, {"of_job": job, "below": hi})
     return last is not None and last > lo

@@ -18,7 +18,7 @@ from modelops.store.rows import (
     hold,
     read_job,
     record_request,
-    update_of,
+    update_job,
 )
 from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
 from modelops.study.ids import AttemptId
@@ -115,7 +115,7 @@ class Runs:
                 "run": old.run + 1, "changed_at": self._clock(), "used_s": 0.0, "cancel_by": None, "stalled": "",
                 "spec": old.spec if spec is None else spec, "study": old.study if study is None else study,
             }  # fmt: skip
-            sql.execute(update_of(job).values(values))
+            update_job(sql, job, **values)
             if asked is not None:
                 record_request(sql, asked, job, self._clock())
             self._withdraw(sql, old, who, why, withdrawal, notes)
