@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelops.states import JobState
 
 BATCH = 100
+COLLECT_AFTER = 25  # schedules
 MOST_PLAYS = 3_000  # to shrink one schedule
 
 
@@ -61,7 +62,7 @@ def play_batch(seeds: range) -> Figures:
     """Play these, up to the first that breaks a rule."""
     figures = Figures()
     began = time.process_time()
-    gc.disable()  # a world is a few hundred kilobytes in cycles: it is collected after each batch
+    gc.disable()  # a world is a few hundred kilobytes in cycles: it is collected below
     try:
         for seed in seeds:
             try:
@@ -74,7 +75,7 @@ def play_batch(seeds: range) -> Figures:
             figures.n_drivers.append(world.store.epoch)
             figures.n_real += world.s.real_store
             figures.ends.add(world.store.state)
-            if seed % 20 == 0:
+            if seed % COLLECT_AFTER == 0:
                 gc.collect()
     finally:
         gc.enable()
@@ -87,13 +88,20 @@ def play_many(n: int, *, first: int = 0, processes: int | None = None) -> Figure
     batches = [range(lo, min(lo + BATCH, first + n)) for lo in range(first, first + n, BATCH)]
     context = multiprocessing.get_context("spawn")
     total = Figures()
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_warm_up) as pool:
         for figures in pool.map(play_batch, batches):
             total.add(figures)
             if total.broken:
                 pool.shutdown(cancel_futures=True)
                 raise BrokenRule(total.broken)
     return total
+
+
+def _warm_up() -> None:
+    """Load all that schedules need, and keep the collector from looking through it again and again."""
+    simulate(9)  # on the real store
+    gc.collect()
+    gc.freeze()
 
 
 def shrunk(seed: int) -> str:
