@@ -120,7 +120,7 @@ def begin_epoch(epoch, execution_log, pause):
     """Write to a file that an epoch begins, and take some time, if the parameters ask for it. No result depends on it."""
     if execution_log:
         with open(execution_log, "a") as log:
-            log.write(f"{epoch}\n")
+            log.write(f"{epoch} {os.getpid()}\n")
     if pause:
         time.sleep(pause)
 
