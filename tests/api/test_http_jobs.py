@@ -56,12 +56,14 @@ def test_counts_are_of_what_is_committed_and_of_what_runs(
         eta=12.5,
         progress=[SeenReplicate(5, 0.25, {"day": 3})],
         waiting_for="the disk is full",
+        doing="installing 3 packages",
     )
     status = client.get(f"/v1/jobs/{job}")
     assert status["counts"] == {"succeeded": 2, "failed": 1, "running": 4, "pending": 5}
     assert (status["state"], status["driven"], status["eta"]) == ("running", True, 12.5)
     assert status["progress"] == [{"param": 1, "replicate": 1, "fraction": 0.25, "values": {"day": 3}}]
     assert status["waiting_for"] == "the disk is full"
+    assert status["doing"] == "installing 3 packages"
     drivers.seen.clear()  # its driver is gone, or in another server
     status = client.get(f"/v1/jobs/{job}")
     assert status["counts"] == {"succeeded": 2, "failed": 1, "pending": 9}

@@ -60,6 +60,7 @@ class Seen:
     eta: float | None = None
     progress: Sequence[SeenReplicate] = ()
     waiting_for: str = ""
+    doing: str = ""
 
 
 @dataclass

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 
 from modelops.client.progress import ProgressBar
+from modelops.client.status import JobStatus, Reported
+from modelops.states import JobState
 
 
 def test_on_a_pipe_a_line_stays_one_line_however_long() -> None:
@@ -15,3 +19,40 @@ def test_on_a_pipe_a_line_stays_one_line_however_long() -> None:
     with ProgressBar(Console(file=pipe)) as bar:
         bar.stage(text)
     assert pipe.getvalue() == text + "\n"
+
+
+def status(state: str, succeeded: int, **more: Any) -> JobStatus:
+    return JobStatus(JobState(state), {"succeeded": succeeded, "pending": 4 - succeeded}, {}, "", **more)
+
+
+def lines_of(*seen: JobStatus) -> list[str]:
+    """Return what is printed on a pipe when these are seen one after another."""
+    pipe = io.StringIO()
+    with ProgressBar(Console(file=pipe)) as bar:
+        for one in seen:
+            bar.seen(one)
+    return pipe.getvalue().splitlines()
+
+
+def test_a_server_that_is_away_is_said_once_and_so_is_its_return() -> None:
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    away = JobStatus(
+        "unknown", {}, {}, "unknown since then", unknown_since=since, last_known=JobState.RUNNING
+    )
+    assert lines_of(status("running", 0), away, away, status("succeeded", 4)) == [
+        "unknown since then; connecting again", "connected again", "succeeded: 4/4  4 succeeded",
+    ]  # fmt: skip
+
+
+def test_what_a_replicate_reports_of_itself_is_shown() -> None:
+    reported = Reported(0, 2, 0.45, {"epoch": 9, "loss": 0.123456})
+    assert "  parameter set 0, replicate 2: 45% epoch=9 loss=0.1235" in lines_of(
+        status("running", 1, progress=(reported,))
+    )
+
+
+def test_what_is_done_before_replicates_run_and_what_a_job_waits_for_are_shown() -> None:
+    assert lines_of(
+        status("preparing", 0, doing="installing 3 packages"),
+        status("running", 0, waiting_for="the disk is full"),
+    ) == ["installing 3 packages", "waiting: the disk is full"]

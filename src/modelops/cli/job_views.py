@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from modelops.states import ReplicateStatus
+from modelops.states import OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from modelops.client.job import Job
     from modelops.client.served import Summary
     from modelops.client.status import JobEventRecord, JobStatus
-
-_OPEN = (ReplicateStatus.PENDING, ReplicateStatus.RUNNING)
 
 
 def status_json(job: str, status: JobStatus) -> dict[str, Any]:
@@ -29,6 +27,8 @@ def status_json(job: str, status: JobStatus) -> dict[str, Any]:
         "aggregates": status.aggregates,
         "eta": status.eta,
         "stalled": status.stalled,
+        "waiting_for": status.waiting_for,
+        "doing": status.doing,
         "progress": [
             {"param": r.param, "replicate": r.replicate, "fraction": r.fraction, "values": r.values}
             for r in status.progress
@@ -59,13 +59,10 @@ def show_status(job: str, status: JobStatus) -> list[str]:
         lines.append(f"aggregates: {counts_text(status.aggregates)}")
     if status.eta is not None and not status.final:
         lines.append(f"left:       about {duration(status.eta)}")
-    if status.stalled:
-        lines.append(f"stalled:    {status.stalled}")
-    for r in status.progress:
-        values = ", ".join(f"{k}={v}" for k, v in r.values.items())
-        lines.append(
-            f"running:    parameter set {r.param}, replicate {r.replicate}: {r.fraction:.0%} {values}".rstrip()
-        )
+    for what, text in (("doing", status.doing), ("waiting", status.waiting_for), ("stalled", status.stalled)):
+        if text:
+            lines.append(f"{what + ':':<11} {text}")
+    lines += [f"running:    {r}" for r in status.progress]
     return lines
 
 
@@ -92,7 +89,7 @@ def show_list(summaries: Iterable[Summary], now: datetime | None = None) -> list
     now = now or datetime.now(UTC)
     rows = [("JOB", "STATE", "DONE", "AGE", "NAME")]
     for s in summaries:
-        done = s.size - sum(s.counts.get(status, 0) for status in _OPEN)
+        done = sum(s.counts.get(status, 0) for status in OUTCOMES)  # what did not run is not done
         age = duration((now - s.created_at).total_seconds()) if s.created_at else ""
         state = f"{s.state}, stalled" if s.stalled else str(s.state)
         rows.append((s.job, state, f"{done:,}/{s.size:,}" if s.size else "", age, s.name))

@@ -72,7 +72,8 @@ class ProgressBar(Watcher):
         """Show what is being done before replicates run."""
         self._stage = text
         if self.plain:
-            self._line(text)
+            if text:
+                self._line(text)
         else:
             self._progress.update(self._task, description=text)
 
@@ -98,8 +99,11 @@ class ProgressBar(Watcher):
         if self._away:
             self._away = False
             self._line("connected again")
-        if status.stalled:
-            self._line(f"stalled: {status.stalled}")
+        for what, text in (("stalled", status.stalled), ("waiting", status.waiting_for)):
+            if text:
+                self._line(f"{what}: {text}")
+        if status.doing != self._stage and (status.doing or self._stage):
+            self.stage(status.doing)
         if not self._total:
             self._total = sum(status.counts.values())
             self._progress.update(self._task, total=self._total)
@@ -115,10 +119,8 @@ class ProgressBar(Watcher):
         done = self._total - sum(counts.get(s, 0) for s in (*_WAITING, *_NEVER_RAN))
         now = time.monotonic()
         if self._first_done is None or done <= self._first_done:
-            self._first_done, self._began = (
-                done,
-                now,
-            )  # the rate counts from the last moment before anything ended
+            # The rate counts from the last moment before anything ended.
+            self._first_done, self._began = done, now
         elapsed = now - self._began
         rate = f"{(done - self._first_done) / elapsed:,.0f}/s" if elapsed > 0.2 else ""
         shown = "  ".join(f"{n:,} {status}" for status, n in counts.items() if n and status not in _WAITING)
@@ -128,26 +130,19 @@ class ProgressBar(Watcher):
             self._progress.update(
                 self._task, description=text, completed=done, rate=rate, counts=shown, left=left
             )
-            lines = [
-                Text(f"  {_reported(r)}", no_wrap=True, overflow="ellipsis") for r in reported[:MAX_REPORTED]
-            ]
+            lines = [Text(f"  {r}", no_wrap=True, overflow="ellipsis") for r in reported[:MAX_REPORTED]]
             self._live.update(Group(self._progress, *lines))
         elif self._ended or ((done or reported) and now - self._plain_at > PLAIN_EVERY_S):
             self._plain_at = now
-            self._line(f"{state}: {done:,}/{self._total:,}  {rate}  {shown}  {left}".rstrip())
+            self._line("  ".join(filter(None, [f"{state}: {done:,}/{self._total:,}", rate, shown, left])))
             for r in [] if self._ended else reported[:MAX_REPORTED]:
-                self._line(f"  {_reported(r)}")
+                self._line(f"  {r}")
 
     def _line(self, text: str) -> None:
         if text != self._said:
             self._said = text
             # Nobody knows how wide a pipe is: a line stays one line.
             self.console.print(text, highlight=False, markup=False, soft_wrap=self.plain)
-
-
-def _reported(r: Reported) -> str:
-    values = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in r.values.items())
-    return f"parameter set {r.param}, replicate {r.replicate}: {r.fraction:.0%}  {values}".rstrip()
 
 
 def _duration(seconds: float) -> str:

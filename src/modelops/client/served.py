@@ -48,7 +48,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     param: int
     replicate: int
-    fraction: float = 0.0
+    fraction: float | None = None
     values: dict[str, Any] = {}
 
 
@@ -70,7 +70,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int] = {}
     aggregates: dict[str, int] = {}
     eta: float | None = None
-    stalled: str | bool | None = None
+    stalled: str = ""
+    waiting_for: str = ""
+    doing: str = ""
     driven: bool = False
     n_workers: int = 0
     progress: tuple[Progress, ...] = ()
@@ -85,7 +87,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             reason=self.reason,
             eta=self.eta,
             progress=tuple(Reported(p.param, p.replicate, p.fraction, p.values) for p in self.progress),
-            stalled=self.stalled if isinstance(self.stalled, str) else "",
+            stalled=self.stalled,
+            waiting_for=self.waiting_for,
+            doing=self.doing,
         )
 
 

@@ -19,8 +19,13 @@ class Reported:
 
     param: int
     replicate: int
-    fraction: float
+    fraction: float | None
     values: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        done = [] if self.fraction is None else [f"{self.fraction:.0%}"]
+        values = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.values.items()]
+        return f"parameter set {self.param}, replicate {self.replicate}: {' '.join([*done, *values])}"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class JobStatus:
     ``counts``: replicate status -> number; they add up to the number of replicates. ``aggregates``: aggregate
     status -> number. ``eta``: seconds left, None if unknown. ``progress``: what running replicates report of
     themselves. ``stalled``: why the job seems not to get on, empty if it does.
+    ``waiting_for``: what the database or the storage of the server said, while one of them is away and the job waits.
+    ``doing``: what is being done before replicates can run.
 
     When its server cannot be reached the state is ``"unknown"``, which is not ``failed``: ``unknown_since`` says
     since when, ``last_known`` what the state was then (None if it was never known here), and the numbers are those
@@ -43,6 +50,8 @@ class JobStatus:
     eta: float | None = None
     progress: tuple[Reported, ...] = ()
     stalled: str = ""
+    waiting_for: str = ""
+    doing: str = ""
     unknown_since: datetime | None = None
     last_known: JobState | None = None
 

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.driver import events as e
@@ -55,7 +55,8 @@ class LiveView:
     """What the driver of a job knows of it now.
 
     ``counts``, ``aggregates``: by status. ``eta``: seconds left, None if unknown. ``running``: the indices that
-    workers hold. ``waiting_for``: what the database or the storage said, while one of them is away.
+    workers hold. ``waiting_for``: what the database or the storage said, while one of them is away. ``doing``: what is
+    being done before replicates can run, e.g. which packages are installed.
     """
 
     state: JobState
@@ -66,6 +67,7 @@ class LiveView:
     running: Ranges = EMPTY
     progress: tuple[Progress, ...] = ()
     waiting_for: str = ""
+    doing: str = ""
 
 
 class JobDriver:
@@ -112,6 +114,7 @@ class JobDriver:
         self._files: JobFiles | None = None
         self._preparing: Future[str] | None = None
         self._view: LiveView | None = None
+        self._doing = ""
         self._viewed_at = 0.0
 
     # The thread that drives.
@@ -291,13 +294,19 @@ class JobDriver:
     def _prepare(self, files: JobFiles, answer: Future[str]) -> None:
         """Answer with what the job's story should say of it, if anything."""
         try:
-            environment = self._patiently(lambda: files.prepare(self._on_stage))
+            environment = self._patiently(lambda: files.prepare(self._stage))
         except BaseException as error:  # noqa: BLE001  whoever waits for the answer gets it
             answer.set_exception(error)
             return
+        finally:
+            self._doing = ""
         damage = "" if environment is None else environment.damage
         seconds = 0.0 if environment is None else environment.seconds
         answer.set_result(f"{damage}; rebuilt in {seconds:.1f} s" if damage else "")
+
+    def _stage(self, text: str) -> None:
+        self._doing = text
+        self._on_stage(text)
 
     def _bundle_changes(self) -> list[str]:
         return [] if self._files is None else self._files.changes()
@@ -334,7 +343,8 @@ class JobDriver:
 
     def view(self) -> LiveView | None:
         """Return what is known now; None before the job's records were read."""
-        return self._view
+        view, doing = self._view, self._doing
+        return replace(view, doing=doing) if view is not None and doing else view
 
     def _changed(self, machine: Machine) -> None:
         self._on_change(machine)

@@ -41,7 +41,8 @@ class Reported(Protocol):
 class Live(Protocol):
     """What a driver sees of its job that no row holds.
 
-    ``eta``: seconds left, None if unknown. ``waiting_for``: what the storage said, while it is away.
+    ``eta``: seconds left, None if unknown. ``waiting_for``: what the storage said, while it is away. ``doing``: what is
+    done before replicates can run.
     """
 
     @property
@@ -52,6 +53,8 @@ class Live(Protocol):
     def progress(self) -> Sequence[Reported]: ...  # noqa: D102
     @property
     def waiting_for(self) -> str: ...  # noqa: D102
+    @property
+    def doing(self) -> str: ...  # noqa: D102
 
 
 class Driving(Protocol):
@@ -85,8 +88,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ``counts``: replicates by status; they add up to ``size``. ``aggregates``: aggregates by status.
     ``n_replicates``: of a parameter set, at most. ``eta``: seconds left, null if unknown. ``stalled``: why it
     does not get on, or empty. ``waiting_for``: what the database or the storage said, while one of them is away and the
-    job waits. ``driven``: a driver of this server has it. ``tag``: changes when anything else
-    here changes, but ``eta``.
+    job waits. ``doing``: what is done before replicates can run, e.g. which packages are installed. ``driven``: a
+    driver of this server has it. ``tag``: changes when anything else here changes, but ``eta``.
     """
 
     job: str
@@ -107,6 +110,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     eta: float | None
     stalled: str
     waiting_for: str
+    doing: str
     cancel_asked: bool
     driven: bool
     n_workers: int
@@ -137,6 +141,7 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
         eta=live.eta if live is not None else None,
         stalled=row.stalled,
         waiting_for=live.waiting_for if live is not None else "",
+        doing=live.doing if live is not None else "",
         cancel_asked=row.cancel_by is not None,
         driven=live is not None,
         n_workers=n_workers,
