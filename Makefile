@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 # The machine's own trust store: what pip and the browser trust, uv trusts, behind a company's proxy too.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: demo test lint bench docs lock clean help
+.PHONY: demo test lint bench chaos docs lock clean help
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -25,6 +25,9 @@ lint: $(VENV)/dev.stamp ## style, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(VENV)/dev.stamp ## kill and stop what runs jobs, for an hour or so; JOBS=20 for a shorter one
+	$(BIN)/python tests/chaos/soak.py --jobs $(or $(JOBS),100)
 
 bench: $(VENV)/dev.stamp ## measure; nothing here passes or fails
 	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
