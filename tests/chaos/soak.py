@@ -190,8 +190,8 @@ def run_jobs(pool: Pool, plans: Sequence[Plan], *, at_once: int, killer: Killer 
                 waiting.remove(plan)
                 for old in pool.journals.glob(f"{plan.name}*"):
                     old.unlink()
-                job = _patiently(partial(mo.submit, plan.study(pool.journals))).id
-                running[job], pool.live[plan.name] = plan, job
+                submitted = str(_patiently(partial(mo.submit, plan.study(pool.journals))).id)
+                running[submitted], pool.live[plan.name] = plan, submitted
             for job, plan in list(running.items()):
                 pool.watch(job)
                 state = _patiently(mo.Client().job(job).status).state
@@ -307,7 +307,7 @@ def soak(
     pool: Pool, n_jobs: int, seed: int, *, every_s: float, long: bool
 ) -> tuple[list[Ended], dict[str, Ended], Killer]:
     """Run each study undisturbed, then ``n_jobs`` under fire; return those, the undisturbed ones, and the killer."""
-    plans = [PLANS[i % len(PLANS)] for i in range(n_jobs - long)] + [LONG] * long
+    plans = [LONG] * long + [PLANS[i % len(PLANS)] for i in range(n_jobs - long)]
     calm = {e.plan.name: e for e in run_jobs(pool, sorted(set(plans), key=lambda p: -p.seconds), at_once=5)}
     killer = Killer(seed, every_s, pool.pids, hit_by(pool, pool.live.copy), pool.crash_postgres)
     return run_jobs(pool, plans, at_once=4 + long, killer=killer), calm, killer
