@@ -22,10 +22,10 @@ def abandon(records: Records, job: JobId, epoch: int, who: str, why: str) -> Non
             records.change_state(job, event, who=who, why=why, epoch=epoch)
 
 
-def give_up(records: Records, job: JobId, epoch: int, who: str) -> None:
+def give_up(records: Records, job: JobId, epoch: int, who: str) -> JobState:
     """Bring a job whose drivers fail again and again one step nearer to its end: it must not stay open for ever.
 
-    What was running is finalized next; what was finalizing ends.
+    What was running is finalized next; what was finalizing ends. Returns the state it has now.
 
     Raises
     ------
@@ -36,6 +36,7 @@ def give_up(records: Records, job: JobId, epoch: int, who: str) -> None:
     why = f"its driver failed: {failures[-1]}" if failures else "its driver failed"
     for event in _steps(records, job):
         records.change_state(job, event, who=who, why=why, epoch=epoch)
+    return records.job(job).state
 
 
 def _steps(records: Records, job: JobId) -> list[JobEvent]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from modelops.errors import ClusterError, ModelOpsError, StorageError
 from modelops.server.drive import JobDriver
 from modelops.server.give_up import give_up
+from modelops.states import FINAL_JOB_STATES
 from modelops.store.leases import RENEW_EVERY_S
 from modelops.store.rows import LeaseLostError
 
@@ -83,7 +84,10 @@ class Supervisor:
         self._records, self._objects, self._cache = records, objects, cache
         self._pool, self._leases, self._who, self._max_driven = pool, leases, who, max_driven
         self._renew_every_s = renew_every_s
-        self._lock = threading.RLock()
+        self._taking = (
+            threading.Lock()
+        )  # while a lease is taken, which can take as long as the database wants
+        self._lock = threading.Lock()
         self._driven: dict[JobId, _Driven] = {}
         self._apart: set[JobId] = set()
         self._failures: dict[JobId, _Failures] = {}
@@ -170,16 +174,18 @@ class Supervisor:
         ------
             The epoch to write with; None if somebody else drives the job.
         """
-        with self._lock:
+        with self._taking:
             self._apart.add(job)
-            one = self._driven.get(job)
-            if one is not None:
-                one.release = False
         try:
+            with self._lock:
+                one = self._driven.get(job)
+                if one is not None:
+                    one.release = False
             if one is not None:
                 one.driver.stop()
                 one.thread.join()
-            epoch = self._leases.take(job, self._who)
+            with self._taking:
+                epoch = self._leases.take(job, self._who)
             try:
                 yield epoch
             finally:
@@ -187,8 +193,7 @@ class Supervisor:
                     self._to_release.add(job)
                     self._release_leases()
         finally:
-            with self._lock:
-                self._apart.discard(job)
+            self._apart.discard(job)
             self.wake()
 
     # The thread that looks around.
@@ -223,23 +228,34 @@ class Supervisor:
             with self._lock:
                 one = self._driven.get(job.job)
             if one is None:
-                self._take_up(job, now)
+                try:
+                    self._take_up(job, now)
+                except StorageError:
+                    raise
+                except ModelOpsError as error:  # of this job; the others do not wait for it
+                    log.warning("job %s cannot be taken up: %s", job.job, error)
+                    self._delay(job.job, LONGEST_DELAY_S)
             elif job.cancel_by is not None and not one.cancel_told:
                 one.cancel_told = True
                 one.driver.wake()
 
     def _take_up(self, job: OpenJob, now: float) -> None:
         failures = self._failures.get(job.job)
-        with self._lock:
-            full = len(self._driven) >= self._max_driven and job.cancel_by is None
-            if full or job.job in self._apart or (failures is not None and now < failures.not_before):
+        if failures is not None and now < failures.not_before:
+            return
+        with self._taking:
+            with self._lock:
+                full = len(self._driven) >= self._max_driven and job.cancel_by is None
+            if full or job.job in self._apart:
                 return
             epoch = self._leases.take(job.job, self._who)
             if epoch is None:
                 return  # somebody else drives it, and is alive
             if failures is not None and failures.count >= MAX_FAILURES:
-                give_up(self._records, job.job, epoch, self._who)
                 failures.count -= 1  # one more try, to write its result files
+                if give_up(self._records, job.job, epoch, self._who) in FINAL_JOB_STATES:
+                    self._to_release.add(job.job)
+                    return
             driver = JobDriver(
                 job.job,
                 epoch,
@@ -252,7 +268,8 @@ class Supervisor:
             thread = threading.Thread(
                 target=self._drive, args=(driver,), name=f"modelops-drive-{job.job}", daemon=True
             )
-            self._driven[job.job] = _Driven(driver, thread)
+            with self._lock:
+                self._driven[job.job] = _Driven(driver, thread)
             thread.start()
 
     def _release_leases(self) -> None:

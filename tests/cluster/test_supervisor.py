@@ -1,0 +1,234 @@
+"""Many jobs, one pool: who is driven when, and what a restart of the drivers leaves as it was."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from driving import submitted, wait_for
+
+import modelops as mo
+from modelops.server import supervisor as supervising
+from modelops.server.drive import JobDriver
+from modelops.server.supervisor import Supervisor
+from modelops.states import JobState, ReplicateStatus
+from modelops.store import Objects, Records
+from modelops.store.leases import FileLeases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.study.ids import JobId
+    from modelops.worker.messages import HeldAttempt
+
+
+class Server:
+    """The part of a server that drives, over a database of its own."""
+
+    def __init__(self, cluster: EmbeddedCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.url = f"sqlite:///{folder}/modelops.db"
+        self.records = Records.open(self.url)
+        self._stack = ExitStack()
+
+    def start(self, max_driven: int = 64) -> Supervisor:
+        home = self.cluster.home
+        driving = Supervisor(
+            records=self.records,
+            objects=Objects.open(home.storage),
+            cache=home.cache,
+            pool=self.cluster,
+            leases=FileLeases(self.records, self.folder / "leases"),
+            who="test",
+            max_driven=max_driven,
+        )
+        driving.start()
+        self._stack.callback(driving.stop)
+        return driving
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def submit(self, bundle: Path, **study: Any) -> JobId:
+        defaults: dict[str, Any] = {"parameters": [{"folder": str(self.folder)}], "aggregate": []}
+        return submitted(
+            mo.Study(bundle=bundle, **{**defaults, **study}), self.cluster.home, database=self.url
+        )
+
+    def state(self, job: JobId) -> JobState:
+        return self.records.job(job).state
+
+    def wait_for(self, job: JobId, state: JobState) -> None:
+        wait_for(lambda: self.state(job) == state, f"{job} is {state}")
+
+
+@pytest.fixture
+def server(cluster: EmbeddedCluster, tmp_path: Path) -> Iterator[Server]:
+    server = Server(cluster, tmp_path)
+    with closing(server.records):
+        yield server
+        server.stop()
+
+
+WAITS = """
+import time
+from pathlib import Path
+
+def simulate(params, seed):
+    folder = Path(params["folder"])
+    with open(folder / "starts", "a") as f:
+        f.write(f"{seed}\\n")
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return {"x": seed}
+"""
+
+
+def n_starts(folder: Path) -> int:
+    path = folder / "starts"
+    return len(path.read_text().split()) if path.exists() else 0
+
+
+def test_jobs_beyond_the_limit_wait_in_order_and_can_be_cancelled_while_they_do(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle(WAITS)
+    first, second, third = (server.submit(bundle, seeds=[n]) for n in range(3))
+    supervisor = server.start(max_driven=1)
+    wait_for(lambda: n_starts(server.folder) == 1, "the first job runs")
+    assert server.records.ask_cancel(third, "somebody")
+    supervisor.wake()
+    server.wait_for(third, JobState.CANCELLED)
+    assert server.records.job(third).reason == "cancelled by somebody"
+    assert (server.state(first), server.state(second)) == (JobState.RUNNING, JobState.QUEUED)
+    assert supervisor.view(second) is None
+    view = supervisor.view(first)
+    assert view is not None
+    assert (view.state, view.counts) == (JobState.RUNNING, {"running": 1})
+    (server.folder / "go").touch()
+    server.wait_for(first, JobState.SUCCEEDED)
+    server.wait_for(second, JobState.SUCCEEDED)
+    assert n_starts(server.folder) == 2
+    assert not server.records.ask_cancel(first, "too late")
+
+
+def test_a_recorded_cancel_is_heard_by_whoever_drives_next(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    job = server.submit(write_bundle(WAITS), seeds=[0])
+    server.start()
+    wait_for(lambda: n_starts(server.folder) == 1, "it runs")
+    server.stop()
+    assert server.records.ask_cancel(job, "somebody")
+    server.start()
+    server.wait_for(job, JobState.CANCELLED)
+    table = held(server, job)
+    wait_for(lambda: not [x for x in table() if x.state != "ended"], "the replicate is stopped")
+
+
+def held(server: Server, job: JobId) -> Callable[[], list[HeldAttempt]]:
+    from modelops.worker import tasks
+
+    client = server.cluster.client
+    return lambda: [x for found in client.run(tasks.attempts, job, 0).values() for x in found]
+
+
+def test_a_small_job_does_not_wait_for_the_end_of_a_big_one(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    slow = "import time\ndef simulate(params, seed):\n    time.sleep(0.05)\n    return {'x': seed}\n"
+    big = server.submit(write_bundle(slow, name="slow"), replicates=2000)
+    server.start()
+    wait_for(lambda: bool(server.records.counts(big)), "the big job has outcomes")
+    small = server.submit(write_bundle("def simulate(params, seed):\n    return {'x': 1}\n"), replicates=20)
+    server.wait_for(small, JobState.SUCCEEDED)
+    assert server.state(big) == JobState.RUNNING
+    server.records.ask_cancel(big, "test")
+    server.wait_for(big, JobState.CANCELLED)
+
+
+FAILS = """
+import os
+from pathlib import Path
+
+def simulate(params, seed):
+    with open(Path(params["folder"]) / "starts", "a") as f:
+        f.write(f"{seed}\\n")
+    os._exit(3)
+"""
+
+
+def test_attempts_are_one_and_the_retries_whoever_drives_and_a_delayed_one_holds_no_worker(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    retry = mo.Retry(max_retries=2, initial_delay=2.0)
+    job = server.submit(write_bundle(FAILS), seeds=[7], retry=retry)
+    table = held(server, job)
+    for n in (1, 2):
+        server.start()
+        wait_for(lambda n=n: len(server.records.retried(job)) == n, f"attempt {n} has failed")  # type: ignore[misc]
+        assert [x for x in table() if x.state != "ended"] == []
+        server.stop()
+    server.start()
+    server.wait_for(job, JobState.FAILED)
+    assert n_starts(server.folder) == 3
+    assert server.records.counts(job) == {ReplicateStatus.CRASHED: 1}
+    assert [number for _, number in server.records.retried(job)] == [2, 3]
+
+
+def test_the_timeout_counts_what_earlier_drivers_used(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    job = server.submit(write_bundle(WAITS), seeds=[0], timeout="1h")
+    server.start()
+    wait_for(lambda: n_starts(server.folder) == 1, "it runs")
+    server.stop()
+    row = server.records.job(job)
+    assert 0 < row.used_s < 600
+    server.records.record_use(job, row.epoch, 3599.0)
+    server.start()
+    server.wait_for(job, JobState.FAILED)
+    assert server.records.job(job).reason == "timeout"
+    assert server.records.counts(job) == {}
+
+
+def test_a_job_whose_drivers_always_fail_ends_and_says_so(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "LONGEST_DELAY_S", 0.0)
+    job = server.submit(write_bundle(WAITS), seeds=[0])
+    real = JobDriver.run
+
+    def run(self: JobDriver, pool: object) -> JobState:
+        if self.job == job:
+            raise RuntimeError("a bug")
+        return real(self, pool)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JobDriver, "run", run)
+    other = server.submit(
+        write_bundle("def simulate(params, seed):\n    return {}\n", name="good"), seeds=[0]
+    )
+    server.start()
+    server.wait_for(other, JobState.SUCCEEDED)
+    server.wait_for(job, JobState.FAILED)
+    assert "RuntimeError('a bug')" in server.records.job(job).reason
+    assert [e.kind for e in server.records.events(job)].count("driver_failed") == supervising.MAX_FAILURES
+
+
+def test_a_job_that_is_set_apart_goes_on_afterwards_and_nothing_is_begun_twice(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    job = server.submit(write_bundle(WAITS), seeds=[0, 1])
+    supervisor = server.start()
+    wait_for(lambda: n_starts(server.folder) == 2, "both run")
+    with supervisor.apart(job) as epoch:
+        assert epoch is not None
+        server.records.hold(job, epoch)
+        assert supervisor.view(job) is None
+    wait_for(lambda: len(supervisor.attempts(job)) == 2, "both are adopted")
+    (server.folder / "go").touch()
+    server.wait_for(job, JobState.SUCCEEDED)
+    assert n_starts(server.folder) == 2
