@@ -274,6 +274,9 @@ class World:
             i = next((i for i, t in enumerate(waiting) if isinstance(t.command, c.SubmitAggregates)), 0)
             task = waiting.pop(i)
             worker.running[task.attempt] = task
+            if task.command.chunk.alone:
+                for driver in task.drivers:
+                    self.later(0.0, driver.deliver, e.AttemptBegun(task.attempt))
             duration = 0.002 + self.random() * 0.002
             if isinstance(task.command, c.SubmitChunk):
                 seconds, deadly = self.s.seconds, self.s.poison

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from modelops.errors import ResolutionError, StorageError
 from modelops.study.ids import AttemptId, JobId, attempt_id
 from modelops.worker.attempts import Attempt, AttemptTable, task_error
@@ -81,8 +83,15 @@ def test_a_job_that_has_ended_leaves_nothing() -> None:
     for x in (one, other):
         table.enter(x)
         table.keep(x, receipt(x), None)
-    table.forget(JOB)
-    assert table.of_job(JOB, 1) == []
+    late, running = attempt(7), attempt(8)
+    table.enter(running)
+    table.forget(JOB, 1)
+    assert running.stop.stopped
+    assert not table.enter(late)
+    table.leave(running)
+    assert table.of_job(JOB, 2) == []
+    assert table.enter(attempt(1, epoch=2))  # it was resumed
+    assert not other.stop.stopped
     assert names(table.of_job(OTHER, 1)) == [other.attempt]
 
 
@@ -108,3 +117,46 @@ def test_a_task_that_dask_runs_again_finds_its_receipt() -> None:
     table.enter(one)
     table.keep(one, receipt(one), None)
     assert table.receipt(JOB, one.attempt) == receipt(one)
+
+
+def test_what_must_be_alone_waits_for_the_others_and_they_for_it() -> None:
+    table, plain, suspect, later = AttemptTable(), attempt(1), attempt(2, job=OTHER), attempt(3)
+    suspect.alone = True
+    table.enter(plain)
+    order: list[str] = []
+    began = threading.Event()
+
+    def run(name: str, one: Attempt) -> None:
+        assert table.enter(one)
+        order.append(name)
+        if one.alone:
+            assert [x.attempt for x in table] == [one.attempt]
+            began.set()
+        table.leave(one)
+
+    first = threading.Thread(target=run, args=("suspect", suspect))
+    first.start()
+    while not table.waiting_alone():
+        pass
+    second = threading.Thread(target=run, args=("later", later))
+    second.start()
+    assert not began.is_set()
+    table.leave(plain)
+    first.join()
+    second.join()
+    assert order == ["suspect", "later"]
+
+
+def test_a_stop_reaches_what_waits_to_be_alone() -> None:
+    table, plain, suspect = AttemptTable(), attempt(1), attempt(2)
+    suspect.alone = True
+    table.enter(plain)
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(table.enter(suspect)))
+    waiting.start()
+    while not table.waiting_alone():
+        pass
+    table.stop(JOB, suspect.attempt)
+    waiting.join()
+    assert answers == [False]
+    assert table.enter(attempt(3))

@@ -36,8 +36,11 @@ class Work(NamedTuple):
 
     @property
     def suspect(self) -> bool:
-        """Whether it must run alone on a worker, so that a further death can be blamed on it."""
-        return self.deaths >= SUSPECT_AFTER_DEATHS
+        """Whether it must run alone on a worker, so that a further death can be blamed on it.
+
+        A single item already after one death: that costs next to nothing.
+        """
+        return self.deaths >= SUSPECT_AFTER_DEATHS or (self.deaths > 0 and len(self.ranges) == 1)
 
     def split(self) -> list[Work]:
         """Cut into parts, in order: eighths, or single items when there are no more than eight."""

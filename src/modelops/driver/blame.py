@@ -1,9 +1,10 @@
 """Which replicate took its worker down: narrow down, isolate, and at the third death alone, condemn.
 
-A worker's process died while it ran some work. What ran is cut into eighths; what has been there at two deaths is
-suspect and runs alone (`backlog`, `roster`); what was alone at three is condemned. A replicate that has kept a
-checkpoint since it was begun made progress, so that death is not its fault as it seems: only a long row of such
-deaths condemns it, so that it cannot keep a job alive for ever.
+A worker's process died while it ran some work. What ran is cut into eighths; what has been there at two deaths (or at
+one, if it is a single item) is suspect and runs alone (`backlog`, `roster`); what was alone at three is condemned. Jobs
+share workers, so "alone" is what the worker itself says (`AttemptBegun`): what this job has placed there is not all
+that can be to blame. A replicate that has kept a checkpoint since it was begun made progress, so that death is not its
+fault as it seems: only a long row of such deaths condemns it, so that it cannot keep a job alive for ever.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates hav
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
 WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and committing it costs
+WORTH_WAITING_S: Final = (
+    5.0  # a chunk that takes longer need not wait where it runs: the gap before it is nothing
+)
 OVERHEAD_S: Final = 20e-6  # per item, storing included, when nothing else is known
 MEMORY: Final = 0.7  # weight of what was known before, at each new measurement
 
@@ -55,9 +58,14 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
 
 
 def may_queue(meter: Meter, remaining: int, slots: int) -> bool:
-    """Say whether a chunk may wait behind a running one: not when others could soon be idle beside it."""
+    """Say whether a chunk may wait behind a running one.
+
+    Not when others could soon be idle beside it; and not when it takes long, as other jobs want the worker as well.
+    """
     cost = meter.seconds_per_item
     if cost is None:
-        return remaining > slots
+        return False
     chunk_s = cost * min(remaining, chunk_size(meter, remaining, slots))
+    if chunk_s > WORTH_WAITING_S:
+        return False
     return chunk_s <= WORTH_SHARING_S or remaining * cost >= 4 * chunk_s * slots

@@ -67,11 +67,17 @@ class Dispatcher:
                 attempt_number=work.number,
                 retry_on=self._retry_on if work.number <= self._max_retries else (),
                 may_resume=work.number > 1 or epoch > 1 or may_have_begun,
+                alone=work.suspect,
             )
             return c.SubmitChunk(chunk, worker)
         segments = self._ledger.segments_of(work.ranges)
         aggregates = AggregateChunk(
-            job=job, attempt=attempt, epoch=epoch, params=work.ranges.pairs, segments=segments
+            job=job,
+            attempt=attempt,
+            epoch=epoch,
+            params=work.ranges.pairs,
+            segments=segments,
+            alone=work.suspect,
         )
         return c.SubmitAggregates(aggregates, worker)
 

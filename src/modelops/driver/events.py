@@ -61,6 +61,13 @@ class AttemptsFound:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptBegun:
+    """An attempt that was to be alone runs now, and nothing of any job runs beside it on its worker."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkDone:
     """A receipt came back. Nothing is committed by it."""
 
@@ -163,6 +170,7 @@ Event = (
     | WorkerJoined
     | WorkerLeft
     | AttemptsFound
+    | AttemptBegun
     | ChunkDone
     | ChunkErred
     | AttemptLost

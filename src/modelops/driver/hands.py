@@ -25,7 +25,7 @@ from modelops.worker import tasks
 from modelops.worker.attempts import task_error
 from modelops.worker.desk import CHECKPOINT_TOPIC, PROGRESS_TOPIC
 from modelops.worker.messages import HeldAttempt
-from modelops.worker.runtime import STORAGE_TOPIC
+from modelops.worker.runtime import BEGUN_TOPIC, STORAGE_TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +116,7 @@ class Hands:
             STORAGE_TOPIC: self._hear_storage,
             PROGRESS_TOPIC: self._hear_progress,
             CHECKPOINT_TOPIC: lambda message: self._put(e.Checkpointed(int(message["index"]))),
+            BEGUN_TOPIC: lambda message: self._put(e.AttemptBegun(message["attempt"])),
         }
         for topic, hear in hears.items():
             self._stack.enter_context(self._pool.on_topic(topic, self._if_ours(hear)))
@@ -327,8 +328,8 @@ class Hands:
         self._tell_workers([command.worker], tasks.stop, self.job, command.attempt)
 
     def forget_job(self) -> None:
-        """Tell all workers that the job has ended."""
-        self._tell_workers(sorted(self.workers), tasks.forget, self.job)
+        """Tell all workers that the job has ended; attempts of earlier drivers may still be running."""
+        self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch)
 
     def _tell_workers(self, workers: list[str], function: Callable[..., object], *args: object) -> None:
         if not workers:

@@ -248,6 +248,9 @@ class Machine:
             case e.AttemptsFound():
                 draining = self._course.draining
                 self._roll_call.answer(event.worker, event.attempts, draining=draining)
+            case e.AttemptBegun():
+                if (begun := self._roster.attempts.get(event.attempt)) is not None:
+                    begun.begun = True
             case e.WorkerLeft():
                 self._on_worker_left(event.worker, event.died)
             case e.AttemptLost():
@@ -312,7 +315,7 @@ class Machine:
         for attempt in worker.running.values():
             work = self._places.give_up(attempt)
             if died:
-                self._after_death(work, alone=len(worker.running) == 1)
+                self._after_death(work, alone=attempt.begun)
             else:
                 self._places.requeue(work)
         for attempt in worker.waiting.values():

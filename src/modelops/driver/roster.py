@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One try at some work, on one worker."""
+    """One try at some work, on one worker. ``begun``: it runs there alone, and that is known for sure."""
 
     id: AttemptId
     work: Work
     worker: str
     stopping: bool = False
+    begun: bool = False
 
 
 @dataclass(slots=True, eq=False)

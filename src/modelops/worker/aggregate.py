@@ -34,6 +34,7 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk, attempt: Atte
     """
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, stopped=True)
+    runtime.say_begun(attempt)
     try:
         with runtime.using(chunk.job, chunk.study, attempt) as context:
             return _aggregate(runtime, context, chunk, attempt)

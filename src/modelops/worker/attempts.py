@@ -49,13 +49,17 @@ MAX_KEPT_BYTES: Final = 64 * 1024 * 1024  # of receipts that nobody has acknowle
 
 @dataclass
 class Attempt:
-    """One attempt while it runs on this worker. ``storing``: it is done, and storage does not take it."""
+    """One attempt while it runs on this worker.
+
+    ``alone``: nothing may run beside it. ``storing``: it is done, and storage does not take it.
+    """
 
     job: JobId
     attempt: AttemptId
     epoch: int
     ranges: tuple[Range, ...]
     number: int = 1
+    alone: bool = False
     started_at: float = field(default_factory=time.time)
     stop: StopSignal = field(default_factory=StopSignal)
     storing: bool = False
@@ -80,7 +84,8 @@ class AttemptTable:
     """Thread-safe: tasks enter and leave on worker threads, all else comes from the event loop."""
 
     def __init__(self, *, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._n_waiting_alone = 0
         self._running: dict[tuple[JobId, AttemptId], Attempt] = {}
         self._stopped_before_start: OrderedDict[tuple[JobId, AttemptId], None] = OrderedDict()
         self._kept: OrderedDict[tuple[JobId, AttemptId], HeldAttempt] = OrderedDict()
@@ -88,18 +93,41 @@ class AttemptTable:
         self._epochs: OrderedDict[JobId, int] = OrderedDict()  # of the newest driver that asked
 
     def enter(self, attempt: Attempt) -> bool:
-        """Record that an attempt begins; False if it was stopped before it began, or its driver was replaced."""
+        """Record that an attempt begins; False if it was stopped before it began, or its driver was replaced.
+
+        Waits while it, or what runs already, must be alone.
+        """
         with self._lock:
-            key = (attempt.job, attempt.attempt)
-            if key in self._stopped_before_start or attempt.epoch < self._epochs.get(attempt.job, 0):
+            self._n_waiting_alone += attempt.alone
+            try:
+                self._lock.wait_for(lambda: not self._may_begin(attempt) or self._has_room(attempt))
+            finally:
+                self._n_waiting_alone -= attempt.alone
+                self._lock.notify_all()
+            if not self._may_begin(attempt):
                 return False
-            self._running[key] = attempt
+            self._running[attempt.job, attempt.attempt] = attempt
             return True
+
+    def waiting_alone(self) -> int:
+        """Return how many attempts wait until nothing else runs."""
+        with self._lock:
+            return self._n_waiting_alone
+
+    def _may_begin(self, attempt: Attempt) -> bool:
+        stopped = (attempt.job, attempt.attempt) in self._stopped_before_start
+        return not stopped and attempt.epoch >= self._epochs.get(attempt.job, 0)
+
+    def _has_room(self, attempt: Attempt) -> bool:
+        if attempt.alone:
+            return not self._running
+        return not self._n_waiting_alone and not any(other.alone for other in self._running.values())
 
     def leave(self, attempt: Attempt) -> None:
         """Record that an attempt is over."""
         with self._lock:
             self._running.pop((attempt.job, attempt.attempt), None)
+            self._lock.notify_all()
 
     def keep(self, attempt: Attempt, receipt: Receipt | None, error: TaskError | None) -> HeldAttempt | None:
         """Keep how an attempt ended until it is acknowledged; the oldest make room when it is too much.
@@ -112,6 +140,7 @@ class AttemptTable:
         with self._lock:
             key = (attempt.job, attempt.attempt)
             self._running.pop(key, None)
+            self._lock.notify_all()
             self._drop(key)
             self._kept[key] = held
             self._kept_bytes += _n_bytes(held)
@@ -125,19 +154,27 @@ class AttemptTable:
             for attempt in attempts:
                 self._drop((job, attempt))
 
-    def forget(self, job: JobId) -> None:
-        """Keep nothing of a job: it has ended."""
+    def forget(self, job: JobId, epoch: int) -> None:
+        """Keep nothing of a job that its driver of this epoch has ended, stop what runs of it, begin nothing more."""
         with self._lock:
             for key in [key for key in self._kept if key[0] == job]:
                 self._drop(key)
+            self._fence(job, epoch + 1)  # a run that begins later has a higher one
+            running = [x for x in self._running.values() if x.job == job and x.epoch <= epoch]
+        for attempt in running:
+            attempt.stop.stop()
+
+    def _fence(self, job: JobId, epoch: int) -> None:
+        self._epochs[job] = max(epoch, self._epochs.get(job, 0))
+        self._epochs.move_to_end(job)
+        while len(self._epochs) > MAX_REMEMBERED:
+            self._epochs.popitem(last=False)
+        self._lock.notify_all()
 
     def of_job(self, job: JobId, epoch: int) -> list[HeldAttempt]:
         """Return what runs and what has ended of a job, and let nothing of drivers before ``epoch`` begin."""
         with self._lock:
-            self._epochs[job] = max(epoch, self._epochs.get(job, 0))
-            self._epochs.move_to_end(job)
-            while len(self._epochs) > MAX_REMEMBERED:
-                self._epochs.popitem(last=False)
+            self._fence(job, epoch)
             running = [attempt.held() for attempt in self._running.values() if attempt.job == job]
             return [*running, *(held for held in self._kept.values() if held.job == job)]
 
@@ -147,6 +184,7 @@ class AttemptTable:
             running = self._running.get((job, attempt))
             if running is None and (job, attempt) not in self._kept:
                 self._stopped_before_start[job, attempt] = None
+                self._lock.notify_all()
                 while len(self._stopped_before_start) > MAX_REMEMBERED:
                     self._stopped_before_start.popitem(last=False)
         if running is not None:

@@ -20,7 +20,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     are left out of the segment, because they will be tried again (empty on the last try). ``study``: the object
     below the job's folder that holds its spec, another one after each extension. ``acknowledged``: attempts of
     this job whose receipts the worker need not keep any longer. ``may_resume``: replicates may have begun before,
-    here or elsewhere, and left checkpoints.
+    here or elsewhere, and left checkpoints. ``alone``: nothing of any job may run beside it on this worker, as it is
+    suspected to take workers down.
     """
 
     job: JobId
@@ -32,6 +33,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     study: str = "study.json"
     acknowledged: tuple[AttemptId, ...] = ()
     may_resume: bool = False
+    alone: bool = False
 
 
 class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +100,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):
     """Parameter sets to aggregate in one Dask task, and the segments that hold their replicates.
 
-    ``study``, ``acknowledged``: as in a `Chunk`.
+    ``study``, ``acknowledged``, ``alone``: as in a `Chunk`.
     """
 
     job: JobId
@@ -108,6 +110,7 @@ class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[SegmentRef, ...]
     study: str = "study.json"
     acknowledged: tuple[AttemptId, ...] = ()
+    alone: bool = False
 
 
 class AggregateRef(msgspec.Struct, frozen=True, kw_only=True):

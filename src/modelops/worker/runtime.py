@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from modelops.worker.messages import Chunk
     from modelops.worker.settings import WorkerSettings
 
+BEGUN_TOPIC: Final = "modelops-begun"  # an attempt that must be alone runs now
 STORAGE_TOPIC: Final = "modelops-storage"  # what storage says while an attempt waits for it
 T = TypeVar("T")
 TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
@@ -49,9 +50,10 @@ class WorkerRuntime:
         address: str,
         slots: int,
         announce: Callable[[str, dict[str, Any]], None] = lambda _topic, _message: None,
+        announce_surely: Callable[[str, dict[str, Any]], None] = lambda _topic, _message: None,
     ) -> None:
         self.settings, self.address, self.host = settings, address, socket.gethostname()
-        self.announce = announce
+        self.announce, self._announce_surely = announce, announce_surely
         self.root = settings.scratch / f"{os.getpid()}"
         shutil.rmtree(self.root, ignore_errors=True)  # left by a killed process that had our pid
         self.spool = self.root / "spool"
@@ -81,6 +83,11 @@ class WorkerRuntime:
         """
         with contextlib.ExitStack() as held:
             yield self.when_storage_allows(lambda: self._held((job, study), held), attempt)
+
+    def say_begun(self, attempt: Attempt) -> None:
+        """Make sure that the driver knows that a suspect runs now, alone; should it take the worker down, it was it."""
+        if attempt.alone:
+            self._announce_surely(BEGUN_TOPIC, {"job": attempt.job, "attempt": attempt.attempt})
 
     def when_storage_allows(self, act: Callable[[], T], attempt: Attempt) -> T:
         """Do what needs storage, as often as it takes, and let the job's driver know why it takes so long."""

@@ -113,6 +113,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt) -> Re
     """
     if not runtime.attempts.enter(attempt):
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
+    runtime.say_begun(attempt)
     try:
         with runtime.using(chunk.job, chunk.study, attempt) as context:
             return _simulate(runtime, context, chunk, attempt)

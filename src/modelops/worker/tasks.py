@@ -44,7 +44,7 @@ def simulate(chunk: Chunk) -> Receipt:
     """Run a chunk of replicates in this worker's processes."""
     from modelops.worker.simulate import simulate_chunk
 
-    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges, chunk.attempt_number)
+    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, chunk.ranges, chunk.attempt_number, chunk.alone)
     known = runtime_of(get_worker()).attempts.receipt(chunk.job, chunk.attempt)
     if known is not None:  # Dask lost the result on its way, and wants it again
         return known
@@ -55,7 +55,7 @@ def aggregate(chunk: AggregateChunk) -> AggregateReceipt:
     """Aggregate settled parameter sets in this worker's processes."""
     from modelops.worker.aggregate import aggregate_chunk
 
-    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, ranges=())
+    attempt = Attempt(chunk.job, chunk.attempt, chunk.epoch, ranges=(), alone=chunk.alone)
     return _run(chunk, attempt, lambda runtime: aggregate_chunk(runtime, chunk, attempt))
 
 
@@ -96,9 +96,9 @@ async def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
     runtime_of(dask_worker).attempts.stop(job, attempt)
 
 
-async def forget(job: JobId, dask_worker: Worker) -> None:
-    """Keep no receipt of a job that has ended."""
-    runtime_of(dask_worker).attempts.forget(job)
+async def forget(job: JobId, epoch: int, dask_worker: Worker) -> None:
+    """Keep no receipt of a job that its driver of this epoch has ended, and run nothing more of it."""
+    runtime_of(dask_worker).attempts.forget(job, epoch)
 
 
 def runtime_of(worker: Worker) -> WorkerRuntime:
