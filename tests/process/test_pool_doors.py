@@ -13,7 +13,6 @@ import pytest
 from tests.process.pools import DEADLINE_S, PoolHome
 
 from modelops.cluster.connected import ConnectedCluster
-from modelops.server.serve import scheduler_of
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 LISTENING = "0A"
@@ -78,7 +77,7 @@ def test_every_port_refuses_strangers_and_only_health_answers(tmp_path: Path) ->
         pool.wait_until_up()
         ports = listening(pool.processes())
         server_port = int(address.url.rpartition(":")[2])
-        scheduler_port = int(str(scheduler_of(pool.run)).rpartition(":")[2])
+        scheduler_port = int(str(pool.run.scheduler_address()).rpartition(":")[2])
         assert {server_port, scheduler_port} <= {port for _, port in ports}
         assert len(ports) >= 5, "server, scheduler and worker, and the health of the latter two"
         loopback = "0100007F"
@@ -106,7 +105,7 @@ def test_every_port_refuses_strangers_and_only_health_answers(tmp_path: Path) ->
 
         ensure_certificates(other.run.path / "tls")
         stranger = stack.enter_context(
-            ConnectedCluster(lambda: scheduler_of(pool.run), other.run.path / "tls")
+            ConnectedCluster(lambda: pool.run.scheduler_address(), other.run.path / "tls")
         )
         assert not stranger.wait_for_workers(1, 2.0)
         assert not stranger.connected

@@ -18,7 +18,8 @@ def main() -> int:
     set_up_logging()
     scheduler, tls, host = sys.argv[1:]
     try:
-        from modelops.cluster.worker import Place, run_worker_of_crew
+        from modelops.cluster.place import Place
+        from modelops.cluster.worker import run_worker_of_crew
 
         return run_worker_of_crew(
             Home.from_environ(os.environ), Place(scheduler, Path(tls), slots=1, host=host or None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from modelops.cluster.run_folder import RunFolder
     from modelops.home import Home
     from modelops.settings import Settings
 
@@ -46,7 +47,6 @@ def server(
     """
     from modelops.cluster.run_folder import SERVER, RunFolder
     from modelops.errors import ClusterError
-    from modelops.server.serve import LOCAL_HOSTS, Server, bound, scheduler_of, url_of
 
     settings, home = _begin(
         host=host, port=port, database=database, storage=storage, scheduler=scheduler, tls=tls and str(tls)
@@ -58,12 +58,17 @@ def server(
             f"a server of this home runs already, as process {run.holder(SERVER)}; 'modelops down' ends it, or set "
             "another MODELOPS_HOME"
         )
+    if settings.token is not None:
+        run.keep_token(settings.token)
+
+    from modelops.server.serve import LOCAL_HOSTS, Server, bound, url_of
+
     listener = bound(settings.host, DEFAULT_SERVER_PORT if settings.port is None else settings.port)
     where = settings.scheduler
     served = Server(
-        home=home, run=run, token=settings.token or run.token(),
-        allowed_hosts=(*LOCAL_HOSTS, settings.host, *settings.allowed_hosts), tls=_certificates(settings, run.path),
-        find_scheduler=lambda: where or scheduler_of(run), kept=False,
+        home=home, run=run, token=run.token(),
+        allowed_hosts=(*LOCAL_HOSTS, settings.host, *settings.allowed_hosts), tls=_certificates(settings, run),
+        find_scheduler=lambda: where or run.scheduler_address(), kept=False,
     )  # fmt: skip
     try:
         code = served.serve(listener, url_of(listener, settings.host))
@@ -81,7 +86,7 @@ def scheduler(host: Host = None, port: Port = None, tls: Tls = None) -> None:
     from modelops.cluster.scheduler import run_scheduler
 
     settings, home = _begin(host=host, port=port, tls=tls and str(tls))
-    folder = _certificates(settings, RunFolder(home).path)
+    folder = _certificates(settings, RunFolder(home))
     log = logging.getLogger(__name__)
     run_scheduler(
         settings.host,
@@ -112,22 +117,19 @@ def worker(
     When the scheduler goes away they look for it until it is back.
     """
     from modelops.cluster.crew import Crew
+    from modelops.cluster.place import Place
     from modelops.cluster.run_folder import RunFolder
-    from modelops.cluster.worker import Place
     from modelops.errors import RequestError
-    from modelops.server.serve import scheduler_of
 
     settings, home = _begin(
         host=host, storage=storage, scheduler=scheduler, tls=tls and str(tls), workers=slots
     )
     run = RunFolder(home)
-    address = settings.scheduler or scheduler_of(run)
+    address = settings.scheduler or run.scheduler_address()
     if address is None:
         raise RequestError("no scheduler is known: use --scheduler tls://host:8786, or MODELOPS_SCHEDULER")
     listen = settings.found("host")
-    place = Place(
-        address, _certificates(settings, run.path), settings.workers, settings.host if listen else None
-    )
+    place = Place(address, _certificates(settings, run), settings.workers, settings.host if listen else None)
     environ = dict(os.environ)
     if storage is not None:
         environ["MODELOPS_STORAGE"] = home.storage
@@ -148,11 +150,13 @@ def _begin(**flags: object) -> tuple[Settings, Home]:
     return settings, Home.of(settings)
 
 
-def _certificates(settings: Settings, run: Path) -> Path:
+def _certificates(settings: Settings, run: RunFolder) -> Path:
     """Return the folder of the certificates; those of this home are made when they are needed first."""
     from modelops.cluster.tls import ensure_certificates
 
     if settings.tls is not None:
         return settings.tls
-    ensure_certificates(run / "tls")
-    return run / "tls"
+    folder = run.path / "tls"
+    with run.alone():
+        ensure_certificates(folder)
+    return folder

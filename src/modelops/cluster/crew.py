@@ -20,7 +20,7 @@ from modelops.errors import ClusterError, describe_exit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from modelops.cluster.worker import Place
+    from modelops.cluster.place import Place
 
 PROGRAM: Final = "modelops.cli.crew_worker"
 TICK_S: Final = 0.2

@@ -128,6 +128,13 @@ class RunFolder:
         pid, said = self.holder(role), self.read(f"{role}.lock")
         return pid if pid is not None and said.get("pid") == pid and said.get("by_hand") else None
 
+    def scheduler_address(self) -> str | None:
+        """Return the address of the scheduler of this home, None if none runs."""
+        said = self.read("scheduler.json")
+        return (
+            str(said["address"]) if "address" in said and said.get("pid") == self.holder(SCHEDULER) else None
+        )
+
     def roles(self) -> list[str]:
         """Return the names of all roles that were ever held here, the keeper's left out."""
         names = sorted(p.name.removesuffix(".lock") for p in self.path.glob("*.lock"))
@@ -166,6 +173,10 @@ class RunFolder:
         """Remove such files."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+
+    def keep_token(self, token: str) -> None:
+        """Make this the token of this home's server."""
+        write_private(self.path / "token", token.encode())
 
     def token(self) -> str:
         """Return the token of this home's server; the first who asks makes it."""

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import dask
@@ -21,7 +21,7 @@ from distributed.core import Status
 
 from modelops.cluster.announce import WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
-from modelops.cluster.run_folder import SCHEDULER
+from modelops.cluster.place import Place
 from modelops.cluster.tls import security
 from modelops.cluster.upkeep import ExitCode
 from modelops.logs import quiet_dask
@@ -30,7 +30,6 @@ from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from modelops.cluster.run_folder import RunFolder
     from modelops.home import Home
@@ -45,24 +44,12 @@ CLOSE_S: Final = 5.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a worker belongs: ``host`` is the address it listens on, None for the one that leads to the scheduler."""
-
-    scheduler: str
-    tls: Path
-    slots: int
-    host: str | None = None
-
-
 def run_kept_worker(home: Home, run: RunFolder, *, name: str) -> int:
     """Be a worker of the pool on this machine."""
 
     def place() -> Place | None:
-        said = run.read("scheduler.json")
-        if "address" not in said or said.get("pid") != run.holder(SCHEDULER):
-            return None
-        return Place(said["address"], run.path / "tls", slots=1, host="127.0.0.1")
+        address = run.scheduler_address()
+        return None if address is None else Place(address, run.path / "tls", slots=1, host="127.0.0.1")
 
     def joined(address: str) -> None:
         run.write(f"{name}.json", {"address": address, "pid": os.getpid()})

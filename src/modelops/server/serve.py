@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
-from modelops.cluster.run_folder import SCHEDULER, SERVER
+from modelops.cluster.run_folder import SERVER
 from modelops.cluster.upkeep import ExitCode
 from modelops.errors import ClusterError, StorageError
 from modelops.server.door import Door
@@ -47,16 +47,9 @@ def serve_kept(settings: Settings, home: Home, run: RunFolder, *, fd: int) -> in
     listener = socket.socket(fileno=fd)
     server = Server(
         home=home, run=run, token=run.token(), allowed_hosts=(*LOCAL_HOSTS, *settings.allowed_hosts),
-        tls=run.path / "tls", find_scheduler=lambda: scheduler_of(run), kept=True,
+        tls=run.path / "tls", find_scheduler=run.scheduler_address, kept=True,
     )  # fmt: skip
     return server.serve(listener, f"http://127.0.0.1:{listener.getsockname()[1]}")
-
-
-def scheduler_of(run: RunFolder) -> str | None:
-    """Return the address of the scheduler of this home, None if none runs."""
-    said = run.read("scheduler.json")
-    pid = said.get("pid")
-    return str(said["address"]) if "address" in said and pid == run.holder(SCHEDULER) else None
 
 
 @dataclass

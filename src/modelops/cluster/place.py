@@ -1,0 +1,19 @@
+"""Where a worker belongs. Apart from the worker itself, whose imports take a while."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """``host``: the address that the worker listens on, None for the one that leads to the scheduler."""
+
+    scheduler: str
+    tls: Path
+    slots: int
+    host: str | None = None
