@@ -24,6 +24,7 @@ def test_doctor_finds_nothing_wrong_here(modelops: Modelops) -> None:
     assert {c["name"] for c in answer["checks"]} >= {
         "Python", "packages", "uv", "interpreters", "data folder", "cache folder", "state folder", "file system",
         "temporary folder", "package index", "open files", "user processes", "memory limits", "processes", "clock",
+        "pool",
     }  # fmt: skip
 
 

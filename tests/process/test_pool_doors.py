@@ -1,4 +1,4 @@
-"""Every port on which a process of a pool listens refuses who has neither certificate nor token, except for health."""
+"""A pool from outside: every port refuses strangers, every file is for its user only, each client is told the truth."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import socket
 import ssl
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.process.pools import DEADLINE_S, PoolHome
+from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
 from modelops.cluster.connected import ConnectedCluster
+from modelops.cluster.launch import find_server, start_pool
+from modelops.cluster.status import pool_status
+from modelops.cluster.tls import ensure_certificates
+from modelops.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 LISTENING = "0A"
@@ -69,10 +77,15 @@ ROUTES = ("/", "/info/main/workers.html", "/info/logs.html", "/json/counts.json"
           "/api/v1/retire_workers", "/status", "/v1/jobs", "/v1/server", "/v1/openapi.json", "/sysmon")  # fmt: skip
 
 
-def test_every_port_refuses_strangers_and_only_health_answers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHome]:
+    """One pool for tests that leave it as it was."""
+    with contextlib.closing(PoolHome.at(tmp_path_factory.mktemp("pool") / "home")) as pool:
+        yield pool
+
+
+def test_every_port_refuses_strangers_and_only_health_answers(pool: PoolHome, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        pool = PoolHome.at(tmp_path / "home")
-        stack.callback(pool.close)
         address = pool.ensure()
         pool.wait_until_up()
         ports = listening(pool.processes())
@@ -101,11 +114,52 @@ def test_every_port_refuses_strangers_and_only_health_answers(tmp_path: Path) ->
 
         # The certificates of another pool open nothing here.
         other = PoolHome.at(tmp_path / "other")
-        from modelops.cluster.tls import ensure_certificates
-
         ensure_certificates(other.run.path / "tls")
         stranger = stack.enter_context(
             ConnectedCluster(lambda: pool.run.scheduler_address(), other.run.path / "tls")
         )
         assert not stranger.wait_for_workers(1, 2.0)
         assert not stranger.connected
+
+
+def test_a_server_of_another_version_is_named_with_what_to_do(pool: PoolHome) -> None:
+    pool.ensure()
+    said = pool.run.read("server.json")
+    pool.run.write("server.json", {**said, "version": "9.9.9"})
+    try:
+        with pytest.raises(ClusterError, match=r"ModelOps 9\.9\.9, and this is .*'modelops down'"):
+            pool.ensure()
+        with pytest.raises(ClusterError, match=r"9\.9\.9"):
+            find_server(pool.home)
+    finally:
+        pool.run.write("server.json", said)
+    assert find_server(pool.home) == pool.ensure()
+
+
+def test_up_changes_the_number_of_workers_and_lets_a_pool_stay(pool: PoolHome) -> None:
+    pool.ensure()
+    assert not pool_status(pool.home).stays
+    pool.wait_until_up()
+    start_pool(pool.home, n_workers=2, environ=pool.environ)
+    assert pool_status(pool.home).stays
+    wait_for(lambda: pool.run.holder("worker-1") is not None, "a second worker runs")
+    start_pool(pool.home, n_workers=1, environ=pool.environ)
+    wait_for(lambda: pool.run.holder("worker-1") is None, "the second worker has ended")
+    assert pool.ensure().url
+    assert pool_status(pool.home).stays
+
+
+def test_all_that_is_written_is_for_its_user_only(pool: PoolHome) -> None:
+    pool.ensure()
+    pool.wait_until_up()
+    for folder in (pool.home.run, pool.home.logs):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        for path in folder.rglob("*"):
+            assert path.stat().st_mode & 0o077 == 0, path
+    token = pool.run.token()
+    for pid in pool.processes():
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert token.encode() not in command
+    for log in pool.home.logs.iterdir():
+        assert token not in log.read_text()

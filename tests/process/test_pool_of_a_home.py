@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.process.pools import ALL, PoolHome, wait_for
 
-from modelops.cluster.launch import find_server, is_healthy, start_pool
+from modelops.cluster.launch import find_server, is_healthy
 from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER
 from modelops.cluster.status import pool_status
 from modelops.errors import ClusterError
@@ -139,14 +139,6 @@ def test_a_pool_that_cannot_start_is_an_error_with_its_last_words_and_nothing_is
             wait_for(lambda: not second.processes(), "nothing is left of what did not start")
 
 
-def test_a_server_of_another_version_is_named_with_what_to_do(pool: PoolHome) -> None:
-    pool.ensure()
-    said = pool.run.read("server.json")
-    pool.run.write("server.json", {**said, "version": "9.9.9"})
-    with pytest.raises(ClusterError, match=r"ModelOps 9\.9\.9, and this is .*'modelops down'"):
-        pool.ensure()
-
-
 def test_two_homes_have_two_pools_and_each_ends_its_own(tmp_path: Path) -> None:
     with (
         contextlib.closing(PoolHome.at(tmp_path / "a")) as a,
@@ -156,32 +148,3 @@ def test_two_homes_have_two_pools_and_each_ends_its_own(tmp_path: Path) -> None:
         assert (at_a.url, at_a.token) != (at_b.url, at_b.token)
         assert a.stop()
         assert b.ensure() == at_b
-
-
-def test_up_changes_the_number_of_workers_and_lets_a_pool_stay(pool: PoolHome) -> None:
-    pool.ensure()
-    assert not pool_status(pool.home).stays
-    pool.wait_until_up()
-    start_pool(pool.home, n_workers=2, environ=pool.environ)
-    assert pool_status(pool.home).stays
-    wait_for(lambda: pool.run.holder("worker-1") is not None, "a second worker runs")
-    start_pool(pool.home, n_workers=1, environ=pool.environ)
-    wait_for(lambda: pool.run.holder("worker-1") is None, "the second worker has ended")
-    assert pool.ensure().url
-    assert pool_status(pool.home).stays
-
-
-def test_all_that_is_written_is_for_its_user_only(pool: PoolHome) -> None:
-    pool.ensure()
-    pool.wait_until_up()
-    for folder in (pool.home.run, pool.home.logs):
-        assert folder.stat().st_mode & 0o777 == 0o700
-        for path in folder.rglob("*"):
-            assert path.stat().st_mode & 0o077 == 0, path
-    token = pool.run.token()
-    for pid in pool.processes():
-        with contextlib.suppress(OSError):
-            command = (pool.home.run.parents[0] / f"/proc/{pid}/cmdline").read_bytes()
-            assert token.encode() not in command
-    for log in pool.home.logs.iterdir():
-        assert token not in log.read_text()

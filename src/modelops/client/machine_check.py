@@ -56,6 +56,7 @@ def check_machine(
         ("package index", lambda: [index(environ)]),
         ("limits", lambda: [*limits(), memory_limits()]),
         ("processes", lambda: [runner(home), clock(home)]),
+        ("pool", lambda: [pool(home)]),
     ]
     for what, look in looks:
         say(f"looking at: {what}")
@@ -367,3 +368,31 @@ def clock(home: Home, *, now: float | None = None) -> Check:
             "set the clocks of this machine and of its file server by NTP", skew_seconds=skew,
         )  # fmt: skip
     return ok("clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)), skew_seconds=skew)
+
+
+def pool(home: Home) -> Check:
+    """Look at the server, scheduler and workers of this home, if they run."""
+    from modelops.cluster.status import pool_status
+
+    try:
+        found = pool_status(home)
+    except ModelOpsError as error:
+        return failed("pool", str(error))
+    if not found.running:
+        return ok("pool", "no server runs; the first command that needs one starts it", running=False)
+    failing = [role for role in found.roles if role.state == "failing"]
+    if failing:
+        names = ", ".join(role.role for role in failing)
+        message = f"{names} dies as soon as it is started, again and again ({failing[0].last_end})"
+        return failed("pool", message, f"see {failing[0].log}", running=True)
+    if not found.answers:
+        return warning(
+            "pool",
+            f"the server does not answer at {found.url or 'its port'}",
+            "wait a moment, it may be starting; then see modelops status, and its log",
+            running=True,
+        )
+    n = sum(role.role.startswith("worker") and role.state == "running" for role in found.roles)
+    return ok(
+        "pool", f"the server answers at {found.url}; {n} workers run", running=True, url=found.url, workers=n
+    )

@@ -194,6 +194,8 @@ class ConnectedCluster:
 
     def _join(self, worker: str, slots: int) -> None:
         with self._changed:
+            if slots == 0 and worker not in self._workers:
+                return  # its own last word, which came later than what the scheduler said of its end
             new = self._workers.get(worker) != slots
             self._workers[worker] = slots
             self._changed.notify_all()

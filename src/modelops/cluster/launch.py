@@ -52,7 +52,7 @@ def ensure_server(home: Home, *, environ: Mapping[str, str] = os.environ) -> Ser
 
 
 def find_server(home: Home) -> ServerAddress | None:
-    """Return the server of this home if its process runs; starts nothing.
+    """Return the server of this home if it runs, or is just being started anew; starts nothing.
 
     Raises
     ------
@@ -60,12 +60,12 @@ def find_server(home: Home) -> ServerAddress | None:
         It is of another version of ModelOps.
     """
     run = RunFolder.if_there(home)
-    if run is None or (pid := run.holder(SERVER)) is None:
+    if run is None:
         return None
     said = run.read("server.json")
-    if said.get("pid") != pid and run.holder(KEEPER) is None:
-        return None
-    if "url" not in said:
+    # A keeper holds the port while it starts the server anew: whoever asks just then waits.
+    pid = run.holder(SERVER)
+    if "url" not in said or (run.holder(KEEPER) is None and (pid is None or said.get("pid") != pid)):
         return None
     _check_version(run, said)
     return ServerAddress(said["url"], run.token())
