@@ -151,7 +151,8 @@ def test_a_wait_must_be_a_number_within_limits(standing: Client, wait: str) -> N
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"null", b"[]", b'{"spec": 1}', b'{"spec": {}}', b'"\xff"', b"{" * 100_000, b'{"spec":' * 50_000,
+        b"", b"{", b"null", b"[]", b'{"spec": 1}', b'{"spec": {}}', b'{"spec": {"format": {}}}',
+        b'"\xff"', b"{" * 100_000, b'{"spec":' * 50_000,
         b'{"spec": {"name": "\\ud800"}}',
     ],
 )  # fmt: skip

@@ -201,7 +201,7 @@ def test_extend_runs_only_what_is_new(client: Client, service: JobService, bundl
     assert client.get(f"/v1/jobs/{job}/parameters/3")["canonical"] == '{"x":99}'
     run_some(service, job, dict.fromkeys(range(12, 24), GOOD), end=JobEvent.ALL_SUCCEEDED)
     assert "nothing would be added" in detail(
-        client("POST", f"/v1/jobs/{job}/extend", json={"replicates": 6}), 422
+        client("POST", f"/v1/jobs/{job}/extend", json={"replicates": 6}), 409
     )
 
 

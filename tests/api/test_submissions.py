@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from http_service import Drivers, request_for, run_some
+from wrong_submissions import SETS, WRONG
 
 from modelops.errors import (
     BundleMissingError,
@@ -29,62 +30,16 @@ from modelops.server.service import JobService
 from modelops.states import JobEvent, ReplicateStatus
 from modelops.store import Records, submissions
 from modelops.store.parameters import pour_parameters
-from modelops.study.index_line import Block, IndexLine
-from modelops.study.spec import Limits, RetryPolicy
+from modelops.study.index_line import IndexLine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.home import Home
 
-NAN = float("nan")
-
 
 def names(service: JobService) -> list[str]:
     return [name for name in service.objects.list("v1/jobs") if not name.endswith("/results")]
-
-
-WRONG = [
-    ({"format": 99}, "newer ModelOps"),
-    ({"model": "model:other.thing:x"}, "has no model"),
-    ({"model": "simulate"}, "is a name; write its entry point, 'model:simulate'"),
-    ({"model": "sim"}, "has no model 'sim'"),
-    ({"aggregates": ("summarise",)}, "has no aggregate 'summarise', did you mean|has no aggregate"),
-    ({"aggregates": ("model:summarize", "model:summarize")}, "names 'model:summarize' twice"),
-    ({"line": IndexLine.of(4, 4)}, "line has 4 parameter sets, but 3 were given"),
-    ({"line": IndexLine((Block(0, 0, 3, 1, 4),))}, "one block"),
-    ({"line": IndexLine((Block(0, 0, 3, 0, 2), Block(6, 0, 3, 2, 2)))}, "one block"),
-    ({"line": IndexLine(())}, "no parameter sets"),
-    ({"line": IndexLine.of(3, 0)}, "replicates must be an integer in 1..4294967296, not 0"),
-    ({"line": IndexLine.of(2**30, 2**30)}, "more than one job can hold"),
-    ({"seeds": (1, 2, 3)}, "seeds has 3, but there are 4 replicates"),
-    ({"seeds": (1, 2, 3, -4)}, r"seeds\[3\] must be an integer in 0..9223372036854775807"),
-    ({"seeds": (1, 2, 3, 2**63)}, r"seeds\[3\]"),
-    ({"seeds": (1, 2, 3, 4), "study_seed": 7}, "either study_seed or seeds"),
-    ({"study_seed": -1}, "study_seed"),
-    ({"study_seed": 2**63}, "study_seed"),
-    ({"isolation": "forked"}, "none of warm, fork, spawn"),
-    ({"limits": Limits(replicate_timeout_s=0.0)}, "replicate_timeout_s"),
-    ({"limits": Limits(replicate_timeout_s=NAN)}, "replicate_timeout_s"),
-    ({"limits": Limits(memory_bytes=0)}, "memory_bytes"),
-    ({"limits": Limits(threads=0)}, "threads"),
-    ({"timeout_s": -1.0}, "timeout_s"),
-    ({"timeout_s": float("inf")}, "timeout_s"),
-    ({"min_success": 1.5}, "a fraction must lie in"),
-    ({"min_success": NAN}, "a fraction must lie in"),
-    ({"min_success": 5}, "a count must lie in 1..4"),
-    ({"retry": RetryPolicy(max_retries=-1)}, "max_retries"),
-    ({"retry": RetryPolicy(initial_delay=-0.1)}, "initial_delay"),
-    ({"retry": RetryPolicy(max_delay=NAN)}, "max_delay"),
-    ({"retry": RetryPolicy(backoff=0.5)}, "backoff must be 1 or more"),
-    ({"retry": RetryPolicy(on=frozenset({ReplicateStatus.SUCCEEDED}))}, "retry.on has 'succeeded'"),
-    ({"max_failures": -1}, "max_failures"),
-    ({"name": ""}, "name = ''"),
-    ({"name": "two\nlines"}, "one line"),
-    ({"name": "\0"}, "one line"),
-    ({"name": "x" * 501}, "500 characters"),
-    ({"parameters": "../../other/parameters.parquet"}, "must be 'parameters.parquet'"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -96,24 +51,6 @@ def test_a_wrong_spec_is_refused_with_a_sentence_and_leaves_nothing(
     with pytest.raises(RequestError, match=says):
         service.submit(request_for(bundle, **changes), "key", "me")
     assert (service.jobs(), names(service)) == ([], [])
-
-
-SETS = [
-    ([b'{"x":1}', b'{"x":2}', b'{"x":1}'], "parameter sets 0 and 2 are the same"),
-    ([b'{"x":1}', b'{"x": 1.0}', b'{"x":1e0}'], "parameter sets 1 and 2 are the same"),
-    ([b'{"seed":1}', b'{"seed":2}', b'{"seed":3}'], "cannot have the name 'seed'"),
-    ([b'{"x":1}', b'{"x":2}', b'{"":3}'], "cannot have the name ''"),
-    ([b'{"x":1}', b'{"x":2}', b'{"$x":3}'], "parameter set 2 cannot be used: .*must not begin with"),
-    ([b'{"x":1}', b'{"x":2}', b"3"], "parameter set 2 cannot be used: not a parameter set"),
-    ([b'{"x":1}', b'{"x":2}', b'{"x":{"$float":"big"}}'], "parameter set 2 cannot be used"),
-    ([b'{"x":1}', b'{"x":2}', b'{"x":NaN}'], "parameter set 2 cannot be used: NaN"),
-    ([b'{"x":1}', b'{"x":2}', b'{"x":"\\ud800"}'], "parameter set 2 cannot be used: .*not valid Unicode"),
-    (
-        [b'{"x":1}', b'{"x":2}', b'{"x":' + b"[" * 50_000 + b"]" * 50_000 + b"}"],
-        "parameter set 2 cannot be used",
-    ),
-    ([b'{"x":1}', b'{"x":2}', b"\xff"], "parameter set 2 cannot be used"),
-]
 
 
 @pytest.mark.parametrize(("texts", "says"), SETS)
@@ -205,7 +142,7 @@ def test_a_newer_parameter_file_and_a_newer_study_are_refused_with_both_numbers(
     with pytest.raises(RequestError, match="format 9, this server reads up to 1"):
         service.submit(by_file(service, bundle, file.getvalue()), None, "me")
     newer = msgspec.json.encode({"spec": {"format": 9, "line": "another form"}, "parameters": []})
-    with pytest.raises(RequestError, match="format 9, this one reads up to"):
+    with pytest.raises(RequestError, match="format 9, this server reads up to"):
         decode_submission(newer)
 
 

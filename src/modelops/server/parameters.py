@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modelops.errors import RequestError
+from modelops.errors import ConflictError, RequestError
 from modelops.study.canonical import canonical_json, param_id, parse_canonical
 from modelops.study.parameter_sets import check_names, refuse_duplicates
 
@@ -30,7 +30,9 @@ def canonical_forms(texts: Iterable[bytes]) -> list[bytes]:
     Raises
     ------
     RequestError
-        One is no parameter set, has a name that none can have, or is there twice; says which.
+        One is no parameter set, or has a name that none can have; says which.
+    ConflictError
+        Two are the same; says which.
     """
     out: list[bytes] = []
     names: set[str] = set()
@@ -42,7 +44,10 @@ def canonical_forms(texts: Iterable[bytes]) -> list[bytes]:
         out.append(canonical)
         names.update(keys)
     check_names(sorted(names))
-    refuse_duplicates([param_id(c) for c in out], lambda i: parse_canonical(out[i]))
+    try:
+        refuse_duplicates([param_id(c) for c in out], lambda i: parse_canonical(out[i]))
+    except RequestError as e:
+        raise ConflictError(str(e)) from e
     return out
 
 
@@ -87,8 +92,18 @@ def _canonical(text: bytes) -> tuple[bytes, Sequence[str]]:
         value = json.loads(plain, parse_constant=_refuse)
         if type(value) is dict and _written(value) == plain:
             return text, list(value)
-    parsed = parse_canonical(text)
+    parsed = json.loads(plain, object_hook=_untagged, parse_constant=_refuse)
+    if not isinstance(parsed, dict):
+        raise RequestError(f"not a parameter set: {plain[:100]}")
     return canonical_json(parsed), list(parsed)
+
+
+def _untagged(value: dict[str, Any]) -> Any:
+    if "$float" not in value:
+        return value
+    if len(value) != 1 or value["$float"] not in ("nan", "inf", "-inf"):
+        raise ValueError(f'{value!r} is no number; write {{"$float": "nan"}}, "inf" or "-inf"')
+    return float(value["$float"])
 
 
 def _written(value: dict[str, Any]) -> str:

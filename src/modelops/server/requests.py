@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from modelops.study.spec import JobSpec, decode_spec
+from modelops.server.submission import refuse_newer
+from modelops.study.spec import JobSpec
 
+T = TypeVar("T")
 ObjectText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
 
 
@@ -72,15 +74,56 @@ def decode_submission(data: bytes) -> SubmitRequest:
         It is of a newer form.
     """
     try:
-        return msgspec.json.decode(data, type=SubmitRequest)
+        return _decoded(data, SubmitRequest)
     except msgspec.ValidationError:
         with contextlib.suppress(msgspec.ValidationError):
-            decode_spec(bytes(msgspec.json.decode(data, type=_AnySpec).spec))
+            refuse_newer(msgspec.json.decode(data, type=_AnySpec).spec.format)
         raise
 
 
+def decode_extension(data: bytes) -> ExtendRequest:
+    """Read what a job is to have more. Raises msgspec.DecodeError."""
+    return _decoded(data, ExtendRequest)
+
+
+def _decoded(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        # The second error is raised: it is the first one again, unless that was about a whole number.
+        return msgspec.json.decode(with_integers(data), type=kind)
+
+
+def with_integers(data: bytes) -> bytes:
+    """Write whole numbers without a fraction: to JSON Schema ``4.0`` is an integer, too.
+
+    Not so in ``parameters``, where 1 and 1.0 differ, and in ``min_success``, where they mean different things.
+    """
+    parts = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    for key, part in parts.items():
+        if key != "parameters":
+            parts[key] = msgspec.Raw(msgspec.json.encode(_whole(msgspec.json.decode(part))))
+    return msgspec.json.encode(parts)
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case float():
+            return int(value) if value.is_integer() else value
+        case list():
+            return [_whole(v) for v in value]
+        case dict():
+            return {k: v if k == "min_success" else _whole(v) for k, v in value.items()}
+        case _:
+            return value
+
+
+class _AnyForm(msgspec.Struct):
+    format: int
+
+
 class _AnySpec(msgspec.Struct):
-    spec: msgspec.Raw
+    spec: _AnyForm
 
 
 def _digest_of(job: str, request: ResumeRequest | ExtendRequest) -> str:

@@ -24,7 +24,7 @@ from modelops.errors import (
 from modelops.server.copying import JobFiles
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.parameters import canonical_forms, texts_of_file
-from modelops.server.submission import check_count, check_entries, check_spec
+from modelops.server.submission import check_count, check_entries, check_extension, check_spec, check_why
 from modelops.server.uploads import Uploads
 from modelops.server.views import spec_of, view_of
 from modelops.states import FINAL_JOB_STATES, JobState
@@ -173,10 +173,9 @@ class JobService:
                 "submit again"
             )
         check_spec(request.spec)
-        if len(request.why) > 1000 or not request.why.isprintable():
-            raise RequestError("why must be one line of at most 1000 characters that can be printed")
+        check_why(request.why)
         if (request.parameters is None) == (request.parameters_sha256 is None):
-            raise RequestError(
+            raise ConflictError(
                 "give either parameters or parameters_sha256: a list of objects, or an uploaded file"
             )
         check_entries(request.spec, self.uploads.manifest(request.spec.bundle))
@@ -334,10 +333,16 @@ class JobService:
         """Add to a job that has ended; see `modelops.server.extend.extend_job`. Errors as `resume`."""
 
         def begin(asked: Submission | None) -> None:
-            extend_job(
-                self.records, self.objects, JobId(job), who, replicates=request.replicates,
-                parameters=self._more_parameters(request), seeds=request.seeds, asked=asked,
-            )  # fmt: skip
+            more = self._more_parameters(request)
+            try:
+                extend_job(
+                    self.records, self.objects, JobId(job), who, replicates=request.replicates,
+                    parameters=more, seeds=request.seeds, asked=asked,
+                )  # fmt: skip
+            except RequestError as e:  # right by itself, it does not fit the job
+                raise e if isinstance(e, NotFoundError) else ConflictError(str(e)) from e
+
+        check_extension(request.replicates, request.seeds)
 
         return self._once(job, request, key, begin)
 
@@ -374,7 +379,7 @@ class JobService:
 
     def _more_parameters(self, request: ExtendRequest) -> list[bytes] | None:
         if request.parameters is not None and request.parameters_sha256 is not None:
-            raise RequestError("give either parameters or parameters_sha256, not both")
+            raise ConflictError("give either parameters or parameters_sha256, not both")
         if request.parameters is not None:
             return canonical_forms(bytes(text) for text in request.parameters)
         if request.parameters_sha256 is not None:

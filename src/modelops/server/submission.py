@@ -1,26 +1,50 @@
-"""What makes a submission right: its spec, and how it fits the bundle. Pure; every refusal is a sentence.
+"""What makes a submission right: its spec, and how it fits the bundle and the parameter sets. Pure.
 
-The Python client checks the same while a study is written; here nobody is believed.
+The Python client checks the same while a study is written; here nobody is believed. Every refusal is a sentence: a
+RequestError for what is wrong by itself, which `SCHEMA` says too, so that a client can know before it asks; a
+ConflictError for what does not fit something else.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
-from modelops.errors import RequestError
+from modelops.errors import ConflictError, RequestError
 from modelops.states import FAILURES
+from modelops.study.canonical import RESERVED
 from modelops.study.index_line import MAX_INDICES, IndexLine
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
 from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from modelops.bundles import Manifest
     from modelops.study.spec import JobSpec, Limits, RetryPolicy
 
 MAX_NAME = 500  # characters of a job's name and of its bundle's
+MAX_WHY = 1000
 MAX_SMALL = 2**31
+ONE_LINE = r"[^\x00-\x1f\x7f-\x9f]+"
+
+
+def check_why(why: str) -> None:
+    """Refuse a reason that is no line of text. Raises RequestError."""
+    if len(why) > MAX_WHY or (why and not re.fullmatch(ONE_LINE, why)):
+        raise RequestError(
+            f"why must be one line of at most {MAX_WHY} characters, without control characters"
+        )
+
+
+def check_extension(replicates: int | None, seeds: Sequence[int] | None) -> None:
+    """Refuse numbers that no job can have. Raises RequestError."""
+    if replicates is not None:
+        _check_int("replicates", replicates, 1, MAX_REPLICATES)
+    for i, seed in enumerate(seeds or ()):
+        _check_int(f"seeds[{i}]", seed, 0, MAX_EXPLICIT_SEED)
 
 
 def check_spec(spec: JobSpec) -> None:
@@ -31,11 +55,7 @@ def check_spec(spec: JobSpec) -> None:
     RequestError
         ``str`` names the key, and what it may be.
     """
-    if spec.format > FORMAT:
-        raise RequestError(
-            f"this study was written by a newer ModelOps (study format {spec.format}, this server reads up to "
-            f"{FORMAT}); upgrade the server"
-        )
+    refuse_newer(spec.format)
     if spec.parameters != FIRST_PARAMETERS:
         raise RequestError(f"parameters = {spec.parameters!r} of a new job must be {FIRST_PARAMETERS!r}")
     for key, text in (("name", spec.name), ("bundle_name", spec.bundle_name)):
@@ -55,33 +75,45 @@ def check_spec(spec: JobSpec) -> None:
         raise RequestError(f"aggregates names {entry!r} twice")
 
 
+def refuse_newer(form: int) -> None:
+    """Refuse a spec of a format that this server does not know. Raises RequestError."""
+    if form > FORMAT:
+        raise RequestError(
+            f"this study was written by a newer ModelOps (study format {form}, this server reads up to {FORMAT}); "
+            "upgrade the server"
+        )
+
+
 def check_entries(spec: JobSpec, manifest: Manifest) -> None:
     """Refuse entry points that the bundle does not have.
 
     Raises
     ------
-    RequestError
+    ConflictError
         Names those it has.
     """
-    chosen = [("model", spec.model, manifest.model(spec.model))]
-    chosen += [("aggregates", entry, manifest.aggregate(entry)) for entry in spec.aggregates]
+    try:
+        chosen = [("model", spec.model, manifest.model(spec.model))]
+        chosen += [("aggregates", entry, manifest.aggregate(entry)) for entry in spec.aggregates]
+    except RequestError as e:
+        raise ConflictError(str(e)) from e
     for key, given, entry in chosen:
         if given != entry:
-            raise RequestError(f"{key}: {given!r} is a name; write its entry point, {entry!r}")
+            raise ConflictError(f"{key}: {given!r} is a name; write its entry point, {entry!r}")
 
 
 def check_count(spec: JobSpec, n_params: int) -> None:
     """Refuse another number of parameter sets than the line has."""
     if n_params != spec.line.n_params:
-        raise RequestError(
+        raise ConflictError(
             f"line has {spec.line.n_params} parameter sets, but {n_params} were given; they must be as many"
         )
 
 
 def _check_text(key: str, text: str) -> None:
-    if not text or len(text) > MAX_NAME or not text.isprintable():
+    if not re.fullmatch(ONE_LINE, text) or len(text) > MAX_NAME:
         raise RequestError(
-            f"{key} = {text[:50]!r} must be one line of 1 to {MAX_NAME} characters that can be printed"
+            f"{key} = {text[:50]!r} must be one line of 1 to {MAX_NAME} characters, without control characters"
         )
 
 
@@ -91,10 +123,10 @@ def _check_line(spec: JobSpec) -> None:
     if not n_params:
         raise RequestError("the study has no parameter sets; give at least one, e.g. parameters=[{}]")
     if line != IndexLine.of(n_params, n_replicates):
-        raise RequestError("the line of a new job is one block: base, p0 and r0 are 0")
+        raise ConflictError("the line of a new job is one block: base, p0 and r0 are 0")
     _check_int("replicates", n_replicates, 1, MAX_REPLICATES)
     if line.size > MAX_INDICES:
-        raise RequestError(
+        raise ConflictError(
             f"{n_params} parameter sets x {n_replicates} replicates are more than one job can hold"
         )
 
@@ -105,11 +137,11 @@ def _check_seeds(spec: JobSpec) -> None:
         return
     n_replicates = spec.line.blocks[0].n_replicates
     if len(spec.seeds) != n_replicates:
-        raise RequestError(
+        raise ConflictError(
             f"seeds has {len(spec.seeds)}, but there are {n_replicates} replicates; give one seed per replicate"
         )
     if spec.study_seed:
-        raise RequestError(
+        raise ConflictError(
             "give either study_seed or seeds: explicit seeds are used as they are, and derive from nothing"
         )
     if not 0 <= min(spec.seeds) <= max(spec.seeds) <= MAX_EXPLICIT_SEED:
@@ -139,9 +171,12 @@ def _check_min_success(spec: JobSpec) -> None:
     value, n_replicates = spec.min_success, spec.line.blocks[0].n_replicates
     if isinstance(value, float) and not 0 <= value <= 1:
         raise RequestError(f"min_success = {value!r}: a fraction must lie in 0.0..1.0; a count is an integer")
-    if isinstance(value, int) and not 1 <= value <= n_replicates:
-        raise RequestError(
-            f"min_success = {value!r}: a count must lie in 1..{n_replicates}, the replicates of a parameter set"
+    if isinstance(value, int) and value < 1:
+        raise RequestError(f"min_success = {value!r}: a count must be 1 or more")
+    if isinstance(value, int) and value > n_replicates:
+        raise ConflictError(
+            f"min_success = {value!r}, but a parameter set has only {n_replicates} replicates; its aggregate would "
+            "never run"
         )
 
 
@@ -153,3 +188,87 @@ def _check_seconds(key: str, value: float | None) -> None:
 def _check_int(key: str, value: Any, lo: int, hi: int) -> None:
     if not lo <= value <= hi:
         raise RequestError(f"{key} must be an integer in {lo}..{hi}, not {value!r}")
+
+
+def _integer(lo: int, hi: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": lo, "maximum": hi}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_LINE_OF_TEXT: Final = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$", "maxLength": MAX_NAME}
+_SECONDS: Final = _or_null({"type": "number", "exclusiveMinimum": 0})
+_HEX: Final = "^[0-9a-f]{64}$"
+_SEEDS: Final = {"type": "array", "items": _integer(0, MAX_EXPLICIT_SEED)}
+_NAMES: Final = {"pattern": "^[^$]", "not": {"enum": sorted(RESERVED)}}
+_VALUE: Final = {"$ref": "#/components/schemas/ParameterValue"}
+_SETS: Final = {
+    "type": "array",
+    "items": {"type": "object", "propertyNames": _NAMES, "additionalProperties": _VALUE},
+}
+# What the checks of this module demand of a key by itself, for the schema of the API, by struct and key.
+SCHEMA: Final[Mapping[str, Mapping[str, Any]]] = {
+    "JobSpec": {
+        "format": _integer(1, FORMAT),
+        "name": _LINE_OF_TEXT,
+        "bundle_name": _LINE_OF_TEXT,
+        "bundle": {"pattern": _HEX},
+        "aggregates": {"uniqueItems": True},
+        "study_seed": _integer(0, MAX_STUDY_SEED),
+        "seeds": _or_null({**_SEEDS, "minItems": 1}),
+        "isolation": {"enum": list(ISOLATIONS)},
+        "timeout_s": _SECONDS,
+        "min_success": {
+            "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _integer(1, MAX_REPLICATES)]
+        },
+        "max_failures": _or_null(_integer(0, MAX_SMALL)),
+    },
+    "Limits": {
+        "replicate_timeout_s": _SECONDS,
+        "memory_bytes": _or_null(_integer(1, 2**63 - 1)),
+        "threads": _integer(1, MAX_SMALL),
+    },
+    "RetryPolicy": {
+        "max_retries": _integer(0, MAX_SMALL),
+        "initial_delay": {"minimum": 0},
+        "max_delay": _or_null({"type": "number", "minimum": 0}),
+        "backoff": {"minimum": 1},
+        "on": {"items": {"enum": sorted(FAILURES)}},
+    },
+    "IndexLine": {"blocks": {"minItems": 1}},
+    "Block": {
+        "base": {"minimum": 0},
+        "p0": {"minimum": 0},
+        "r0": {"minimum": 0},
+        "n_params": {"minimum": 1},
+        "n_replicates": _integer(1, MAX_REPLICATES),
+    },
+    "SubmitRequest": {
+        "parameters": _or_null(_SETS),
+        "parameters_sha256": _or_null({"type": "string", "pattern": _HEX}),
+        "why": {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$", "maxLength": MAX_WHY},
+    },
+    "ExtendRequest": {
+        "replicates": _or_null(_integer(1, MAX_REPLICATES)),
+        "parameters": _or_null(_SETS),
+        "parameters_sha256": _or_null({"type": "string", "pattern": _HEX}),
+        "seeds": _or_null(_SEEDS),
+    },
+}
+PARAMETER_VALUE: Final[Mapping[str, Any]] = {
+    "title": "ParameterValue",
+    "description": "A parameter's value; what is not finite is tagged.",
+    "anyOf": [
+        {"type": ["null", "boolean", "integer", "number", "string"]},
+        {"type": "array", "items": _VALUE},
+        {"type": "object", "propertyNames": {"pattern": "^(?!\\$)"}, "additionalProperties": _VALUE},
+        {
+            "type": "object",
+            "properties": {"$float": {"enum": ["nan", "inf", "-inf"]}},
+            "required": ["$float"],
+            "additionalProperties": False,
+        },
+    ],
+}

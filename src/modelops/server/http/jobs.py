@@ -9,7 +9,13 @@ import msgspec
 from modelops.server.http.api import json_response, who
 from modelops.server.http.operations import Answer, Body, Operation, Place, at
 from modelops.server.http.problems import NoSuchRouteError
-from modelops.server.requests import ExtendRequest, ResumeRequest, SubmitRequest, decode_submission
+from modelops.server.requests import (
+    ExtendRequest,
+    ResumeRequest,
+    SubmitRequest,
+    decode_extension,
+    decode_submission,
+)
 from modelops.server.service import Reconciled
 from modelops.server.views import JobView
 from modelops.states import JobState
@@ -252,7 +258,9 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     ),
     Operation(
         "POST", "/v1/jobs/{job}/extend", "extend_job", "Add replicates or parameter sets to a job that has ended.",
-        extend, JOB, Begin, Body(ExtendRequest, max_bytes=MAX_SUBMISSION_BYTES), problems=(404, 409, 429),
+        extend,
+        JOB, Begin, Body(ExtendRequest, max_bytes=MAX_SUBMISSION_BYTES, decode=decode_extension),
+        problems=(404, 409, 429),
     ),
     Operation(
         "POST", "/v1/jobs/{job}/reconcile", "reconcile_job",

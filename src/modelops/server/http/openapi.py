@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,9 +10,10 @@ import msgspec
 
 from modelops.server.http.operations import Place, place_of
 from modelops.server.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
+from modelops.server.submission import PARAMETER_VALUE, SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from modelops.server.http.operations import Answer, Body, Operation
 
@@ -45,6 +47,11 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
             types[op.body.type] = None
     schemas, components = msgspec.json.schema_components(list(types), ref_template=_REF)
     schema_of = dict(zip(types, schemas, strict=True))
+    components["ParameterValue"] = dict(PARAMETER_VALUE)
+    for name, component in components.items():
+        component["description"] = inspect.cleandoc(component.get("description", ""))
+        for key, more in SCHEMA.get(name, {}).items():
+            _demand(component["properties"][key], more)
     paths: dict[str, dict[str, Any]] = {}
     for op in operations:
         path = re.sub(r":path}", "}", op.path)
@@ -64,6 +71,13 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _demand(schema: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Put what is checked of a value into its schema."""
+    if "anyOf" in more:
+        schema.pop("type", None)
+    schema.update(more)
 
 
 def _operation(op: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from modelops.errors import RequestError
+from modelops.errors import ConflictError
 from modelops.server.http.problems import MalformedRequestError, MediaTypeError, NoSuchRouteError
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def read_json(operation: Operation, content_type: str, data: bytes) -> Any:
         It is said to be something else than JSON.
     MalformedRequestError
         It is not as the schema says.
+    ConflictError
+        It is, and its parts do not fit one another.
     """
     body = operation.body
     if body is None or body.type is None:
@@ -179,7 +181,7 @@ def read_json(operation: Operation, content_type: str, data: bytes) -> Any:
         return body.decode(data) if body.decode else msgspec.json.decode(data, type=body.type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         if isinstance(e.__cause__, ValueError):  # of the form that the schema says, and yet impossible
-            raise RequestError(str(e)) from e
+            raise ConflictError(str(e)) from e
         raise MalformedRequestError(f"the body is not as the schema says: {e}") from e
 
 
