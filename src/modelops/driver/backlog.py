@@ -42,6 +42,10 @@ class Work(NamedTuple):
         """
         return self.deaths >= SUSPECT_AFTER_DEATHS or (self.deaths > 0 and len(self.ranges) == 1)
 
+    def of(self, ranges: Ranges) -> Work:
+        """Return the part of it that is of these."""
+        return self if ranges == self.ranges else self._replace(ranges=ranges)
+
     def split(self) -> list[Work]:
         """Cut into parts, in order: eighths, or single items when there are no more than eight."""
         size = -(-len(self.ranges) // SPLIT_INTO)
@@ -58,19 +62,12 @@ class Backlog:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.suspects: deque[Work] = deque()
+        self.n_ready = 0  # items that could go out now, suspects left out
+        self.next_at: float | None = None  # when the next delayed work is due
         self._special: deque[Work] = deque()  # keeps its history: not merged with other work
-        self._n_special = 0
         self._ready: dict[int, RangeQueue] = {}
         self._waiting: list[tuple[float, int, Work]] = []
         self._n_waits = 0
-
-    @property
-    def n_ready(self) -> int:
-        """How many items could go out now, suspects left out."""
-        n = self._n_special
-        for queue in self._ready.values():
-            n += queue.n
-        return n
 
     def add(self, work: Work) -> None:
         """Take in what is to be run as soon as there is room."""
@@ -78,9 +75,10 @@ class Backlog:
             return
         if work.suspect:
             self.suspects.append(work)
-        elif work.deaths or work.errors:
+            return
+        self.n_ready += len(work.ranges)
+        if work.deaths or work.errors:
             self._special.append(work)
-            self._n_special += len(work.ranges)
         else:
             queue = self._ready.get(work.number)
             if queue is None:
@@ -92,27 +90,25 @@ class Backlog:
         if work.ranges:
             self._n_waits += 1
             heappush(self._waiting, (at, self._n_waits, work))
-
-    def next_at(self) -> float | None:
-        """Return when the next delayed work is due."""
-        return self._waiting[0][0] if self._waiting else None
+            self.next_at = self._waiting[0][0]
 
     def release(self, now: float) -> None:
         """Make ready what was delayed until now."""
         while self._waiting and self._waiting[0][0] <= now:
             self.add(heappop(self._waiting)[2])
+        self.next_at = self._waiting[0][0] if self._waiting else None
 
     def take(self, n: int) -> Work | None:
         """Take out work for one chunk: about ``n`` items of one attempt number, the smallest first."""
         if self._special:
             work = self._special.popleft()
-            self._n_special -= len(work.ranges)
-            return work
-        queues = [(queue.first, number) for number, queue in self._ready.items() if queue.n]
-        if not queues:
+        elif self.n_ready:
+            _, number = min((queue.first, number) for number, queue in self._ready.items() if queue.n)
+            work = Work(self.kind, self._ready[number].take(n), number)
+        else:
             return None
-        number = min(queues)[1]
-        return Work(self.kind, self._ready[number].take(n), number)
+        self.n_ready -= len(work.ranges)
+        return work
 
     def numbered(self, number: int) -> Ranges:
         """Return the items whose next attempt is of this number. Costs the whole backlog: for rare events."""
@@ -127,11 +123,12 @@ class Backlog:
         for queue in self._ready.values():
             queue.withdraw(ranges)
         self._special = _without(self._special, ranges)
-        self._n_special = sum(len(w.ranges) for w in self._special)
+        self.n_ready = sum(len(w.ranges) for w in self._special) + sum(q.n for q in self._ready.values())
         self.suspects = _without(self.suspects, ranges)
         kept = [(at, i, w._replace(ranges=w.ranges - ranges)) for at, i, w in self._waiting]
         self._waiting = [entry for entry in kept if entry[2].ranges]
         heapify(self._waiting)
+        self.next_at = self._waiting[0][0] if self._waiting else None
 
 
 def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:

@@ -32,6 +32,7 @@ class Meter:
         self._seconds = 0.0
         self._items = 0.0
         self.n_measured = 0
+        self.seconds_per_item: float | None = None  # expected, never 0; None before the first measurement
 
     def record(self, n: int, seconds: float) -> None:
         """Note that ``n`` items took ``seconds``."""
@@ -39,11 +40,7 @@ class Meter:
             self._seconds = MEMORY * self._seconds + max(0.0, seconds)
             self._items = MEMORY * self._items + n
             self.n_measured += n
-
-    @property
-    def seconds_per_item(self) -> float | None:
-        """The expected duration of one item, never 0; None before the first measurement."""
-        return self._seconds / self._items + OVERHEAD_S if self.n_measured else None
+            self.seconds_per_item = self._seconds / self._items + OVERHEAD_S
 
 
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import msgspec
 
-if TYPE_CHECKING:
-    from modelops.states import JobEvent, JobState, ReplicateStatus
-    from modelops.study.ids import AttemptId
-    from modelops.study.ranges import Ranges
-    from modelops.worker.messages import AggregateChunk, AggregateRef, Chunk, ErrorExample, SegmentRef
+from modelops.states import JobEvent, JobState, ReplicateStatus
+from modelops.study.ids import AttemptId
+from modelops.study.ranges import Ranges
+from modelops.worker.messages import AggregateChunk, AggregateRef, Chunk, ErrorExample, SegmentRef
 
 
-@dataclass(frozen=True, slots=True)
-class PrepareEnvironment:
+class PrepareEnvironment(msgspec.Struct, frozen=True):
     """Resolve the dependencies, store the lock, and have it built; answer EnvironmentReady or Failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskForAttempts:
+class AskForAttempts(msgspec.Struct, frozen=True):
     """Ask this worker for its table of this job's attempts; answer AttemptsFound (or WorkerLeft).
 
     From then on the receipts of these attempts come to this driver, also of those that have ended since.
@@ -27,47 +23,41 @@ class AskForAttempts:
     worker: str
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitChunk:
+class SubmitChunk(msgspec.Struct, frozen=True):
     """Submit to this worker. One Dask key per attempt; Dask never retries."""
 
     chunk: Chunk
     worker: str
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitAggregates:
+class SubmitAggregates(msgspec.Struct, frozen=True):
     """Submit to this worker."""
 
     chunk: AggregateChunk
     worker: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopAttempt:
+class StopAttempt(msgspec.Struct, frozen=True):
     """Ask the worker to stop: finish nothing more, store what is finished, give back the rest."""
 
     attempt: AttemptId
     worker: str
 
 
-@dataclass(frozen=True, slots=True)
-class CommitSegment:
+class CommitSegment(msgspec.Struct, frozen=True):
     """Write the row in one transaction; answer Committed. Idempotent by attempt."""
 
     segment: SegmentRef
 
 
-@dataclass(frozen=True, slots=True)
-class RecordRetry:
+class RecordRetry(msgspec.Struct, frozen=True):
     """Record that these will be tried again, as attempt ``number``; a later driver is given it."""
 
     indices: Ranges
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class CommitSynthetic:
+class CommitSynthetic(msgspec.Struct, frozen=True):
     """Write and commit a segment that no worker could: these replicates took their worker down."""
 
     attempt: AttemptId
@@ -76,8 +66,7 @@ class CommitSynthetic:
     error: ErrorExample
 
 
-@dataclass(frozen=True, slots=True)
-class CommitSyntheticAggregates:
+class CommitSyntheticAggregates(msgspec.Struct, frozen=True):
     """Write and commit ``failed`` aggregates that no worker could: aggregating these took its worker down."""
 
     attempt: AttemptId
@@ -85,23 +74,20 @@ class CommitSyntheticAggregates:
     error: ErrorExample
 
 
-@dataclass(frozen=True, slots=True)
-class CommitAggregates:
+class CommitAggregates(msgspec.Struct, frozen=True):
     """Write the row of an aggregate segment; answer Committed."""
 
     stored: AggregateRef
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(msgspec.Struct, frozen=True):
     """Answer TimerRang at ``at`` on the clock of ``now``. A later one of that name replaces it."""
 
     name: str
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeState:
+class ChangeState(msgspec.Struct, frozen=True):
     """Record a transition of the job, with its cause."""
 
     event: JobEvent
@@ -109,21 +95,18 @@ class ChangeState:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """Append to the job's story without changing its state."""
 
     kind: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finalize:
+class Finalize(msgspec.Struct, frozen=True):
     """Write the result files from the committed segments; answer Finalized, or ResultsVoided."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
     """The job is over in this state. Nothing follows."""
 
     state: JobState

@@ -23,6 +23,7 @@ class Coverage:
     def __init__(self, line: IndexLine) -> None:
         self._blocks = tuple(b for b in line.blocks if b.end > b.base)
         self._bases = [b.base for b in self._blocks]
+        self._ends = [b.end for b in self._blocks]
         self._covered = RangeSet()
         self._settled = [RangeSet() for _ in self._blocks]
 
@@ -40,17 +41,18 @@ class Coverage:
             whole = self._covered.add(lo, hi)
             i = bisect_right(self._bases, lo) - 1
             while i < len(self._blocks) and self._blocks[i].base < hi:
-                params = _filled(self._blocks[i], (lo, hi), whole)
+                params = _filled(self._blocks[i], self._ends[i], (lo, hi), whole)
                 if params is not None:
-                    settled.extend(self._settled_everywhere(i, params).pairs)
+                    if len(self._blocks) == 1:
+                        settled.append(params)
+                    else:
+                        settled.extend(self._settled_everywhere(i, params).pairs)
                 i += 1
         return Ranges(settled) if settled else EMPTY
 
     def _settled_everywhere(self, i: int, params: Range) -> Ranges:
         """Note that block ``i`` is complete for these; return those complete in every other block too."""
         everywhere = Ranges((params,))
-        if len(self._blocks) == 1:
-            return everywhere
         self._settled[i].add(*params)
         for j, other in enumerate(self._blocks):
             if j != i:
@@ -59,13 +61,13 @@ class Coverage:
         return everywhere
 
 
-def _filled(block: Block, added: Range, whole: Range) -> Range | None:
+def _filled(block: Block, end: int, added: Range, whole: Range) -> Range | None:
     """Return the parameter sets of ``block`` that ``added`` touches and that lie wholly in ``whole``."""
     n, base = block.n_replicates, block.base
     touched_lo = (max(added[0], base) - base) // n
-    touched_hi = (min(added[1], block.end) - base - 1) // n + 1
+    touched_hi = (min(added[1], end) - base - 1) // n + 1
     lo = max(touched_lo, -(-(max(whole[0], base) - base) // n))
-    hi = min(touched_hi, (min(whole[1], block.end) - base) // n)
+    hi = min(touched_hi, (min(whole[1], end) - base) // n)
     return (block.p0 + lo, block.p0 + hi) if lo < hi else None
 
 

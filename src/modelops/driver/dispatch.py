@@ -38,7 +38,13 @@ class Dispatcher:
 
     def placements(self) -> Iterator[tuple[Work, Worker]]:
         """Yield what to submit where. Each must be in the roster before the next is asked for."""
-        yield from self._suspects()
+        simulate, aggregate = self.backlogs.values()
+        if simulate.suspects or aggregate.suspects:
+            yield from self._suspects()
+        else:
+            self._roster.release_reserved()
+        if not (simulate.n_ready or aggregate.n_ready):
+            return
         while (worker := self._roster.idle()) is not None and (work := self._next_work()) is not None:
             yield work, worker
         while (worker := self._roster.roomy()) is not None and (queued := self._next_to_queue()) is not None:
@@ -87,12 +93,7 @@ class Dispatcher:
         return None if cost is None else n * cost / min(self._roster.slots, max(n, 1))
 
     def _suspects(self) -> Iterator[tuple[Work, Worker]]:
-        n = 0
-        for backlog in self.backlogs.values():
-            n += len(backlog.suspects)
-        if not n:
-            self._roster.release_reserved()
-            return
+        n = sum(len(backlog.suspects) for backlog in self.backlogs.values())
         for worker in self._roster.reserve(n):
             held = next((b for b in self.backlogs.values() if b.suspects), None)
             if held is not None:

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import msgspec
 
-if TYPE_CHECKING:
-    from modelops.study.ids import AttemptId
-    from modelops.study.ranges import Ranges
-    from modelops.worker.messages import AggregateReceipt, Receipt, SegmentRef
+from modelops.study.ids import AttemptId
+from modelops.study.ranges import Ranges
+from modelops.worker.messages import AggregateReceipt, Receipt, SegmentRef
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentReady:
+class EnvironmentReady(msgspec.Struct, frozen=True):
     """The job's environment was resolved and one worker has it; chunks may be submitted."""
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentFailed:
+class EnvironmentFailed(msgspec.Struct, frozen=True):
     """The environment cannot be had: ends the job once, with uv's own words; nothing has failed to run."""
 
     error_type: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerJoined:
+class WorkerJoined(msgspec.Struct, frozen=True):
     """A worker is ready to take chunks in ``slots`` threads."""
 
     worker: str
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLeft:
+class WorkerLeft(msgspec.Struct, frozen=True):
     """A worker is gone. ``died``: its process ended unasked; otherwise it was drained or partitioned."""
 
     worker: str
     died: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """An attempt in a worker's own table: it runs, or has ended and nobody has taken its receipt.
 
     ``indices``: none for an attempt at aggregates. ``attempt_number`` as in its chunk.
@@ -52,30 +45,26 @@ class Found:
     attempt_number: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptsFound:
+class AttemptsFound(msgspec.Struct, frozen=True):
     """A worker said what is in its table, in answer to AskForAttempts."""
 
     worker: str
     attempts: tuple[Found, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptBegun:
+class AttemptBegun(msgspec.Struct, frozen=True):
     """An attempt that was to be alone runs now, and nothing of any job runs beside it on its worker."""
 
     attempt: AttemptId
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkDone:
+class ChunkDone(msgspec.Struct, frozen=True):
     """A receipt came back. Nothing is committed by it."""
 
     receipt: Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkErred:
+class ChunkErred(msgspec.Struct, frozen=True):
     """The task raised: a fault of ModelOps or the machine (storage full), not of the model.
 
     ``final``: trying again has no hope.
@@ -87,23 +76,20 @@ class ChunkErred:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptLost:
+class AttemptLost(msgspec.Struct, frozen=True):
     """An attempt ended without a receipt. ``worker_died``: its worker's process died while holding it."""
 
     attempt: AttemptId
     worker_died: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpointed:
+class Checkpointed(msgspec.Struct, frozen=True):
     """A replicate that runs has kept its first checkpoint in this attempt."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """The store accepted (or, ``accepted`` False, refused: indices covered already) an attempt's segment.
 
     ``segment``: what was written for a CommitSynthetic, so that aggregates can read it.
@@ -114,53 +100,45 @@ class Committed:
     segment: SegmentRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AggregateDone:
+class AggregateDone(msgspec.Struct, frozen=True):
     """A receipt for an aggregate chunk came back."""
 
     receipt: AggregateReceipt
 
 
-@dataclass(frozen=True, slots=True)
-class TimerRang:
+class TimerRang(msgspec.Struct, frozen=True):
     """The timer of this name rang."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAsked:
+class CancelAsked(msgspec.Struct, frozen=True):
     """The user wants the job to stop. ``who`` goes into the job's record."""
 
     who: str = "user"
 
 
-@dataclass(frozen=True, slots=True)
-class Finalized:
+class Finalized(msgspec.Struct, frozen=True):
     """The result files are written and verified."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResultsVoided:
+class ResultsVoided(msgspec.Struct, frozen=True):
     """Instead of Finalized: what was committed does not count any more, because the bundle was changed under it."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLost:
+class StoreLost(msgspec.Struct, frozen=True):
     """The database or the storage does not answer: intake pauses, nothing is acknowledged."""
 
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreBack:
+class StoreBack(msgspec.Struct, frozen=True):
     """The store answers again."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseLost:
+class LeaseLost(msgspec.Struct, frozen=True):
     """Another driver holds the job. This one stops without a word to the store."""
 
 

@@ -72,19 +72,19 @@ class Intake:
         again = EMPTY
         for _, ranges in receipt.retry:
             again |= Ranges(ranges)
-        if again:
+        if again.pairs:
             tried = stored | again
-        if tried:
+        if tried.pairs:
             self._measure(len(tried), receipt)
         if segment is not None:
-            if segment.counts.get(ReplicateStatus.SUCCEEDED):
+            if not self._probe.passed and segment.counts.get(ReplicateStatus.SUCCEEDED):
                 self._judge(EMPTY, 1, [], now)  # it is no status yet, but reason enough to go on
-            commit = Commit(work._replace(ranges=stored), c.CommitSegment(segment), examples, late)
+            commit = Commit(work.of(stored), c.CommitSegment(segment), examples, late)
             self._commit_if_new(receipt.attempt, commit)
         if not late:
             if again:
                 self._retry(work, again & work.ranges, now)
-            if back := work.ranges - tried:
+            if (back := work.ranges - tried).pairs:
                 unasked = not tried and not self._course.draining and receipt.missing_import is None
                 at = now + GIVEN_BACK_DELAY_S if unasked else None
                 self._places.requeue(work._replace(ranges=back, errors=0), at)
@@ -102,7 +102,7 @@ class Intake:
         made = Ranges(stored.params) if stored else EMPTY
         if stored is not None:
             self._meters[_AGGREGATE].record(len(made), receipt.wall_seconds)
-            commit = Commit(work._replace(ranges=made), c.CommitAggregates(stored), [], late)
+            commit = Commit(work.of(made), c.CommitAggregates(stored), [], late)
             self._commit_if_new(receipt.attempt, commit)
         if not late and (back := work.ranges - made):
             stopped = receipt.stopped or stored is not None
@@ -174,7 +174,7 @@ class Intake:
         settled = self._ledger.add_outcomes(work.ranges, counts, segment)
         if settled:
             self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
-        if work.number == 1:
+        if work.number == 1 and not self._probe.passed:
             self._judge(work.ranges, 0, examples, now)
         limit = self._spec.max_failures
         if limit is not None and (n := self._ledger.n_failed) > limit:

@@ -24,12 +24,14 @@ class Ledger:
     """The outcomes and aggregates of one job that count."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._line = spec.line
+        self._line, self._size = spec.line, spec.line.size
         self._n_targets = len(spec.aggregates)
         self._n_params = len(spec.line.params_of(spec.line.all())) if spec.aggregates else 0
         self._coverage = Coverage(spec.line)
         self._segments = SegmentMap()
         self._aggregated = RangeSet()
+        self.n_open = self._size  # replicates without a final outcome
+        self.n_open_params = self._n_params  # parameter sets that lack their aggregates
         self.counts = dict.fromkeys((ReplicateStatus.SUCCEEDED, *sorted(FAILURES)), 0)
         self.aggregate_counts = dict.fromkeys(AggregateStatus, 0)
 
@@ -38,9 +40,10 @@ class Ledger:
 
         An aggregate is stale, and left out, when it lacks a segment that its parameter sets have by now.
         """
-        settled = EMPTY
+        segments = list(segments)
         for segment in segments:
-            settled |= self.add_outcomes(Ranges(segment.ranges), segment.counts, segment)
+            self._count(segment.counts, segment)
+        settled = self._cover(Ranges(pair for segment in segments for pair in segment.ranges))
         for stored in aggregates if self._n_targets else ():
             params = Ranges(stored.params)
             inputs = {segment.digest for segment in self.segments_of(params)}
@@ -52,19 +55,25 @@ class Ledger:
         self, indices: Ranges, counts: Mapping[ReplicateStatus, int], segment: SegmentRef | None
     ) -> Ranges:
         """Take in a committed segment; return the parameter sets to aggregate, as they settled by it."""
+        self._count(counts, segment)
+        return self._cover(indices)
+
+    def _count(self, counts: Mapping[ReplicateStatus, int], segment: SegmentRef | None) -> None:
         for status, n in counts.items():
             self.counts[status] += n
-        settled = self._coverage.add(indices)
-        if not self._n_targets:
-            return EMPTY
-        if segment is not None:
+        if segment is not None and self._n_targets:
             self._segments.add(segment)
-        return settled
+
+    def _cover(self, indices: Ranges) -> Ranges:
+        self.n_open -= len(indices)
+        settled = self._coverage.add(indices)
+        return settled if self._n_targets else EMPTY
 
     def add_aggregates(self, params: Ranges, counts: Mapping[str, int]) -> None:
         """Take in a committed aggregate segment; ``counts`` are of rows, by status."""
         for lo, hi in params.pairs:
             self._aggregated.add(lo, hi)
+            self.n_open_params -= hi - lo
         for status, n in counts.items():
             self.aggregate_counts[AggregateStatus(status)] += n
 
@@ -80,12 +89,7 @@ class Ledger:
     @property
     def n_outcomes(self) -> int:
         """How many replicates have a final outcome."""
-        return len(self._coverage)
-
-    @property
-    def n_open(self) -> int:
-        """How many replicates have none."""
-        return self._line.size - len(self._coverage)
+        return self._size - self.n_open
 
     @property
     def n_failed(self) -> int:
@@ -97,11 +101,6 @@ class Ledger:
         """How many aggregates the job has: parameter sets times entry points."""
         return self._n_params * self._n_targets
 
-    @property
-    def n_open_params(self) -> int:
-        """How many parameter sets lack their aggregates."""
-        return self._n_params - len(self._aggregated)
-
     def is_settled_but(self, n_left: int, n_left_params: int) -> bool:
         """Say whether all but so many replicates have their outcome, all but so many parameter sets their aggregate."""
         return self.n_open <= n_left and self.n_open_params <= n_left_params
@@ -110,6 +109,6 @@ class Ledger:
     def is_success(self) -> bool:
         """Whether all replicates and all aggregates succeeded."""
         return (
-            self.counts[ReplicateStatus.SUCCEEDED] == self._line.size
+            self.counts[ReplicateStatus.SUCCEEDED] == self._size
             and self.aggregate_counts[AggregateStatus.SUCCEEDED] == self.n_aggregates
         )

@@ -190,7 +190,7 @@ class Machine:
                 return None
             seconds = 0.0
         seconds += self._dispatcher.seconds_left(_AGGREGATE, self._ledger.n_open_params) or 0.0
-        due = self._backlogs[_SIMULATE].next_at()
+        due = self._backlogs[_SIMULATE].next_at
         return max(seconds, due - now) if due is not None else seconds
 
     @property
@@ -440,7 +440,7 @@ class Machine:
     def _set_retry_timer(self) -> None:
         due = None
         for backlog in self._backlogs.values():
-            at = backlog.next_at()
+            at = backlog.next_at
             if at is not None and (due is None or at < due):
                 due = at
         if due is not None and not self._course.draining:

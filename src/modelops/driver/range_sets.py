@@ -80,18 +80,26 @@ class RangeSet:
 
     def add(self, lo: int, hi: int) -> Range:
         """Put ``lo <= k < hi`` in, and return the whole range in which it now lies."""
-        i = bisect_left(self._highs, lo)
-        j = bisect_right(self._lows, hi)
-        if i < j:
-            lo, hi = min(lo, self._lows[i]), max(hi, self._highs[j - 1])
-            self._n -= sum(self._highs[i:j]) - sum(self._lows[i:j])
-        self._lows[i:j] = [lo]
-        self._highs[i:j] = [hi]
+        lows, highs = self._lows, self._highs
+        i = bisect_left(highs, lo)
+        j = bisect_right(lows, hi, i)
+        if i == j:  # it touches nothing
+            lows.insert(i, lo)
+            highs.insert(i, hi)
+        else:
+            lo, hi = min(lo, lows[i]), max(hi, highs[j - 1])
+            self._n -= highs[i] - lows[i]
+            if j > i + 1:
+                self._n -= sum(highs[i + 1 : j]) - sum(lows[i + 1 : j])
+                del lows[i + 1 : j], highs[i + 1 : j]
+            lows[i], highs[i] = lo, hi
         self._n += hi - lo
         return lo, hi
 
     def lacks(self, ranges: Ranges) -> Ranges:
         """Return those of ``ranges`` that are not in the set."""
+        if not self._lows or not ranges.pairs or self._highs[-1] <= ranges.pairs[0][0]:
+            return ranges
         missing: list[Range] = []
         for start, hi in ranges.pairs:
             lo = start

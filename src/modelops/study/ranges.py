@@ -90,13 +90,22 @@ class Ranges:
         return f"Ranges({', '.join(f'{lo}:{hi}' for lo, hi in self.pairs)})"
 
     def __or__(self, other: Ranges) -> Ranges:
-        if not other:
+        if not other.pairs:
             return self
-        if not self:
+        if not self.pairs:
             return other
         return Ranges((*self.pairs, *other.pairs))
 
+    def _is_apart(self, other: Ranges) -> bool:
+        """Say whether one ends before the other begins. Nearly always so, or else both are the same."""
+        mine, others = self.pairs, other.pairs
+        return not mine or not others or mine[-1][1] <= others[0][0] or others[-1][1] <= mine[0][0]
+
     def __and__(self, other: Ranges) -> Ranges:
+        if self._is_apart(other):
+            return EMPTY
+        if self.pairs == other.pairs:
+            return self
         out: list[Range] = []
         i = j = 0
         while i < len(self.pairs) and j < len(other.pairs):
@@ -111,8 +120,10 @@ class Ranges:
         return Ranges._trusted(out)
 
     def __sub__(self, other: Ranges) -> Ranges:
-        if not other._count or not self._count:
+        if self._is_apart(other):
             return self
+        if self.pairs == other.pairs:
+            return EMPTY
         out: list[Range] = []
         j = 0
         for start, hi in self.pairs:
@@ -131,7 +142,7 @@ class Ranges:
 
     def isdisjoint(self, other: Ranges) -> bool:
         """Say whether no integer is in both."""
-        return not self & other
+        return self._is_apart(other) or not (self & other).pairs
 
     def take(self, n: int) -> tuple[Ranges, Ranges]:
         """Split into the ``n`` smallest integers (or all, if fewer) and the rest."""
