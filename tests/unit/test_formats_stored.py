@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,14 +19,17 @@ from test_values import same
 from modelops.bundles import unpack_bundle
 from modelops.environments import parse_lock
 from modelops.environments.manifest import read_manifest
-from modelops.states import OUTCOMES, AggregateStatus, JobState, ReplicateStatus
-from modelops.store import Records, StoredError
+from modelops.server.extend import extend_job, resume_job
+from modelops.server.mend import needs_mending
+from modelops.states import OUTCOMES, AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.store import Objects, Records, StoredError
 from modelops.store.aggregate_value import aggregate_value
 from modelops.store.failures import failures_table
 from modelops.store.job_log import log_lines
+from modelops.store.parameters import Parameters
 from modelops.store.results import aggregates_table, attempts_table, replicates_table
 from modelops.store.segment_table import SegmentTable, open_table
-from modelops.study.canonical import param_id
+from modelops.study.canonical import canonical_json, param_id
 from modelops.study.seeds import seed_key, seed_of
 from modelops.study.spec import decode_spec
 
@@ -139,7 +143,27 @@ def test_the_database_is_read(home: Path) -> None:
         "settled",
         "some_succeeded",
     ]
+    assert (row.study, row.used_s, row.cancel_by, row.stalled) == ("study.json", 0.0, None, "")
     assert records.take_lease(made.JOB, "somebody else") == 2, "and it can be written to"
+    records.close()
+
+
+def test_a_job_of_then_is_as_recorded_and_can_be_resumed_and_extended(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(home, copy)
+    objects, records = Objects.open(copy / "objects"), Records.open(f"sqlite:///{copy / 'modelops.db'}")
+    _, plan = needs_mending(records, objects, made.JOB, deep=True)
+    assert not plan
+    row = resume_job(records, objects, made.JOB, "me")
+    assert (row.state, row.run) == (JobState.QUEUED, 2)
+    for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+        records.change_state(made.JOB, event, who="me")
+    more = canonical_json({"beta": 9})
+    row = extend_job(records, objects, made.JOB, "me", replicates=4, parameters=[more])
+    spec = decode_spec(row.spec)
+    assert spec.line.blocks[:2] == made.SPEC.line.blocks
+    assert Parameters(objects, made.JOB, spec.parameters)[2].canonical == more
+    assert records.covered(made.JOB).pairs == ((0, 5),)
     records.close()
 
 

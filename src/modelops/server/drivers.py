@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modelops.home import Home
     from modelops.server.reconcile import Finding
     from modelops.server.reconciler import Reconciler
+    from modelops.server.stall_watch import StallWatch
     from modelops.server.supervisor import Supervisor
     from modelops.server.views import Live
     from modelops.store import Objects, Records
@@ -50,6 +51,7 @@ class Drivers:
         self._pool: ConnectedCluster | None = None
         self._supervisor: Supervisor | None = None
         self._reconciler: Reconciler | None = None
+        self._stall_watch: StallWatch | None = None
         self._thread = threading.Thread(target=self._begin, name="modelops-drivers", daemon=True)
 
     def start(self) -> None:
@@ -59,8 +61,9 @@ class Drivers:
     def stop(self) -> None:
         """Stop driving; what runs on workers goes on."""
         self._thread.join()
-        if self._reconciler is not None:
-            self._reconciler.stop()
+        for beside in (self._stall_watch, self._reconciler):
+            if beside is not None:
+                beside.stop()
         if self._supervisor is not None:
             self._supervisor.stop()
         if self._pool is not None:
@@ -94,6 +97,7 @@ class Drivers:
         try:
             from modelops.cluster.connected import ConnectedCluster
             from modelops.server.reconciler import Reconciler
+            from modelops.server.stall_watch import StallWatch
             from modelops.server.supervisor import Supervisor
 
             pool = ConnectedCluster(self._find_scheduler, self._tls)
@@ -110,5 +114,7 @@ class Drivers:
             self._supervisor = supervisor
             self._reconciler = Reconciler(self._records, self._objects, supervisor, pool, this_process())
             self._reconciler.start()
+            self._stall_watch = StallWatch(self._records, supervisor, this_process())
+            self._stall_watch.start()
         except BaseException as error:  # noqa: BLE001  the top of a thread: the server ends with it
             self._failed(error)

@@ -48,14 +48,19 @@ def facts_of(
     row, segments, aggregates = records.committed(job)
     folder, spec = job_folder(job), decode_spec(row.spec)
     scope = records.scope(job)
-    settled = (spec.line.all() if scope is None else scope) if records.settled(job) else Ranges()
+    result_files = records.result_files(job)
+    settled = Ranges()
+    if result_files and records.settled(
+        job
+    ):  # jobs of a time that recorded no result files are left as they are
+        settled = spec.line.all() if scope is None else scope
     sizes = {name.removeprefix(f"{folder}/"): n for name, n in objects.sizes(folder).items()}
     facts = JobFacts(
         row=row,
         spec=spec,
         segments=segments,
         aggregates=aggregates,
-        result_files=records.result_files(job),
+        result_files=result_files,
         withdrawn=records.withdrawn(job),
         settled=settled,
         owed=records.owed(job),

@@ -217,7 +217,8 @@ def _bad_aggregates(facts: JobFacts, said: _Said) -> list[AttemptId]:
     bad = []
     for ref in facts.aggregates:
         wrong = facts.wrong(ref.name, ref.n_bytes) or facts.wrong(ref.pack, ref.pack_bytes)
-        if ref.attempt in stale and ref.inputs:  # one that failed without a worker has read nothing
+        # One that failed without a worker has read nothing. A job from before stale ones were dropped is left alone.
+        if ref.attempt in stale and ref.inputs and (facts.result_files or not facts.is_final):
             wrong = wrong or f"{ref.name} was made from other outcomes than those that count"
         if said.note(Mismatch.AGGREGATE_DAMAGED, ref.name, wrong):
             bad.append(ref.attempt)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from modelops.errors import (
     BundleMissingError,
     ClusterError,
     ConflictError,
+    IntegrityError,
     NotFoundError,
     QueueFullError,
     RequestError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_JOBS: Final = 10_000
+T = TypeVar("T")
 
 
 class Found(Protocol):
@@ -225,6 +227,24 @@ class JobService:
         if not found:
             self.records.job(JobId(job))
         return found
+
+    def answer(self, job: str, act: Callable[[JobContents], T]) -> T:
+        """Return what ``act`` makes of what is committed; it is asked again once damage that it met is repaired.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such job.
+        IntegrityError
+            What is damaged cannot be repaired by this server.
+        """
+        contents = self.contents(job)
+        try:
+            return act(contents)
+        except (IntegrityError, NotFoundError):
+            if self.reconciler is None or not self.reconciler.run(JobId(job)):
+                raise
+            return act(self.contents(job))
 
     def contents(self, job: str) -> JobContents:
         """Return what is committed of a job, to read tables and outputs from. Raises NotFoundError."""

@@ -135,6 +135,12 @@ class Supervisor:
             one = self._driven.get(job)
         return None if one is None else one.driver.view()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether further jobs wait until one that is driven has ended."""
+        with self._lock:
+            return len(self._driven) >= self._max_driven
+
     def driven(self) -> list[JobId]:
         """Return the jobs that are driven here."""
         with self._lock:
@@ -244,8 +250,7 @@ class Supervisor:
         if failures is not None and now < failures.not_before:
             return
         with self._taking:
-            with self._lock:
-                full = len(self._driven) >= self._max_driven and job.cancel_by is None
+            full = self.is_full and job.cancel_by is None
             if full or job.job in self._apart:
                 return
             epoch = self._leases.take(job.job, self._who)

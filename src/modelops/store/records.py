@@ -190,10 +190,12 @@ class Records(DrivingRecords, Runs):
             state = next_state(old.state, event)
             at = self._clock()
             number, version = old.n_events + 1, old.version + 1
-            update_job(sql, job, state=state, reason=why, version=version, changed_at=at, n_events=number)
+            update_job(
+                sql, job, state=state, reason=why, version=version, changed_at=at, n_events=number, stalled=""
+            )
             insert_event(sql, job, number, at, who, event, why, {"from": old.state, "to": state})
             return msgspec.structs.replace(
-                old, state=state, reason=why, version=version, changed_at=at, n_events=number
+                old, state=state, reason=why, version=version, changed_at=at, n_events=number, stalled=""
             )
 
     # Events

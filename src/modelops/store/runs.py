@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from modelops.states import JobEvent, JobState, next_state
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, next_state
 from modelops.store import schema
 from modelops.store.result_file import ResultFile
 from modelops.store.rows import (
@@ -173,6 +173,14 @@ class Runs:
         )
         with self._database.reading() as sql:
             return sql.scalar(query.limit(1)) is not None
+
+    def record_stalled(self, job: JobId, reason: str, *, who: str, text: str) -> None:
+        """Flag a job that has not ended as standing still, or (no reason) as going on; an event says so, once."""
+        with self._database.writing() as sql:
+            row = read_job(sql, job, lock=True)
+            if row.stalled != reason and row.state not in FINAL_JOB_STATES:
+                update_job(sql, job, stalled=reason)
+                append_event(sql, job, self._clock(), who, "stalled" if reason else "going_on", text, {})
 
     def mismatches(self) -> dict[str, int]:
         """Return how many disagreements of each kind were found, of all jobs, ever."""

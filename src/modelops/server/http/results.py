@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modelops.server.http.api import Api
     from modelops.server.http.operations import Call
     from modelops.store import Objects
+    from modelops.store.contents import JobContents
     from modelops.store.segment_table import StoredOutput
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -93,8 +94,17 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 async def table(api: Api, call: Call) -> Response:
     """Send a table as an Arrow IPC stream."""
-    contents = await api.quick(api.service.contents, call.given.job)
-    return await send_written(api, lambda file: stream_table(contents, call.given.table, file), ARROW)
+    await api.quick(api.service.contents, call.given.job)
+
+    def write(file: IO[bytes]) -> None:
+        def again(contents: JobContents) -> None:
+            file.seek(0)
+            file.truncate()
+            stream_table(contents, call.given.table, file)
+
+        api.service.answer(call.given.job, again)
+
+    return await send_written(api, write, ARROW)
 
 
 async def output(api: Api, call: Call) -> Response:

@@ -1,0 +1,138 @@
+"""Looks every few seconds at the jobs that are open, and flags those that stand still without explanation."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from modelops.errors import ModelOpsError
+from modelops.server.stalled import Seen, Watched, look
+from modelops.states import JobState, ReplicateStatus
+from modelops.study.spec import decode_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from modelops.server.drive import LiveView
+    from modelops.store import JobRow, Records
+    from modelops.study.ids import JobId
+
+log = logging.getLogger(__name__)
+EVERY_S: Final = 10.0
+_NO_STEP: Final = {str(ReplicateStatus.PENDING), str(ReplicateStatus.RUNNING)}
+
+
+class Driving(Protocol):
+    """The drivers of this process. `modelops.server.supervisor` has the real ones."""
+
+    def driven(self) -> Collection[JobId]:
+        """Return the jobs that are driven here."""
+
+    def view(self, job: JobId) -> LiveView | None:
+        """Return what the driver of a job knows."""
+
+    def workers(self) -> dict[str, int]:
+        """Return the slots of each worker."""
+
+    def connected(self) -> bool:
+        """Say whether there is a scheduler."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further jobs wait until one that is driven has ended."""
+
+
+class StallWatch:
+    """Flags jobs that stand still, and takes the flag away when they go on. A job driven elsewhere is left alone.
+
+    Parameters
+    ----------
+    who
+        Goes into the stories of jobs.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        driving: Driving,
+        who: str,
+        *,
+        every_s: float = EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._records, self._driving, self._who = records, driving, who
+        self._every_s, self._clock = every_s, clock
+        self._watched: dict[JobId, Watched] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="modelops-stalled", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def look(self) -> None:
+        """Look at every open job once. Raises StorageError."""
+        now, seen = self._clock(), self._seen()
+        self._watched = {job: watched for job, watched in self._watched.items() if job in seen}
+        for job, (row, one) in seen.items():
+            self._watched[job], stall = look(self._watched.get(job), one, now)
+            reason = "" if stall is None else stall.reason
+            if reason != row.stalled:
+                text = "it goes on" if stall is None else str(stall)
+                self._records.record_stalled(job, reason, who=self._who, text=text)
+
+    def _main(self) -> None:
+        while not self._stopping.wait(self._every_s):
+            try:
+                self.look()
+            except ModelOpsError as error:  # looked again in a moment
+                log.info("whether jobs stand still cannot be told: %s", error)
+            except Exception:  # whatever it is, the next look must come
+                log.exception("looking for jobs that stand still failed")
+
+    def _seen(self) -> dict[JobId, tuple[JobRow, Seen]]:
+        views = {job: view for job in self._driving.driven() if (view := self._driving.view(job)) is not None}
+        running = {job: len(view.running) for job, view in views.items()}
+        n_workers = sum(1 for slots in self._driving.workers().values() if slots)
+        out = {}
+        for open_job in self._records.open_jobs():
+            row = self._records.job(open_job.job)
+            view = views.get(row.job)
+            if view is not None:
+                seen = _of_driven(row, view, n_workers, running[row.job], sum(running.values()))
+            elif not self._driving.connected():
+                seen = _of_waiting(row, "the scheduler does not answer")
+            elif self._driving.is_full and row.state is JobState.QUEUED:
+                seen = _of_waiting(row, f"the server drives {len(views)} other jobs, which were there first")
+            else:
+                continue  # somebody else drives it, or it is just being taken up
+            out[row.job] = row, seen
+        return out
+
+
+def _of_driven(row: JobRow, view: LiveView, n_workers: int, n_running: int, n_running_of_all: int) -> Seen:
+    spec = decode_spec(row.spec)
+    outcomes = tuple(sorted((status, n) for status, n in view.counts.items() if status not in _NO_STEP))
+    reports = tuple((p.index, p.fraction) for p in view.progress)
+    return Seen(
+        state=view.state,
+        mark=(row.run, view.state, outcomes, tuple(sorted(view.aggregates.items())), reports),
+        waiting_for=view.waiting_for,
+        n_workers=n_workers,
+        n_running=n_running,
+        n_running_of_others=n_running_of_all - n_running,
+        replicate_timeout_s=spec.limits.replicate_timeout_s,
+        retry_delay_s=max((spec.retry.delay_s(n) for n in (1, spec.retry.max_retries) if n), default=0.0),
+    )
+
+
+def _of_waiting(row: JobRow, reason: str) -> Seen:
+    return Seen(state=row.state, mark=(row.run, row.version), waiting_for=reason)

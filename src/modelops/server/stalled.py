@@ -1,0 +1,105 @@
+"""Does a job stand still for longer than its own replicates explain, and why? Pure: what was seen in, a sentence out.
+
+Nothing is known of how long a replicate takes but what the job itself has shown: the longest time that passed between
+two steps forward, or its ``replicate_timeout``. Before either is known a running job is never called stalled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from modelops.states import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+PATIENCE_S: Final = 120.0  # nothing is said of what takes less
+TIMES_LONGEST: Final = 10  # the longest step so far, before another is too long
+PREPARING_S: Final = 900.0  # an environment may take that long to build
+FINALIZING_S: Final = 1800.0  # result files may take that long to write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One look at a job that has not ended.
+
+    ``mark``: differs whenever the job has made a step: an outcome, an aggregate, progress that a replicate reports, a
+    change of state. ``waiting_for``: what it cannot go on without: the answer of the database or the storage, the
+    scheduler, its turn. ``n_running``: replicates that workers hold; ``n_running_of_others``: of other jobs.
+    ``retry_delay_s``: as long as a replicate may have to wait before it is tried again.
+    """
+
+    state: JobState
+    mark: Hashable
+    waiting_for: str = ""
+    n_workers: int = 0
+    n_running: int = 0
+    n_running_of_others: int = 0
+    replicate_timeout_s: float | None = None
+    retry_delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is remembered of a job between two looks. ``longest_s``: between two steps, None before there were two."""
+
+    mark: Hashable
+    since_s: float
+    longest_s: float | None = None
+    n_steps: int = 0
+
+
+class Stall(NamedTuple):
+    """Why a job stands still, and since how many seconds."""
+
+    reason: str
+    idle_s: float
+
+    def __str__(self) -> str:
+        return f"no progress for {_rounded(self.idle_s)}: {self.reason}"
+
+
+def look(before: Watched | None, seen: Seen, now_s: float) -> tuple[Watched, Stall | None]:
+    """Return what to remember, and why the job stands still; None: it does not, or that is explained."""
+    if before is None:
+        return Watched(seen.mark, now_s), None
+    if before.mark != seen.mark:
+        took_s = now_s - before.since_s
+        # The first step has the start of everything in it: interpreters, imports, compilation.
+        longest_s = max(took_s, before.longest_s or 0.0) if before.n_steps else None
+        return Watched(seen.mark, now_s, longest_s, before.n_steps + 1), None
+    idle_s = now_s - before.since_s
+    explained_s, reason = _explanation(seen, before.longest_s)
+    if explained_s is None or idle_s < max(PATIENCE_S, explained_s):
+        return before, None
+    return before, Stall(reason, idle_s)
+
+
+def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str]:
+    """Return how long a stand is explained (None: for ever), and the reason once it is not."""
+    if seen.waiting_for:
+        return 0.0, seen.waiting_for
+    if seen.state in (JobState.QUEUED, JobState.PREPARING):
+        return PREPARING_S, "its environment is still being prepared"
+    if seen.state in (JobState.FINALIZING, JobState.CANCELLING):
+        return FINALIZING_S, "its result files are still being written"
+    if not seen.n_workers:
+        return 0.0, "no worker is connected"
+    if not seen.n_running:
+        if seen.n_running_of_others:
+            return seen.retry_delay_s, "all workers are busy with other jobs"
+        return seen.retry_delay_s, "workers are connected, and nothing of it runs on them"
+    if seen.replicate_timeout_s is not None:
+        limit = _rounded(seen.replicate_timeout_s)
+        return seen.replicate_timeout_s, f"replicates run for longer than their limit of {limit}"
+    if longest_s is None:
+        return None, ""
+    return TIMES_LONGEST * longest_s, f"until now no step took longer than {_rounded(longest_s)}"
+
+
+def _rounded(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

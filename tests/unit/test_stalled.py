@@ -1,0 +1,130 @@
+"""A job that stands still is flagged, with the reason, when its own replicates do not explain it; later unflagged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stored_job import StoredJob
+
+from modelops.server.drive import LiveView
+from modelops.server.stall_watch import StallWatch
+from modelops.server.stalled import PATIENCE_S, PREPARING_S, TIMES_LONGEST, Seen, Watched, look
+from modelops.states import JobEvent, JobState
+from modelops.study.ranges import Ranges
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelops.study.ids import JobId
+
+RUNNING: dict[str, Any] = {"state": JobState.RUNNING, "n_workers": 2, "n_running": 2}
+
+
+def told(idle_s: float, longest_s: float | None = None, **what: Any) -> str:
+    seen = Seen(mark="same", **what)
+    _, stall = look(Watched("same", 0.0, longest_s, 9), seen, idle_s)
+    return "" if stall is None else stall.reason
+
+
+@pytest.mark.parametrize(
+    ("what", "longest_s", "explained_s", "says"),
+    [
+        ({"n_workers": 0, "n_running": 0}, 1.0, PATIENCE_S, "no worker is connected"),
+        ({"waiting_for": "the volume is full"}, 1.0, PATIENCE_S, "the volume is full"),
+        ({"n_running": 0, "n_running_of_others": 5}, 1.0, PATIENCE_S, "busy with other jobs"),
+        ({"n_running": 0, "retry_delay_s": 1000.0}, 1.0, 1000.0, "nothing of it runs on them"),
+        ({"state": JobState.PREPARING}, None, PREPARING_S, "its environment is still being prepared"),
+        ({"state": JobState.FINALIZING}, None, 1800.0, "result files are still being written"),
+        ({"replicate_timeout_s": 7200.0}, 1.0, 7200.0, "longer than their limit of 2 h"),
+        ({}, 100.0, TIMES_LONGEST * 100.0, "no step took longer than 100 s"),
+    ],
+)
+def test_a_job_is_called_stalled_only_after_what_is_explained(
+    what: dict[str, Any], longest_s: float | None, explained_s: float, says: str
+) -> None:
+    assert told(explained_s - 1, longest_s, **{**RUNNING, **what}) == ""
+    assert says in told(explained_s, longest_s, **{**RUNNING, **what})
+
+
+def test_nothing_is_said_of_running_replicates_while_nobody_knows_how_long_they_take() -> None:
+    assert told(1e7, None, **RUNNING) == ""
+
+
+@given(st.lists(st.floats(0.1, 1000), min_size=3, max_size=20))
+def test_a_job_that_goes_on_as_it_did_is_never_called_stalled(gaps: list[float]) -> None:
+    now, watched = 0.0, None
+    for mark, gap in enumerate(gaps):
+        watched, stall = look(watched, Seen(mark=mark, **RUNNING), now)
+        assert stall is None
+        now += gap
+        if mark >= 2 and gap < max(PATIENCE_S, TIMES_LONGEST * max(gaps[1:mark])):
+            _, stall = look(watched, Seen(mark=mark, **RUNNING), now)
+            assert stall is None
+
+
+@dataclass
+class Drivers:
+    """Drivers that say what the test wants."""
+
+    views: dict[JobId, LiveView] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=lambda: {"w": 1})
+    is_connected: bool = True
+    is_full: bool = False
+
+    def driven(self) -> list[JobId]:
+        return list(self.views)
+
+    def view(self, job: JobId) -> LiveView | None:
+        return self.views.get(job)
+
+    def workers(self) -> dict[str, int]:
+        return self.slots
+
+    def connected(self) -> bool:
+        return self.is_connected
+
+
+def test_the_flag_comes_with_an_event_once_and_goes_when_the_job_goes_on(tmp_path: Path) -> None:
+    job, now, drivers = StoredJob(tmp_path, [{"a": 1}], 4), [0.0], Drivers()
+    watch = StallWatch(job.records, drivers, "server", clock=lambda: now[0])
+
+    def seen(at: float, n: int, **more: Any) -> str:
+        now[0] = at
+        drivers.views = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": n}, **more)}
+        watch.look()
+        return job.records.job(job.job).stalled
+
+    drivers.slots = {}
+    assert seen(0, 1) == ""
+    assert seen(200, 1) == "no worker is connected"
+    assert seen(260, 1) == "no worker is connected"
+    drivers.slots = {"w": 1}
+    assert seen(300, 2, running=Ranges([(2, 3)])) == ""
+    story = [(e.kind, e.text) for e in job.records.events(job.job)[1:]]
+    assert story == [
+        ("stalled", "no progress for 3 min: no worker is connected"),
+        ("going_on", "it goes on"),
+    ]
+
+
+def test_a_job_that_waits_for_its_turn_or_for_the_scheduler_is_told_so(tmp_path: Path) -> None:
+    job, now = StoredJob(tmp_path, [{"a": 1}], 4), [0.0]
+    drivers = Drivers(is_full=True)
+    watch = StallWatch(job.records, drivers, "server", clock=lambda: now[0])
+    for at in (0.0, 500.0):
+        now[0] = at
+        watch.look()
+    assert "other jobs, which were there first" in job.records.job(job.job).stalled
+    drivers.is_connected = False
+    watch.look()
+    assert job.records.job(job.job).stalled == "the scheduler does not answer"
+    job.records.change_state(job.job, JobEvent.STARTED, who="test")
+    assert job.records.job(job.job).stalled == "", "that was a step"
+    drivers.is_connected, drivers.is_full = True, False
+    now[0] = 5000.0
+    watch.look()
+    assert job.records.job(job.job).stalled == "", "somebody else drives it, and knows better"
