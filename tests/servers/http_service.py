@@ -133,7 +133,8 @@ def run_some(
         assert records.commit_segment(id_, epoch, ref)
     if end is not None:
         records.change_state(id_, JobEvent.SETTLED, who="a driver", epoch=epoch)
-        finalize(JobContents.of(service.objects, records, id_))
+        files = finalize(JobContents.of(service.objects, records, id_))
+        records.record_results(id_, "a driver", files, epoch=epoch)
         records.change_state(id_, end, who="a driver", epoch=epoch)
 
 

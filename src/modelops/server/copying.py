@@ -1,11 +1,12 @@
 """The files of a job that may be copied while it runs and after: whole, and named with their digests.
 
-Segments and aggregate segments have a digest in their rows. Of packs and result files it is computed here, a
-bounded time per call; what is begun is gone on with in the next.
+Segments, aggregate segments and result files have a recorded digest. Of packs it is computed here, a bounded time per
+call; what is begun is gone on with in the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from hashlib import sha256
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     from modelops.store import JobRow, Objects, Records
 
-RESULTS: Final = ("results/aggregates.parquet", "results/attempts.parquet", "results/replicates.parquet")
+FOLDER: Final = "results"
+RESULTS: Final = tuple(f"{FOLDER}/{name}.parquet" for name in ("aggregates", "attempts", "replicates"))
 PIECE_BYTES: Final = 4 << 20
 BUDGET_S: Final = 5.0
 MAX_REMEMBERED: Final = 100_000
@@ -43,7 +45,9 @@ class JobFiles:
 
     def __init__(self, records: Records, objects: Objects) -> None:
         self._records, self._objects = records, objects
-        self._digests: dict[tuple[str, int], str] = {}  # object, version of the job for what may be replaced
+        self._digests: dict[
+            tuple[str, int], str
+        ] = {}  # object; version of the job, as results may be replaced
         self._begun: dict[tuple[str, int], tuple[Any, int]] = {}
         self._lock = threading.Lock()
 
@@ -74,7 +78,7 @@ class JobFiles:
         """
         row = self._records.job(JobId(job))
         file = committed_file(self._records, row.job, name)
-        if file is None and name in RESULTS and row.state in FINAL_JOB_STATES:
+        if file is None and name.startswith(f"{FOLDER}/") and row.state in FINAL_JOB_STATES:
             file = next((f for f in self._results(row) if f.name == name), None)
         if file is None:
             raise NotFoundError(f"job {job} has no file {name!r}, or does not have it yet")
@@ -88,11 +92,13 @@ class JobFiles:
         return sorted(files, key=lambda file: file.name)
 
     def _results(self, row: JobRow) -> Iterator[StoredFile]:
-        for name in RESULTS:
-            try:
+        """Yield the result files; none if the job failed before it ran."""
+        recorded = self._records.result_files(row.job)
+        for file in recorded:
+            yield StoredFile(f"{FOLDER}/{file.name}", file.n_bytes, file.sha256)
+        for name in () if recorded else RESULTS:  # a job of a ModelOps that did not record them
+            with contextlib.suppress(NotFoundError):
                 yield StoredFile(name, self._objects.size(f"{job_folder(row.job)}/{name}"))
-            except NotFoundError:  # a job that failed before it ran has none
-                continue
 
     def _key(self, row: JobRow, name: str) -> tuple[str, int]:
         return f"{row.job}/{name}", row.version if name in RESULTS else 0

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "v1/uploads"
 _OLD_S: Final = 86_400.0
+REMOVE_EVERY_S: Final = 3600.0
 
 
 class Uploads:
@@ -66,6 +67,7 @@ class Uploads:
     ) -> None:
         self.folder = folder
         self._objects, self._snapshots, self._clock = objects, snapshots, clock
+        self._removed_at = -REMOVE_EVERY_S
         self._limits = {"max_files": max_files, "max_bytes": max_bytes}
 
     @contextlib.contextmanager
@@ -131,6 +133,9 @@ class Uploads:
         ConflictError
             It has another digest.
         """
+        if time.monotonic() - self._removed_at > REMOVE_EVERY_S:
+            self._removed_at = time.monotonic()
+            self.remove_old()
         file.seek(0)
         actual = sha256()
         while piece := file.read(1 << 20):
