@@ -232,3 +232,21 @@ def test_a_job_that_is_set_apart_goes_on_afterwards_and_nothing_is_begun_twice(
     (server.folder / "go").touch()
     server.wait_for(job, JobState.SUCCEEDED)
     assert n_starts(server.folder) == 2
+
+
+def test_a_driver_that_was_cut_off_goes_on_with_what_the_workers_run(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    job = server.submit(write_bundle(WAITS), seeds=[0, 1])
+    supervisor, told = server.start(), server.cluster._listeners
+    wait_for(lambda: n_starts(server.folder) == 2, "both run")
+    slots = server.cluster.workers()
+    for worker in slots:
+        told.left(worker, False)
+    wait_for(lambda: not supervisor.attempts(job), "it has no worker")
+    for worker in slots:
+        told.joined(worker, 1)
+    wait_for(lambda: len(supervisor.attempts(job)) == 2, "both are adopted")
+    (server.folder / "go").touch()
+    server.wait_for(job, JobState.SUCCEEDED)
+    assert n_starts(server.folder) == 2

@@ -20,7 +20,7 @@ from modelops.driver.machine import Machine
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id
 from modelops.study.index_line import Block, IndexLine
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
 from modelops.worker.messages import (
     AggregateReceipt,
@@ -558,6 +558,25 @@ def test_while_the_store_is_away_nothing_is_written_or_submitted_and_then_it_is_
     assert only(commands, c.CommitSegment) == [commit, c.CommitSegment(segment(second.chunk))]
     assert only(commands, c.Note) == [c.Note("store_lost", "database")]
     assert len(only(commands, c.SubmitChunk)) == 1
+
+
+def test_a_worker_that_was_cut_off_is_asked_what_it_holds_when_it_is_back_and_its_attempts_go_on() -> None:
+    machine, commands = running(spec(1, 3), workers=2)
+    first, second = only(commands, c.SubmitChunk)
+    for name in ("w0", "w1"):  # the scheduler is away
+        machine.handle(e.WorkerLeft(name, died=False), 1.0)
+    assert machine.running == EMPTY
+    for name in ("w0", "w1"):
+        commands = machine.handle(e.WorkerJoined(name, 1), 2.0)
+        assert only(commands, c.AskForAttempts) == [c.AskForAttempts(name)]
+        assert not only(commands, c.SubmitChunk)
+    found = e.Found(first.chunk.attempt, Ranges(first.chunk.ranges))
+    assert not only(machine.handle(e.AttemptsFound("w0", (found,)), 2.0), c.SubmitChunk)
+    (again,) = only(machine.handle(e.AttemptsFound("w1", ()), 2.0), c.SubmitChunk)  # it had lost its own
+    assert (again.chunk.ranges, again.worker) == (second.chunk.ranges, "w1")
+    (commit,) = only(machine.handle(e.ChunkDone(receipt(first.chunk)), 3.0), c.CommitSegment)
+    assert commit.segment.attempt == first.chunk.attempt
+    assert not machine.handle(e.ChunkDone(receipt(first.chunk)), 3.0)
 
 
 def test_a_driver_without_its_lease_orders_nothing() -> None:

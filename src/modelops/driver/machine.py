@@ -305,7 +305,7 @@ class Machine:
     # Workers and attempts that end without a receipt.
 
     def _on_worker_left(self, name: str, died: bool) -> None:
-        self._roll_call.leave(name)
+        self._roll_call.leave(name, died=died)
         worker = self._roster.leave(name)
         if worker is None:
             return

@@ -54,6 +54,10 @@ class Places:
         self._given_up[attempt] = work
         self.overlaps = True
 
+    def forget(self, attempt: AttemptId) -> None:
+        """Expect nothing of an attempt that was given up: it is on its worker again."""
+        self._given_up.pop(attempt, None)
+
     def take_over(self, attempt_id: AttemptId, kind: Kind) -> tuple[Work | None, bool]:
         """Return the work of an attempt whose receipt came, and whether it had been given up before."""
         attempt = self._roster.attempts.get(attempt_id)

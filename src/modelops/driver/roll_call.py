@@ -25,7 +25,10 @@ ROLL_CALL_S: Final = 5.0  # then what did not answer is begun anew
 
 
 class RollCall:
-    """Asks workers for their attempts. Not ``wanted``: takes every worker as empty."""
+    """Asks workers for their attempts. Not ``wanted``: takes every worker that it does not know as empty.
+
+    One that was cut off and is back is always asked: it has gone on with what it held.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class RollCall:
         self._wanted, self._roster, self._ledger, self._places = wanted, roster, ledger, places
         self._backlog, self._probe, self._outbox = backlog, probe, outbox
         self._missing: dict[str, int] = {}  # workers that have not answered, and their slots
+        self._cut_off: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -49,16 +53,20 @@ class RollCall:
 
     def join(self, worker: str, slots: int, now: float) -> None:
         """Note a worker; it gets work once it has said what it holds."""
-        if not self._wanted or worker in self._roster.workers:
+        if worker in self._roster.workers or not (self._wanted or worker in self._cut_off):
             self._roster.join(worker, slots)
             return
         self._missing[worker] = slots
         self._outbox.order(c.AskForAttempts(worker))
         self._outbox.set_timer("roll_call", now + ROLL_CALL_S)
 
-    def leave(self, worker: str) -> None:
+    def leave(self, worker: str, *, died: bool) -> None:
         """Note that a worker will not answer."""
         self._missing.pop(worker, None)
+        if died:
+            self._cut_off.discard(worker)
+        else:
+            self._cut_off.add(worker)
 
     def close(self) -> None:
         """Wait for no answer any longer."""
@@ -83,6 +91,7 @@ class RollCall:
         if indices and not draining and not indices - due:
             self._backlog.withdraw(indices)
             self._probe.withdraw(indices)
+            self._places.forget(found.attempt)
             self._roster.place(Attempt(found.attempt, work, worker))
         elif (
             not indices

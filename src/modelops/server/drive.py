@@ -115,6 +115,7 @@ class JobDriver:
         self._preparing: Future[str] | None = None
         self._view: LiveView | None = None
         self._doing = ""
+        self._waiting_for = ""  # outside of the loop
         self._viewed_at = 0.0
 
     # The thread that drives.
@@ -263,19 +264,24 @@ class JobDriver:
         pause_s = 0.1
         while not self._stopped.is_set():
             try:
-                return act()
+                done = act()
             except StorageError as error:
-                log.warning("job %s waits: %s", self.job, error)
+                if str(error) != self._waiting_for:
+                    self._waiting_for = str(error)
+                    log.warning("job %s waits: %s", self.job, error)
                 self._stopped.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                self._waiting_for = ""
+                return done
         return None
 
     # Bundle and environment.
 
     def begin_preparing(self) -> None:
         """Fetch the bundle and build the environment already now, while the pool may still be starting."""
-        row = self._records.job(self.job)
         if self._files is None:
+            row = self._records.job(self.job)
             self._files = JobFiles(self.job, row.bundle, self._objects, self._cache)
         with self._lock:
             if self._preparing is None:
@@ -343,8 +349,10 @@ class JobDriver:
 
     def view(self) -> LiveView | None:
         """Return what is known now; None before the job's records were read."""
-        view, doing = self._view, self._doing
-        return replace(view, doing=doing) if view is not None and doing else view
+        view, doing, waiting_for = self._view, self._doing, self._waiting_for
+        if view is None or not (doing or waiting_for):
+            return view
+        return replace(view, doing=doing or view.doing, waiting_for=waiting_for or view.waiting_for)
 
     def _changed(self, machine: Machine) -> None:
         self._on_change(machine)

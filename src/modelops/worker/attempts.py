@@ -51,7 +51,8 @@ MAX_KEPT_BYTES: Final = 64 * 1024 * 1024  # of receipts that nobody has acknowle
 class Attempt:
     """One attempt while it runs on this worker.
 
-    ``alone``: nothing may run beside it. ``storing``: it is done, and storage does not take it.
+    ``alone``: nothing may run beside it. ``storing``: it is done, and storage does not take it. ``asked_for``: its
+    driver has asked for the table since it began, so Dask perhaps hands its result to nobody.
     """
 
     job: JobId
@@ -63,6 +64,7 @@ class Attempt:
     started_at: float = field(default_factory=time.time)
     stop: StopSignal = field(default_factory=StopSignal)
     storing: bool = False
+    asked_for: bool = False
 
     def held(self, receipt: Receipt | None = None, error: TaskError | None = None) -> HeldAttempt:
         """Return its line of the table; with a receipt or an error it has ended."""
@@ -134,7 +136,7 @@ class AttemptTable:
 
         Returns
         -------
-            What to send to the job's driver, if that is not the one that Dask hands the result to.
+            What to announce to the job's driver, if Dask may hand the result to nobody.
         """
         held = attempt.held(receipt, error)
         with self._lock:
@@ -146,7 +148,7 @@ class AttemptTable:
             self._kept_bytes += _n_bytes(held)
             while self._kept_bytes > self._max_kept_bytes and len(self._kept) > 1:
                 self._drop(next(iter(self._kept)))
-            return held if attempt.epoch < self._epochs.get(attempt.job, 0) else None
+            return held if attempt.asked_for else None
 
     def acknowledge(self, job: JobId, attempts: Iterable[AttemptId]) -> None:
         """Keep these receipts no longer: what they say is recorded."""
@@ -175,8 +177,13 @@ class AttemptTable:
         """Return what runs and what has ended of a job, and let nothing of drivers before ``epoch`` begin."""
         with self._lock:
             self._fence(job, epoch)
-            running = [attempt.held() for attempt in self._running.values() if attempt.job == job]
-            return [*running, *(held for held in self._kept.values() if held.job == job)]
+            running = [attempt for attempt in self._running.values() if attempt.job == job]
+            for attempt in running:
+                attempt.asked_for = True
+            return [
+                *(attempt.held() for attempt in running),
+                *(held for held in self._kept.values() if held.job == job),
+            ]
 
     def stop(self, job: JobId, attempt: AttemptId) -> None:
         """Stop it now, or as soon as it would start."""
