@@ -158,9 +158,13 @@ def test_damage_at_any_byte_is_found_and_run_again_and_the_results_are_the_same(
     assert server.records.mismatches()["segment_damaged"] >= 1
 
 
-def test_damage_while_a_job_runs_is_mended_before_it_ends(cluster: EmbeddedCluster, bundle: Path) -> None:
+@pytest.mark.parametrize("what", ["segment", "pack"])
+def test_damage_while_a_job_runs_is_mended_before_it_ends(
+    cluster: EmbeddedCluster, bundle: Path, what: str
+) -> None:
     server = Server(cluster)
     rng = random.Random(7)
+    soon = 12 if what == "segment" else 1  # a pack is read by aggregates only: damage it before they are made
 
     class Vandal(Watcher):
         job: JobId | None = None
@@ -170,9 +174,10 @@ def test_damage_while_a_job_runs_is_mended_before_it_ends(cluster: EmbeddedClust
             self.job = JobId(job.id)
 
         def changed(self, machine: Machine) -> None:
-            if not self.done and self.job and machine.counts()[ReplicateStatus.SUCCEEDED] >= 12:
+            if not self.done and self.job and machine.counts()[ReplicateStatus.SUCCEEDED] >= soon:
                 self.done = True
-                flip(server, f"{job_folder(self.job)}/{server.records.segments(self.job)[0].name}", rng)
+                ref = server.records.segments(self.job)[0]
+                flip(server, f"{job_folder(self.job)}/{ref.name if what == 'segment' else ref.pack}", rng)
 
     vandal = Vandal()
     study = mo.Study(bundle=bundle, parameters=SETS, replicates=8, seed=3)
@@ -181,7 +186,8 @@ def test_damage_while_a_job_runs_is_mended_before_it_ends(cluster: EmbeddedClust
     assert server.records.job(job).state is JobState.SUCCEEDED
     fresh = run(bundle, cluster, SETS, 8)
     assert server.files(job) == server.files(fresh)
-    assert server.records.mismatches()["segment_damaged"] >= 1
+    story = [event for event in server.records.events(job) if event.kind == "mismatch"]
+    assert [event.data["kind"] for event in story] == ["segment_damaged"]
     server.records.close()
 
 

@@ -750,3 +750,41 @@ def test_results_that_were_voided_count_no_more_and_the_job_says_why(cancelled: 
     assert machine.over
     assert machine.counts()[SUCCEEDED] == 0
     assert machine.counts()[ReplicateStatus.CANCELLED if cancelled else ReplicateStatus.NOT_RUN] == 3
+
+
+@pytest.mark.parametrize("aggregates", [(), ("m:summarize",)])
+def test_a_repaired_run_runs_what_was_damaged_and_leaves_the_rest(aggregates: tuple[str, ...]) -> None:
+    job = spec(3, 4, aggregates=aggregates)
+    kept = SegmentRef(
+        attempt=attempt_id(1, 1),
+        name="s",
+        digest="d",
+        n_bytes=1,
+        ranges=((0, 2), (4, 6)),
+        counts={SUCCEEDED: 4},
+    )
+    machine = Machine(job, JOB, epoch=2, segments=[kept], leave=Ranges([(6, 12)]))
+    commands = machine.start(0.0)
+    machine.handle(e.WorkerJoined("w0", 1), 0.0)
+    commands = machine.handle(e.EnvironmentReady(), 0.0)
+    ran = Ranges()
+    while not only(commands, c.Finalize):
+        (order,) = [x for x in commands if isinstance(x, c.SubmitChunk | c.SubmitAggregates)]
+        if isinstance(order, c.SubmitChunk):
+            ran |= Ranges(order.chunk.ranges)
+            commands = machine.handle(e.ChunkDone(receipt(order.chunk)), 1.0)
+            commands += machine.handle(e.Committed(order.chunk.attempt), 1.0)
+        else:
+            assert order.chunk.params == ((0, 1),), "only this set has settled"
+            stored = AggregateRef(
+                attempt=order.chunk.attempt, name="a", digest="d", n_bytes=1, params=order.chunk.params,
+                counts={"succeeded": 1}, inputs=(),
+            )  # fmt: skip
+            done = AggregateReceipt(
+                job=JOB, attempt=order.chunk.attempt, worker="w0", host="h", stored=stored
+            )
+            commands = machine.handle(e.AggregateDone(done), 1.0)
+            commands += machine.handle(e.Committed(order.chunk.attempt), 1.0)
+    assert ran == Ranges([(2, 4)])
+    assert finalized(machine).state is JobState.PARTIAL
+    assert machine.counts()[ReplicateStatus.NOT_RUN] == 6

@@ -21,7 +21,14 @@ from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.hands import Adopted, Hands, Heard, Said
 from modelops.driver.writer import WRITES, Ledger, RecordUse, Writer
-from modelops.errors import ClusterError, InternalError, ModelOpsError, StorageError
+from modelops.errors import (
+    ClusterError,
+    IntegrityError,
+    InternalError,
+    ModelOpsError,
+    NotFoundError,
+    StorageError,
+)
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store.rows import LeaseLostError
 
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DriverLoop", "Ledger"]
 log = logging.getLogger(__name__)
+DAMAGE: Final = (IntegrityError.__name__, NotFoundError.__name__)
 MAX_EVENTS_AT_ONCE: Final = 256
 SHOW_EVERY_S: Final = 0.05
 RECORD_USE_EVERY_S: Final = 5.0
@@ -58,7 +66,8 @@ class DriverLoop:
     ``prepare`` resolves and builds the environment and stores the lock; it runs in a thread of its own and may
     raise. ``on_change`` is called on the loop's thread after events were handled, at most every 50 ms, for
     progress bars. ``used_s``: of the job's timeout, by earlier drivers. ``study``: the object with the job's spec.
-    ``inbox``: what is told to the loop; may hold something before it runs.
+    ``inbox``: what is told to the loop; may hold something before it runs. ``raises_damage``: stop driving, and raise,
+    when a worker has met damaged bytes; otherwise the machine hears of it.
     """
 
     job: JobId
@@ -72,6 +81,7 @@ class DriverLoop:
     used_s: float = 0.0
     study: str = "study.json"
     inbox: queue.SimpleQueue[News] = field(default_factory=queue.SimpleQueue)
+    raises_damage: bool = False
     lease_lost: bool = False
     hands: Hands = field(init=False)
     _writer: Writer = field(init=False)
@@ -82,6 +92,7 @@ class DriverLoop:
     _look_at: float = 0.0
     _record_at: float = 0.0
     _cancel_heard: bool = False
+    _damage: str = ""
 
     def __post_init__(self) -> None:
         self._writer = Writer(self.ledger)
@@ -109,6 +120,8 @@ class DriverLoop:
 
         Raises
         ------
+        IntegrityError
+            Stored bytes are not what was recorded; what runs goes on, as after `stop`.
         ModelOpsError
             The store refused a write, or the machine broke a rule.
         """
@@ -124,6 +137,8 @@ class DriverLoop:
                 self.hands.forget_job()
         if self._stopping:
             self._record_use_at_the_end()
+        if self._damage:
+            raise IntegrityError(self._damage)
         state = self._writer.finished
         if state is not None and state not in FINAL_JOB_STATES:
             raise ModelOpsError(f"the driver finished job {self.job} in {state}, which is not final")
@@ -182,6 +197,14 @@ class DriverLoop:
     def _handle(self, event: e.Event, now: float) -> list[c.Command]:
         if isinstance(event, e.LeaseLost):
             self.lease_lost = True
+        if (
+            self.raises_damage
+            and isinstance(event, e.ChunkErred)
+            and event.final
+            and event.error_type in DAMAGE
+        ):
+            self._damage, self._stopping = event.message, True
+            return []
         return self.machine.handle(event, now)
 
     def _look_around(self) -> None:

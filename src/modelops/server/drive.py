@@ -143,13 +143,15 @@ class JobDriver:
             ledger, loop = self._begin(row, pool)
             if loop is None:
                 return row.state
+            loop.raises_damage = n_mended < MAX_MENDED
             try:
                 state = self._drive(loop)
             except (IntegrityError, NotFoundError) as error:
-                if n_mended == MAX_MENDED or not self._patiently(lambda: self._mend(pool, deep=True)):
+                if n_mended == MAX_MENDED:
                     raise
-                log.warning("job %s goes on without what was damaged: %s", self.job, error)
-                n_mended += 1
+                log.warning("job %s: %s", self.job, error)
+                mended = self._patiently(lambda: self._mend(pool, deep=True))
+                n_mended = n_mended + 1 if mended else MAX_MENDED  # what cannot be mended is not met twice
                 self._patiently(self._take_again)
             else:
                 if ledger.voided and not voided and state is JobState.FAILED:
