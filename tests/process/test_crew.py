@@ -74,6 +74,10 @@ def test_a_scheduler_that_is_not_known_or_no_address_is_refused(home: PoolHome) 
         ((), b"no scheduler is known"),
         (("--scheduler", "tcp://127.0.0.1:1"), b"--scheduler is 'tcp://127.0.0.1:1': it must be an address"),
         (("--scheduler", "tls://127.0.0.1:1", "--tls", "/nowhere"), b"has no ca.pem"),
+        (
+            ("--scheduler", "tls://192.0.2.77:8786"),
+            b"set MODELOPS_STORAGE, or --storage, to the storage that",
+        ),
     ]:
         process = run(home, "worker", *arguments)
         _, said = process.communicate()

@@ -56,7 +56,7 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         pool = PoolHome.at(tmp_path / "home")
         stack.callback(pool.close)
         records = stack.enter_context(contextlib.closing(Records.open(pool.home.database_url)))
-        study = mo.Study(bundle=bundle, parameters=[{"log": str(log)}], replicates=24, seed=7)
+        study = mo.Study(bundle=bundle, parameters=[{"log": str(log)}], replicates=16, seed=7)
         job = prepare_job(study, pool.home, records, Objects.open(pool.home.storage)).job
 
         def n_done() -> int:
@@ -67,7 +67,7 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         os.kill(pool.pid(SERVER), signal.SIGKILL)
         at_kill = n_done()
         wait_for(lambda: n_done() >= at_kill + 3, "another server drives it")
-        assert n_done() < 24
+        assert n_done() < 16
 
         code, said = command(pool, "down", "--json")
         answer = json.loads(said)
@@ -82,4 +82,4 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         code, said = command(pool, "status", "--json")
         assert (code, json.loads(said)["jobs"]) == (0, {"succeeded": 1})
         seeds = log.read_text().split()
-        assert (len(seeds), len(set(seeds))) == (24, 24)
+        assert (len(seeds), len(set(seeds))) == (16, 16)

@@ -128,6 +128,11 @@ def worker(
     address = settings.scheduler or run.scheduler_address()
     if address is None:
         raise RequestError("no scheduler is known: use --scheduler tls://host:8786, or MODELOPS_SCHEDULER")
+    if home.objects_at is None and not _is_here(address):
+        raise RequestError(
+            f"the scheduler {address} is on another machine, and the results of this worker would stay in "
+            f"{home.objects}: set MODELOPS_STORAGE, or --storage, to the storage that the server uses"
+        )
     listen = settings.found("host")
     place = Place(address, _certificates(settings, run), settings.workers, settings.host if listen else None)
     environ = dict(os.environ)
@@ -160,3 +165,19 @@ def _certificates(settings: Settings, run: RunFolder) -> Path:
     with run.alone():
         ensure_certificates(folder)
     return folder
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is one of this machine: only such a one can be bound."""
+    import socket
+    from urllib.parse import urlsplit
+
+    try:
+        family, kind, _, _, name = socket.getaddrinfo(urlsplit(address).hostname, 0, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind) as trial:
+            trial.bind(name)
+    except OSError:
+        return False
+    return True

@@ -23,7 +23,7 @@ FAILING_AFTER: Final = 3  # deaths at once, in a row
 HEAD_START_S: Final = 4.0
 STOPPED_S: Final = 20.0
 WORKER_GRACE_S: Final = 10.0
-SERVER_GRACE_S: Final = 8.0
+SERVER_GRACE_S: Final = 12.0
 SCHEDULER_GRACE_S: Final = 5.0
 
 

@@ -22,7 +22,6 @@ from modelops.server.drivers import Drivers
 from modelops.server.http import make_app
 from modelops.server.idle import Attendance
 from modelops.server.service import JobService
-from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import Objects, Records
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ GRACE_S: Final = 2  # for requests that are being answered, and long polls
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 5.0
 IDLE_LOOK_S: Final = 15.0
-UNFINISHED: Final = frozenset(JobState) - FINAL_JOB_STATES
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +87,7 @@ class Server:
             if self.kept:
                 self._beside("modelops-idle", self._end_when_idle)
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: None)  # uvicorn hears them, and raises them again at its end
+                signal.signal(number, lambda *_: self._end(0))  # uvicorn's own raise them again at its end
             self.run.write(
                 f"{SERVER}.json",
                 {"url": url, "pid": os.getpid(), "version": version("modelops")},
@@ -135,10 +133,9 @@ class Server:
                 return
             if self._records is None or limit_s is None:
                 continue
-            with contextlib.suppress(
-                ClusterError
-            ):  # the database is away: nobody knows whether a job is unfinished
-                if self._records.jobs(states=UNFINISHED):
+            # While the database is away nobody knows whether a job is unfinished.
+            with contextlib.suppress(ClusterError):
+                if self._records.open_jobs():
                     self._attendance.somebody_was_here()
                 elif self._attendance.idle_s >= limit_s:
                     log.info("nobody has needed the server for %.0f s", limit_s)
@@ -167,7 +164,7 @@ class Server:
         self._end(1)
 
     def _end(self, code: int) -> None:
-        self._code = code
+        self._code = self._code or code
         self._uvicorn.should_exit = True
 
 
