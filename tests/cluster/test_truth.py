@@ -135,6 +135,7 @@ def test_an_extended_job_leaves_the_files_of_a_fresh_one_and_runs_only_what_is_n
     assert server.ended(job) is JobState.SUCCEEDED
     fresh = run(bundle, server.cluster, SETS, 8)
     assert server.files(job) == server.files(fresh)
+    assert server.records.job(job).reason == "", "why it began again is no reason of how it ended"
     assert server.n_attempts(job) == 24
     assert server.reconciler.run(job) == []
 

@@ -209,7 +209,7 @@ class JobDriver:
             aggregates=aggregates,
             retried=retried,
             state=row.state,
-            reason=row.reason,
+            reason="" if row.state is JobState.QUEUED else row.reason,  # why a run begins is not why it ends
             used_s=row.used_s,
             leave=EMPTY if scope is None else spec.line.all() - scope,
             adopt=self.epoch > 1,
