@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
-from modelops.errors import ConflictError, InternalError, QueueFullError
+from modelops.errors import ConflictError, QueueFullError
 from modelops.states import FINAL_JOB_STATES
 from modelops.store import schema
+from modelops.store.objects import AlreadyExistsError
 from modelops.store.rows import insert_job, read_job, record_request
 from modelops.study.ids import JobId
 
@@ -68,7 +69,7 @@ def record_submission(
         known = submission and submitted(records, submission)
         if known:
             return known
-        raise InternalError(f"job {row.job} cannot be recorded: {e.orig}") from e
+        raise AlreadyExistsError(f"there is a job {row.job} already") from e
 
 
 def refuse_when_full(records: Records, limit: int) -> None:
