@@ -95,3 +95,9 @@ class Home:
     def objects(self) -> Path:
         """The folder of the default object storage."""
         return self.data / "objects"
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for their user only; one that exists stays as it is."""
+    for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)

@@ -14,6 +14,7 @@ from modelops.cluster.run_folder import RunFolder, write_private
 from modelops.cluster.tls import FILES, ensure_certificates, is_good
 from modelops.errors import StorageError
 from modelops.home import Home
+from modelops.store import Objects, Records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +86,17 @@ def test_the_token_is_made_once_and_again_if_others_could_have_read_it(run: RunF
     assert run.token() != token
     run.keep_token("of my own")
     assert run.token() == "of my own"
+
+
+def test_what_is_made_of_a_home_is_for_its_user_only(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "above" / "home")
+    Objects.open(home.storage)
+    for folder in (tmp_path / "above", home.data, home.objects):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    Records.open(Home.at(shared).database_url).close()
+    assert shared.stat().st_mode & 0o777 == 0o755
 
 
 def test_the_folder_is_for_its_user_only_and_made_so_again(run: RunFolder) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from modelops.errors import ClusterError, StorageError
+from modelops.home import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,8 @@ class RunFolder:
         self.home = home
         self.path = home.run
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (home.data, home.cache, self.path):
+                make_private(folder)
             found = self.path.stat()
             if found.st_uid != os.geteuid():
                 raise ClusterError(

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from modelops.errors import ClusterError, RequestError, StorageError
+from modelops.home import make_private
 from modelops.store.schema import HEAD, REVISIONS
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _parse(url: str) -> sa.URL:
 def _lock_beside(url: sa.URL) -> FileLock:
     path = Path(url.database or "")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
     except OSError as e:
         raise StorageError(f"the folder of the database {path} cannot be made: {e.strerror}") from e
     return FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S)

@@ -21,6 +21,7 @@ from typing import IO, Final
 from uuid import uuid4
 
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
+from modelops.home import make_private
 
 Content = bytes | Path | Iterable[bytes]
 COPY_BYTES: Final = 1 << 20
@@ -112,7 +113,8 @@ class FolderObjects(Objects):
         self.root = root.absolute()
         self._known: set[Path] = set()
         try:
-            (self.root / _TMP).mkdir(parents=True, exist_ok=True)
+            make_private(self.root)
+            (self.root / _TMP).mkdir(exist_ok=True)
         except OSError as e:
             raise self._failed("opening", ".", e) from e
 
