@@ -155,6 +155,7 @@ NEWER: dict[str, Callable[[Path], None]] = {
 }
 ELSEWHERE = {
     "results": "never read by ModelOps",
+    "checkpoint": "tests/unit/test_checkpoints.py",
     "[protocol](protocol.md)": "tests/process/test_runner.py",
     "packs, logs": "their names carry v1",
 }
