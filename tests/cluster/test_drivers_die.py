@@ -14,6 +14,7 @@ from driving import DriverProcess, submitted, wait_for
 
 import modelops as mo
 from modelops.client.job import Job
+from modelops.client.run import Watcher
 from modelops.states import JobState, ReplicateStatus
 from modelops.store import Records
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from services import Postgres
 
     from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.driver.machine import Machine
     from modelops.study.ids import JobId
 
 MODEL = """
@@ -195,3 +197,35 @@ def test_storage_that_cannot_be_written_delays_a_job_and_loses_nothing(
             inbox.with_name(".away").rename(inbox)
         assert wait_until_final(job, database) == JobState.SUCCEEDED
     assert starts(tmp_path) == Counter(range(N))
+
+
+def test_a_run_in_this_process_waits_for_storage_and_says_so(
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
+) -> None:
+    """Storage goes when the first replicates have ended, and comes back when the message was heard."""
+    inbox = cluster.home.objects / ".tmp"
+    away = inbox.with_name(".away")
+
+    class Waits(Watcher):
+        heard = ""
+
+        def changed(self, machine: Machine) -> None:
+            if machine.counts()[ReplicateStatus.SUCCEEDED] and not self.heard and inbox.exists():
+                inbox.rename(away)
+
+        def waiting(self, text: str) -> None:
+            self.heard = text
+            if away.exists():
+                away.rename(inbox)
+
+    watcher = Waits()
+    source = "import time\ndef simulate(params, seed):\n    time.sleep(0.05)\n    return {'x': seed}\n"
+    try:
+        study = mo.Study(bundle=write_bundle(source), seeds=list(range(40)))
+        job = mo.run(study, cluster=cluster, watcher=watcher)
+    finally:
+        if away.exists():
+            away.rename(inbox)
+    assert str(cluster.home.objects) in watcher.heard
+    assert job.status().state == JobState.SUCCEEDED
+    assert job.results()["x"].to_pylist() == list(range(40))

@@ -77,6 +77,10 @@ class ProgressBar(Watcher):
         else:
             self._progress.update(self._task, description=text)
 
+    def waiting(self, text: str) -> None:
+        """Show what the job waits for."""
+        self._line(f"waiting: {text}")
+
     def cancelling(self, hard: bool) -> None:
         """Show that Ctrl-C was understood."""
         self._line(

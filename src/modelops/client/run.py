@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from modelops.study import Study
 
 
+log = logging.getLogger(__name__)
 MAX_S_WITHOUT_WORKER = 300.0  # a worker that died is started again in seconds
 
 
@@ -32,6 +34,10 @@ class Watcher:
 
     def stage(self, text: str) -> None:
         """Hear what is being done before replicates run: resolving, installing, starting workers."""
+
+    def waiting(self, text: str) -> None:
+        """Hear what database or storage said, as one of them does not do its part: the job waits, and goes on after."""
+        log.warning("waiting: %s", text)
 
     def changed(self, machine: Machine) -> None:
         """Hear that counts may have changed. Called often; must be cheap."""
@@ -144,6 +150,7 @@ def _run(
             who=whoami(),
             on_change=watcher.changed,
             on_stage=watcher.stage,
+            on_waiting=watcher.waiting,
             max_s_without_worker=MAX_S_WITHOUT_WORKER,
         )
         try:

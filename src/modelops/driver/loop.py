@@ -65,7 +65,8 @@ class DriverLoop:
 
     ``prepare`` resolves and builds the environment and stores the lock; it runs in a thread of its own and may
     raise. ``on_change`` is called on the loop's thread after events were handled, at most every 50 ms, for
-    progress bars. ``used_s``: of the job's timeout, by earlier drivers. ``study``: the object with the job's spec.
+    progress bars. ``on_waiting`` is told what database or storage said when one of them does not do its part, here or
+    on a worker. ``used_s``: of the job's timeout, by earlier drivers. ``study``: the object with the job's spec.
     ``inbox``: what is told to the loop; may hold something before it runs. ``raises_damage``: stop driving, and raise,
     when a worker has met damaged bytes; otherwise the machine hears of it.
     """
@@ -76,6 +77,7 @@ class DriverLoop:
     pool: Pool
     prepare: Callable[[], None]
     on_change: Callable[[Machine], None] = lambda _machine: None
+    on_waiting: Callable[[str], None] = lambda _text: None
     clock: Callable[[], float] = time.monotonic
     max_s_without_worker: float | None = None
     used_s: float = 0.0
@@ -88,6 +90,7 @@ class DriverLoop:
     _without_since: float | None = None
     _timers: list[tuple[float, str]] = field(default_factory=list)
     _stopping: bool = False
+    _said: str = ""  # by storage, to a worker
     _shown_at: float = 0.0
     _look_at: float = 0.0
     _record_at: float = 0.0
@@ -111,9 +114,9 @@ class DriverLoop:
         self.inbox.put(_Wake())
 
     @property
-    def store_away(self) -> str:
-        """What the store said, while it is away; empty otherwise."""
-        return self._writer.away
+    def waits_for(self) -> str:
+        """What the database or the storage said, while one of them is away; empty otherwise."""
+        return self._writer.away or self._said
 
     def run(self) -> JobState:
         """Drive until the job is final, the lease is lost, or `stop`; return the job's state.
@@ -186,6 +189,8 @@ class DriverLoop:
             self._look_at = 0.0
             return []
         if isinstance(news, Said):
+            self._said = news.text
+            self.on_waiting(news.text)
             self._writer.add(c.Note("storage_away", news.text))
             return []
         events = self.hands.take_in(news)
@@ -197,6 +202,10 @@ class DriverLoop:
     def _handle(self, event: e.Event, now: float) -> list[c.Command]:
         if isinstance(event, e.LeaseLost):
             self.lease_lost = True
+        elif isinstance(event, e.StoreLost):
+            self.on_waiting(event.what)
+        elif isinstance(event, e.ChunkDone) and event.receipt.segment is not None:
+            self._said = ""  # storage takes what workers give it
         if (
             self.raises_damage
             and isinstance(event, e.ChunkErred)

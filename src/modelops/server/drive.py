@@ -81,8 +81,9 @@ class JobDriver:
         For bundles and environments.
     who
         Goes into the job's story.
-    on_change, on_stage
-        Told what happens, for a progress bar: the machine after events, and what is done before replicates run.
+    on_change, on_stage, on_waiting
+        Told what happens, for a progress bar: the machine after events, what is done before replicates run, and what
+        database or storage said when the job waits for one of them.
     max_s_without_worker
         Raise ClusterError when there has been no worker for so long; default: wait for one as long as it takes.
     """
@@ -99,11 +100,12 @@ class JobDriver:
         who: str,
         on_change: Callable[[Machine], None] = lambda _machine: None,
         on_stage: Callable[[str], None] = lambda _text: None,
+        on_waiting: Callable[[str], None] = lambda text: log.warning("waiting: %s", text),
         max_s_without_worker: float | None = None,
     ) -> None:
         self.job, self.epoch, self.lease_lost = job, epoch, False
         self._leases, self._records, self._objects, self._cache = leases, records, objects, cache
-        self._who, self._on_change, self._on_stage = who, on_change, on_stage
+        self._who, self._on_change, self._on_stage, self._on_waiting = who, on_change, on_stage, on_waiting
         self._max_s_without_worker = max_s_without_worker
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -221,6 +223,7 @@ class JobDriver:
             pool=pool,
             prepare=lambda: self._prepared(ledger),
             on_change=self._changed,
+            on_waiting=self._on_waiting,
             max_s_without_worker=self._max_s_without_worker,
             used_s=row.used_s,
             study=row.study,
@@ -270,7 +273,7 @@ class JobDriver:
             except StorageError as error:
                 if str(error) != self._waiting_for:
                     self._waiting_for = str(error)
-                    log.warning("job %s waits: %s", self.job, error)
+                    self._on_waiting(str(error))
                 self._stopped.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
@@ -384,5 +387,5 @@ class JobDriver:
                 Progress(index, report.get("fraction"), dict(report.get("values") or {}))
                 for index, report in sorted(reports.copy().items())
             ),
-            waiting_for="" if loop is None else loop.store_away,
+            waiting_for="" if loop is None else loop.waits_for,
         )
