@@ -216,10 +216,11 @@ def test_an_upload_does_not_go_through_memory(client: Client, service: JobServic
     assert largest > uploads.PIECE_BYTES  # it came to the disk in pieces of this
 
 
-def test_who_sends_slowly_and_who_reads_slowly_hold_nobody_up(
+def test_who_sends_slowly_and_who_reads_nothing_hold_nobody_up(
     client: Client, service: JobService, bundle: str
 ) -> None:
     job = client.submit(request_for(bundle))["job"]
+    service.objects.put_new(f"v1/bundles/{'1' * 64}", bytes(30_000_000))  # more than sockets take unread
     stuck = []
     for n in range(40):  # more than there are threads
         connection = socket.create_connection(("127.0.0.1", client.port))
@@ -229,7 +230,8 @@ def test_who_sends_slowly_and_who_reads_slowly_hold_nobody_up(
                 f"PUT /v1/bundles/{n:064x} HTTP/1.1\r\n{head}Content-Length: 1000\r\n\r\nx".encode()
             )
         else:
-            connection.sendall(f"GET /v1/jobs/{job}/tables/replicates HTTP/1.1\r\n{head}\r\n".encode())
+            connection.sendall(f"GET /v1/bundles/{'1' * 64} HTTP/1.1\r\n{head}\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"  # it is being sent
         stuck.append(connection)
     answers = [client.get(f"/v1/jobs/{job}")["state"] for _ in range(5)]
     assert answers == ["queued"] * 5
