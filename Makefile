@@ -20,6 +20,10 @@ demo: $(VENV)/run.stamp ## fit an epidemic to real data: 20 parameter sets x 200
 test: $(VENV)/dev.stamp ## run all tests
 	$(BIN)/python -m pytest
 
+N ?= 100000
+simulate: $(VENV)/dev.stamp ## drive N=100000 random schedules of faults through the driver's machine
+	$(BIN)/python tests/unit/simulate.py $(N)
+
 lint: $(VENV)/dev.stamp ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

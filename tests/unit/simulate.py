@@ -1,6 +1,6 @@
 """Play many schedules on every core; make the first that breaks a rule as small as it goes.
 
-``python tests/unit/simulate.py 100000`` plays so many; ``--first 178`` begins with that seed.
+``make simulate`` plays 100,000. ``python tests/unit/simulate.py 1 --first 178`` plays the one of that seed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 from simulator import BrokenRule, World, play, simulate
 from simulator_scenario import Scenario, draw_scenario
 
+from modelops.states import FINAL_JOB_STATES
+
 if TYPE_CHECKING:
     from modelops.states import JobState
 
 BATCH = 100
 COLLECT_AFTER = 25  # schedules
+ENOUGH_TO_JUDGE = 1_000  # schedules; what fewer have met says little
 MOST_PLAYS = 3_000  # to shrink one schedule
 
 
@@ -48,6 +51,18 @@ class Figures:
         self.ends |= other.ends
         self.seconds += other.seconds
         self.broken = self.broken or other.broken
+
+    def shortfall(self) -> str:
+        """Say in what the schedules were too tame to prove anything; empty if they were not."""
+        n = len(self.n_events)
+        wanted = {
+            "the median schedule has fewer than 200 events": statistics.median(self.n_events) >= 200,
+            "the median schedule has fewer than 5 faults": statistics.median(self.n_faults) >= 5,
+            "fewer than a tenth used real records": 10 * self.n_real >= n,
+            "drivers were hardly replaced": sum(self.n_drivers) >= 1.5 * n,
+            "some way to end was not met": self.ends == FINAL_JOB_STATES,
+        }
+        return "; ".join(text for text, holds in wanted.items() if not holds)
 
     def __str__(self) -> str:
         n = len(self.n_events)
@@ -149,6 +164,8 @@ def main() -> None:
     except BrokenRule as broken:
         sys.exit(str(broken))
     sys.stdout.write(f"{figures}; {time.monotonic() - began:.1f} s in all\n")
+    if arguments.n >= ENOUGH_TO_JUDGE and (text := figures.shortfall()):
+        sys.exit(text)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from simulator_driver import Driver, Submit
 from simulator_scenario import Scenario, draw_scenario
-from simulator_store import RealStore, Store, committed_attempt, segment_of
+from simulator_store import RealStore, Store, committed_attempt, ranges_of, segment_of
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
@@ -26,7 +26,7 @@ from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import AggregateReceipt, AggregateRef, ErrorExample, FailureCount, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from simulator_store import Commit
 
@@ -54,7 +54,7 @@ class Task:
 
     __slots__ = ("attempt", "command", "drivers", "items")
 
-    def __init__(self, command: Submit, items: Ranges, driver: Driver) -> None:
+    def __init__(self, command: Submit, items: Sequence[int], driver: Driver) -> None:
         self.command, self.items, self.drivers = command, items, [driver]
         self.attempt = command.chunk.attempt
 
@@ -76,7 +76,8 @@ class World:
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         self.s, self.seed = scenario, seed
-        self.line = scenario.spec.line
+        self.line, self.size = scenario.spec.line, scenario.spec.line.size
+        self.all_succeed = not scenario.crashes and not scenario.failing and scenario.missing_import_at < 0
         self.random = random.Random(seed ^ 0x5EED).random
         self.now = 0.0
         self.queue: list[tuple[float, int, Callable[[Any], None], Any]] = []
@@ -113,11 +114,13 @@ class World:
         for at in self.s.cancels:
             self.later(at, self._cancel, None)
         self._take_over()
-        while self.queue and self.holder.finished is None:
-            self.now, _, happen, arg = heappop(self.queue)
+        queue = self.queue
+        while queue and self.holder.finished is None:
+            self.now, _, happen, arg = heappop(queue)
             self.n_events += 1
-            self.check(self.n_events < MAX_STEPS, "the job does not end")
             happen(arg)
+            if self.n_events > MAX_STEPS:
+                self.broken("the job does not end")
             if not self.holder.alive and self.store.state in FINAL_JOB_STATES:
                 return  # the driver died when all was recorded
         self._check_end(self.holder)
@@ -198,7 +201,11 @@ class World:
     def check(self, holds: bool, rule: str) -> None:
         """Raise `BrokenRule` unless it holds."""
         if not holds:
-            raise BrokenRule(f"seed {self.seed}, t={self.now:.3f}: {rule}")
+            self.broken(rule)
+
+    def broken(self, rule: str) -> NoReturn:
+        """Raise `BrokenRule`."""
+        raise BrokenRule(f"seed {self.seed}, t={self.now:.3f}: {rule}")
 
     def story(self) -> str:
         """Return the last events and commands, a line each."""
@@ -260,7 +267,7 @@ class World:
         self.workers[worker.name] = worker
         self._tell_all(e.WorkerJoined(worker.name, worker.slots))
 
-    def submit(self, driver: Driver, command: Submit, items: Ranges) -> None:
+    def submit(self, driver: Driver, command: Submit, items: Sequence[int]) -> None:
         """Give a worker a task, if it is still there."""
         worker = self.workers.get(command.worker)
         if worker is not None:
@@ -271,7 +278,9 @@ class World:
     def _start_next(self, worker: Worker) -> None:
         while worker.alive and worker.waiting and len(worker.running) < worker.slots:
             waiting = worker.waiting
-            i = next((i for i, t in enumerate(waiting) if isinstance(t.command, c.SubmitAggregates)), 0)
+            i = 0
+            if len(waiting) > 1:
+                i = next((i for i, t in enumerate(waiting) if isinstance(t.command, c.SubmitAggregates)), 0)
             task = waiting.pop(i)
             worker.running[task.attempt] = task
             if task.command.chunk.alone:
@@ -368,7 +377,7 @@ class World:
                 task.drivers.append(driver)
                 is_chunk = isinstance(task.command, c.SubmitChunk)
                 number = task.command.chunk.attempt_number if isinstance(task.command, c.SubmitChunk) else 1
-                found.append(e.Found(task.attempt, task.items if is_chunk else EMPTY, number))
+                found.append(e.Found(task.attempt, ranges_of(task.items) if is_chunk else EMPTY, number))
         driver.tell(e.AttemptsFound(name, tuple(found)))
         for _, event in worker.table.values():
             self.later(0.0, driver.deliver, event)
@@ -384,7 +393,7 @@ class World:
     def _hand_in(self, worker: Worker, task: Task, n: int) -> None:
         """Deliver the receipt for the first ``n`` items: at once, late, twice or never."""
         event = self._receipt(worker, task, n)
-        if not any(driver.alive for driver in task.drivers):
+        if not task.drivers[-1].alive and not any(driver.alive for driver in task.drivers):
             worker.table[task.attempt] = (task, event)
             return
         if self.occurs("never"):
@@ -404,39 +413,43 @@ class World:
         return e.AggregateDone(self._aggregate_receipt(worker, task, task.command, n))
 
     def _chunk_receipt(self, worker: Worker, task: Task, command: c.SubmitChunk, n: int) -> Receipt:
-        chunk = command.chunk
-        done, unstarted = task.items.take(n)
-        final: list[int] = []
-        counts: dict[ReplicateStatus, int] = {}
+        chunk, items = command.chunk, task.items
+        done, unstarted = items[:n], ranges_of(items[n:])
+        final: Sequence[int] = done
+        counts = {SUCCEEDED: len(done)}
         again: dict[ReplicateStatus, list[int]] = {}
         failures: dict[str, FailureCount] = {}
         missing = None
+        if not self.all_succeed:
+            if self.s.missing_import_at in done:
+                missing = "No module named 'x'"
+                done = [k for k in done if k < self.s.missing_import_at]
+                unstarted = ranges_of(items) - ranges_of(done)
+            statuses = {k: self.outcome(k, chunk.attempt_number) for k in done}
+            final = [k for k, status in statuses.items() if status not in chunk.retry_on]
+            counts = {}
+            for k, status in statuses.items():
+                if status in chunk.retry_on:
+                    again.setdefault(status, []).append(k)
+                else:
+                    counts[status] = counts.get(status, 0) + 1
+                if status is not SUCCEEDED:
+                    name = f"{status}-{k % self.s.fingerprints}"
+                    example = ErrorExample(
+                        fingerprint=name, status=status, error_type="E", message=name, index=k
+                    )
+                    count = failures[name].count + 1 if name in failures else 1
+                    failures[name] = FailureCount(example=example, count=count)
         seconds = 0.0
         for k in done:
             seconds += self.s.seconds[k]
-            if k == self.s.missing_import_at:
-                missing = "No module named 'x'"
-                unstarted |= Ranges.of(j for j in done if j >= k)
-                break
-            status = self.outcome(k, chunk.attempt_number)
-            if status in chunk.retry_on:
-                again.setdefault(status, []).append(k)
-            else:
-                final.append(k)
-                counts[status] = counts.get(status, 0) + 1
-            if status is not SUCCEEDED:
-                name = f"{status}-{k % self.s.fingerprints}"
-                example = ErrorExample(fingerprint=name, status=status, error_type="E", message=name, index=k)
-                count = failures[name].count + 1 if name in failures else 1
-                failures[name] = FailureCount(example=example, count=count)
-        indices = done if len(final) == len(done) else Ranges.of(final)
         return Receipt(
             job=JOB,
             attempt=chunk.attempt,
             worker=worker.name,
             host="h",
-            segment=segment_of(chunk.attempt, indices, counts) if final else None,
-            retry=tuple((status, Ranges.of(ks).pairs) for status, ks in again.items()),
+            segment=segment_of(chunk.attempt, ranges_of(final), counts) if final else None,
+            retry=tuple((status, ranges_of(ks).pairs) for status, ks in again.items()),
             unstarted=unstarted.pairs,
             failures=tuple(failures.values()),
             model_seconds=seconds,
@@ -468,7 +481,7 @@ class World:
                 name="a",
                 digest=f"digest {chunk.attempt}",
                 n_bytes=1,
-                params=params.pairs,
+                params=chunk.params,
                 counts=dict(rows),
                 inputs=tuple(s.digest for s in chunk.segments),
             )
@@ -527,7 +540,7 @@ class World:
         for status, n in counts.items():
             if status not in WITHOUT_OUTCOME:
                 check(n == truth[status], "other outcomes were reported than are stored")
-        n_open = self.line.size - len(store.outcomes)
+        n_open = self.size - len(store.outcomes)
         rest, other = ReplicateStatus.NOT_RUN, ReplicateStatus.CANCELLED
         if state is JobState.CANCELLED:
             rest, other = other, rest
@@ -549,7 +562,7 @@ class World:
             check(machine.reason != "", "ended early without a reason")
         if state is JobState.CANCELLED:
             check(self.cancelled, "cancelled without being asked")
-        elif n_ok == self.line.size and rows[AggregateStatus.SUCCEEDED] == machine.n_aggregates:
+        elif n_ok == self.size and rows[AggregateStatus.SUCCEEDED] == machine.n_aggregates:
             check(state is JobState.SUCCEEDED, "everything succeeded and the job has not")
         elif n_ok:
             check(

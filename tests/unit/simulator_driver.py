@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-from simulator_store import committed_attempt, committed_items
+from simulator_store import OF_OUTCOMES, committed_attempt, committed_items, integers
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
@@ -15,6 +15,8 @@ from modelops.store.records import LeaseLostError
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from simulator import World
     from simulator_store import Commit
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
 
 Submit = c.SubmitChunk | c.SubmitAggregates
+OF_RECEIPTS = (c.CommitSegment, c.CommitAggregates)
 _EPSILON = 1e-9
 
 
@@ -43,7 +46,7 @@ class Driver:
         self.store_up = True
         self.unanswered: dict[AttemptId, Commit] = {}
         self.receipted: set[AttemptId] = set()
-        self.live: dict[AttemptId, tuple[str, bool, Ranges]] = {}  # worker, whether a chunk, items
+        self.live: dict[AttemptId, tuple[str, bool, Sequence[int]]] = {}  # worker, whether a chunk, items
         self.load: dict[str, int] = {}
         self.asked: set[str] = set()
         self.failed_attempts = self.store.failed_attempts.copy()
@@ -60,7 +63,7 @@ class Driver:
         if not self.alive:
             return
         if self.asleep:
-            news = self.store_news if isinstance(event, e.StoreLost | e.StoreBack) else self.inbox
+            news = self.store_news if isinstance(event, (e.StoreLost, e.StoreBack)) else self.inbox
             news.append(event)
             return
         world = self.world
@@ -157,7 +160,7 @@ class Driver:
                     for k in found.indices
                 )
             ):
-                self.live[found.attempt] = (event.worker, True, found.indices)
+                self.live[found.attempt] = (event.worker, True, integers(found.indices.pairs))
                 self.load[event.worker] += 1
                 self.holders.update((k, found.attempt) for k in found.indices)
 
@@ -165,8 +168,7 @@ class Driver:
         command = self.unanswered.pop(event.attempt, None)
         if command is None or not event.accepted:
             return
-        is_outcome = isinstance(command, c.CommitSegment | c.CommitSynthetic)
-        (self.told if is_outcome else self.told_params).update(committed_items(command))
+        (self.told if isinstance(command, OF_OUTCOMES) else self.told_params).update(committed_items(command))
 
     def _forget(self, attempt: AttemptId) -> None:
         entry = self.live.pop(attempt, None)
@@ -203,7 +205,8 @@ class Driver:
                     self.interrupted.extend((command, *todo))
                 return
             world.trace.append((world.now, self.epoch, "->", command))
-            world.check(self.finished is None, "ordered after the end")
+            if self.finished is not None:
+                world.broken("ordered after the end")
             try:
                 _PERFORM[type(command)](self, command)
             except LeaseLostError:
@@ -246,47 +249,56 @@ class Driver:
         self.asked.add(command.worker)
         self.world.later_by_chance(0.01, self.world.do_ask, (self, command.worker))
 
-    def _submit(self, command: Submit, items: Ranges) -> None:
-        world, attempt = self.world, command.chunk.attempt
-        is_chunk = isinstance(command, c.SubmitChunk)
-        world.check(self.machine.state is JobState.RUNNING, "submitted in the wrong state")
-        world.check(self.store_up, "submitted while the store is away")
-        world.check(not self.asked, "submitted before all workers said what they run")
-        world.check(attempt not in world.ids, "attempt id used twice")
-        world.check(command.worker in self.load, "submitted to a worker that left")
+    def _submit(self, command: Submit, items: Sequence[int]) -> None:
+        world, attempt, worker = self.world, command.chunk.attempt, command.worker
+        load = self.load.get(worker)
+        if self.machine.state is not JobState.RUNNING:
+            world.broken("submitted in the wrong state")
+        if not self.store_up:
+            world.broken("submitted while the store is away")
+        if self.asked:
+            world.broken("submitted before all workers said what they run")
+        if attempt in world.ids:
+            world.broken("attempt id used twice")
+        if load is None:
+            world.broken("submitted to a worker that left")
+        if load >= 2 * self.slots:
+            world.broken("more than a window on a worker")
         world.ids.add(attempt)
-        self.live[attempt] = (command.worker, is_chunk, items)
-        self.load[command.worker] += 1
-        world.check(self.load[command.worker] <= 2 * self.slots, "more than a window on a worker")
+        self.live[attempt] = (worker, isinstance(command, c.SubmitChunk), items)
+        self.load[worker] = load + 1
         world.submit(self, command, items)
 
     def _submit_chunk(self, command: c.SubmitChunk) -> None:
-        check, holders = self.world.check, self.holders
+        broken, holders = self.world.broken, self.holders
         chunk = command.chunk
-        number, last = chunk.attempt_number, 1 + self.spec.retry.max_retries
-        items = Ranges(chunk.ranges)
-        check(bool(items) and items.pairs[-1][1] <= self.spec.line.size, "submitted what is not on the line")
-        check(1 <= number <= last, "more attempts than allowed")
-        check(bool(chunk.retry_on) == (number < last), "a last attempt must store every outcome")
+        attempt, number, last = chunk.attempt, chunk.attempt_number, 1 + self.spec.retry.max_retries
+        items = integers(chunk.ranges)
+        if not items or items[-1] >= self.world.size:
+            broken("submitted what is not on the line")
+        if not 1 <= number <= last:
+            broken("more attempts than allowed")
+        if bool(chunk.retry_on) != (number < last):
+            broken("a last attempt must store every outcome")
         soon = self.world.now + _EPSILON
         told, failed_attempts, not_before = self.told, self.failed_attempts, self.not_before
         for k in items:
             if k in told:
-                check(False, "a replicate has its outcome and is run again")
+                broken("a replicate has its outcome and is run again")
             if k in holders:
-                check(False, "a replicate runs twice at once")
+                broken("a replicate runs twice at once")
             if number != 1 + failed_attempts.get(k, 0):
-                check(False, "an attempt is miscounted")
+                broken("an attempt is miscounted")
             if not_before and not_before.get(k, 0.0) > soon:
-                check(False, "a replicate is retried too early")
-            holders[k] = chunk.attempt
-        self.store.numbers[chunk.attempt] = number
+                broken("a replicate is retried too early")
+            holders[k] = attempt
+        self.store.numbers[attempt] = number
         self._submit(command, items)
 
     def _submit_aggregates(self, command: c.SubmitAggregates) -> None:
         check = self.world.check
         held = Ranges(pair for segment in command.chunk.segments for pair in segment.ranges)
-        items = Ranges(command.chunk.params)
+        items = integers(command.chunk.params)
         for p in items:
             indices = self.spec.line.of_param(p)
             check(self.told.issuperset(indices), "aggregates before the parameter set has settled")
@@ -299,7 +311,7 @@ class Driver:
     def _commit(self, command: Commit) -> None:
         check, attempt = self.world.check, committed_attempt(command)
         check(self.store_up, "commits while the store is away")
-        if isinstance(command, c.CommitSegment | c.CommitAggregates):
+        if isinstance(command, OF_RECEIPTS):
             check(attempt in self.receipted, "commits without a receipt")
         else:
             seen = self.deaths if isinstance(command, c.CommitSynthetic) else self.param_deaths
@@ -333,8 +345,8 @@ class Driver:
         check(eta is None or eta >= 0, "a time left below 0")
 
 
-def _indices(command: Commit) -> Ranges:
-    return committed_items(command) if isinstance(command, c.CommitSegment | c.CommitSynthetic) else Ranges()
+def _indices(command: Commit) -> Sequence[int]:
+    return committed_items(command) if isinstance(command, OF_OUTCOMES) else ()
 
 
 _NOTES: dict[type, Any] = {

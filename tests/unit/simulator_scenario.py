@@ -38,6 +38,8 @@ FAULTS = {
     "deaf": 0.1,  # an attempt is asked to stop: it hangs for ever
 }
 OCCASIONS = 600  # later ones go well, so every schedule ends
+LONG = range(38, 46)  # replicates: makes about 200 events
+MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 
 @dataclass
@@ -167,10 +169,11 @@ def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
     """Choose some kinds, a rate for each, and the occasions."""
     faults = {}
     for kind, most in FAULTS.items():
-        if rng.random() < 0.5:
+        if rng.random() < 0.6:
             rate = most * (0.01 + rng.random())
-            numbers, n = [], rng.expovariate(rate)
-            while n < OCCASIONS:
+            numbers: list[int] = []
+            n = rng.expovariate(rate)
+            while n < OCCASIONS and len(numbers) < MOST_OF_A_KIND:
                 numbers.append(int(n))
                 n += 1 + rng.expovariate(rate)
             faults[kind] = frozenset(numbers)
@@ -182,8 +185,19 @@ def _draw_some(rng: random.Random, size: int) -> frozenset[int]:
 
 
 def _draw_line(rng: random.Random, *, small: bool) -> IndexLine:
-    size = rng.randint(1, 3) if small else rng.choice([rng.randint(1, 20), *[rng.randint(36, 49)] * 7])
-    n_params = min(size, rng.choice([1, 2, 5, 10, 40]))
+    """Draw a line that is long enough for a story, but not longer; one in eight is short."""
+    if small:
+        return _draw_blocks(rng, rng.randint(1, 3))
+    if rng.random() < 1 / 8:
+        return _draw_blocks(rng, rng.randint(1, 20))
+    while True:
+        line = _draw_blocks(rng, rng.randint(18, 44))
+        if line.size in LONG:
+            return line
+
+
+def _draw_blocks(rng: random.Random, size: int) -> IndexLine:
+    n_params = min(size, rng.choice([1, 2, 5, 10, 20]))
     blocks = [Block(0, 0, n_params, 0, max(1, size // n_params))]
     if rng.random() < 0.3:  # more replicates, then more parameter sets
         b = blocks[0]

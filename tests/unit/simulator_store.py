@@ -20,12 +20,15 @@ from modelops.study.ranges import Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Range
     from modelops.study.spec import JobSpec
 
 Commit = c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates
+OF_OUTCOMES = (c.CommitSegment, c.CommitSynthetic)
+SUCCEEDED = ReplicateStatus.SUCCEEDED
 
 
 class Store:
@@ -75,7 +78,7 @@ class Store:
         if attempt in self.segments or attempt in self.aggregates:
             return True, self.segments.get(attempt)
         items = committed_items(command)
-        if isinstance(command, c.CommitSegment | c.CommitSynthetic):
+        if isinstance(command, OF_OUTCOMES):
             return self._commit_outcomes(command, attempt, items)
         if any(p in self.aggregated for p in items):
             return False, None
@@ -91,17 +94,18 @@ class Store:
         return True, None
 
     def _commit_outcomes(
-        self, command: c.CommitSegment | c.CommitSynthetic, attempt: AttemptId, items: Ranges
+        self, command: c.CommitSegment | c.CommitSynthetic, attempt: AttemptId, items: Sequence[int]
     ) -> tuple[bool, SegmentRef | None]:
-        for k in items:
-            if k in self.outcomes:
-                return False, None
+        if not self.outcomes.keys().isdisjoint(items):
+            return False, None
         if isinstance(command, c.CommitSegment):
             segment, number = command.segment, self.numbers[attempt]
-            for k in items:
-                self.outcomes[k] = self._outcome(k, number)
+            if segment.counts.get(SUCCEEDED) == len(items):
+                self.outcomes.update(dict.fromkeys(items, SUCCEEDED))
+            else:
+                self.outcomes.update((k, self._outcome(k, number)) for k in items)
         else:
-            segment = segment_of(attempt, items, {command.status: len(items)})
+            segment = segment_of(attempt, command.indices, {command.status: len(items)})
             self.outcomes.update((k, command.status) for k in items)
         self.segments[attempt] = segment
         return True, segment
@@ -141,7 +145,7 @@ class Store:
     @property
     def n_succeeded(self) -> int:
         """How many replicates have succeeded."""
-        return sum(status is ReplicateStatus.SUCCEEDED for status in self.outcomes.values())
+        return [*self.outcomes.values()].count(SUCCEEDED)
 
 
 class RealStore(Store):
@@ -169,7 +173,7 @@ class RealStore(Store):
         accepted, segment = super().commit(epoch, command)
         if segment is None and isinstance(command, c.CommitSegment):
             segment = command.segment
-        if isinstance(command, c.CommitSegment | c.CommitSynthetic) and segment is not None:
+        if isinstance(command, OF_OUTCOMES) and segment is not None:
             assert self._records.commit_segment(self._job, epoch, segment) == accepted
         return accepted, segment
 
@@ -239,10 +243,23 @@ def committed_attempt(command: Commit) -> AttemptId:
     return command.stored.attempt if isinstance(command, c.CommitAggregates) else command.attempt
 
 
-def committed_items(command: Commit) -> Ranges:
+def committed_items(command: Commit) -> Sequence[int]:
     """Return the indices, or parameter sets, that a commit is of."""
     if isinstance(command, c.CommitSegment):
-        return Ranges(command.segment.ranges)
+        return integers(command.segment.ranges)
     if isinstance(command, c.CommitAggregates):
-        return Ranges(command.stored.params)
-    return command.indices if isinstance(command, c.CommitSynthetic) else command.params
+        return integers(command.stored.params)
+    ranges = command.indices if isinstance(command, c.CommitSynthetic) else command.params
+    return integers(ranges.pairs)
+
+
+def integers(pairs: tuple[Range, ...]) -> Sequence[int]:
+    """Return what is in these ranges; mostly there is one."""
+    if len(pairs) == 1:
+        return range(*pairs[0])
+    return [k for lo, hi in pairs for k in range(lo, hi)]
+
+
+def ranges_of(items: Sequence[int]) -> Ranges:
+    """Return the ranges in which these are."""
+    return Ranges(((items.start, items.stop),)) if isinstance(items, range) else Ranges.of(items)

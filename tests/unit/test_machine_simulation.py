@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import statistics
 from typing import TYPE_CHECKING
 
 import pytest
 from planted_bugs import BUGS, drops_retries
 from simulate import play_many, shrunk
 from simulator import BrokenRule, simulate
-
-from modelops.states import FINAL_JOB_STATES
 
 if TYPE_CHECKING:
     from planted_bugs import Plant
@@ -23,11 +20,7 @@ ENOUGH_TO_FIND_A_BUG = 2_000
 def test_no_rule_is_broken_in_thousands_of_random_schedules() -> None:
     figures = play_many(N_SCHEDULES)
     assert len(figures.n_events) == N_SCHEDULES
-    assert figures.ends == FINAL_JOB_STATES  # every way to end was met
-    assert statistics.median(figures.n_events) >= 200
-    assert statistics.median(figures.n_faults) >= 5
-    assert figures.n_real >= N_SCHEDULES // 10
-    assert sum(figures.n_drivers) >= 1.5 * N_SCHEDULES  # others took the job over
+    assert not figures.shortfall()
 
 
 def test_the_same_seed_plays_the_same_schedule() -> None:

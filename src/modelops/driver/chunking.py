@@ -46,7 +46,7 @@ class Meter:
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
     cost = meter.seconds_per_item
-    if cost is None:
+    if cost is None or remaining <= 1:
         return 1
     target_s = TARGET_S if meter.n_measured >= SURE_AFTER else TARGET_WHILE_UNSURE_S
     slots = max(1, slots)
