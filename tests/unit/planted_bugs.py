@@ -286,6 +286,30 @@ def loses_the_end_of_a_range(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Work, "split", wrong)
 
 
+@bug
+def runs_what_a_repair_is_to_leave(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+    patch.setattr(
+        Machine, "__init__", lambda self, *args, **kwargs: init(self, *args, **{**kwargs, "leave": EMPTY})
+    )
+
+
+@bug
+def looks_for_no_checkpoint_of_what_had_begun(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Places, "begun", _nothing)
+
+
+@bug
+def blames_a_replicate_that_keeps_checkpoints(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Blame, "made_progress", _nothing)
+
+
+@bug
+def takes_a_worker_that_is_back_as_empty(patch: pytest.MonkeyPatch) -> None:
+    leave = RollCall.leave
+    patch.setattr(RollCall, "leave", lambda self, worker, *, died: leave(self, worker, died=True))
+
+
 # Of drivers that take over.
 
 

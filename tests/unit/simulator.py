@@ -87,6 +87,7 @@ class World:
         self.trace: deque[tuple[float, int, str, object]] = deque(maxlen=40)
         self.store: Store = (RealStore if scenario.real_store else Store)(scenario.spec, self.outcome)
         self.ids: set[AttemptId] = set()
+        self.begun: set[int] = set()  # indices that were on a worker
         self.workers: dict[str, Worker] = {}
         self.drivers: list[Driver] = []
         self.cancelled = False
@@ -96,7 +97,9 @@ class World:
     def run(self) -> None:
         """Play until the job has ended, and then each resumption."""
         for n in range(1 + self.s.resumes):
-            if n:
+            if n in self.s.repairs:
+                self.store.repair()
+            elif n:
                 if self.store.state is JobState.SUCCEEDED:
                     break
                 self.store.begin_again()
@@ -145,6 +148,7 @@ class World:
             state=store.state,
             reason=store.reason,
             used_s=self.now - self.began,
+            leave=Ranges.of(store.left),
             adopt=not is_first,
         )
         self.holder = driver = Driver(self, self.machine, epoch)
@@ -291,6 +295,11 @@ class World:
                 seconds, deadly = self.s.seconds, self.s.poison
                 for k in task.items:
                     duration += seconds[k]
+                self.begun.update(task.items)
+                if self.occurs("checkpoint"):
+                    kept = e.Checkpointed(task.items[-1])
+                    for driver in task.drivers:
+                        self.later(duration / 2, driver.deliver, kept)
             else:
                 deadly = self.s.poison_params
                 duration += 0.001 * len(task.items)
@@ -321,7 +330,17 @@ class World:
     def _partition(self, worker: Worker) -> None:
         if worker.alive and self.workers.pop(worker.name, None) is not None:
             self._tell_all(e.WorkerLeft(worker.name, died=False))
-            self.later(1.0, self._hire, None)  # its receipts still come, under the old name
+            if self.occurs("back"):
+                self.later_by_chance(3.0, self._rejoin, worker)
+            else:
+                self.later(1.0, self._hire, None)  # its receipts still come, under the old name
+
+    def _rejoin(self, worker: Worker) -> None:
+        if worker.alive:
+            self.workers[worker.name] = worker
+            self._tell_all(e.WorkerJoined(worker.name, worker.slots))
+        else:
+            self._hire(None)
 
     def _delay(self) -> float:
         return self.random() * self.s.jitter if self.s.jitter else 0.0
@@ -375,9 +394,9 @@ class World:
         for task in tasks:
             if driver not in task.drivers:
                 task.drivers.append(driver)
-                is_chunk = isinstance(task.command, c.SubmitChunk)
-                number = task.command.chunk.attempt_number if isinstance(task.command, c.SubmitChunk) else 1
-                found.append(e.Found(task.attempt, ranges_of(task.items) if is_chunk else EMPTY, number))
+            is_chunk = isinstance(task.command, c.SubmitChunk)
+            number = task.command.chunk.attempt_number if isinstance(task.command, c.SubmitChunk) else 1
+            found.append(e.Found(task.attempt, ranges_of(task.items) if is_chunk else EMPTY, number))
         driver.tell(e.AttemptsFound(name, tuple(found)))
         for _, event in worker.table.values():
             self.later(0.0, driver.deliver, event)
@@ -558,7 +577,7 @@ class World:
 
     def _check_verdict(self, state: JobState, n_open: int, rows: dict[AggregateStatus, int]) -> None:
         check, machine, n_ok = self.check, self.machine, self.store.n_succeeded
-        if n_open or rows[AggregateStatus.NOT_RUN]:
+        if (n_open or rows[AggregateStatus.NOT_RUN]) and not self.store.left:
             check(machine.reason != "", "ended early without a reason")
         if state is JobState.CANCELLED:
             check(self.cancelled, "cancelled without being asked")

@@ -49,6 +49,7 @@ class Driver:
         self.live: dict[AttemptId, tuple[str, bool, Sequence[int]]] = {}  # worker, whether a chunk, items
         self.load: dict[str, int] = {}
         self.asked: set[str] = set()
+        self.cut_off: set[str] = set()
         self.failed_attempts = self.store.failed_attempts.copy()
         self.not_before = dict(self.store.not_before)
         self.holders: dict[int, AttemptId] = {}
@@ -126,9 +127,15 @@ class Driver:
 
     def _note_left(self, event: e.WorkerLeft) -> None:
         self.asked.discard(event.worker)
+        (self.cut_off.discard if event.died else self.cut_off.add)(event.worker)
         self._forget_worker(event.worker, died=event.died)
 
+    def _note_checkpointed(self, event: e.Checkpointed) -> None:
+        self.deaths.pop(event.index, None)
+
     def _note_joined(self, event: e.WorkerJoined) -> None:
+        if event.worker in self.cut_off and event.worker not in self.load:
+            self.asked.add(event.worker)  # it must be, as it may hold something still
         self.load.setdefault(event.worker, 0)
 
     def _note_rang(self, event: e.TimerRang) -> None:
@@ -280,6 +287,10 @@ class Driver:
             broken("more attempts than allowed")
         if bool(chunk.retry_on) != (number < last):
             broken("a last attempt must store every outcome")
+        if not chunk.may_resume and self.is_holder and not self.world.begun.isdisjoint(items):
+            broken("a replicate that had begun is not to look for its checkpoint")
+        if self.store.left and not self.store.left.isdisjoint(items):
+            broken("ran what this run was to leave")
         soon = self.world.now + _EPSILON
         told, failed_attempts, not_before = self.told, self.failed_attempts, self.not_before
         for k in items:
@@ -353,6 +364,7 @@ _NOTES: dict[type, Any] = {
     e.ChunkDone: Driver._note_chunk,
     e.AggregateDone: Driver._note_aggregates,
     e.AttemptLost: Driver._note_lost,
+    e.Checkpointed: Driver._note_checkpointed,
     e.ChunkErred: Driver._note_erred,
     e.WorkerLeft: Driver._note_left,
     e.WorkerJoined: Driver._note_joined,

@@ -23,6 +23,8 @@ CRASHED, FAILED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED
 FAULTS = {
     "death": 0.08,  # a worker begins an attempt: its process dies meanwhile
     "partition": 0.05,  # likewise: it is said to be gone, and its receipts come later
+    "back": 0.5,  # a worker is said to be gone: it is back, under its name
+    "checkpoint": 0.1,  # a worker begins an attempt: one of its replicates keeps a checkpoint
     "late": 0.08,  # a receipt: its attempt is said to be lost before it comes
     "twice": 0.10,  # a receipt: it comes again
     "never": 0.03,  # a receipt: it does not come, the attempt is said to be lost
@@ -60,6 +62,7 @@ class Scenario:
     jitter: float = 0.0  # seconds by which news is delayed
     cancels: tuple[float, ...] = ()
     resumes: int = 0
+    repairs: frozenset[int] = frozenset()  # which of these runs only repair: a segment is found damaged
     faults: dict[str, frozenset[int]] = field(default_factory=dict)
     real_store: bool = False
 
@@ -83,6 +86,8 @@ class Scenario:
             yield replace(self, cancels=self.cancels[1:])
         if self.resumes:
             yield replace(self, resumes=self.resumes - 1)
+        if self.repairs:
+            yield replace(self, repairs=frozenset())
         if self.missing_import_at >= 0:
             yield replace(self, missing_import_at=-1)
         if self.jitter:
@@ -97,6 +102,7 @@ class Scenario:
             "poison": sorted(s.poison),
             "poison_params": sorted(s.poison_params),
             "cancels": s.cancels,
+            "repairs": sorted(s.repairs),
             "environment_fails": s.environment_fails,
             "missing_import_at": max(0, s.missing_import_at),
             "faults": faults,
@@ -160,6 +166,7 @@ def draw_scenario(seed: int) -> Scenario:
         if chance() < 0.1
         else (),
         resumes=rng.choice([0, 0, 0, 1] if real_store else [0, 0, 1, 2]),
+        repairs=frozenset(n for n in (1, 2) if chance() < 0.3),
         faults={} if chance() < 0.1 else _draw_faults(rng),
         real_store=real_store,
     )

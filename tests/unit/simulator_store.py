@@ -15,8 +15,9 @@ import msgspec
 from modelops.driver import commands as c
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus, next_state
 from modelops.store.records import LeaseLostError, Records
+from modelops.store.withdrawal import NOTHING, Withdrawal
 from modelops.study.ids import JobId
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Store:
         self.retried: list[tuple[Ranges, int]] = []
         self.failed_attempts: Counter[int] = Counter()
         self.not_before: dict[int, float] = {}
+        self.left: set[int] = set()  # what this run is not to run, as it only repairs
 
     # Every one of these raises LeaseLostError.
 
@@ -125,6 +127,9 @@ class Store:
     def _add_aggregates(self, _epoch: int, _stored: AggregateRef) -> None:
         """For those who keep more than this."""
 
+    def _record_repair(self, _damaged: SegmentRef | None) -> None:
+        """For those who keep more than this."""
+
     def take_lease(self) -> int:
         """Make somebody else the driver, and return the new epoch."""
         self.epoch += 1
@@ -133,7 +138,28 @@ class Store:
     def begin_again(self) -> None:
         """Resume a job that has ended."""
         assert self.state in FINAL_JOB_STATES
-        self.state, self.reason = next_state(self.state, JobEvent.RESUMED), ""
+        self._begin(JobEvent.RESUMED)
+
+    def repair(self) -> None:
+        """Find a segment damaged, and have only that run again."""
+        before = set(self.outcomes)
+        damaged = next(iter(self.segments.values()), None)
+        if damaged is not None:
+            del self.segments[damaged.attempt]
+            for k in integers(damaged.ranges):
+                del self.outcomes[k]
+            for stale in [a for a in self.aggregates.values() if damaged.digest in a.inputs]:
+                del self.aggregates[stale.attempt]
+                self.aggregate_rows.subtract(stale.counts)
+                for p in integers(stale.params):
+                    del self.aggregated[p]
+        self._begin(JobEvent.REPAIRED)
+        self.left = set(range(self._spec.line.size)) - before
+        self._record_repair(damaged)
+
+    def _begin(self, event: JobEvent) -> None:
+        self.state, self.reason = next_state(self.state, event), ""
+        self.left = set()
         self.retried.clear()
         self.failed_attempts.clear()
         self.not_before.clear()
@@ -198,6 +224,13 @@ class RealStore(Store):
         """Resume both."""
         self._records.change_state(self._job, JobEvent.RESUMED, who="user")
         super().begin_again()
+
+    def _record_repair(self, damaged: SegmentRef | None) -> None:
+        withdrawal = Withdrawal(segments={damaged.attempt: NOTHING}) if damaged else None
+        ranges = Ranges(damaged.ranges) if damaged else EMPTY
+        self._records.begin_run(self._job, JobEvent.REPAIRED, who="user", withdrawal=withdrawal, only=ranges)
+        assert self._records.scope(self._job) == ranges
+        assert {a.attempt for a in self._records.aggregates(self._job)} == self.aggregates.keys()
 
     def known(self) -> tuple[list[SegmentRef], list[AggregateRef]]:
         """Return what the real records know."""
