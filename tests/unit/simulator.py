@@ -567,7 +567,7 @@ class World:
         check(
             counts[ReplicateStatus.PENDING] == counts[ReplicateStatus.RUNNING] == 0, "still open at the end"
         )
-        n_stored = sum(len(Ranges(s.ranges)) for s in store.segments.values())
+        n_stored = sum(hi - lo for s in store.segments.values() for lo, hi in s.ranges)
         check(n_stored == len(store.outcomes), "an outcome is stored twice")
         rows = machine.aggregate_counts()
         for row in (AggregateStatus.SUCCEEDED, AggregateStatus.SKIPPED, AggregateStatus.FAILED):

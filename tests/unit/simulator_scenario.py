@@ -40,7 +40,7 @@ FAULTS = {
     "deaf": 0.1,  # an attempt is asked to stop: it hangs for ever
 }
 OCCASIONS = 600  # later ones go well, so every schedule ends
-LONG = range(38, 46)  # replicates: makes about 200 events
+LONG = range(38, 45)  # replicates: makes about 200 events
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 
@@ -176,7 +176,7 @@ def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
     """Choose some kinds, a rate for each, and the occasions."""
     faults = {}
     for kind, most in FAULTS.items():
-        if rng.random() < 0.6:
+        if rng.random() < 0.5:
             rate = most * (0.01 + rng.random())
             numbers: list[int] = []
             n = rng.expovariate(rate)

@@ -46,9 +46,9 @@ class Meter:
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
     cost = meter.seconds_per_item
-    if cost is None or remaining <= 1:
-        return 1
     target_s = TARGET_S if meter.n_measured >= SURE_AFTER else TARGET_WHILE_UNSURE_S
+    if cost is None or remaining <= 1 or cost >= target_s:
+        return 1
     slots = max(1, slots)
     share = max(remaining / (2 * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
     return max(1, int(WORTH_SENDING_S / cost), int(min(target_s / cost, share)))
@@ -60,7 +60,7 @@ def may_queue(meter: Meter, remaining: int, slots: int) -> bool:
     Not when others could soon be idle beside it; and not when it takes long, as other jobs want the worker as well.
     """
     cost = meter.seconds_per_item
-    if cost is None:
+    if cost is None or cost > WORTH_WAITING_S:
         return False
     chunk_s = cost * min(remaining, chunk_size(meter, remaining, slots))
     if chunk_s > WORTH_WAITING_S:

@@ -64,6 +64,11 @@ class Coverage:
 def _filled(block: Block, end: int, added: Range, whole: Range) -> Range | None:
     """Return the parameter sets of ``block`` that ``added`` touches and that lie wholly in ``whole``."""
     n, base = block.n_replicates, block.base
+    if (
+        base <= added[0] and added[1] <= end and whole == added
+    ):  # most often: inside the block, beside nothing
+        lo, hi = -(-(added[0] - base) // n), (added[1] - base) // n
+        return (block.p0 + lo, block.p0 + hi) if lo < hi else None
     touched_lo = (max(added[0], base) - base) // n
     touched_hi = (min(added[1], end) - base - 1) // n + 1
     lo = max(touched_lo, -(-(max(whole[0], base) - base) // n))

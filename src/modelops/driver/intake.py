@@ -68,7 +68,10 @@ class Intake:
                 self._outbox.write(c.Note("note", text))
         segment = receipt.segment
         examples = [f.example for f in receipt.failures]
-        stored = tried = Ranges(segment.ranges) if segment else EMPTY
+        stored = EMPTY
+        if segment is not None:
+            stored = work.ranges if segment.ranges == work.ranges.pairs else Ranges(segment.ranges)
+        tried = stored
         again = EMPTY
         for _, ranges in receipt.retry:
             again |= Ranges(ranges)

@@ -36,9 +36,14 @@ class RangeQueue:
 
     def take(self, n: int) -> Ranges:
         """Take the ``n`` smallest out, or all if there are fewer."""
+        heap = self._heap
+        if heap and heap[0][1] - heap[0][0] > n:  # most often
+            lo, hi = heap[0]
+            heapreplace(heap, (lo + n, hi))
+            self.n -= n
+            return Ranges(((lo, lo + n),))
         n = left = min(n, self.n)
         taken: list[Range] = []
-        heap = self._heap
         while left:
             lo, hi = heap[0]
             if hi - lo > left:
