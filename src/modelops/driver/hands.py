@@ -18,6 +18,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.errors import ClusterError
 from modelops.study.ranges import Ranges
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future
 
-    from modelops.driver import commands as c
     from modelops.study.ids import AttemptId, JobId
 
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
+STORAGE_AWAY, STORAGE_BACK = "storage_away", "storage_back"  # kinds of events
 
 
 class Pool(Protocol):
@@ -80,8 +81,9 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What storage said to a worker whose attempt waits for it."""
+    """What storage said to an attempt that waits for it; empty: it has stopped waiting."""
 
+    attempt: AttemptId
     text: str
 
 
@@ -101,6 +103,8 @@ class Hands:
         self._poll_at = 0.0
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
+        self._waiting: dict[AttemptId, str] = {}  # attempts that cannot store, and what storage said to them
+        self._said = False  # that storage is away, to the job's story
         self._say_at = 0.0
         self._stack = contextlib.ExitStack()
 
@@ -196,6 +200,7 @@ class Hands:
         """Expect nothing more of an attempt."""
         self._futures.pop(attempt, None)
         self._adopted.pop(attempt, None)
+        self._waiting.pop(attempt, None)
         worker = self._holders.pop(attempt, None)
         if worker is not None:
             self._received.append((worker, attempt))
@@ -234,10 +239,30 @@ class Hands:
             self._put(Heard(worker, (held,), is_table=False))
 
     def _hear_storage(self, message: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if now >= self._say_at:  # every attempt that waits says so, each of its own objects
-            self._say_at = now + SAY_EVERY_S
-            self._put(Said(str(message["text"])))
+        self._put(Said(message["attempt"], str(message["text"])))
+
+    @property
+    def storage_away(self) -> str:
+        """What storage said to an attempt that waits for it now; empty: none does. From any thread."""
+        return next(iter(self._waiting.copy().values()), "")
+
+    def told_by_storage(self, said: Said) -> None:
+        """Remember what storage said to an attempt."""
+        if said.text and said.attempt in self._holders:
+            self._waiting[said.attempt] = said.text
+        else:
+            self._waiting.pop(said.attempt, None)
+
+    def story_of_storage(self) -> c.Note | None:
+        """Return what the job's story should say of it now, each thing once."""
+        now, text = time.monotonic(), self.storage_away
+        if text and not self._said and now >= self._say_at:
+            self._said, self._say_at = True, now + SAY_EVERY_S
+            return c.Note(STORAGE_AWAY, text)
+        if self._said and not text:
+            self._said = False
+            return c.Note(STORAGE_BACK, "no worker waits for storage any more")
+        return None
 
     def _hear_progress(self, message: dict[str, Any]) -> None:
         self.reports[int(message["index"])] = message
@@ -359,6 +384,7 @@ class Hands:
         futures = [future for attempt in gone if (future := self._futures.pop(attempt, None)) is not None]
         for attempt in gone:
             self._adopted.pop(attempt, None)
+            self._waiting.pop(attempt, None)
             del self._holders[attempt]
         if futures:
             with contextlib.suppress(ClusterError):  # with the scheduler all its futures are gone

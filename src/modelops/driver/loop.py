@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.hands import Adopted, Hands, Heard, Said
+from modelops.driver.hands import STORAGE_AWAY, Adopted, Hands, Heard, Said
 from modelops.driver.writer import WRITES, Ledger, RecordUse, Writer
 from modelops.errors import (
     ClusterError,
@@ -90,7 +90,6 @@ class DriverLoop:
     _without_since: float | None = None
     _timers: list[tuple[float, str]] = field(default_factory=list)
     _stopping: bool = False
-    _said: str = ""  # by storage, to a worker
     _shown_at: float = 0.0
     _look_at: float = 0.0
     _record_at: float = 0.0
@@ -116,7 +115,7 @@ class DriverLoop:
     @property
     def waits_for(self) -> str:
         """What the database or the storage said, while one of them is away; empty otherwise."""
-        return self._writer.away or self._said
+        return self._writer.away or self.hands.storage_away
 
     def run(self) -> JobState:
         """Drive until the job is final, the lease is lost, or `stop`; return the job's state.
@@ -189,9 +188,7 @@ class DriverLoop:
             self._look_at = 0.0
             return []
         if isinstance(news, Said):
-            self._said = news.text
-            self.on_waiting(news.text)
-            self._writer.add(c.Note("storage_away", news.text))
+            self.hands.told_by_storage(news)
             return []
         events = self.hands.take_in(news)
         if any(isinstance(event, e.CancelAsked) for event in events):
@@ -204,8 +201,6 @@ class DriverLoop:
             self.lease_lost = True
         elif isinstance(event, e.StoreLost):
             self.on_waiting(event.what)
-        elif isinstance(event, e.ChunkDone) and event.receipt.segment is not None:
-            self._said = ""  # storage takes what workers give it
         if (
             self.raises_damage
             and isinstance(event, e.ChunkErred)
@@ -221,6 +216,10 @@ class DriverLoop:
         now = self.clock()
         self._check_workers(now)
         self.hands.look_around(now)
+        if note := self.hands.story_of_storage():
+            if note.kind == STORAGE_AWAY:
+                self.on_waiting(note.text)
+            self._perform([note])
         if now >= self._record_at:
             self._record_at = now + RECORD_USE_EVERY_S
             if self._writer.is_idle:

@@ -9,6 +9,7 @@ times.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import logging
@@ -22,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelops.errors import ProcessError, ProcessExitedError, StartFailedError
+from modelops.errors import ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
@@ -51,6 +52,7 @@ START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first impo
 FRAME_BYTES = 8 * 1024 * 1024
 STARTS = 3  # fresh processes in a row that may die before they begin
 # These come from outside (the kernel out of memory, an operator): they say nothing of the bundle.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 KEPT_LOGS = 8
 FORGOTTEN_AFTER_S = 24 * 3600.0
@@ -334,15 +336,25 @@ class ProcessPool:
                 self._reaper.close()
                 self._reaper = Reaper(hold=(self._lock_fd,))
             reaper = self._reaper
-        process = RunnerProcess(
-            spec,
-            reaper=reaper,
-            watch=self._watch,
-            cgroups=self._cgroups,
-            folder=self.folder / f"p{number}",
-            log_path=self.logs / f"runner-{os.getpid()}-{number}.log",
-            sink=log,
-        )
+        folder = self.folder / f"p{number}"
+        try:
+            process = RunnerProcess(
+                spec,
+                reaper=reaper,
+                watch=self._watch,
+                cgroups=self._cgroups,
+                folder=folder,
+                log_path=self.logs / f"runner-{os.getpid()}-{number}.log",
+                sink=log,
+            )
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise StorageError(
+                f"no process can be started in {folder} ({error.strerror}); free some space there, or set "
+                "MODELOPS_HOME to a folder on another volume"
+            ) from error
         with self._lock:
             self.starts += 1
             if not self._closed:

@@ -83,7 +83,7 @@ class JobDriver:
         Goes into the job's story.
     on_change, on_stage, on_waiting
         Told what happens, for a progress bar: the machine after events, what is done before replicates run, and what
-        database or storage said when the job waits for one of them.
+        database or storage said when the job waits for one of them (default: that goes into the log).
     max_s_without_worker
         Raise ClusterError when there has been no worker for so long; default: wait for one as long as it takes.
     """
@@ -100,12 +100,13 @@ class JobDriver:
         who: str,
         on_change: Callable[[Machine], None] = lambda _machine: None,
         on_stage: Callable[[str], None] = lambda _text: None,
-        on_waiting: Callable[[str], None] = lambda text: log.warning("waiting: %s", text),
+        on_waiting: Callable[[str], None] | None = None,
         max_s_without_worker: float | None = None,
     ) -> None:
         self.job, self.epoch, self.lease_lost = job, epoch, False
         self._leases, self._records, self._objects, self._cache = leases, records, objects, cache
-        self._who, self._on_change, self._on_stage, self._on_waiting = who, on_change, on_stage, on_waiting
+        self._who, self._on_change, self._on_stage = who, on_change, on_stage
+        self._on_waiting = on_waiting or (lambda text: log.warning("job %s waits: %s", job, text))
         self._max_s_without_worker = max_s_without_worker
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -373,6 +374,7 @@ class JobDriver:
         self._viewed_at = now = time.monotonic()
         running = machine.running
         loop = self._loop
+        waiting_for = "" if loop is None else loop.waits_for
         reports = {} if loop is None else loop.hands.reports
         for index in [index for index in list(reports) if index not in running]:
             reports.pop(index, None)
@@ -381,11 +383,11 @@ class JobDriver:
             reason=machine.reason,
             counts={str(status): n for status, n in machine.counts().items() if n},
             aggregates={str(status): n for status, n in machine.aggregate_counts().items() if n},
-            eta=machine.eta(now),
+            eta=None if waiting_for else machine.eta(now),
             running=running,
             progress=tuple(
                 Progress(index, report.get("fraction"), dict(report.get("values") or {}))
                 for index, report in sorted(reports.copy().items())
             ),
-            waiting_for="" if loop is None else loop.waits_for,
+            waiting_for=waiting_for,
         )

@@ -205,14 +205,17 @@ class Supervisor:
     # The thread that looks around.
 
     def _main(self) -> None:
-        pause_s = LOOK_EVERY_S
+        pause_s, away = LOOK_EVERY_S, ""
         while not self._stopping:
             try:
                 self._look()
-                pause_s = LOOK_EVERY_S
+                if away:
+                    log.info("jobs can be taken up again")
+                pause_s, away = LOOK_EVERY_S, ""
             except StorageError as error:
-                log.warning("no job can be taken up: %s", error)
-                pause_s = LOOK_EVERY_S * 2
+                if str(error) != away:
+                    log.warning("no job can be taken up: %s", error)
+                pause_s, away = LOOK_EVERY_S * 2, str(error)
             except Exception:  # whatever it is, jobs must not stand still because of it
                 log.exception("looking for jobs failed")
             self._news.wait(pause_s)

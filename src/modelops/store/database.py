@@ -7,6 +7,7 @@ to WAL and migrating happen under a file lock, because neither waits for another
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.home import make_private
+from modelops.store.objects import volume_of
 from modelops.store.schema import HEAD, REVISIONS
 
 if TYPE_CHECKING:
@@ -37,6 +39,17 @@ _ON_SERVER: Final[dict[str, Any]] = {
     "pool_pre_ping": True,  # a connection that died with its server is no error of the next transaction
     "connect_args": {"connect_timeout": 10, "application_name": "modelops"},
 }
+
+
+_ON_FILE_ADVICE: Final = {
+    sqlite3.SQLITE_FULL: "free some space there",
+    sqlite3.SQLITE_IOERR: "see what the system says of that disk, and whether it is full",
+    sqlite3.SQLITE_READONLY: "allow writing to the file and its folder",
+    sqlite3.SQLITE_PERM: "allow writing to the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "see whether its folder is there, and allow writing there",
+    sqlite3.SQLITE_BUSY: "another process keeps it locked: end that, e.g. an open sqlite3 shell or a backup",
+}
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Database:
@@ -102,7 +115,21 @@ class Database:
         except SqlIntegrityError:  # a key exists: for the caller to understand
             raise
         except DBAPIError as e:
-            raise StorageError(f"the database {self.name} failed: {e.orig}") from e
+            raise StorageError(self._explained(e)) from e
+
+    def _explained(self, error: DBAPIError) -> str:
+        said = " ".join(str(error.orig).split())
+        if self.engine.dialect.name == "sqlite":
+            file = Path(self.engine.url.database or "")
+            code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+            if code in _DAMAGED:
+                return (
+                    f"the database {self.name} is damaged: {said}; 'modelops down', put a backup of {file} in its "
+                    "place (without one, move it and its -wal away: a new one knows no jobs), then 'modelops up'"
+                )
+            advice = _ON_FILE_ADVICE.get(code, "see whether its folder is there and can be written")
+            return f"the database {self.name} failed: {said} ({volume_of(file)}); {advice}"
+        return f"the database {self.name} failed: {said}; see whether it is up and lets this machine in"
 
     def _revision(self) -> str | None:
         with self.reading() as connection:

@@ -254,26 +254,32 @@ class FolderObjects(Objects):
         _fsync_folder(folder.parent)
         self._known.add(folder)
 
+    def _is_there(self) -> bool:
+        """Say whether this is the folder that was opened, and not what is left when its volume is not mounted."""
+        return (self.root / _TMP).is_dir()
+
     def _cannot_list(self, error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError) or not self._is_there():
             raise self._failed("listing", error.filename or ".", error) from error
 
     def _failed(self, doing: str, name: str, error: OSError) -> StorageError | NotFoundError:
         if (
             isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
             and doing == "reading"
+            and self._is_there()
         ):
             return NotFoundError(f"there is no object {name} in {self.root}")
-        return StorageError(
-            f"{doing} {name} in {self.root} failed: {error.strerror or error} ({_volume(self.root)}); {_advice(error)}"
-        )
+        said = f"{error.strerror or error} ({volume_of(self.root)}); {_advice(error)}"
+        return StorageError(f"{doing} {name} in {self.root} failed: {said}")
 
 
 def _advice(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space there, or set MODELOPS_HOME to a folder on another volume"
+        return "free some space there"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "allow writing there, or set MODELOPS_HOME to a folder that is yours"
+        return "allow writing there"
+    if error.errno == errno.ENOENT:
+        return "it is not as it was opened; is its volume mounted?"
     return "'modelops doctor' looks at the machine"
 
 
@@ -317,7 +323,7 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _volume(path: Path) -> str:
+def volume_of(path: Path) -> str:
     """Name the mounted volume that holds a path, and what is free on it."""
     while not path.exists() and path != path.parent:
         path = path.parent

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 import obstore
 from obstore.exceptions import AlreadyExistsError as ObstoreAlreadyExistsError
@@ -27,7 +28,10 @@ from modelops.store.objects import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore, RetryConfig
+
+# Whoever calls us waits and tries again, and says so. By itself obstore would do that for minutes, in silence.
+_RETRY: Final[RetryConfig] = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}
 
 
 class RemoteObjects(Objects):
@@ -41,7 +45,7 @@ class RemoteObjects(Objects):
     def from_url(cls, url: str) -> RemoteObjects:
         """Connect lazily; credentials come from the environment as each cloud's own tools read them."""
         with _as_ours("opening", "", url):
-            return cls(from_url(url), url)
+            return cls(from_url(url, retry_config=_RETRY), url)
 
     def __repr__(self) -> str:
         return f"RemoteObjects({self.where!r})"
@@ -110,7 +114,15 @@ def _as_ours(doing: str, name: str, where: str) -> Iterator[None]:
     except ObstoreAlreadyExistsError as e:
         raise AlreadyExistsError(f"{name} exists in {where}") from e
     except (BaseError, OSError) as e:
-        raise StorageError(f"{doing} {name} in {where} failed: {e}") from e
+        raise StorageError(
+            f"{doing} {name} in {where} failed: {_first_lines(e)}; see whether that service is up and lets this "
+            "machine in (address and credentials come from the environment, e.g. AWS_ENDPOINT_URL)"
+        ) from e
+
+
+def _first_lines(error: Exception) -> str:
+    """Return what obstore says, on one line, without the Rust value that it appends."""
+    return " ".join(str(error).partition("Debug source")[0].split())
 
 
 def _source(content: Content) -> bytes | Path | Iterator[bytes] | IO[bytes]:

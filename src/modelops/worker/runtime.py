@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.environments import Environments
-from modelops.errors import EnvironmentDamagedError
+from modelops.errors import EnvironmentDamagedError, StorageError
 from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.store.segments import job_folder
@@ -19,7 +19,7 @@ from modelops.worker.attempts import AttemptTable
 from modelops.worker.desk import CHECKPOINT_TOPIC, PROGRESS_TOPIC, Desk, SettledCheckpoints
 from modelops.worker.job_context import JobContext, load_job_context
 from modelops.worker.segment_cache import SegmentCache
-from modelops.worker.storage_wait import when_storage_allows
+from modelops.worker.storage_wait import Waiting, find_room, when_storage_allows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from modelops.worker.settings import WorkerSettings
 
 BEGUN_TOPIC: Final = "modelops-begun"  # an attempt that must be alone runs now
-STORAGE_TOPIC: Final = "modelops-storage"  # what storage says while an attempt waits for it
+STORAGE_TOPIC: Final = (
+    "modelops-storage"  # what storage says while an attempt waits for it; empty: it does no more
+)
 T = TypeVar("T")
 TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
 
@@ -65,6 +67,7 @@ class WorkerRuntime:
         self.attempts = AttemptTable()
         self.settled = SettledCheckpoints(self.objects)
         self._jobs: OrderedDict[tuple[JobId, str], JobContext] = OrderedDict()
+        self._waiting = Waiting()
         self._notes: defaultdict[JobId, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
         self._loading: dict[tuple[JobId, str], threading.Lock] = {}
@@ -91,12 +94,26 @@ class WorkerRuntime:
 
     def when_storage_allows(self, act: Callable[[], T], attempt: Attempt) -> T:
         """Do what needs storage, as often as it takes, and let the job's driver know why it takes so long."""
+        return when_storage_allows(act, attempt, self._saying(attempt))
 
+    def when_there_is_room(self, attempt: Attempt, error: StorageError, first_wait_s: float) -> None:
+        """Wait for room for outputs on this machine, for lack of which something failed with ``error`` just now."""
+        failed = [error]
+
+        def look() -> None:
+            if failed:
+                raise failed.pop()
+            find_room(self.spool)
+
+        when_storage_allows(look, attempt, self._saying(attempt), first_wait_s=first_wait_s)
+
+    def _saying(self, attempt: Attempt) -> Callable[[str], None]:
         def say(text: str) -> None:
+            self._waiting.note(attempt, text)
             message = {"job": attempt.job, "attempt": attempt.attempt, "worker": self.address, "text": text}
             self.announce(STORAGE_TOPIC, message)
 
-        return when_storage_allows(act, attempt, say)
+        return say
 
     def _held(self, key: tuple[JobId, str], held: contextlib.ExitStack) -> JobContext:
         for _ in range(TRIES):

@@ -18,10 +18,11 @@ from modelops.store import Execution, SegmentWriter
 from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import Chunk, ErrorExample, FailureCount, Receipt
+from modelops.worker.storage_wait import FIRST_WAIT_S, LONGEST_WAIT_S
 from modelops.worker.stored import stored_error, stored_outputs
 
 if TYPE_CHECKING:
-    from modelops.processes import Outcome
+    from modelops.processes import Outcome, ReplicateSet
     from modelops.processes.stop import StopSignal
     from modelops.worker.attempts import Attempt
     from modelops.worker.desk import Desk
@@ -42,6 +43,7 @@ class _Chunk:
     desk: Desk
     retry: dict[ReplicateStatus, list[int]] = field(default_factory=dict)
     lacking: list[int] = field(default_factory=list)  # replicates that found a module missing
+    ended: list[int] = field(default_factory=list)
     examples: dict[str, ErrorExample] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     model_seconds: float = 0.0
@@ -49,6 +51,7 @@ class _Chunk:
 
     def take(self, outcome: Outcome) -> None:
         self.model_seconds += outcome.seconds
+        self.ended.append(outcome.index)
         if outcome.index == self.desk.current:
             self.desk.ended(succeeded=outcome.status is ReplicateStatus.SUCCEEDED)
         error = outcome.error
@@ -139,15 +142,7 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
     began = time.perf_counter()
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log, contextlib.closing(desk):
         try:
-            end = runtime.pool.run(
-                context.runner,
-                context.spec.model,
-                sets,
-                on_outcome=sorter.take,
-                stop=attempt.stop,
-                log=job_log.write,
-                desk=desk,
-            )
+            left = _run(runtime, context, sorter, sets, attempt, job_log)
         except RemoteError as error:
             if not error.missing_module:
                 raise
@@ -155,7 +150,7 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
                 error.missing_module, error.traceback, context.runner.snapshot
             )
         else:
-            unstarted = Ranges.of([*end.unstarted, *sorter.lacking])
+            unstarted = left | Ranges.of(sorter.lacking)
         wall_seconds = time.perf_counter() - began
         runtime.when_storage_allows(job_log.store, attempt)
     runtime.settled.remember(chunk.job, chunk.attempt, desk.settled)
@@ -175,6 +170,39 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
             *desk.notes,
         ),
     )
+
+
+def _run(
+    runtime: WorkerRuntime,
+    context: JobContext,
+    sorter: _Chunk,
+    sets: list[ReplicateSet],
+    attempt: Attempt,
+    job_log: JobLog,
+) -> Ranges:
+    """Run the replicates; return those that have no outcome: a stop came, or this machine's volume is full.
+
+    If not even the first one has, for lack of room for its outputs, it is run again as soon as there is some.
+    """
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            end = runtime.pool.run(
+                context.runner,
+                context.spec.model,
+                sets,
+                on_outcome=sorter.take,
+                stop=attempt.stop,
+                log=job_log.write,
+                desk=sorter.desk,
+            )
+        except StorageError as error:
+            if sorter.ended:  # storing them may be what makes room
+                return Ranges(sorter.chunk.ranges) - Ranges.of(sorter.ended)
+            runtime.when_there_is_room(attempt, error, wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        else:
+            return Ranges.of(end.unstarted)
 
 
 def _receipt(runtime: WorkerRuntime, chunk: Chunk, **what: object) -> Receipt:
