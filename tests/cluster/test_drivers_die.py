@@ -19,7 +19,7 @@ from modelops.states import JobState, ReplicateStatus
 from modelops.store import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from services import Postgres
 
@@ -48,9 +48,10 @@ N = 7  # replicates; the first four end soon, the others wait for a file
 
 
 @pytest.fixture
-def study(write_bundle: Callable[..., Path], tmp_path: Path) -> mo.Study:
+def study(write_bundle: Callable[..., Path], tmp_path: Path) -> Iterator[mo.Study]:
     bundle = write_bundle(MODEL, table=TABLE)
-    return mo.Study(bundle=bundle, parameters=[{"folder": str(tmp_path)}], seeds=list(range(N)))
+    yield mo.Study(bundle=bundle, parameters=[{"folder": str(tmp_path)}], seeds=list(range(N)))
+    (tmp_path / "go").touch()  # nothing of a test that failed keeps the workers of the next one
 
 
 def starts(folder: Path) -> Counter[int]:

@@ -91,6 +91,7 @@ class DriverLoop:
     _timers: list[tuple[float, str]] = field(default_factory=list)
     _stopping: bool = False
     _shown_at: float = 0.0
+    _unshown: bool = False
     _look_at: float = 0.0
     _record_at: float = 0.0
     _cancel_heard: bool = False
@@ -150,6 +151,7 @@ class DriverLoop:
         """Wait for news, and do what the machine makes of all that has come in by then."""
         commands: list[c.Command] = []
         for news in self._news():
+            self._unshown = True
             commands += self._take(news)
         self._perform(commands)
         self._look_around()
@@ -172,6 +174,8 @@ class DriverLoop:
         until = now + 0.5
         if self._timers:
             until = min(until, self._timers[0][0])
+        if self._unshown:
+            until = min(until, self._shown_at + SHOW_EVERY_S)
         if self._writer.away:
             until = min(until, self._writer.retry_at)
         try:
@@ -257,7 +261,7 @@ class DriverLoop:
             )
 
     def _show(self) -> None:
-        self._shown_at = self.clock()
+        self._shown_at, self._unshown = self.clock(), False
         self.on_change(self.machine)
 
     def _perform(self, commands: list[c.Command], own: RecordUse | None = None) -> None:
