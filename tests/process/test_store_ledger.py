@@ -9,15 +9,17 @@ import msgspec
 import pytest
 
 from modelops.driver import commands as c
+from modelops.driver.ledger import Ledger
 from modelops.driver.writer import Writer
 from modelops.errors import StorageError
 from modelops.server.store_ledger import StoreLedger
-from modelops.states import JobEvent, JobState
+from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import LeaseLostError, Objects, Records
-from modelops.study.ids import new_job_id
+from modelops.study.ids import attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.spec import JobSpec
+from modelops.worker.messages import ErrorExample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,3 +136,23 @@ def test_open_jobs_are_listed_oldest_first_with_who_wants_their_end(records: Rec
         (jobs[2], JobState.QUEUED, None),
     ]
     assert [e.kind for e in records.events(jobs[1])] == ["created", "cancel_wanted"]
+
+
+def test_aggregates_that_took_their_worker_down_name_the_segments_they_would_have_read(
+    ledger: StoreLedger, records: Records
+) -> None:
+    """Otherwise a later driver would take them for stale, and let them take its workers down."""
+    error = ErrorExample(
+        fingerprint="f", status=ReplicateStatus.CRASHED, error_type="WorkerDied", message="m"
+    )
+    ledger.spec = msgspec.structs.replace(SPEC, aggregates=("m:g",))
+    for n, indices in enumerate([Ranges([(0, 3)]), Ranges([(3, 4)])]):
+        ledger.commit_synthetic(c.CommitSynthetic(attempt_id(1, n), indices, ReplicateStatus.CRASHED, error))
+    assert ledger.commit_synthetic_aggregates(
+        c.CommitSyntheticAggregates(attempt_id(1, 9), Ranges([(0, 1)]), error)
+    )
+    segments, aggregates = records.segments(ledger.job), records.aggregates(ledger.job)
+    assert set(aggregates[0].inputs) == {ref.digest for ref in segments}
+    known = Ledger(ledger.spec)
+    assert not known.adopt(segments, aggregates)
+    assert not known.n_open_params

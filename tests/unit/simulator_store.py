@@ -114,6 +114,7 @@ class Store:
 
     def _failed_aggregates(self, command: c.CommitSyntheticAggregates) -> AggregateRef:
         n = len(command.params) * len(self._spec.aggregates)
+        held = Ranges(pair for p in command.params for pair in self._spec.line.of_param(p).pairs)
         return AggregateRef(
             attempt=command.attempt,
             name="a",
@@ -121,7 +122,7 @@ class Store:
             n_bytes=1,
             params=command.params.pairs,
             counts={"failed": n},
-            inputs=tuple(s.digest for s in self.segments.values()),
+            inputs=tuple(s.digest for s in self.segments.values() if not held.isdisjoint(Ranges(s.ranges))),
         )
 
     def _add_aggregates(self, _epoch: int, _stored: AggregateRef) -> None:

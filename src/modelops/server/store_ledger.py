@@ -10,6 +10,7 @@ from modelops.errors import InternalError, StorageError
 from modelops.states import AggregateStatus
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
 from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
+from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,7 +73,11 @@ class StoreLedger:
             for target in self.spec.aggregates:
                 reason = f"{error.type}: {error.message}"
                 writer.add(AggregateRow(param, target, AggregateStatus.FAILED, 0, n, reason, error=error))
-        return self.commit_aggregates(writer.finish(inputs=()))
+        held = Ranges(pair for param in command.params for pair in self.spec.line.of_param(param).pairs)
+        segments = self.records.segments(self.job)
+        # Of the same segments as if it had read them: a later driver or run must not take it for stale.
+        inputs = tuple(ref.digest for ref in segments if not held.isdisjoint(Ranges(ref.ranges)))
+        return self.commit_aggregates(writer.finish(inputs=inputs))
 
     def commit_aggregates(self, stored: AggregateRef) -> bool:
         """Write the row of an aggregate segment."""
