@@ -149,7 +149,8 @@ class Store:
             del self.segments[damaged.attempt]
             for k in integers(damaged.ranges):
                 del self.outcomes[k]
-            for stale in [a for a in self.aggregates.values() if damaged.digest in a.inputs]:
+            touched = self._spec.line.params_of(Ranges(damaged.ranges))
+            for stale in [a for a in self.aggregates.values() if touched & Ranges(a.params)]:
                 del self.aggregates[stale.attempt]
                 self.aggregate_rows.subtract(stale.counts)
                 for p in integers(stale.params):
