@@ -112,6 +112,18 @@ def test_a_wrong_request_ends_with_2_and_a_sentence(
     assert said.out == ""
 
 
+@pytest.mark.parametrize("command", ["submit", "run"])
+def test_for_a_study_that_is_wrong_no_server_is_started(
+    modelops: Modelops, write_bundle: Callable[..., Path], home: Home, command: str
+) -> None:
+    bundle = write_bundle(MODEL)
+    for words in (("nowhere",), (bundle, "--model", "no_such"), (bundle, "-p", "a=1,1")):
+        said = modelops(command, *words)
+        assert said.code == 2, said.err
+        assert said.out == ""
+    assert not home.run.exists()
+
+
 def test_nothing_was_ever_submitted_here(modelops: Modelops, home: Home) -> None:
     said = modelops("jobs", "list")
     assert (said.code, said.out) == (5, "")

@@ -44,7 +44,7 @@ def submit(
     import typer
 
     from modelops.cli.show import progress_line, show_json
-    from modelops.client import Client
+    from modelops.client.client import submit as submit_study
 
     study = study_of_options(
         target, parameter=parameter, parameters=parameters, model=model, replicates=replicates, seed=seed,
@@ -52,10 +52,7 @@ def submit(
         timeout=timeout, memory=memory, min_success=min_success,
     )  # fmt: skip
     with progress_line() as on_progress:
-        on_progress("looking for the server")
-        client = Client()
-        on_progress("submitting")
-        job = client.submit(study)
+        job = submit_study(study, on_stage=on_progress)
     if as_json:
         status = job.status()
         show_json({"job": job.id, "state": status.state, "replicates": sum(status.counts.values())})

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.client.job import Job
 from modelops.client.served import JobsPage, Summary, ambiguous
-from modelops.client.server import connect
+from modelops.client.server import connect, running
 from modelops.errors import NotFoundError
+from modelops.home import Home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
     from modelops.client.served import HttpSource
     from modelops.study import Study
 
 PAGE: Final = 200
+SUBMITTING: Final = "submitting"
+STARTING: Final = "starting the server, which ends by itself half an hour after it was last needed"
 _PART: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WHOLE_ID: Final = re.compile(r"job_[0-9a-f]{32}")
 
@@ -105,15 +108,44 @@ class Client:
         RetryableError
             The queue is full; no job was recorded.
         """
-        from modelops.client.submission import submit_study
+        from modelops.client import submission
 
-        return Job(submit_study(study, self.source), source=self.source)
+        prepared = submission.prepared(study, self.source.home, lambda: self.source)
+        return Job(submission.submit(prepared, self.source), source=self.source)
 
 
-def submit(study: Study) -> Job:
+def submit(study: Study, *, on_stage: Callable[[str], None] = lambda _text: None) -> Job:
     """Record a study as a job, and return it at once; it outlives this process.
 
     The server that ``MODELOPS_SERVER`` names runs it, else that of this user on this machine, which is started
     unless it runs.
+
+    Parameters
+    ----------
+    on_stage
+        Told what is being done.
+
+    Raises
+    ------
+    RequestError, BundleError
+        The study or the bundle is wrong; no job was recorded, and no server was started for it.
+    RetryableError
+        The queue is full; no job was recorded.
+    ServerUnreachableError
+        The server does not answer.
     """
-    return Client().submit(study)
+    from modelops.client import submission
+
+    source: list[HttpSource] = []
+
+    def connected() -> HttpSource:
+        if not source:
+            on_stage("looking for the server" if running() is not None else STARTING)
+            source.append(connect())
+        return source[0]
+
+    on_stage("preparing the bundle")
+    prepared = submission.prepared(study, Home.from_environ(os.environ), connected)
+    connected()
+    on_stage(SUBMITTING)
+    return Job(submission.submit(prepared, connected()), source=connected())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
-from modelops.client.status import UNKNOWN, JobEventRecord, JobFile, JobFiles, JobStatus, Reported
+from modelops.client.status import UNKNOWN, JobEventRecord, JobFile, JobFiles, JobStatus, Reported, in_order
 from modelops.errors import InternalError, NotFoundError, RequestError, ServerUnreachableError
 from modelops.states import JobState
 from modelops.study.ids import BundleDigest, JobId, ParamId
@@ -82,8 +82,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         """Return it as a modeler sees it."""
         return JobStatus(
             state=UNKNOWN if self.state == UNKNOWN else _job_state(self.state),
-            counts={k: n for k, n in self.counts.items() if n},
-            aggregates={k: n for k, n in self.aggregates.items() if n},
+            counts=in_order(self.counts),
+            aggregates=in_order(self.aggregates),
             reason=self.reason,
             eta=self.eta,
             progress=tuple(Reported(p.param, p.replicate, p.fraction, p.values) for p in self.progress),

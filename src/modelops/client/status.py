@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from modelops.states import FINAL_JOB_STATES, JobState
+from modelops.states import FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobState, ReplicateStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 UNKNOWN: Final = "unknown"
@@ -59,6 +60,13 @@ class JobStatus:
     def final(self) -> bool:
         """Whether the job has ended."""
         return self.state in FINAL_JOB_STATES
+
+
+def in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return what was counted, what did not occur left out: outcomes first, the good one before the others."""
+    known = [str(status) for status in dict.fromkeys([*OUTCOMES, *ReplicateStatus, *AggregateStatus])]
+    words = sorted(counts, key=lambda word: known.index(word) if word in known else len(known))
+    return {str(word): counts[word] for word in words if counts[word]}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus
+from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus, in_order
 from modelops.errors import NotFoundError
 from modelops.states import FINAL_JOB_STATES
 from modelops.study.ids import BundleDigest, JobId
@@ -66,8 +66,8 @@ class StoredSource:
             by_status[str(self._contents(job).rest)] = left
         return JobStatus(
             state=row.state,
-            counts=by_status,
-            aggregates={str(k): n for k, n in sum(map(Counter, aggregates), Counter()).items()},
+            counts=in_order(by_status),
+            aggregates=in_order(sum(map(Counter, aggregates), Counter())),
             reason=row.reason,
             stalled=row.stalled,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -24,7 +25,10 @@ from modelops.study.ids import BundleDigest, JobId
 from modelops.study.parameter_sets import distinct_canonicals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelops.client.served import HttpSource
+    from modelops.home import Home
     from modelops.study import Study
     from modelops.study.spec import JobSpec
 
@@ -36,23 +40,50 @@ class _Submitted(msgspec.Struct, frozen=True):
     job: str
 
 
-def submit_study(study: Study, source: HttpSource) -> JobId:
-    """Submit a study and return the id of its job.
+@dataclass(frozen=True)
+class Submission:
+    """A study of which everything is known that a server is told. ``why``: where its bundle was."""
+
+    spec: JobSpec
+    canonicals: list[bytes]
+    snapshot: Path
+    why: str
+
+
+def prepared(study: Study, home: Home, source: Callable[[], HttpSource]) -> Submission:
+    """Snapshot the bundle and freeze the study. Asks the server (``source``) only for a bundle named by its digest.
 
     Raises
     ------
     RequestError, BundleError
-        The study or the bundle is wrong; no job was recorded.
+        The study or the bundle is wrong.
     """
-    digest, snapshot, why = _bundle(study, source)
-    bundle = Path(study.bundle) if Path(study.bundle).exists() else snapshot
-    manifest = load_manifest(bundle)  # not of the snapshot: a folder without a name of its own gives its
+    named, path = str(study.bundle), Path(study.bundle)
+    if path.exists():
+        digest, snapshot = take_snapshot(path, home.cache / "bundles")
+        why = f"submitted from {path.resolve()}"
+    elif is_digest(named):
+        digest = BundleDigest(named)
+        path = snapshot = source().fetch_bundle(digest)
+        why = f"submitted by digest {named}"
+    else:
+        raise NotFoundError(f"there is no bundle at {path}: no such file or folder")
+    manifest = load_manifest(path)  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
-    spec = job_spec(study, manifest, digest)
     # Not by way of an Arrow table: making one from Python values imports pandas where it is installed, for a second.
-    canonicals = distinct_canonicals(study.sets())
+    return Submission(job_spec(study, manifest, digest), distinct_canonicals(study.sets()), snapshot, why)
+
+
+def submit(submission: Submission, source: HttpSource) -> JobId:
+    """Have a server record a job, uploading what it lacks, and return the job's id.
+
+    Raises
+    ------
+    RequestError
+        The server refuses it; no job was recorded.
+    """
     with tempfile.TemporaryFile() as file:
-        body = _body(spec, canonicals, why, file)
+        body = _body(submission, file)
         headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
         for _ in range(3):  # the bundle, then the parameters, may be missing
             try:
@@ -61,26 +92,17 @@ def submit_study(study: Study, source: HttpSource) -> JobId:
                 if missing.error == "ParametersMissingError":
                     _put(source, f"/parameters/{_sha256(file)}", file)
                 else:
-                    _upload_bundle(source, digest, snapshot)
+                    _upload_bundle(source, BundleDigest(submission.spec.bundle), submission.snapshot)
             else:
                 return JobId(answer.as_type(_Submitted).job)
-    raise NotFoundError(f"the server loses what is uploaded for bundle {digest}; its log says more")
+    raise NotFoundError(
+        f"the server loses what is uploaded for bundle {submission.spec.bundle}; its log says more"
+    )
 
 
-def _bundle(study: Study, source: HttpSource) -> tuple[BundleDigest, Path, str]:
-    """Return digest and snapshot of the bundle, and where it was; a digest names one that the server has."""
-    named, cache = str(study.bundle), source.home.cache / "bundles"
-    if is_digest(named) and not Path(named).exists():
-        return BundleDigest(named), source.fetch_bundle(BundleDigest(named)), f"submitted by digest {named}"
-    path = Path(study.bundle)
-    if not path.exists():
-        raise NotFoundError(f"there is no bundle at {path}: no such file or folder")
-    digest, snapshot = take_snapshot(path, cache)
-    return digest, snapshot, f"submitted from {path.resolve()}"
-
-
-def _body(spec: JobSpec, canonicals: list[bytes], why: str, file: IO[bytes]) -> bytes:
-    asked: dict[str, Any] = {"spec": spec, "why": why}
+def _body(submission: Submission, file: IO[bytes]) -> bytes:
+    canonicals = submission.canonicals
+    asked: dict[str, Any] = {"spec": submission.spec, "why": submission.why}
     if sum(map(len, canonicals)) <= MAX_BODY_BYTES:
         asked["parameters"] = [msgspec.Raw(canonical) for canonical in canonicals]
     else:

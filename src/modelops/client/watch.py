@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 from modelops.errors import ModelOpsError, ServerUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from modelops.client.job import Job
     from modelops.client.run import Watcher
@@ -74,14 +73,14 @@ def run_on_server(study: Study, watcher: Watcher) -> Job:
     -------
         The job, final unless Ctrl-C was pressed twice.
     """
-    from modelops.client.client import Client
+    from modelops.client.client import SUBMITTING, submit
+
+    def on_stage(text: str) -> None:
+        watcher.stage(text)
+        cancels.holding = text == SUBMITTING
 
     with Cancels(watcher) as cancels:
-        watcher.stage("looking for the server")
-        client = Client()
-        watcher.stage("submitting")
-        with cancels.submitting():
-            job = client.submit(study)
+        job = submit(study, on_stage=on_stage)
         cancels.of(job)
         watcher.prepared(job, job.spec.line.size)
         watch(job, watcher, patience_s=AWAY_S, cancels=cancels)
@@ -102,9 +101,11 @@ class Cancels:
         self._before: dict[int, object] = {}
         self._threads: list[threading.Thread] = []
         self._at_once = 0.0
-        self._submitting = False
         self._failed: ModelOpsError | None = None
         self.pressed = 0
+        self.holding = (
+            False  # a first Ctrl-C waits until it is known which job there is: it may be recorded already
+        )
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -116,15 +117,6 @@ class Cancels:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
         for thread in self._threads:
             thread.join(AT_ONCE_S)
-
-    @contextlib.contextmanager
-    def submitting(self) -> Iterator[None]:
-        """Let a first Ctrl-C wait until it is known which job there is: it may have been recorded already."""
-        self._submitting = True
-        try:
-            yield
-        finally:
-            self._submitting = False
 
     def of(self, job: Job) -> None:
         """Cancel this job from now on; also if Ctrl-C was pressed while it was submitted."""
@@ -139,7 +131,7 @@ class Cancels:
         return self.pressed > 1 and time.monotonic() > self._at_once
 
     def _pressed(self, _signum: int, _frame: object) -> None:
-        if self.pressed > 1 or (self._job is None and (self.pressed or not self._submitting)):
+        if self.pressed > 1 or (self._job is None and (self.pressed or not self.holding)):
             raise KeyboardInterrupt
         self.pressed += 1
         self._watcher.cancelling(hard=self.pressed > 1)
