@@ -113,7 +113,8 @@ class Started:
 
 
 @pytest.fixture
-def start(home: Home, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+def start(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Started]]:
+    monkeypatch.setenv("MODELOPS_HOME", str(home.data))
     started: list[Started] = []
 
     def go(*words: str | Path) -> Started:
@@ -252,6 +253,38 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(
     assert job.status().state == "running"
     gate.touch()
     assert job.wait(DEADLINE_S).state == "succeeded"
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_cancels_a_run_keeps_what_is_finished_and_ends_with_4(
+    presses: int, start: Callable[..., Started], bundle: Path, gate: Path, tmp_path: Path
+) -> None:
+    running = start("run", bundle, "-p", "a=1", "-p", f"gate={gate}", "--seeds", "0,1,2,4,5,6", "--json")
+    running.until("succeeded")
+    running.press_ctrl_c()
+    if presses == 2:
+        running.until("stopping")
+        running.press_ctrl_c()
+    said = running.end()
+    assert said.code == 4, said.err
+    assert "Traceback" not in said.err
+    assert said.json["state"] in (("cancelled",) if presses == 1 else ("cancelled", "cancelling"))
+    job = mo.Client().job(said.json["job"])
+    assert job.wait(DEADLINE_S).state == "cancelled"  # the server lives, and says so
+    n = job.status().counts["succeeded"]
+    assert n > 0
+    if presses == 1:
+        rows = pq.read_table(tmp_path / "results" / "mymodel" / "replicates.parquet")
+        assert rows["status"].to_pylist().count("succeeded") == n
+
+
+def test_a_run_that_is_killed_goes_on(start: Callable[..., Started], bundle: Path, gate: Path) -> None:
+    running = start("run", bundle, "-p", "a=1", "-p", f"gate={gate}", "--seeds", "0,1,2,4,5")
+    running.until("succeeded")
+    os.killpg(running.process.pid, signal.SIGKILL)
+    gate.touch()
+    (job,) = mo.Client().jobs(["running"])
+    assert job.wait(DEADLINE_S).counts == {"succeeded": 5}
 
 
 def test_when_the_pool_is_down_a_state_is_unknown_and_the_job_goes_on_with_the_next(

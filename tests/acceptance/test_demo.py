@@ -11,10 +11,13 @@ import subprocess
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = "bundles/boarding_school_flu"
@@ -65,7 +68,7 @@ def copy_of_the_repository(to: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run ``make demo`` in a fresh clone, in an environment with nothing but a PATH and an empty home."""
     folder = tmp_path_factory.mktemp("stranger")
     clone, home = folder / "modelops", folder / "home"
@@ -81,7 +84,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    return Demo(clone, environ, done.stdout)
+    made = Demo(clone, environ, done.stdout)
+    yield made
+    assert made.modelops("down").returncode == 0
 
 
 def test_make_demo_in_a_fresh_clone_runs_every_replicate_and_writes_the_result_files(demo: Demo) -> None:

@@ -1,4 +1,4 @@
-"""``modelops run``: run a bundle or a study on this machine, show the best sets, write the result files."""
+"""``modelops run``: run a bundle or a study and wait, show the best sets, write the result files."""
 
 from __future__ import annotations
 
@@ -49,18 +49,23 @@ def run(
     timeout: Timeout = None,
     memory: Memory = None,
     min_success: MinSuccess = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", "-w", min=1, help="Run it in this process, on so many workers, without the server."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the result files; default results/NAME.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
-    """Run a bundle or a study here and wait for it.
+    """Run a bundle or a study and wait for it. The server runs it, so it goes on when this terminal is closed.
 
-    Exit code: 0 succeeded, 1 failed, 2 the request was wrong, 3 partial, 4 cancelled.
+    Exit code: 0 succeeded, 1 failed, 2 the request was wrong, 3 partial, 4 cancelled, 5 the server cannot be reached.
     """
-    from modelops.cli.exits import exit_of_state
+    from modelops.cli.exits import Exit, exit_of_state
     from modelops.cli.show import show_json
     from modelops.client import run as run_study
     from modelops.client.progress import ProgressBar
@@ -81,7 +86,8 @@ def run(
         show_json(_as_json(job, files, report))
     else:
         _show(job, folder, files, report)
-    raise typer.Exit(exit_of_state(status.state))
+    # One that still is being stopped: Ctrl-C was pressed twice.
+    raise typer.Exit(Exit.CANCELLED if status.state == "cancelling" else exit_of_state(status.state))
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``mo.run``: drive one job to its end on this machine, on a cluster that the call owns or was given."""
+"""``mo.run``: run a study and wait: on the server, or in this process on a cluster that the call owns or was given."""
 
 from __future__ import annotations
 
@@ -57,16 +57,19 @@ def run(
     progress: bool | None = None,
     watcher: Watcher | None = None,
 ) -> Job:
-    """Run a study on this machine and wait for it.
+    """Run a study and wait for it.
+
+    The server runs it, see `modelops.submit`: the job goes on when this process dies. With ``workers`` or ``cluster``
+    this process runs it itself, and needs no server.
 
     Parameters
     ----------
     study
         What to run.
     workers
-        Worker processes, one replicate at a time each; default: one for each core that this process may use.
+        Run it here, on so many worker processes of its own, one replicate at a time each.
     cluster
-        A started cluster to use, see `modelops.local_cluster`; default: one for the length of this call.
+        Run it here, on a started cluster, see `modelops.local_cluster`.
     progress
         Show a progress bar; default: only when stderr is a terminal.
     watcher
@@ -74,26 +77,33 @@ def run(
 
     Returns
     -------
-        The job, in a final state. It does not raise because replicates failed: ask ``job.status()``.
+        The job, in a final state. It does not raise because replicates failed: ask ``job.status()``. After Ctrl-C was
+        pressed twice the server may still be stopping it.
 
     Raises
     ------
     RequestError
         The study or the bundle is wrong; nothing ran.
     ClusterError
-        The workers could not be started, or storage does not work.
+        The workers or the server could not be started, or storage does not work.
+    ServerUnreachableError
+        The server has been away for a minute; the job is recorded, and goes on with it.
     KeyboardInterrupt
-        Ctrl-C before the first replicate could run; the job is recorded as cancelled.
+        Ctrl-C before there was a job; with ``workers`` or ``cluster``, before the first replicate could run: the job is
+        recorded as cancelled.
     """
     from modelops.client.progress import ProgressBar
+    from modelops.client.watch import run_on_server
 
     if watcher is None:
         show = sys.stderr.isatty() if progress is None else progress
         watcher = ProgressBar() if show else Watcher()
-    home = cluster.home if cluster is not None else Home.from_environ(os.environ)
     with contextlib.ExitStack() as stack:
         if isinstance(watcher, contextlib.AbstractContextManager):
             stack.enter_context(watcher)
+        if workers is None and cluster is None:
+            return run_on_server(study, watcher)
+        home = cluster.home if cluster is not None else Home.from_environ(os.environ)
         interrupts = stack.enter_context(Interrupts(watcher))
         return _run(study, workers or usable_cores(), cluster, home, watcher, interrupts)
 
