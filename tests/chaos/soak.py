@@ -194,7 +194,7 @@ def run_jobs(pool: Pool, plans: Sequence[Plan], *, at_once: int, killer: Killer 
                 running[submitted], pool.live[plan.name] = plan, submitted
             for job, plan in list(running.items()):
                 pool.watch(job)
-                state = _patiently(mo.Client().job(job).status).state
+                state = _patiently(lambda: mo.Client().job(job).status().state)  # noqa: B023  called at once
                 if state in FINAL_JOB_STATES:
                     del running[job], pool.live[plan.name]
                     ended.append(_ended(pool, job, plan))
@@ -207,7 +207,7 @@ def run_jobs(pool: Pool, plans: Sequence[Plan], *, at_once: int, killer: Killer 
 
 
 def _ended(pool: Pool, name: str, plan: Plan) -> Ended:
-    job = mo.Client().job(name)
+    job = _patiently(lambda: mo.Client().job(name))
     status = _patiently(job.status)
     folder = pool.root / "results" / name
     _patiently(lambda: job.sync(folder))
