@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from simulator_driver import Driver, Submit
 from simulator_scenario import Scenario, draw_scenario
-from simulator_store import RealStore, Store, committed_attempt, ranges_of, segment_of
+from simulator_store import RealStore, Store, ranges_of, segment_of
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
@@ -433,8 +433,12 @@ class World:
 
     def _chunk_receipt(self, worker: Worker, task: Task, command: c.SubmitChunk, n: int) -> Receipt:
         chunk, items = command.chunk, task.items
-        done, unstarted = items[:n], ranges_of(items[n:])
-        final: Sequence[int] = done
+        done: Sequence[int] = items
+        ranges, unstarted = chunk.ranges, EMPTY
+        if n < len(items):
+            done, unstarted = items[:n], ranges_of(items[n:])
+            ranges = ranges_of(done).pairs
+        final = done
         counts = {SUCCEEDED: len(done)}
         again: dict[ReplicateStatus, list[int]] = {}
         failures: dict[str, FailureCount] = {}
@@ -446,6 +450,8 @@ class World:
                 unstarted = ranges_of(items) - ranges_of(done)
             statuses = {k: self.outcome(k, chunk.attempt_number) for k in done}
             final = [k for k, status in statuses.items() if status not in chunk.retry_on]
+            if len(final) < len(items):
+                ranges = ranges_of(final).pairs
             counts = {}
             for k, status in statuses.items():
                 if status in chunk.retry_on:
@@ -467,7 +473,7 @@ class World:
             attempt=chunk.attempt,
             worker=worker.name,
             host="h",
-            segment=segment_of(chunk.attempt, ranges_of(final), counts) if final else None,
+            segment=segment_of(chunk.attempt, ranges, counts) if final else None,
             retry=tuple((status, ranges_of(ks).pairs) for status, ks in again.items()),
             unstarted=unstarted.pairs,
             failures=tuple(failures.values()),
@@ -516,9 +522,9 @@ class World:
 
     # The store.
 
-    def do_commit(self, asked: tuple[Driver, Commit]) -> None:
+    def do_commit(self, asked: tuple[Driver, Commit, AttemptId]) -> None:
         """Write and answer, if the store is there and the driver holds the lease."""
-        driver, command = asked
+        driver, command, attempt = asked
         store = self.store
         if not store.up:
             return  # it gets no answer; the machine asks again
@@ -526,17 +532,16 @@ class World:
             store.hold(driver.epoch)
             if driver.alive and self.occurs("outage"):
                 if self.random() < 0.5:
-                    store.commit(driver.epoch, command)
+                    store.commit(driver.epoch, command, attempt)
                 store.up = False
                 self._tell_all(e.StoreLost("database"))
                 self.later_by_chance(5, self._mend, None)
                 return
-            attempt = committed_attempt(command)
             is_new = attempt not in store.segments and attempt not in store.aggregates
             if is_new and self.occurs("refusal"):
                 driver.tell(e.Committed(attempt, accepted=False))
                 return
-            accepted, segment = store.commit(driver.epoch, command)
+            accepted, segment = store.commit(driver.epoch, command, attempt)
         except LeaseLostError:
             driver.lose_lease()
             return

@@ -329,7 +329,7 @@ class Driver:
             for item in committed_items(command):
                 check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
         self.unanswered[attempt] = command
-        self.world.later_by_chance(0.005, self.world.do_commit, (self, command))
+        self.world.later_by_chance(0.005, self.world.do_commit, (self, command, attempt))
 
     @property
     def is_holder(self) -> bool:

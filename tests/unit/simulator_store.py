@@ -73,10 +73,9 @@ class Store:
             self.failed_attempts[k] += 1
             self.not_before[k] = at
 
-    def commit(self, epoch: int, command: Commit) -> tuple[bool, SegmentRef | None]:
+    def commit(self, epoch: int, command: Commit, attempt: AttemptId) -> tuple[bool, SegmentRef | None]:
         """Idempotent by attempt, refused if any index is covered."""
         self.hold(epoch)
-        attempt = committed_attempt(command)
         if attempt in self.segments or attempt in self.aggregates:
             return True, self.segments.get(attempt)
         items = committed_items(command)
@@ -107,7 +106,7 @@ class Store:
             else:
                 self.outcomes.update((k, self._outcome(k, number)) for k in items)
         else:
-            segment = segment_of(attempt, command.indices, {command.status: len(items)})
+            segment = segment_of(attempt, command.indices.pairs, {command.status: len(items)})
             self.outcomes.update((k, command.status) for k in items)
         self.segments[attempt] = segment
         return True, segment
@@ -196,9 +195,9 @@ class RealStore(Store):
         assert lost == (epoch != self.epoch)
         super().change_state(epoch, command)
 
-    def commit(self, epoch: int, command: Commit) -> tuple[bool, SegmentRef | None]:
+    def commit(self, epoch: int, command: Commit, attempt: AttemptId) -> tuple[bool, SegmentRef | None]:
         """Commit it twice."""
-        accepted, segment = super().commit(epoch, command)
+        accepted, segment = super().commit(epoch, command, attempt)
         if segment is None and isinstance(command, c.CommitSegment):
             segment = command.segment
         if isinstance(command, OF_OUTCOMES) and segment is not None:
@@ -264,10 +263,12 @@ def _records() -> Records:
     return Records(database.Database(engine), lambda: datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def segment_of(attempt: AttemptId, indices: Ranges, counts: dict[ReplicateStatus, int]) -> SegmentRef:
+def segment_of(
+    attempt: AttemptId, ranges: tuple[Range, ...], counts: dict[ReplicateStatus, int]
+) -> SegmentRef:
     """Return the segment that an attempt has stored."""
     return SegmentRef(
-        attempt=attempt, name="s", digest=f"digest {attempt}", n_bytes=1, ranges=indices.pairs, counts=counts
+        attempt=attempt, name="s", digest=f"digest {attempt}", n_bytes=1, ranges=ranges, counts=counts
     )
 
 

@@ -101,9 +101,10 @@ class Machine:
         to_aggregate = self._ledger.adopt(segments, aggregates)
         self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
         missing = self._ledger.lacks(_SIMULATE, spec.line.all())
-        self._n_left = len(missing & leave)
-        self._n_left_params = len(spec.line.params_of(missing & leave)) if spec.aggregates else 0
-        missing = missing - leave
+        left = missing & leave
+        self._n_left = len(left)
+        self._n_left_params = len(spec.line.params_of(left)) if left and spec.aggregates else 0
+        missing = missing - left
         self._retried: dict[int, Ranges] = {}  # by the number of their next attempt
         for indices, number in retried:
             self._retried = {n: r - indices for n, r in self._retried.items()}
