@@ -258,7 +258,6 @@ def _records() -> Records:
 
     engine = sa.create_engine("sqlite://", poolclass=StaticPool)
     sa.event.listen(engine, "connect", database._prepare_sqlite)
-    sa.event.listen(engine, "begin", database._begin_sqlite)
     schema.metadata.create_all(engine)
     return Records(database.Database(engine), lambda: datetime(2026, 1, 1, tzinfo=UTC))
 
