@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 10 << 20
 KEPT_FILES: Final = 3
 TAIL_BYTES: Final = 64 << 10
+IN_FULL: Final = "the error in full"  # the traceback of the sentence in the line before
 
 
 class JsonLines(logging.Formatter):
@@ -101,13 +102,36 @@ def move_aside(path: Path, kept: int = KEPT_FILES) -> None:
 
 def tail(path: Path, n: int = 15) -> list[str]:
     """Return the last lines of a log as a person reads them; none if there is no log."""
+    return [text for line in _last_lines(path)[-n:] for text in _readable(line)][-2 * n :]
+
+
+def gave_up_with(path: Path) -> str:
+    """Return the sentence with which a process ended by itself; empty if its log does not end with one.
+
+    A bug has no sentence: it is found by its traceback, which `tail` shows.
+    """
+    lines = _last_lines(path)
+    if lines and _entry(lines[-1]).get("message") == IN_FULL:
+        lines.pop()
+    last = _entry(lines[-1]) if lines else {}
+    return str(last["message"]) if last.get("level") == "critical" and "error" not in last else ""
+
+
+def _last_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            return file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
-    return [text for line in lines[-n:] for text in _readable(line)][-2 * n :]
+
+
+def _entry(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) and "message" in entry else {}
 
 
 def _readable(line: str) -> list[str]:

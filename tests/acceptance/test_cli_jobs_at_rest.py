@@ -95,7 +95,7 @@ def test_of_a_job_that_has_not_ended_nothing_is_claimed(modelops: Modelops, ende
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("show", "job_" + "0" * 32), "there is no job"),
+        (("show", "job_" + "0" * 32), "'modelops jobs list' shows all"),
         (("show", "nonsense"), "there is no job 'nonsense'"),
         (("list", "--state", "runing"), "did you mean 'running'"),
         (("logs", "x", "--replicate", "1"), "--param"),
@@ -110,6 +110,34 @@ def test_a_wrong_request_ends_with_2_and_a_sentence(
     assert said.code == 2, said.err
     assert says in said.err
     assert said.out == ""
+
+
+def test_what_a_model_looks_for_in_vain_is_said_to_be_no_parameter_of_the_study(
+    modelops: Modelops, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle('def simulate(params, seed):\n    return {"x": params["beta"] * params["gamma"]}\n')
+    said = modelops("run", bundle, "-p", "beta=0.5", "--quiet")
+    assert said.code == 1, said.err
+    assert "if 'gamma' is a parameter of the model: this study does not give it (it gives beta)" in said.out
+    job = modelops("jobs", "list", "--json").json["jobs"][0]["job"]
+    assert "does not give it (it gives beta)" in modelops("jobs", "failures", job).out
+
+
+def test_a_key_that_is_a_parameter_is_not_said_to_be_missing(
+    modelops: Modelops, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle('def simulate(params, seed):\n    return {"x": {}["beta"]}\n')
+    said = modelops("run", bundle, "-p", "beta=0.5", "--quiet")
+    assert "KeyError: 'beta'" in said.out
+    assert "does not give" not in said.out
+
+
+def test_the_status_of_this_machine_says_when_jobs_go_elsewhere(
+    modelops: Modelops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "jobs go to" not in modelops("status").err
+    monkeypatch.setenv("MODELOPS_SERVER", "https://models.example")
+    assert "jobs go to https://models.example" in modelops("status").err
 
 
 @pytest.mark.parametrize("command", ["submit", "run"])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from modelops.logs import JsonLines, move_aside, open_log, tail
+from modelops.logs import IN_FULL, JsonLines, gave_up_with, move_aside, open_log, tail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,3 +87,23 @@ def test_the_last_lines_are_for_a_person_to_read(tmp_path: Path) -> None:
     assert more == ["ValueError: so"]
     assert last.endswith("half a li")
     assert tail(tmp_path / "none.log") == []
+
+
+def test_a_log_that_ends_with_a_sentence_gives_it_and_any_other_end_gives_none(tmp_path: Path) -> None:
+    line = JsonLines().format
+    sentence, bug = record("no disk"), record("a bug", error=ValueError("x"))
+    in_full = record(IN_FULL, error=ValueError("no disk"))
+    sentence.levelname = bug.levelname = "CRITICAL"
+    log = tmp_path / "server.log"
+    assert gave_up_with(log) == ""
+    for written, said in [
+        ([sentence], "no disk"),
+        ([sentence, in_full], "no disk"),
+        ([bug], ""),  # its traceback is what there is to say
+        ([sentence, in_full, record("started again")], ""),
+        ([in_full], ""),
+    ]:
+        log.write_text("".join(f"{line(r)}\n" for r in written))
+        assert gave_up_with(log) == said
+    log.write_text(f"{line(sentence)}\nSegmentation fault\n")
+    assert gave_up_with(log) == ""

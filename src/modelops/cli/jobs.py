@@ -250,7 +250,7 @@ def failures(
         answer: dict[str, Any] = {"job": found.id, "failures": summary}
         show_json({**answer, "replicates": found.failures().to_pylist()} if each else answer)
     elif summary:
-        show_failures(Console(soft_wrap=True), summary, limit=limit)
+        show_failures(Console(soft_wrap=True), found, summary, limit=limit)
     else:
         typer.echo(f"no replicate of job {found.id} has failed")
 

@@ -15,7 +15,7 @@ from modelops.cluster.spawn import GO, HELD, log_of
 from modelops.cluster.upkeep import ExitCode
 from modelops.errors import ModelOpsError, RequestError
 from modelops.home import Home
-from modelops.logs import set_up_logging
+from modelops.logs import IN_FULL, set_up_logging
 from modelops.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         return ExitCode.WRONG_SETTINGS
     except ModelOpsError as error:
         log.critical("%s", error)
-        log.info("the error in full", exc_info=error)
+        log.info(IN_FULL, exc_info=error)
         return 1
     except Exception:  # the top of a process
         log.critical("%s ends, and this is a bug of ModelOps", role, exc_info=True)

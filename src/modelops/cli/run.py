@@ -170,7 +170,7 @@ def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     best = best_sets(job)
     if best.num_rows:
         show_table(console, best, title="best parameter sets")
-    show_failures(console, job.failure_summary().to_pylist())
+    show_failures(console, job, job.failure_summary().to_pylist())
     show_aggregate_failures(console, job.aggregate_failures().to_pylist())
     if report:
         console.print(report, markup=False, highlight=False, soft_wrap=True)

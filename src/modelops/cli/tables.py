@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
 
+    from modelops.client import Job
+
 MAX_COLUMNS = 10
 _HIDDEN = {"param_id", "reason"}
 
@@ -36,17 +38,30 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def show_failures(console: Console, summary: list[dict[str, Any]], *, limit: int = 5) -> None:
-    """Show each kind of failure once: how often, one full example, and the command that runs it again."""
+def show_failures(console: Console, job: Job, summary: list[dict[str, Any]], *, limit: int = 5) -> None:
+    """Show each kind of failure of a job once: how often, one full example, and the command that runs it again."""
     for entry in summary[:limit]:
         head = f"{entry['count']:,} x {entry['status']}: {entry['error_type']}: {entry['message']}"
         _show_example(console, head, entry)
+        if entry["error_type"] == "KeyError" and (hint := _no_such_parameter(job, entry)):
+            console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if entry.get("command"):
             console.print(f"run it again: {entry['command']}", markup=False, highlight=False, soft_wrap=True)
     if len(summary) > limit:
         console.print(
             f"({len(summary) - limit} more kinds of failure; see job.failure_summary())", highlight=False
         )
+
+
+def _no_such_parameter(job: Job, entry: dict[str, Any]) -> str:
+    """Say which parameters there are, if what was looked for in vain may have been one."""
+    names = sorted(job.params(entry["param"]))
+    if entry["message"] in {repr(name) for name in names}:
+        return ""
+    return (
+        f"if {entry['message']} is a parameter of the model: this study does not give it (it gives "
+        f"{', '.join(names) or 'none'}); add it and submit the study again"
+    )
 
 
 def show_aggregate_failures(console: Console, summary: list[dict[str, Any]], *, limit: int = 5) -> None:

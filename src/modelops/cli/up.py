@@ -77,8 +77,10 @@ def status(as_json: AsJson = False) -> None:
     from modelops.cli.show import show_json
     from modelops.cluster.status import pool_status
     from modelops.home import Home
+    from modelops.settings import Settings
 
-    home = Home.from_environ(os.environ)
+    settings = Settings.read(os.environ)
+    home = Home.of(settings)
     found = pool_status(home)
     jobs, unknown = _jobs_by_state(home)
     if as_json:
@@ -89,6 +91,11 @@ def status(as_json: AsJson = False) -> None:
         typer.echo(f"{'jobs':<11}{unknown or listed}")
         typer.echo(f"{'data':<11}{home.data}")
         typer.echo(f"{'logs':<11}{home.logs}")
+    if settings.server is not None:
+        typer.echo(
+            f"this is what runs on this machine; jobs go to {settings.server}, which 'modelops jobs list' asks",
+            err=True,
+        )
     raise typer.Exit(Exit.SUCCEEDED if found.answers else Exit.UNREACHABLE)
 
 

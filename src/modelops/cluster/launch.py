@@ -15,7 +15,7 @@ from modelops.cluster import spawn
 from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import KEEPER, SERVER, RunFolder, ServerAddress
 from modelops.errors import ClusterError
-from modelops.logs import tail
+from modelops.logs import gave_up_with, tail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -211,6 +211,8 @@ def _wait_for_server(run: RunFolder) -> ServerAddress:
 
 def _failed(run: RunFolder, role: str, what: str) -> ClusterError:
     log = spawn.log_of(run.home, role)
+    if sentence := gave_up_with(log):
+        return ClusterError(f"the {role} of this home {what}: {sentence}. Its log is {log}")
     lines = "".join(f"\n  {line}" for line in tail(log))
     said = f"It wrote last, in {log}:{lines}" if lines else f"Its log {log} is empty"
     return ClusterError(f"the {role} of this home {what}. {said}")

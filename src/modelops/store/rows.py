@@ -129,7 +129,7 @@ def read_job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:
     """Return a job's row, locked for this transaction if wanted. Raises NotFoundError."""
     row = sql.execute(_LOCK_JOB if lock else _READ_JOB, {"of_job": job}).mappings().one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job {job}")
+        raise NotFoundError(f"there is no job {job}; 'modelops jobs list' shows all")
     return job_row(row)
 
 
@@ -161,7 +161,7 @@ def append_event(
     """Append to a job's story and return the event's number."""
     number = sql.scalar(_COUNT_EVENT, {"of_job": job})
     if number is None:
-        raise NotFoundError(f"there is no job {job}")
+        raise NotFoundError(f"there is no job {job}; 'modelops jobs list' shows all")
     insert_event(sql, job, number, at, who, kind, text, data)
     return int(number)
 
