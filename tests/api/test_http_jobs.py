@@ -70,6 +70,7 @@ def test_counts_are_of_what_is_committed_and_of_what_runs(
     status = client.get(f"/v1/jobs/{job}")
     assert status["counts"] == {"succeeded": 2, "failed": 1, "pending": 9}
     assert status["driven"] is False
+    assert "which of the pending replicates run is not known" in status["doing"]
 
 
 def test_counts_of_an_ended_job_say_what_did_not_run(

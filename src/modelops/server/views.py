@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -71,6 +71,12 @@ class Driving(Protocol):
 
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""
+
+
+# After a restart of the server the workers go on; until a driver has asked them, nobody here knows with what.
+_UNDRIVEN: Final = {
+    JobState.RUNNING: "taking the job up; which of the pending replicates run is not known yet",
+}
 
 
 class ProgressView(msgspec.Struct, frozen=True):
@@ -141,7 +147,7 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
         eta=live.eta if live is not None else None,
         stalled=row.stalled,
         waiting_for=live.waiting_for if live is not None else "",
-        doing=live.doing if live is not None else "",
+        doing=live.doing if live is not None else _UNDRIVEN.get(row.state, ""),
         cancel_asked=row.cancel_by is not None,
         driven=live is not None,
         n_workers=n_workers,
