@@ -170,6 +170,8 @@ class Driver:
                 self.live[found.attempt] = (event.worker, True, integers(found.indices.pairs))
                 self.load[event.worker] += 1
                 self.holders.update((k, found.attempt) for k in found.indices)
+                for k in found.indices:  # its delay was over when it was begun
+                    self.not_before.pop(k, None)
 
     def _note_committed(self, event: e.Committed) -> None:
         command = self.unanswered.pop(event.attempt, None)
@@ -324,7 +326,7 @@ class Driver:
         check(self.store_up, "commits while the store is away")
         if isinstance(command, OF_RECEIPTS):
             check(attempt in self.receipted, "commits without a receipt")
-        else:
+        elif attempt not in self.unanswered:  # once it is condemned, a checkpoint comes too late
             seen = self.deaths if isinstance(command, c.CommitSynthetic) else self.param_deaths
             for item in committed_items(command):
                 check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
