@@ -22,6 +22,7 @@ from modelops.home import Home
 from modelops.states import JobState
 from modelops.study.ids import attempt_id
 from modelops.worker.attempts import Attempt
+from modelops.worker.messages import Chunk
 from modelops.worker.runtime import WorkerRuntime
 from modelops.worker.settings import WorkerSettings
 
@@ -175,9 +176,10 @@ def test_damage_that_only_the_worker_meets_is_mended_there_and_told_to_the_job_o
     settings = WorkerSettings(str(private.home.objects), private.home.cache, tmp_path / "scratch")
     runtime = WorkerRuntime(settings, address="tcp://here", slots=1)
     attempt = Attempt(job.id, attempt_id(1, 1), 1, ranges=())
+    chunk = Chunk(job=job.id, attempt=attempt.attempt, epoch=1, ranges=())
     try:
         empty(site(environment_of(job)))
-        with runtime.using(job.id, "study.json", attempt) as context:
+        with runtime.using(chunk, attempt) as context:
             assert (site(context.environment.path) / "six.py").exists()
             held = Environments(private.home.cache).gc(everything=True)
             assert context.environment.key in [key for key, _ in held.skipped]
@@ -189,10 +191,10 @@ def test_damage_that_only_the_worker_meets_is_mended_there_and_told_to_the_job_o
 
         # Between two chunks nobody holds it; one that was removed or rebuilt meanwhile is made ready again.
         Environments(private.home.cache).gc(everything=True)
-        with runtime.using(job.id, "study.json", attempt) as context:
+        with runtime.using(chunk, attempt) as context:
             assert (site(context.environment.path) / "six.py").exists()
         (context.environment.path / NAME).unlink()
-        with runtime.using(job.id, "study.json", attempt) as later:
+        with runtime.using(chunk, attempt) as later:
             assert later.environment.mark != context.environment.mark
             assert later.runner != context.runner
     finally:

@@ -8,6 +8,8 @@ import msgspec
 
 from modelops.driver.backlog import Kind
 from modelops.driver.ledger import Ledger
+from modelops.environments import Interpreter
+from modelops.environments.lock import EMPTY, make_lock
 from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobEvent, ReplicateStatus
 from modelops.store import (
     AggregateRow,
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from modelops.worker.messages import SegmentRef
 
 OK = ReplicateStatus.SUCCEEDED
+PYTHON = Interpreter(
+    "/usr/bin/python3.12", "3.12.1", "cpython", "linux-x86_64", "2.36", "cpython-312", "/usr"
+)
 SUMMARIZE = "m:summarize"
 Outcome = dict[str, Any] | ReplicateStatus
 
@@ -56,7 +61,13 @@ class StoredJob:
     """``model`` may change between runs, as chance does."""
 
     def __init__(
-        self, folder: Path, sets: Sequence[Mapping[str, Any]], n_replicates: int, **spec: Any
+        self,
+        folder: Path,
+        sets: Sequence[Mapping[str, Any]],
+        n_replicates: int,
+        *,
+        bundle: str = "",
+        **spec: Any,
     ) -> None:
         self.objects = Objects.open(folder / "objects")
         self.records = Records.open(f"sqlite:///{folder / 'modelops.db'}")
@@ -65,11 +76,16 @@ class StoredJob:
         self.n_ran = 0
         self._number = 0
         write_parameters(self.objects, self.job, map(canonical_json, sets))
-        spec = {"aggregates": (SUMMARIZE,), "study_seed": 7, "min_success": 0.1, **spec}
+        spec = {
+            "bundle": bundle or "1",
+            "aggregates": (SUMMARIZE,),
+            "study_seed": 7,
+            "min_success": 0.1,
+            **spec,
+        }
         data = msgspec.json.encode(
             JobSpec(
                 name="t",
-                bundle="1",
                 bundle_name="b",
                 model="m:f",
                 line=IndexLine.of(len(sets), n_replicates),
@@ -77,7 +93,8 @@ class StoredJob:
             )
         )
         self.objects.put_new(f"{job_folder(self.job)}/study.json", data)
-        self.records.create_job(self.job, data)
+        self.objects.put_new(f"{job_folder(self.job)}/lock", make_lock(EMPTY, PYTHON).text.encode())
+        self.records.create_job(self.job, data, bundle=bundle)
 
     @property
     def spec(self) -> JobSpec:

@@ -57,6 +57,15 @@ def test_a_jobs_lock_can_become_a_bundles_pylock() -> None:
     assert make_lock(lock.text + "[tool.other]\nx = 1\n", PYTHON).document["tool"]["other"] == {"x": 1}
 
 
+def test_a_lock_that_was_cut_or_changed_anywhere_is_refused() -> None:
+    text = make_lock(PYLOCK, PYTHON, bundle_digest="d" * 64, install=True).text
+    for at in range(len(text)):
+        with pytest.raises(RequestError, match="no lock"):
+            parse_lock(text[:at])
+    with pytest.raises(RequestError, match="no lock"):
+        parse_lock(text.replace("1.17.0", "1.16.0"))
+
+
 @pytest.mark.parametrize("text", ["", "not toml =", PYLOCK, "[tool.modelops]\nformat = 1\n"])
 def test_what_is_no_lock_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="no lock"):
@@ -65,7 +74,7 @@ def test_what_is_no_lock_is_refused(text: str) -> None:
 
 def test_a_lock_of_a_newer_modelops_is_refused_with_a_sentence() -> None:
     with pytest.raises(RequestError, match=r"newer ModelOps.*upgrade"):
-        parse_lock(make_lock(PYLOCK, PYTHON).text.replace("format = 1", "format = 2"))
+        parse_lock(make_lock(PYLOCK, PYTHON).text.replace("format = 2", "format = 3"))
 
 
 def test_the_key_leaves_out_comments_and_where_the_interpreter_lies() -> None:

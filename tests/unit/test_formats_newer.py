@@ -41,7 +41,7 @@ def study(home: Path) -> None:
 
 
 def newer_lock(home: Path) -> str:
-    return (home / "objects" / FOLDER / "lock").read_text("utf-8").replace("format = 1", "format = 2")
+    return (home / "objects" / FOLDER / "lock").read_text("utf-8").replace("format = 1", "format = 3")
 
 
 def lock(home: Path) -> None:

@@ -90,11 +90,15 @@ class Said:
 class Hands:
     """The Dask side of one driver. Use it in a ``with`` block; all but callbacks run on the loop's thread.
 
-    ``put`` takes news from any thread into the loop's queue.
+    ``study``: the object with the job's spec, and its SHA-256. ``put`` takes news from any thread into the loop's
+    queue.
     """
 
-    def __init__(self, job: JobId, study: str, epoch: int, pool: Pool, put: Callable[[Any], None]) -> None:
-        self.job, self._study, self._epoch, self._pool, self._put = job, study, epoch, pool, put
+    def __init__(
+        self, job: JobId, study: tuple[str, str], epoch: int, pool: Pool, put: Callable[[Any], None]
+    ) -> None:
+        self.job, (self._study, self._study_digest) = job, study
+        self._epoch, self._pool, self._put = epoch, pool, put
         self.workers: set[str] = set()
         self.reports: dict[int, dict[str, Any]] = {}  # the last progress of replicates, by index
         self._futures: dict[AttemptId, Future[Any]] = {}
@@ -279,7 +283,9 @@ class Hands:
 
     def _submit(self, task: Callable[..., object], chunk: tasks.AnyChunk, worker: str, priority: int) -> None:
         acknowledged = tuple(sorted(self._acknowledged.pop(worker, ())))
-        chunk = msgspec.structs.replace(chunk, study=self._study, acknowledged=acknowledged)
+        chunk = msgspec.structs.replace(
+            chunk, study=self._study, study_digest=self._study_digest, acknowledged=acknowledged
+        )
         self._holders[chunk.attempt] = worker
         try:
             client = self._pool.client

@@ -66,7 +66,8 @@ class DriverLoop:
     ``prepare`` resolves and builds the environment and stores the lock; it runs in a thread of its own and may
     raise. ``on_change`` is called on the loop's thread after events were handled, at most every 50 ms, for
     progress bars. ``on_waiting`` is told what database or storage said when one of them does not do its part, here or
-    on a worker. ``used_s``: of the job's timeout, by earlier drivers. ``study``: the object with the job's spec.
+    on a worker. ``used_s``: of the job's timeout, by earlier drivers. ``study``: the object with the job's spec,
+    ``study_digest``: its SHA-256.
     ``inbox``: what is told to the loop; may hold something before it runs. ``raises_damage``: stop driving, and raise,
     when a worker has met damaged bytes; otherwise the machine hears of it.
     """
@@ -82,6 +83,7 @@ class DriverLoop:
     max_s_without_worker: float | None = None
     used_s: float = 0.0
     study: str = "study.json"
+    study_digest: str = ""
     inbox: queue.SimpleQueue[News] = field(default_factory=queue.SimpleQueue)
     raises_damage: bool = False
     lease_lost: bool = False
@@ -99,7 +101,9 @@ class DriverLoop:
 
     def __post_init__(self) -> None:
         self._writer = Writer(self.ledger)
-        self.hands = Hands(self.job, self.study, self.machine.epoch, self.pool, self.inbox.put)
+        self.hands = Hands(
+            self.job, (self.study, self.study_digest), self.machine.epoch, self.pool, self.inbox.put
+        )
 
     def tell(self, event: e.Event) -> None:
         """Hand an event to the loop, from any thread."""

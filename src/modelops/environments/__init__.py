@@ -4,7 +4,7 @@ from modelops.environments.cache import Environment, Environments
 from modelops.environments.collect import Collected, EnvironmentInfo, Verified
 from modelops.environments.inputs import DependencyInputs, dependency_inputs
 from modelops.environments.interpreters import Interpreter, Interpreters
-from modelops.environments.lock import EnvironmentKey, Lock, parse_lock
+from modelops.environments.lock import EnvironmentKey, Lock, NotALockError, parse_lock
 from modelops.environments.manifest import Damage
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Interpreter",
     "Interpreters",
     "Lock",
+    "NotALockError",
     "Verified",
     "dependency_inputs",
     "parse_lock",

@@ -22,11 +22,17 @@ from modelops.errors import RequestError, ResolutionError
 if TYPE_CHECKING:
     from modelops.environments.interpreters import Interpreter
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 had no sha256
+KEY_FORMAT: Final = 1
 EMPTY: Final = 'lock-version = "1.0"\ncreated-by = "modelops"\npackages = []\n'
 EnvironmentKey = NewType("EnvironmentKey", str)
 _OWN_TABLE: Final = re.compile(r"^\[tool\.modelops\]\n(?:(?!\[).*\n?)*", re.MULTILINE)
+_DIGEST_KEY: Final = "sha256 = "
 _HASHED: Final = re.compile(r"--hash[= ]\s*sha256:([0-9a-fA-F]{64})")
+
+
+class NotALockError(RequestError):
+    """The text is no lock, or what was cut off is missing."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,12 @@ def make_lock(
     # The values are versions, names and digests: what JSON writes of them is TOML.
     table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in facts.items())
     plain = _OWN_TABLE.sub("", pylock)  # a job's lock may have become a bundle's pylock.toml
-    return parse_lock(f"{plain.rstrip()}\n\n[tool.modelops]\n{table}")
+    whole = f"{plain.rstrip()}\n\n[tool.modelops]\n{table}"
+    return parse_lock(_sealed(whole))
+
+
+def _sealed(text: str) -> str:
+    return f'{text}{_DIGEST_KEY}"{hashlib.sha256(text.encode()).hexdigest()}"\n'
 
 
 def parse_lock(text: str) -> Lock:
@@ -93,8 +104,10 @@ def parse_lock(text: str) -> Lock:
 
     Raises
     ------
+    NotALockError
+        The text is no lock.
     RequestError
-        The text is no lock, or was written by a newer ModelOps.
+        It was written by a newer ModelOps.
     """
     try:
         facts = tomllib.loads(text)["tool"]["modelops"]
@@ -103,12 +116,16 @@ def parse_lock(text: str) -> Lock:
                 f"this lock was written by a newer ModelOps (lock format {facts['format']}, this one reads "
                 f"up to {FORMAT}); upgrade modelops"
             )
+        if facts["format"] > 1:  # from there on the last line tells whether it is whole
+            whole, _, _ = text.rpartition(_DIGEST_KEY)
+            if text != _sealed(whole):
+                raise NotALockError("this is no lock of ModelOps: it was changed since it was made")
         return Lock(
             text, facts["python"], facts["implementation"], facts["platform"], facts["glibc"],
             facts.get("bundle"), facts.get("install", False),
         )  # fmt: skip
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as e:
-        raise RequestError(f"this is no lock of ModelOps: {e!r}") from e
+        raise NotALockError(f"this is no lock of ModelOps: {e!r}") from e
 
 
 def environment_key(lock: Lock, interpreter: Interpreter) -> EnvironmentKey:
@@ -118,7 +135,7 @@ def environment_key(lock: Lock, interpreter: Interpreter) -> EnvironmentKey:
     differ only in code share an environment.
     """
     parts = {
-        "format": FORMAT,
+        "format": KEY_FORMAT,
         "interpreter": [
             interpreter.implementation,
             interpreter.version,

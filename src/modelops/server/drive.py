@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.driver import events as e
@@ -228,6 +229,7 @@ class JobDriver:
             max_s_without_worker=self._max_s_without_worker,
             used_s=row.used_s,
             study=row.study,
+            study_digest=sha256(row.spec).hexdigest(),
             inbox=self._inbox,
         )
         return ledger, loop

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from modelops.errors import IntegrityError, NotFoundError, RequestError
-from modelops.server.reconcile import JobFacts, Orphan, attempt_of
+from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
+from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of
 from modelops.states import OUTCOMES
 from modelops.store import PackSlice, read_segment
-from modelops.store.segment_table import OutputsColumn, SegmentTable, open_table, read_aggregates
+from modelops.store.parameters import Parameters
+from modelops.store.segment_table import (
+    OutputsColumn,
+    SegmentTable,
+    open_execution,
+    open_table,
+    read_aggregates,
+)
 from modelops.store.segments import DIGITS_IN_NAME, job_folder, ranges_of
 from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
+from modelops.worker.job_lock import read_lock
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from modelops.store import Objects, Records
+    from modelops.store import JobRow, Objects, Records
     from modelops.study.ids import JobId
 
 
@@ -55,6 +63,8 @@ def facts_of(
     ):  # jobs of a time that recorded no result files are left as they are
         settled = spec.line.all() if scope is None else scope
     sizes = {name.removeprefix(f"{folder}/"): n for name, n in objects.sizes(folder).items()}
+    if segments and not sizes:
+        refuse_empty(objects)
     facts = JobFacts(
         row=row,
         spec=spec,
@@ -109,6 +119,58 @@ def _damage(objects: Objects, facts: JobFacts) -> Iterator[tuple[str, str]]:
         )
 
 
+def lost_for_good(objects: Objects, row: JobRow, *, deep: bool) -> list[Finding]:
+    """Return what is damaged or gone of a job and cannot be made again from what is recorded.
+
+    Parameters
+    ----------
+    deep
+        Read the objects; otherwise only whether they are there is looked at. A job that has stored nothing may have no
+        lock yet.
+
+    Raises
+    ------
+    StorageError
+        The storage does not answer.
+    """
+    job, folder, spec = row.job, job_folder(row.job), decode_spec(row.spec)
+
+    def found(kind: Mismatch, name: str, look: Callable[[], object]) -> list[Finding]:
+        try:
+            if deep:
+                look()
+            elif not objects.exists(name):
+                raise NotFoundError(name)
+        except NotFoundError:
+            refuse_empty(objects)
+            return [Finding(job, kind, name, f"{name} is gone; {_TO_DO[kind]}")]
+        except IntegrityError as error:
+            return [Finding(job, kind, name, str(error))]
+        except RequestError:  # of a newer version, which is another matter
+            return []
+        return []
+
+    name = f"{folder}/{spec.parameters}"
+    lost = found(
+        Mismatch.PARAMETERS_DAMAGED, name, lambda: Parameters(objects, job, spec.parameters).verify()
+    )
+    if deep and next(objects.list(f"{folder}/segments"), None) is not None:
+        lost += found(Mismatch.LOCK_DAMAGED, f"{folder}/lock", lambda: read_lock(objects, job))
+    return lost
+
+
+def refuse_empty(objects: Objects) -> None:
+    """Raise StorageError if nothing at all is stored: then a volume is missing, and not the objects on it."""
+    if next(objects.list(""), None) is None:
+        raise StorageError(
+            f"{objects!r} is empty, and jobs have stored objects there; is its volume mounted, is it the right place?"
+        )
+
+
+_BACKUP: Final = "put it back from a backup, or submit the study again"
+_TO_DO: Final = {Mismatch.PARAMETERS_DAMAGED: _BACKUP, Mismatch.LOCK_DAMAGED: _BACKUP}
+
+
 def verify_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTable:
     """Read a segment and its pack and compare them with their digests. Raises IntegrityError or NotFoundError."""
     segment = read_segment(objects, job, ref)
@@ -132,7 +194,7 @@ def _verify_slices(objects: Objects, outputs: OutputsColumn) -> None:
 
 def _verify_execution(objects: Objects, name: str) -> None:
     # It has no digest: what cannot be read is found, and a wrong duration is not.
-    table = open_table(objects.get(name), name)
+    table = open_execution(objects.get(name), name)
     if (table.schema.metadata or {}).get(b"modelops.attempt", b"").decode() != attempt_of(name):
         raise IntegrityError(f"{name} is of another attempt")
 

@@ -10,12 +10,13 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from modelops.bundles import snapshot_changed, snapshot_mark
-from modelops.environments import Environments, parse_lock
+from modelops.environments import Environments
 from modelops.errors import NotFoundError
 from modelops.store import AlreadyExistsError
 from modelops.store.fetch import fetch_snapshot
 from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest
+from modelops.worker.job_lock import read_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +61,12 @@ class JobFiles:
     def _lock(self, environments: Environments, snapshot: Path, say: Callable[[str], None]) -> Lock:
         name = f"{job_folder(self._job)}/lock"
         with contextlib.suppress(NotFoundError):
-            return parse_lock(self._objects.get(name).decode())
+            return read_lock(self._objects, self._job)
         lock = environments.resolve(snapshot, on_progress=say)
         try:
             self._objects.put_new(name, lock.text.encode())
         except AlreadyExistsError:  # another driver was faster; workers read that one
-            return parse_lock(self._objects.get(name).decode())
+            return read_lock(self._objects, self._job)
         return lock
 
     def changes(self) -> list[str]:

@@ -108,15 +108,20 @@ def needs_mending(
     return facts, plan_for(facts)
 
 
-def record_findings(records: Records, who: str, findings: Iterable[Finding]) -> None:
-    """Write into the stories of the jobs what was found and repaired outside of records and storage."""
+def record_findings(
+    records: Records, who: str, findings: Iterable[Finding], *, unless_there: bool = False
+) -> None:
+    """Write into the stories of the jobs what was found, and not repaired by `mend_job`.
+
+    ``unless_there``: not if a story says just that lately.
+    """
     by_job: defaultdict[JobId, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_job[finding.job].append(finding)
     for job, found in by_job.items():
         for kind, same in _by_kind(found):
             note = _note(kind, same)
-            records.add_event(job, who, note.kind, note.text, note.data)
+            records.add_event(job, who, note.kind, note.text, note.data, unless_there=unless_there)
 
 
 def _without_held(facts: JobFacts, held: Callable[[], frozenset[AttemptId] | None]) -> JobFacts:

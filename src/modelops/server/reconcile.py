@@ -42,10 +42,19 @@ class Mismatch(StrEnum):
     EXECUTION_DAMAGED = "execution_damaged"
     STUDY_DAMAGED = "study_damaged"
     RESULTS_DAMAGED = "results_damaged"
+    PARAMETERS_DAMAGED = "parameters_damaged"
+    LOCK_DAMAGED = "lock_damaged"
+    BUNDLE_DAMAGED = "bundle_damaged"
     OUTCOMES_MISSING = "outcomes_missing"
     SEGMENT_UNRECORDED = "segment_unrecorded"
     NOBODY_RUNS = "nobody_runs"
     RUNS_AFTER_END = "runs_after_end"
+
+
+# What nothing that is recorded could be made from again: it is said, with what a person can do.
+BEYOND_REPAIR: Final = frozenset(
+    {Mismatch.PARAMETERS_DAMAGED, Mismatch.LOCK_DAMAGED, Mismatch.BUNDLE_DAMAGED}
+)
 
 
 class Finding(msgspec.Struct, frozen=True):

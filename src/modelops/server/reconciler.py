@@ -12,22 +12,23 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from modelops.errors import ModelOpsError, NotFoundError
-from modelops.server.facts import facts_of
+from modelops.errors import IntegrityError, ModelOpsError, NotFoundError
+from modelops.server.facts import facts_of, lost_for_good, refuse_empty
 from modelops.server.mend import mend_job, needs_mending, record_findings
-from modelops.server.reconcile import never_counts, nobody_runs, runs_after_end
+from modelops.server.reconcile import Finding, Mismatch, never_counts, nobody_runs, runs_after_end
 from modelops.server.workers import ask_workers, stop_attempt
 from modelops.states import FINAL_JOB_STATES
+from modelops.store.fetch import STORE_AGAIN, bundle_object, check_stored_bundle
 from modelops.store.rows import LeaseLostError
 from modelops.store.segments import job_folder
-from modelops.study.ids import AttemptId
+from modelops.study.ids import AttemptId, BundleDigest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from modelops.driver.hands import Pool
-    from modelops.server.reconcile import Finding, Held
+    from modelops.server.reconcile import Held
     from modelops.store import JobRow, Objects, Records
     from modelops.study.ids import JobId
 
@@ -143,10 +144,13 @@ class Reconciler:
 
     def _look(self, rows: list[JobRow], *, deep: bool) -> list[Finding]:
         found = self._look_at_attempts(rows)
+        if deep:
+            found += self._look_at_bundles(rows)
         for row in rows:
             if self._stopping.is_set():
                 break
             try:
+                found += self._look_for_losses(row, deep=deep)
                 found += self._look_at_storage(row.job, deep=deep)
                 self._collect(row.job)
             except (LeaseLostError, NotFoundError) as error:  # somebody else is at it
@@ -166,6 +170,35 @@ class Reconciler:
             return mend_job(
                 self._records, self._objects, job, epoch, self._who, held=lambda: self._held(job), deep=deep
             )
+
+    def _look_for_losses(self, row: JobRow, *, deep: bool) -> list[Finding]:
+        """Say what cannot be made again, once in the job's story, and each time to whoever asks."""
+        lost = lost_for_good(self._objects, row, deep=deep)
+        for finding in lost:
+            self._tell_once(finding)
+        return lost
+
+    def _look_at_bundles(self, rows: list[JobRow]) -> list[Finding]:
+        """Remove archives of bundles that are damaged: a submission then stores them again."""
+        found = []
+        for digest, row in {row.bundle: row for row in rows if row.bundle}.items():
+            name = bundle_object(BundleDigest(digest))
+            try:
+                check_stored_bundle(self._objects, BundleDigest(digest))
+                continue
+            except NotFoundError:
+                refuse_empty(self._objects)
+                text = f"{name} is gone"
+            except IntegrityError as error:
+                text = f"{error}; it is removed"
+                self._objects.delete(name)
+            found.append(Finding(row.job, Mismatch.BUNDLE_DAMAGED, name, f"{text}; {STORE_AGAIN}"))
+            self._tell_once(found[-1])
+        return found
+
+    def _tell_once(self, finding: Finding) -> None:
+        log.warning("job %s: %s: %s", finding.job, finding.kind, finding.text)
+        record_findings(self._records, self._who, [finding], unless_there=True)
 
     def _held(self, job: JobId) -> frozenset[AttemptId] | None:
         answers = ask_workers(self._pool)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from modelops.errors import IntegrityError
 from modelops.states import OUTCOMES
 from modelops.store import columns
 from modelops.store.order import places
-from modelops.store.segment_table import open_table
+from modelops.store.segment_table import open_execution
 from modelops.store.segments import FORMAT, job_folder
 
 if TYPE_CHECKING:
@@ -54,25 +55,32 @@ def write_attempts(contents: JobContents, open_sink: Callable[[pa.Schema], Any])
 
 def _tables(contents: JobContents) -> Iterator[pa.Table]:
     for name in contents.objects.list(f"{job_folder(contents.job)}/executions"):
-        stored = open_table(contents.objects.get(name), name)
-        metadata = {k.decode(): v.decode() for k, v in stored.schema.metadata.items()}
-        rows = places(contents.spec.line, columns.fixed_values(columns.only_chunk(stored, "index")))
-        status = columns.fixed(
-            columns.fixed_values(columns.only_chunk(stored, "status")).astype(np.int64), pa.int64()
-        )
-        n = len(stored)
-        constant = {
-            "attempt": columns.text([metadata["modelops.attempt"]]),
-            "worker": columns.text([metadata.get("modelops.worker", "")]),
-            "host": columns.text([metadata.get("modelops.host", "")]),
-            "pid": columns.fixed(np.array([int(metadata.get("modelops.pid", 0))]), pa.int64()),
-        }
-        zeros = columns.fixed(np.zeros(n, np.int64), pa.int64())
-        named = {
-            "param": columns.fixed(rows.param, pa.int64()),
-            "replicate": columns.fixed(rows.replicate, pa.int64()),
-            "status": columns.text(_WORDS).take(status),
-            **{name: one.take(zeros) for name, one in constant.items()},
-        }
-        arrays = [named[f.name] if f.name in named else stored[f.name] for f in _SCHEMA]
-        yield pa.Table.from_arrays(arrays, schema=_SCHEMA)
+        stored = open_execution(contents.objects.get(name), name)
+        try:
+            yield _table(contents, stored)
+        except (ValueError, LookupError, pa.ArrowException) as e:
+            raise IntegrityError(f"{name} is damaged: {e!r}; 'modelops jobs reconcile' leaves it out") from e
+
+
+def _table(contents: JobContents, stored: pa.Table) -> pa.Table:
+    metadata = {k.decode(): v.decode() for k, v in stored.schema.metadata.items()}
+    rows = places(contents.spec.line, columns.fixed_values(columns.only_chunk(stored, "index")))
+    status = columns.fixed(
+        columns.fixed_values(columns.only_chunk(stored, "status")).astype(np.int64), pa.int64()
+    )
+    n = len(stored)
+    constant = {
+        "attempt": columns.text([metadata["modelops.attempt"]]),
+        "worker": columns.text([metadata.get("modelops.worker", "")]),
+        "host": columns.text([metadata.get("modelops.host", "")]),
+        "pid": columns.fixed(np.array([int(metadata.get("modelops.pid", 0))]), pa.int64()),
+    }
+    zeros = columns.fixed(np.zeros(n, np.int64), pa.int64())
+    named = {
+        "param": columns.fixed(rows.param, pa.int64()),
+        "replicate": columns.fixed(rows.replicate, pa.int64()),
+        "status": columns.text(_WORDS).take(status),
+        **{name: one.take(zeros) for name, one in constant.items()},
+    }
+    arrays = [named[f.name] if f.name in named else stored[f.name] for f in _SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=_SCHEMA)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from modelops.errors import IntegrityError
 from modelops.states import FAILURES, OUTCOMES, ReplicateStatus
 from modelops.store import columns
 from modelops.store.order import places
 from modelops.store.replicate_rows import replicate_statuses, row_seeds
-from modelops.store.segment_table import open_table
+from modelops.store.segment_table import open_execution
 from modelops.store.segments import job_folder
 from modelops.study.ranges import Ranges
 
@@ -159,7 +160,14 @@ def _attempts(contents: JobContents, ref: SegmentRef, indices: Any) -> pa.Array:
     if ref.execution is None:
         return pa.nulls(len(indices), pa.int32())
     name = f"{job_folder(contents.job)}/{ref.execution}"
-    stored = open_table(contents.objects.get(name), name)
+    stored = open_execution(contents.objects.get(name), name)
+    try:
+        return _numbers(stored, indices)
+    except (ValueError, LookupError, pa.ArrowException) as e:
+        raise IntegrityError(f"{name} is damaged: {e!r}; 'modelops jobs reconcile' leaves it out") from e
+
+
+def _numbers(stored: pa.Table, indices: Any) -> pa.Array:
     index = columns.fixed_values(columns.only_chunk(stored, "index"))
     number = columns.fixed_values(columns.only_chunk(stored, "attempt_number"))
     order = np.argsort(index, kind="stable")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.errors import NotFoundError
+from modelops.errors import IntegrityError, NotFoundError
 from modelops.store.segments import job_folder
 from modelops.worker.job_log import LogLine
 
@@ -22,8 +22,12 @@ def log_lines(contents: JobContents) -> Iterator[LogLine]:
     objects = contents.objects
     for name in objects.list(f"{job_folder(contents.job)}/logs"):
         data = objects.get(name)
-        for line in (zlib.decompress(data) if name.endswith(".zz") else data).splitlines():
-            yield msgspec.json.decode(line, type=LogLine)
+        try:
+            text = zlib.decompress(data) if name.endswith(".zz") else data
+            lines = [msgspec.json.decode(line, type=LogLine) for line in text.splitlines()]
+        except (zlib.error, msgspec.DecodeError) as e:
+            raise IntegrityError(f"{name} is damaged: {e}; what was printed by that attempt is lost") from e
+        yield from lines
 
 
 def read_log(contents: JobContents, param: int | str | None, replicate: int | None) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import JobId
 
 ROW_GROUP: Final = 65_536
+_ADVICE: Final = "put it back from a backup, or submit the study again"
 _SCHEMA: Final = pa.schema(
     [("param", pa.int64()), ("param_id", pa.string()), ("canonical", pa.large_string())],
     metadata={"modelops.format": str(FORMAT)},
@@ -104,7 +105,7 @@ def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
 
 
 class Parameters:
-    """The parameter sets of a job. Safe to use from several threads.
+    """The parameter sets of a job, each verified by its id when it is read. Safe to use from several threads.
 
     ``name``: the object in the job's folder that holds them, as its spec says.
 
@@ -112,12 +113,14 @@ class Parameters:
     ------
     NotFoundError
         The job has no parameters.
+    IntegrityError
+        They are damaged. So say all methods that read.
     RequestError
         A newer ModelOps wrote them.
     """
 
     def __init__(self, objects: Objects, job: JobId, name: str = FIRST_PARAMETERS) -> None:
-        whole = f"{job_folder(job)}/{name}"
+        self._name = whole = f"{job_folder(job)}/{name}"
         path = objects.local_path(whole)
         if path is None or not path.exists():
             self._file = _open(pa.BufferReader(objects.get(whole)), whole)
@@ -155,39 +158,56 @@ class Parameters:
     def param_of(self, wanted: str) -> int:
         """Return the ordinal that a ``param_id`` has. Raises KeyError with a sentence."""
         for group in range(self._file.num_row_groups):
-            with self._lock:
-                ids = self._file.read_row_group(group, columns=["param_id"])["param_id"].combine_chunks()
-            at = ids.index(wanted).as_py()
-            if at >= 0:
-                return group * ROW_GROUP + int(at)
+            ids, _ = self._columns(group)
+            if wanted in ids:
+                return group * ROW_GROUP + ids.index(wanted)
         raise KeyError(f"there is no parameter set with the id {wanted}")
 
     def ids(self) -> Iterator[list[str]]:
-        """Yield the ``param_id`` of every set in order, a row group at a time; several times faster than `groups`."""
+        """Yield the ``param_id`` of every set in order, a row group at a time; faster than `groups`."""
         for group in range(self._file.num_row_groups):
-            with self._lock:
-                table = self._file.read_row_group(group, columns=["param_id"])
-            yield table["param_id"].to_pylist()
+            yield self._columns(group)[0]
+
+    def verify(self) -> None:
+        """Read them all."""
+        for group in range(self._file.num_row_groups):
+            self._columns(group)
 
     def _read_group(self, group: int) -> list[ParameterSet]:
-        table = self._file.read_row_group(group).combine_chunks()
-        ids = table["param_id"].to_pylist()
-        texts = columns.binary_values(table["canonical"].chunk(0).view(pa.large_binary()))
         first = group * ROW_GROUP
-        return [
-            ParameterSet(first + i, ParamId(p), c) for i, (p, c) in enumerate(zip(ids, texts, strict=True))
-        ]
+        both = zip(*self._columns(group, locked=True), strict=True)
+        return [ParameterSet(first + i, ParamId(p), c) for i, (p, c) in enumerate(both)]
+
+    def _columns(self, group: int, *, locked: bool = False) -> tuple[list[str], list[bytes]]:
+        """Return ids and canonical forms of a row group, in which each id is that of the form."""
+        try:
+            with contextlib.nullcontext() if locked else self._lock:
+                table = self._file.read_row_group(group).combine_chunks()
+            numbers = columns.fixed_values(columns.only_chunk(table, "param"))
+            ids = table["param_id"].to_pylist()
+            texts = columns.binary_values(columns.only_chunk(table, "canonical").view(pa.large_binary()))
+        except (pa.ArrowException, OSError, ValueError, LookupError) as e:
+            raise IntegrityError(f"{self._name} is damaged: {e}; {_ADVICE}") from e
+        first = group * ROW_GROUP
+        whole = np.array_equal(numbers, np.arange(first, min(first + ROW_GROUP, len(self))))
+        if not whole or ids != [param_id(text) for text in texts]:
+            raise IntegrityError(
+                f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
+            )
+        return ids, texts
 
 
 def _open(source: Any, name: str) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise IntegrityError(f"{name} is damaged: {e}") from e
-    found = int((file.metadata.metadata or {}).get(b"modelops.format", b"0"))
+        found = int((file.metadata.metadata or {}).get(b"modelops.format", b"0"))
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise IntegrityError(f"{name} is damaged: {e}; {_ADVICE}") from e
     if found > FORMAT:
         raise RequestError(
             f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
             "upgrade modelops"
         )
+    if not file.schema_arrow.equals(_SCHEMA):
+        raise IntegrityError(f"{name} is damaged: it has other columns than parameters have; {_ADVICE}")
     return file

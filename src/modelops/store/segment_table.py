@@ -202,14 +202,24 @@ def open_table(data: bytes, name: str) -> pa.Table:
     """Read an Arrow file of ours; a newer format is refused with a sentence."""
     try:
         table = pa.ipc.open_file(pa.py_buffer(data), options=_READ).read_all()
-    except (pa.ArrowInvalid, OSError) as e:
+        found = int((table.schema.metadata or {}).get(b"modelops.format", b"0"))
+    except (pa.ArrowException, OSError, ValueError) as e:
         raise IntegrityError(f"{name} is damaged: {e}") from e
-    found = int((table.schema.metadata or {}).get(b"modelops.format", b"0"))
     if found > FORMAT:
         raise RequestError(
             f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
             "upgrade modelops"
         )
+    return table
+
+
+def open_execution(data: bytes, name: str) -> pa.Table:
+    """Read execution data, of which nobody has a digest: what cannot be such data is refused."""
+    table = open_table(data, name)
+    try:
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError) as e:
+        raise IntegrityError(f"{name} is damaged: {e}") from e
     return table
 
 

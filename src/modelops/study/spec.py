@@ -10,7 +10,7 @@ import math
 
 import msgspec
 
-from modelops.errors import RequestError
+from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
 
@@ -86,7 +86,22 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_spec(data: bytes) -> JobSpec:
-    """Read ``study.json``; a newer format is refused with a sentence."""
+    """Read ``study.json``; a newer format is refused with a sentence.
+
+    Raises
+    ------
+    IntegrityError
+        These bytes are no study.
+    RequestError
+        A newer ModelOps wrote it.
+    """
+    try:
+        return _decoded(data)
+    except msgspec.DecodeError as e:  # ValidationError is one
+        raise IntegrityError(f"a job's study.json is damaged: {e}") from e
+
+
+def _decoded(data: bytes) -> JobSpec:
     head = msgspec.json.decode(data, type=dict)
     if head.get("format", 0) > FORMAT:
         raise RequestError(

@@ -36,7 +36,7 @@ def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk, attempt: Atte
         return _receipt(runtime, chunk, stopped=True)
     runtime.say_begun(attempt)
     try:
-        with runtime.using(chunk.job, chunk.study, attempt) as context:
+        with runtime.using(chunk, attempt) as context:
             return _aggregate(runtime, context, chunk, attempt)
     except StorageError:
         if not attempt.stop.stopped:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelops.bundles import Manifest, load_manifest, snapshot_mark
-from modelops.environments import Environment, parse_lock
+from modelops.errors import IntegrityError
 from modelops.processes import RunnerSpec
 from modelops.store.fetch import fetch_snapshot
 from modelops.store.parameters import Parameters
 from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest
 from modelops.study.spec import JobSpec, decode_spec
+from modelops.worker.job_lock import read_lock
 from modelops.worker.sets import replicate_set
 
 if TYPE_CHECKING:
+    from modelops.environments import Environment
     from modelops.processes import ReplicateSet
     from modelops.study.ids import JobId
     from modelops.study.ranges import Ranges
@@ -58,14 +61,23 @@ class JobContext:
         return sets
 
 
-def load_job_context(runtime: WorkerRuntime, job: JobId, study: str) -> JobContext:
+def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str = "") -> JobContext:
     """Read the job's record from storage, and make its bundle and environment ready on this machine.
 
-    ``study``: the object below the job's folder that holds its spec.
+    ``study``: the object below the job's folder that holds its spec; ``digest``: its SHA-256, if that is known.
+
+    Raises
+    ------
+    IntegrityError
+        One of the objects is damaged.
     """
     objects, cache = runtime.objects, runtime.settings.cache
-    spec = decode_spec(objects.get(f"{job_folder(job)}/{study}"))
-    lock = parse_lock(objects.get(f"{job_folder(job)}/lock").decode())
+    name = f"{job_folder(job)}/{study}"
+    data = objects.get(name)
+    if digest and sha256(data).hexdigest() != digest:
+        raise IntegrityError(f"{name} is damaged: it is not what was recorded")
+    spec = decode_spec(data)
+    lock = read_lock(objects, job)
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
     environment = runtime.environments.ensure(lock, bundle_root=snapshot)

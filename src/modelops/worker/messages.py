@@ -18,7 +18,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 
     ``attempt_number``: 1 for the first try; the same for all its replicates. ``retry_on``: outcomes that
     are left out of the segment, because they will be tried again (empty on the last try). ``study``: the object
-    below the job's folder that holds its spec, another one after each extension. ``acknowledged``: attempts of
+    below the job's folder that holds its spec, another one after each extension, and ``study_digest`` its SHA-256, so
+    that no worker runs what was not recorded. ``acknowledged``: attempts of
     this job whose receipts the worker need not keep any longer. ``may_resume``: replicates may have begun before,
     here or elsewhere, and left checkpoints. ``alone``: nothing of any job may run beside it on this worker, as it is
     suspected to take workers down.
@@ -31,6 +32,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     attempt_number: int = 1
     retry_on: tuple[ReplicateStatus, ...] = ()
     study: str = "study.json"
+    study_digest: str = ""
     acknowledged: tuple[AttemptId, ...] = ()
     may_resume: bool = False
     alone: bool = False
@@ -100,7 +102,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):
     """Parameter sets to aggregate in one Dask task, and the segments that hold their replicates.
 
-    ``study``, ``acknowledged``, ``alone``: as in a `Chunk`.
+    ``study``, ``study_digest``, ``acknowledged``, ``alone``: as in a `Chunk`.
     """
 
     job: JobId
@@ -109,6 +111,7 @@ class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[Range, ...]
     segments: tuple[SegmentRef, ...]
     study: str = "study.json"
+    study_digest: str = ""
     acknowledged: tuple[AttemptId, ...] = ()
     alone: bool = False
 

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from modelops.study.ids import JobId
     from modelops.worker.attempts import Attempt
-    from modelops.worker.messages import Chunk
+    from modelops.worker.messages import AggregateChunk, Chunk
     from modelops.worker.settings import WorkerSettings
+
+    _Key = tuple[JobId, str, str]  # a job, the object with its spec, and that object's digest
 
 BEGUN_TOPIC: Final = "modelops-begun"  # an attempt that must be alone runs now
 STORAGE_TOPIC: Final = (
@@ -66,15 +68,15 @@ class WorkerRuntime:
         self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
         self.settled = SettledCheckpoints(self.objects)
-        self._jobs: OrderedDict[tuple[JobId, str], JobContext] = OrderedDict()
+        self._jobs: OrderedDict[_Key, JobContext] = OrderedDict()
         self._waiting = Waiting()
         self._notes: defaultdict[JobId, list[str]] = defaultdict(list)
         self._lock = threading.Lock()
-        self._loading: dict[tuple[JobId, str], threading.Lock] = {}
+        self._loading: dict[_Key, threading.Lock] = {}
 
     @contextlib.contextmanager
-    def using(self, job: JobId, study: str, attempt: Attempt) -> Iterator[JobContext]:
-        """Lend what is known of a job; its environment is not removed within this block.
+    def using(self, chunk: Chunk | AggregateChunk, attempt: Attempt) -> Iterator[JobContext]:
+        """Lend what is known of a chunk's job; its environment is not removed within this block.
 
         The first time it is loaded, and its environment validated, built or mended. So it is when environment or
         snapshot were made anew since. While storage is away, the attempt waits for it.
@@ -85,7 +87,8 @@ class WorkerRuntime:
             The bundle or its environment cannot be had.
         """
         with contextlib.ExitStack() as held:
-            yield self.when_storage_allows(lambda: self._held((job, study), held), attempt)
+            key = (chunk.job, chunk.study, chunk.study_digest)
+            yield self.when_storage_allows(lambda: self._held(key, held), attempt)
 
     def say_begun(self, attempt: Attempt) -> None:
         """Make sure that the driver knows that a suspect runs now, alone; should it take the worker down, it was it."""
@@ -115,7 +118,7 @@ class WorkerRuntime:
 
         return say
 
-    def _held(self, key: tuple[JobId, str], held: contextlib.ExitStack) -> JobContext:
+    def _held(self, key: _Key, held: contextlib.ExitStack) -> JobContext:
         for _ in range(TRIES):
             context = self._context(key)
             if context.has_its_snapshot:
@@ -153,8 +156,8 @@ class WorkerRuntime:
         with self._lock:
             return tuple(self._notes.pop(job, ()))
 
-    def _context(self, key: tuple[JobId, str]) -> JobContext:
-        job, study = key
+    def _context(self, key: _Key) -> JobContext:
+        job, study, digest = key
         with self._lock:
             if key in self._jobs:
                 self._jobs.move_to_end(key)
@@ -164,7 +167,7 @@ class WorkerRuntime:
             with self._lock:
                 if key in self._jobs:
                     return self._jobs[key]
-            context = load_job_context(self, job, study)
+            context = load_job_context(self, job, study, digest)
             with self._lock:
                 self._jobs[key] = context
                 if damage := context.environment.damage:

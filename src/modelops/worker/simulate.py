@@ -118,7 +118,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt) -> Re
         return _receipt(runtime, chunk, unstarted=chunk.ranges)
     runtime.say_begun(attempt)
     try:
-        with runtime.using(chunk.job, chunk.study, attempt) as context:
+        with runtime.using(chunk, attempt) as context:
             return _simulate(runtime, context, chunk, attempt)
     except StorageError:
         if not attempt.stop.stopped:
