@@ -67,5 +67,6 @@ def test_workers_come_and_go_and_the_scheduler_is_found_again(tmp_path: Path) ->
         wait_for(lambda: said == [{"x": 1}], "the topic is listened to at the new scheduler")
 
         os.kill(pool.pid("worker-0"), signal.SIGTERM)
-        wait_for(lambda: len(heard) >= 8, "the worker has left and was started again")
-        assert heard[5:7] == [("joined", third, 0), ("left", third, False)]
+        wait_for(lambda: len(heard) > 6 and heard[-1][2] == 1, "the worker has left and was started again")
+        # Its last word, that it takes nothing more, may be passed over: it can reach us after its end.
+        assert [x for x in heard[5:-1] if x != ("joined", third, 0)] == [("left", third, False)]

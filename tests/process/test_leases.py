@@ -127,9 +127,13 @@ from modelops.store import Records
 from modelops.store.leases import FileLeases
 leases = FileLeases(Records.open(sys.argv[1]), Path(sys.argv[2]))
 epoch = leases.take(sys.argv[3], "other")
-if sys.argv[4] == "fork" and os.fork() == 0:
-    sys.stdin.read()  # a child of a driver, which outlives it
-    os._exit(0)
+if sys.argv[4] == "fork":
+    began, begin = os.pipe()
+    if os.fork() == 0:
+        os.write(begin, b"!")
+        sys.stdin.read()  # a child of a driver, which outlives it
+        os._exit(0)
+    os.read(began, 1)
 print(epoch, flush=True)
 sys.stdin.read()
 """
