@@ -62,14 +62,17 @@ class ServerUnreachableError(ClusterError):
         What happened when it was asked.
     advice
         What to do.
+    answers
+        It is there and says ``why`` itself: something that it needs is away.
     """
 
-    def __init__(self, server: str, why: str, advice: str) -> None:
-        super().__init__(server, why, advice)
-        self.server, self.why, self.advice = server, why, advice
+    def __init__(self, server: str, why: str, advice: str, answers: bool = False) -> None:
+        super().__init__(server, why, advice, answers)
+        self.server, self.why, self.advice, self.answers = server, why, advice, answers
 
     def __str__(self) -> str:
-        return f"{self.server} cannot be reached: {self.why}; {self.advice}"
+        what = "cannot do its work now" if self.answers else "cannot be reached"
+        return f"{self.server} {what}: {self.why}; {self.advice}"
 
 
 class QueueFullError(RetryableError):

@@ -94,7 +94,8 @@ class Postgres:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "-p", str(self.port)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder, **self._identity(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder, env=_environ(),
+                **self._identity(),
             )  # fmt: skip
         _wait_for(self._answers, self._process, self._folder / "log")
 
@@ -193,7 +194,7 @@ class S3:
         ]  # fmt: skip
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder, env=_environ()
             )
         _wait_for(self._answers, self._process, self._folder / "log")
 
@@ -233,6 +234,11 @@ class S3:
                 threading.Event().wait(0.05)
             else:
                 return
+
+
+def _environ() -> dict[str, str]:
+    """Return the variables of this process without those by which a process belongs to a pool."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MODELOPS_")}
 
 
 def _wait_for(answers: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:

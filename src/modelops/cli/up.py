@@ -83,12 +83,24 @@ def status(as_json: AsJson = False) -> None:
     home = Home.of(settings)
     found = pool_status(home)
     jobs, unknown = _jobs_by_state(home)
+    waiting = _waiting(home) if found.answers and not unknown else {}
     if as_json:
-        show_json({**_shown(found), "jobs": jobs, "jobs_unknown": unknown, "logs": str(home.logs)})
+        show_json(
+            {
+                **_shown(found),
+                "jobs": jobs,
+                "jobs_unknown": unknown,
+                "waiting": waiting,
+                "logs": str(home.logs),
+            }
+        )
     else:
         _print_status(found, home)
         listed = ", ".join(f"{n:,} {state}" for state, n in jobs.items()) or "none"
         typer.echo(f"{'jobs':<11}{unknown or listed}")
+        for text in dict.fromkeys(waiting.values()):
+            n = list(waiting.values()).count(text)
+            typer.echo(f"{'waiting':<11}{n} job{'s' if n > 1 else ''}: {text}")
         typer.echo(f"{'data':<11}{home.data}")
         typer.echo(f"{'logs':<11}{home.logs}")
     if settings.server is not None:
@@ -148,6 +160,19 @@ def _jobs_by_state(home: Home) -> tuple[dict[str, int], str]:
 
     rows, unknown = _rows(home)
     return dict(Counter(str(row.state) for row in rows)), unknown
+
+
+def _waiting(home: Home) -> dict[str, str]:
+    """Return what database or storage said, by job that waits for it, as the server of this home knows."""
+    from modelops.client.http import Http
+    from modelops.client.server import Local
+    from modelops.errors import ModelOpsError
+
+    try:
+        told = Http(Local(home), patience_s=0).get("/server").as_type(dict)
+    except ModelOpsError:  # it does not say now; what it says of its jobs is only a part of what is asked
+        return {}
+    return {str(job): str(text) for job, text in told.get("waiting", {}).items()}
 
 
 def _rows(home: Home) -> tuple[list[Any], str]:

@@ -182,17 +182,21 @@ class Http:
             except ServerUnreachableError:  # none runs just now
                 if time.monotonic() - began + pause > patience_s:
                     raise
-                may, why = True, ""
+                may, why, answers = True, "", False
             except _InterruptedError as e:
-                may, why = (repeatable or not e.sent) and not e.final, e.why
+                may, why, answers = (repeatable or not e.sent) and not e.final, e.why, False
             else:
                 if answer.status not in _AWAY:
                     if answer.status >= 400:
                         raise error_of(answer, address)
                     return answer
-                may, why = repeatable, _detail(answer) or f"it answered {answer.status}"
+                may, why, answers = repeatable, _detail(answer), bool(_detail(answer))
+                why = why or f"it answered {answer.status}"
             if not may or time.monotonic() - began + pause > patience_s:
-                raise ServerUnreachableError(address.name, why, address.advice)
+                advice = (
+                    "it goes on by itself when that is back; nothing was lost" if answers else address.advice
+                )
+                raise ServerUnreachableError(address.name, why, advice, answers)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LAST_PAUSE_S)
 

@@ -17,6 +17,7 @@ from modelops.server.metrics import metrics_text
 if TYPE_CHECKING:
     from modelops.server.http.api import Api
     from modelops.server.http.operations import Call
+    from modelops.states import JobState
 
 PROTOCOL: Final = 1
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,7 +37,10 @@ class WorkerView(msgspec.Struct, frozen=True):
 
 
 class ServerView(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server is and what it is connected to. ``database``: ``ok``, or what is wrong with it."""
+    """What the server is and what it is connected to.
+
+    ``database``: ``ok``, or what is wrong with it. ``waiting``: what database or storage said, by waiting job.
+    """
 
     version: str
     protocol: int
@@ -45,6 +49,7 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: Literal["connected", "away"]
     database: str
     jobs: dict[str, int]
+    waiting: dict[str, str]
 
 
 class Requests:
@@ -85,9 +90,15 @@ async def metrics(api: Api, _call: Call) -> Response:
 
 
 def _server(api: Api) -> ServerView:
-    service, database, jobs = api.service, "ok", {}
+    service, database = api.service, "ok"
+    jobs: dict[JobState, int] = {}
+    waiting: dict[str, str] = {}
     try:
         jobs = service.jobs_by_state()
+        for job in service.records.open_jobs():
+            live = service.supervisor.view(job.job)
+            if live is not None and live.waiting_for:
+                waiting[job.job] = live.waiting_for
     except ClusterError as error:  # that it is away is what is asked for
         database = str(error)
     supervisor = service.supervisor
@@ -99,6 +110,7 @@ def _server(api: Api) -> ServerView:
         scheduler="connected" if supervisor.connected() else "away",
         database=database,
         jobs={str(state): n for state, n in jobs.items()},
+        waiting=waiting,
     )
 
 
