@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import ssl
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.conftest import descendants
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
 from modelops.cluster.connected import ConnectedCluster
+from modelops.cluster.embedded import EmbeddedCluster
 from modelops.cluster.launch import find_server, start_pool
 from modelops.cluster.status import pool_status
 from modelops.cluster.tls import ensure_certificates
@@ -21,6 +24,8 @@ from modelops.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from modelops.home import Home
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 LISTENING = "0A"
@@ -84,6 +89,29 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHome]:
         yield pool
 
 
+def only_health_answers(port: int) -> bool:
+    """Return whether health answers at a port; fail if anything else does to who has neither certificate nor token."""
+    for route in ROUTES:
+        assert http_status(port, route) in (None, 400, 401, 404), (port, route)
+        assert http_status(port, route, Authorization="Bearer wrong") in (None, 400, 401, 404)
+    if http_status(port, "/health") == 200:
+        return True
+    assert not talks_tls_without_a_certificate(port), port
+    return False
+
+
+def test_every_port_of_a_cluster_in_a_process_refuses_strangers(home: Home) -> None:
+    """Its scheduler, nannies and workers."""
+    mine = {os.getpid()}
+    before = listening(mine | descendants(os.getpid()))
+    with EmbeddedCluster(home, n_workers=2):
+        ports = listening(mine | descendants(os.getpid())).keys() - before.keys()
+        assert len(ports) >= 5, "a scheduler, two nannies and two workers"
+        assert {host for host, _ in ports} == {"0100007F"}
+        for _, port in ports:
+            only_health_answers(port)
+
+
 def test_every_port_refuses_strangers_and_only_health_answers(pool: PoolHome, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         address = pool.ensure()
@@ -95,15 +123,7 @@ def test_every_port_refuses_strangers_and_only_health_answers(pool: PoolHome, tm
         assert len(ports) >= 5, "server, scheduler and worker, and the health of the latter two"
         loopback = "0100007F"
         assert {host for host, _ in ports} == {loopback}
-        healthy = set()
-        for _, port in ports:
-            for route in ROUTES:
-                assert http_status(port, route) in (None, 400, 401, 404), (port, route)
-                assert http_status(port, route, Authorization="Bearer wrong") in (None, 400, 401, 404)
-            if http_status(port, "/health") == 200:
-                healthy.add(port)
-            else:
-                assert not talks_tls_without_a_certificate(port)
+        healthy = {port for _, port in ports if only_health_answers(port)}
         assert server_port in healthy
         assert len(healthy) == 3
         assert http_status(server_port, "/v1/server") == 401

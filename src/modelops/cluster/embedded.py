@@ -61,8 +61,9 @@ class EmbeddedCluster:
                     host="127.0.0.1",
                     protocol="tls://",
                     security=security,
-                    dashboard_address="127.0.0.1:0",  # no dashboard: these serve health and nothing else
+                    dashboard_address="127.0.0.1:0",  # health and nothing else; an address alone asks for a dashboard
                     worker_dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     memory_limit=0,
                     local_directory=str(self._settings.scratch),
                     silence_logs=logging.CRITICAL,

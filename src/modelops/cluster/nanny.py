@@ -44,7 +44,13 @@ def main_module_hidden() -> Iterator[None]:
 
 
 class DetachedNanny(Nanny):
-    """A nanny whose worker process does not import the user's main module, nor when it is started again."""
+    """A nanny whose worker process does not import the user's main module, nor when it is started again.
+
+    The worker has no dashboard, which would be open to everybody, whatever `LocalCluster` says.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "dashboard": False})
 
     async def instantiate(self) -> Any:
         """Start the worker process."""
