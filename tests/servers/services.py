@@ -189,6 +189,7 @@ class S3:
             str(Path(sys.executable).with_name("weed")), "-logtostderr", "server", "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1", f"-dir={self._folder}", "-s3", f"-s3.port={self.port}",
             f"-s3.config={self._folder / 's3.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=64",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",  # their ports are fixed, and only one service could have them
             *(f"-{name}.port={port}" for name, port in ports.items()),
             *(f"-{name}.port.grpc={free_port()}" for name in (*ports, "s3")),
         ]  # fmt: skip
