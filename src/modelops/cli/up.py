@@ -40,6 +40,8 @@ def up(
         show_json({"url": address.url, **_shown(pool_status(home))})
         return
     typer.echo(f"the server listens at {address.url}; 'modelops status' shows it, 'modelops down' ends it")
+    if trouble := _trouble(home):
+        typer.echo(f"it waits: {trouble}", err=True)
 
 
 def down(as_json: AsJson = False) -> None:
@@ -160,6 +162,21 @@ def _jobs_by_state(home: Home) -> tuple[dict[str, int], str]:
 
     rows, unknown = _rows(home)
     return dict(Counter(str(row.state) for row in rows)), unknown
+
+
+def _trouble(home: Home) -> str:
+    """Return why the server of this home cannot do its work now, as it says itself; empty: it can."""
+    from modelops.client.http import Http
+    from modelops.client.server import Local
+    from modelops.errors import ModelOpsError, ServerUnreachableError
+
+    try:
+        Http(Local(home), patience_s=0).get("/server")
+    except ServerUnreachableError as error:
+        return error.why if error.answers else ""
+    except ModelOpsError as error:
+        return str(error)
+    return ""
 
 
 def _waiting(home: Home) -> dict[str, str]:

@@ -49,7 +49,15 @@ _ON_FILE_ADVICE: Final = {
     sqlite3.SQLITE_CANTOPEN: "see whether its folder is there, and allow writing there",
     sqlite3.SQLITE_BUSY: "another process keeps it locked: end that, e.g. an open sqlite3 shell or a backup",
 }
+_MADE: Final = "the database beside this lock was made\n"  # so one without a byte was cut
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _damaged(file: Path, said: str) -> str:
+    return (
+        f"the database {file} is damaged: {said}; 'modelops down', put a backup of it in its place (without one, move "
+        "it and its -wal away: a new one knows no jobs), then 'modelops up'"
+    )
 
 
 class Database:
@@ -90,6 +98,8 @@ class Database:
                 if on_file:
                     self._switch_to_wal()
                 self._migrate()
+                if on_file:
+                    _lock_file(parsed).write_text(_MADE)
         return self
 
     def close(self) -> None:
@@ -127,10 +137,7 @@ class Database:
             file = Path(self.engine.url.database or "")
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
             if code in _DAMAGED:
-                return (
-                    f"the database {self.name} is damaged: {said}; 'modelops down', put a backup of {file} in its "
-                    "place (without one, move it and its -wal away: a new one knows no jobs), then 'modelops up'"
-                )
+                return _damaged(file, said)
             advice = _ON_FILE_ADVICE.get(code, "see whether its folder is there and can be written")
             return f"the database {self.name} failed: {said} ({volume_of(file)}); {advice}"
         return f"the database {self.name} failed: {said}; see whether it is up and lets this machine in"
@@ -200,7 +207,14 @@ def _lock_beside(url: sa.URL) -> FileLock:
         make_private(path.parent)
     except OSError as e:
         raise StorageError(f"the folder of the database {path} cannot be made: {e.strerror}") from e
-    return FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S)
+    lock = _lock_file(url)
+    if path.is_file() and not path.stat().st_size and lock.exists() and lock.read_text() == _MADE:
+        raise StorageError(_damaged(path, "it is empty, and once was not"))
+    return FileLock(lock, timeout=BUSY_TIMEOUT_S)
+
+
+def _lock_file(url: sa.URL) -> Path:
+    return Path(f"{url.database}.lock")
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
