@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -38,7 +39,7 @@ class Machine:
     """A database, and leases of as many processes as the test makes."""
 
     records: Records
-    process: Maker
+    process: Maker  # leases of a process on a machine of its own, if there can be several
 
     def job(self) -> JobId:
         job = new_job_id()
@@ -54,7 +55,10 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     else:
         postgres: Postgres = request.getfixturevalue("postgres")
         with closing(Records.open(postgres.new_database())) as records:
-            yield Machine(records, lambda lease_s=3600.0: ClockLeases(records, lease_s=lease_s))
+            folders = (tmp_path / str(n) for n in count())
+            yield Machine(
+                records, lambda lease_s=3600.0: ClockLeases(records, next(folders), lease_s=lease_s)
+            )
 
 
 def test_only_one_of_two_processes_gets_a_job_and_the_other_after_it_was_released(machine: Machine) -> None:
@@ -124,8 +128,8 @@ HOLD = """
 import os, sys
 from pathlib import Path
 from modelops.store import Records
-from modelops.store.leases import FileLeases
-leases = FileLeases(Records.open(sys.argv[1]), Path(sys.argv[2]))
+from modelops.store.leases import leases_for
+leases = leases_for(Records.open(sys.argv[1]), Path(sys.argv[2]))
 epoch = leases.take(sys.argv[3], "other")
 if sys.argv[4] == "fork":
     began, begin = os.pipe()
@@ -139,28 +143,96 @@ sys.stdin.read()
 """
 
 
+@contextmanager
+def other_process(url: str, folder: Path, job: JobId, how: str = "alone") -> Iterator[subprocess.Popen[str]]:
+    """Lend a process that has the lease of a job, with epoch 1; it is killed at the end."""
+    program = [sys.executable, "-c", HOLD, url, str(folder), job, how]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "1\n"
+        yield other
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+
+
+@pytest.fixture(params=["file", "clock"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return f"sqlite:///{tmp_path}/modelops.db"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.new_database()
+
+
 @pytest.mark.parametrize("how", ["alone", "fork"])
-def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path, how: str) -> None:
-    url, folder = f"sqlite:///{tmp_path}/modelops.db", tmp_path / "leases"
+def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path, url: str, how: str) -> None:
+    folder = tmp_path / "leases"
     with closing(Records.open(url)) as records:
         job = new_job_id()
         records.create_job(job, b"")
-        program = [sys.executable, "-c", HOLD, url, str(folder), job, how]
-        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "1\n"
-            leases = FileLeases(records, folder)
+        leases = leases_for(records, folder)
+        with other_process(url, folder, job, how):
             assert leases.take(job, "me") is None
-            os.kill(other.pid, signal.SIGKILL)
-            other.wait()
-            assert leases.take(job, "me") == 2
+        assert leases.take(job, "me") == 2
+        assert leases_for(records, folder).take(job, "third") is None
+        leases.release(job)
+        assert list(folder.iterdir()) == []
 
 
-def test_a_lease_that_is_not_renewed_ends_by_the_clock_of_the_database(postgres: Postgres) -> None:
+def test_on_another_machine_the_lease_of_a_killed_process_ends_by_the_clock(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.new_database()
+    with closing(Records.open(url)) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        with other_process(url, tmp_path / "here", job):
+            pass
+        assert ClockLeases(records, tmp_path / "there").take(job, "there") is None
+        assert records.job(job).epoch == 1
+
+
+def test_what_a_dead_process_held_before_another_machine_took_the_job_says_nothing(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.new_database()
+    with closing(Records.open(url)) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        with other_process(url, tmp_path / "here", job):
+            pass
+        there = ClockLeases(records, tmp_path / "there")
+        with records.database.writing() as sql:  # as if its time had passed
+            sql.exec_driver_sql("UPDATE leases SET expires_at = now()")
+        assert there.take(job, "there") == 2
+        here = ClockLeases(records, tmp_path / "here")
+        assert here.take(job, "here") is None
+        (tmp_path / "here" / f"{job}.epoch").write_bytes(b"half of")
+        assert here.take(job, "here") is None
+        assert there.renew() == []
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_the_wait(
+    postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
     with closing(Records.open(postgres.new_database())) as records:
         job = new_job_id()
         records.create_job(job, b"")
-        one, two = ClockLeases(records, lease_s=LEASE_S), ClockLeases(records, lease_s=LEASE_S)
+        leases = ClockLeases(records, tmp_path / "file" / "leases")
+        caplog.set_level("INFO")
+        assert leases.take(job, "me") == 1
+        assert "if this process dies" in caplog.text
+        assert leases.renew() == []
+        leases.release(job)
+
+
+def test_a_lease_that_is_not_renewed_ends_by_the_clock_of_the_database(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    with closing(Records.open(postgres.new_database())) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        one, two = (ClockLeases(records, tmp_path / name, lease_s=LEASE_S) for name in ("one", "two"))
         assert one.take(job, "one") == 1
         epoch = None
         while epoch is None:  # it is not renewed
@@ -174,11 +246,14 @@ def test_a_lease_that_is_not_renewed_ends_by_the_clock_of_the_database(postgres:
         assert one.take(job, "one") is None or records.job(job).epoch == 3
 
 
-def test_a_lease_that_has_ended_and_that_nobody_took_can_be_renewed(postgres: Postgres) -> None:
+def test_a_lease_that_has_ended_and_that_nobody_took_can_be_renewed(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     with closing(Records.open(postgres.new_database())) as records:
         job = new_job_id()
         records.create_job(job, b"")
-        one, two = ClockLeases(records, lease_s=0.0), ClockLeases(records)
+        one = ClockLeases(records, tmp_path / "one", lease_s=0.0)
+        two = ClockLeases(records, tmp_path / "two")
         assert one.take(job, "one") == 1
         assert one.renew() == []
         assert two.take(job, "two") == 2

@@ -152,10 +152,11 @@ def main() -> None:
     home = Home.at(Path(config["home"]))
     records = Records.open(config["database"])
     lease_s = config["lease_s"]
+    of_another_machine = home.state / f"leases-{os.getpid()}"
     leases = (
         leases_for(records, home.state / "leases")
         if lease_s is None
-        else ClockLeases(records, lease_s=lease_s)
+        else ClockLeases(records, of_another_machine, lease_s=lease_s)
     )
     pool = AttachedPool(config["address"], pickle.loads(base64.b64decode(config["security"])))
     supervisor = Supervisor(

@@ -2,7 +2,8 @@
 
 The epoch is what keeps two drivers apart: every write checks it. A lease only says when somebody else may take over.
 On one machine that is a lock on a file, which the kernel takes from a process that dies. With a database for many
-machines it is a time on the database's own clock, never on that of a host.
+machines it is a time on the database's own clock, never on that of a host; who has the same folder as a driver that
+has died is told by a lock on a file there, too, and does not wait for that time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from modelops.errors import StorageError
 from modelops.store import schema
+from modelops.store.epoch_files import EpochFiles
 from modelops.store.rows import append_event, read_job, update_job
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Leases(Protocol):
 
 def leases_for(records: Records, folder: Path) -> Leases:
     """Return leases that suit the database: locks below ``folder`` for SQLite, its own clock for PostgreSQL."""
-    return FileLeases(records, folder) if records.on_one_machine else ClockLeases(records)
+    return FileLeases(records, folder) if records.on_one_machine else ClockLeases(records, folder)
 
 
 class FileLeases:
@@ -151,10 +153,13 @@ def _close_in_children(leases: FileLeases) -> None:
 
 
 class ClockLeases:
-    """Leases that end ``lease_s`` after they were renewed, by the clock of the database (PostgreSQL)."""
+    """Leases that end ``lease_s`` after they were renewed, by the clock of the database (PostgreSQL).
 
-    def __init__(self, records: Records, *, lease_s: float = LEASE_S) -> None:
-        self._records, self._lease_s = records, lease_s
+    Or at once, if their holder had the same ``folder`` and has died.
+    """
+
+    def __init__(self, records: Records, folder: Path, *, lease_s: float = LEASE_S) -> None:
+        self._records, self._files, self._lease_s = records, EpochFiles(folder), lease_s
         self._lock = threading.Lock()
         self._held: dict[JobId, int] = {}  # epochs
 
@@ -162,15 +167,16 @@ class ClockLeases:
         """Do nothing: there is no row to hold before the job is recorded."""
 
     def take(self, job: JobId, owner: str) -> int | None:
-        """Raise the epoch, unless a lease that has not ended is another's."""
+        """Raise the epoch, unless a lease that has not ended is another's, who may be alive."""
         t = schema.leases.c
         with self._lock:
+            known = {self._held.get(job), self._files.of_the_dead(job)}
             with self._records.database.writing() as sql:
                 row = read_job(sql, job, lock=True)
                 live = sa.select(t.epoch).where(
                     t.job == job, t.epoch == row.epoch, t.released_at.is_(None), t.expires_at > _NOW
                 )
-                if self._held.get(job) != row.epoch and sql.scalar(live) is not None:
+                if row.epoch not in known and sql.scalar(live) is not None:
                     return None
                 epoch = row.epoch + 1
                 update_job(sql, job, epoch=epoch)
@@ -185,6 +191,7 @@ class ClockLeases:
                 at = self._records.now()
                 append_event(sql, job, at, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
             self._held[job] = epoch
+            self._files.hold(job, epoch)
             return epoch
 
     def renew(self) -> list[JobId]:
@@ -197,7 +204,7 @@ class ClockLeases:
                 renewed = {job for job, epoch in held.items() if self._renew(sql, job, epoch)}
             lost = [job for job in held if job not in renewed]
             for job in lost:
-                del self._held[job]
+                self._forget(job)
             return lost
 
     def _renew(self, sql: sa.Connection, job: JobId, epoch: int) -> bool:
@@ -219,7 +226,11 @@ class ClockLeases:
                 sql.execute(
                     schema.leases.update().where(t.job == job, t.epoch == epoch).values(released_at=_NOW)
                 )
-            del self._held[job]
+            self._forget(job)
+
+    def _forget(self, job: JobId) -> None:
+        del self._held[job]
+        self._files.drop(job)
 
     def _end(self) -> sa.ColumnElement[object]:
         return _NOW + sa.text(f"interval '{self._lease_s} seconds'")
