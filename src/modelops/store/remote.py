@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import obstore
 from obstore.exceptions import AlreadyExistsError as ObstoreAlreadyExistsError
@@ -28,36 +29,63 @@ from modelops.store.objects import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from obstore.store import ObjectStore, RetryConfig
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 # Whoever calls us waits and tries again, and says so. By itself obstore would do that for minutes, in silence.
 _RETRY: Final[RetryConfig] = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}
+
+# A service that says nothing for QUIET_S does not do its part. What is sent gets the time it takes at SLOWEST beside
+# that: the limit holds from the first byte out to the first one back. What is read is limited piece by piece only.
+QUIET_S: Final = 30.0
+SLOWEST_BYTES_PER_S: Final = 64 * 1024
+LONGEST_READ: Final = timedelta(days=7)
+AT_ONCE_BYTES: Final = 1 << 20
+PART_BYTES: Final = 8 << 20
+PARTS_AT_ONCE: Final = 4
+# Told some options, obstore no longer looks for the others in the environment.
+_CLIENT_OPTIONS: Final = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only", "http2_only", "pool_idle_timeout",
+    "pool_max_idle_per_host", "proxy_ca_certificate", "proxy_excludes", "proxy_url", "read_timeout", "timeout",
+    "user_agent",
+)  # fmt: skip
+_VARIABLES: Final = {
+    "s3": "AWS", "s3a": "AWS", "az": "AZURE", "adl": "AZURE", "azure": "AZURE", "abfs": "AZURE", "abfss": "AZURE",
+    "gs": "GOOGLE",
+}  # fmt: skip
 
 
 class RemoteObjects(Objects):
     """Objects in a store that obstore can reach."""
 
-    def __init__(self, store: ObjectStore, where: str) -> None:
-        self.store = store
-        self.where = where
+    def __init__(self, url: str) -> None:
+        self.where = url
+        self.store = self._opened({"timeout": LONGEST_READ, "read_timeout": timedelta(seconds=QUIET_S)})
+        self._to_send: dict[int, ObjectStore] = {}
 
     @classmethod
     def from_url(cls, url: str) -> RemoteObjects:
         """Connect lazily; credentials come from the environment as each cloud's own tools read them."""
-        with _as_ours("opening", "", url):
-            return cls(from_url(url, retry_config=_RETRY), url)
+        return cls(url)
 
     def __repr__(self) -> str:
         return f"RemoteObjects({self.where!r})"
 
     def put_new(self, name: str, content: Content) -> None:
         # A conditional create is one request: obstore does not split it into parts.
+        if not isinstance(content, bytes | Path):
+            content = b"".join(content)
         with _as_ours("storing", name, self.where):
-            obstore.put(self.store, checked_name(name), _source(content), mode="create", use_multipart=False)
+            n_bytes = content.stat().st_size if isinstance(content, Path) else len(content)
+            store = self._sending(n_bytes)
+            obstore.put(store, checked_name(name), content, mode="create", use_multipart=False)
 
     def put(self, name: str, content: Content) -> None:
+        n_bytes = len(content) if isinstance(content, bytes) else PART_BYTES * PARTS_AT_ONCE
         with _as_ours("storing", name, self.where):
-            obstore.put(self.store, checked_name(name), _source(content))
+            obstore.put(
+                self._sending(n_bytes), checked_name(name), _source(content),
+                chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE,
+            )  # fmt: skip
 
     def get(self, name: str) -> bytes:
         with _as_ours("reading", name, self.where):
@@ -103,6 +131,32 @@ class RemoteObjects(Objects):
                 obstore.delete(self.store, checked_name(name))
         except NotFoundError:
             return
+
+    def _sending(self, n_bytes: int) -> ObjectStore:
+        """Return the store whose requests may take as long as so many bytes do."""
+        if n_bytes <= AT_ONCE_BYTES or self.where.startswith(
+            "memory:"
+        ):  # a second one would hold other objects
+            return self.store
+        size = 1 << (n_bytes - 1).bit_length()  # few sizes: each has connections of its own
+        if size not in self._to_send:
+            limit = timedelta(seconds=QUIET_S + size / SLOWEST_BYTES_PER_S)
+            self._to_send[size] = self._opened({"timeout": limit})
+        return self._to_send[size]
+
+    def _opened(self, limits: ClientConfig) -> ObjectStore:
+        with _as_ours("opening", "", self.where):
+            options: Any = {**limits, **_client_options(self.where)}
+            return from_url(self.where, retry_config=_RETRY, client_options=options)
+
+
+def _client_options(url: str) -> dict[str, str]:
+    """Return what the environment says of connections, by the names that obstore gives to it."""
+    variables = _VARIABLES.get(url.partition("://")[0])
+    if variables is None:
+        return {}
+    found = {name: os.environ.get(f"{variables}_{name.upper()}", "") for name in _CLIENT_OPTIONS}
+    return {name: value for name, value in found.items() if value}
 
 
 @contextmanager
