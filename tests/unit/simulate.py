@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from modelops.states import JobState
 
 BATCH = 100
-COLLECT_AFTER = 4  # schedules: what they leave still fits the processor's cache
 ENOUGH_TO_JUDGE = 1_000  # schedules; what fewer have met says little
 MOST_PLAYS = 3_000  # to shrink one schedule
 
@@ -77,7 +76,7 @@ def play_batch(seeds: range) -> Figures:
     """Play these, up to the first that breaks a rule."""
     figures = Figures()
     began = time.process_time()
-    gc.disable()  # a world is a few hundred kilobytes in cycles: it is collected below
+    gc.disable()  # a world that was forgotten leaves no circle
     try:
         for seed in seeds:
             try:
@@ -90,8 +89,7 @@ def play_batch(seeds: range) -> Figures:
             figures.n_drivers.append(world.store.epoch)
             figures.n_real += world.s.real_store
             figures.ends.add(world.store.state)
-            if seed % COLLECT_AFTER == 0:
-                gc.collect()
+            world.forget()
     finally:
         gc.enable()
     figures.seconds = time.process_time() - began

@@ -39,7 +39,7 @@ WITHOUT_OUTCOME = (
     ReplicateStatus.NOT_RUN,
     ReplicateStatus.CANCELLED,
 )
-SUCCEEDED, CRASHED, FAILED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED, ReplicateStatus.FAILED
+SUCCEEDED, CRASHED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED
 MAX_STEPS = 30_000
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
 NO_FAULTS: frozenset[int] = frozenset()
@@ -85,7 +85,7 @@ class World:
         self.occasions = dict.fromkeys(scenario.faults, 0)
         self.strikes = {n: k for k in ("crash", "pause", "rival") for n in scenario.faults.get(k, NO_FAULTS)}
         self.trace: deque[tuple[float, int, str, object]] = deque(maxlen=40)
-        self.store: Store = (RealStore if scenario.real_store else Store)(scenario.spec, self.outcome)
+        self.store: Store = (RealStore if scenario.real_store else Store)(scenario.spec, scenario.outcome)
         self.ids: set[AttemptId] = set()
         self.begun: set[int] = set()  # indices that were on a worker
         self.workers: dict[str, Worker] = {}
@@ -105,13 +105,20 @@ class World:
                 self.store.begin_again()
             self._run_once()
 
-    def _run_once(self) -> None:
+    def forget(self) -> None:
+        """Let go of all who know each other. Of what is in no circle, nothing needs to be collected."""
         self.queue.clear()
+        self.workers.clear()
+        for driver in self.drivers:
+            vars(driver.machine).clear()
+            vars(driver).clear()
+        self.drivers.clear()
+
+    def _run_once(self) -> None:
+        self.forget()
         self.began = self.now
         self.store.up = True
         self.cancelled = False
-        self.drivers.clear()
-        self.workers.clear()
         for _ in range(self.s.n_workers):
             self.later_by_chance(0.1, self._hire, None)
         for at in self.s.cancels:
@@ -448,7 +455,7 @@ class World:
                 missing = "No module named 'x'"
                 done = [k for k in done if k < self.s.missing_import_at]
                 unstarted = ranges_of(items) - ranges_of(done)
-            statuses = {k: self.outcome(k, chunk.attempt_number) for k in done}
+            statuses = {k: self.s.outcome(k, chunk.attempt_number) for k in done}
             final = [k for k, status in statuses.items() if status not in chunk.retry_on]
             if len(final) < len(items):
                 ranges = ranges_of(final).pairs
@@ -481,12 +488,6 @@ class World:
             wall_seconds=seconds + 0.002,
             missing_import=missing,
         )
-
-    def outcome(self, k: int, number: int) -> ReplicateStatus:
-        """Return how a replicate ends in its attempt of this number."""
-        if number <= self.s.crashes.get(k, 0):
-            return CRASHED
-        return FAILED if k in self.s.failing else SUCCEEDED
 
     def _aggregate_receipt(
         self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int

@@ -17,7 +17,7 @@ from modelops.study.spec import JobSpec, RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CRASHED, FAILED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED
+CRASHED, FAILED, SUCCEEDED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED, ReplicateStatus.SUCCEEDED
 
 # Kind -> how often it is drawn at most, per occasion. The occasion is in the comment.
 FAULTS = {
@@ -65,6 +65,12 @@ class Scenario:
     repairs: frozenset[int] = frozenset()  # which of these runs only repair: a segment is found damaged
     faults: dict[str, frozenset[int]] = field(default_factory=dict)
     real_store: bool = False
+
+    def outcome(self, k: int, number: int) -> ReplicateStatus:
+        """Return how a replicate ends in its attempt of this number."""
+        if number <= self.crashes.get(k, 0):
+            return CRASHED
+        return FAILED if k in self.failing else SUCCEEDED
 
     def simpler(self) -> Iterator[Scenario]:
         """Yield this scenario with one thing less that goes wrong, each in turn."""
