@@ -70,9 +70,15 @@ class ServerUnreachableError(ClusterError):
         super().__init__(server, why, advice, answers)
         self.server, self.why, self.advice, self.answers = server, why, advice, answers
 
+    @property
+    def what(self) -> str:
+        """What is the matter, without what to do."""
+        return (
+            f"{self.server} {'cannot do its work now' if self.answers else 'cannot be reached'}: {self.why}"
+        )
+
     def __str__(self) -> str:
-        what = "cannot do its work now" if self.answers else "cannot be reached"
-        return f"{self.server} {what}: {self.why}; {self.advice}"
+        return f"{self.what}; {self.advice}"
 
 
 class QueueFullError(RetryableError):

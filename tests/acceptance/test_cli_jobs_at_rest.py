@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -90,6 +92,17 @@ def test_of_a_job_that_has_not_ended_nothing_is_claimed(modelops: Modelops, ende
     assert {j["job"]: j["state"] for j in listed.json["jobs"]} == {ended: "partial", dark: "unknown"}
     assert "no server runs" in listed.json["unreachable"]
     assert modelops("jobs", "list", "--state", "partial").out.count("job_") == 1
+
+
+def test_a_server_that_lets_nobody_connect_is_waited_for_aloud_and_given_up(modelops: Modelops) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        said = modelops("jobs", "list", MODELOPS_SERVER=url, MODELOPS_TOKEN="t")
+    assert said.code == 5
+    waiting, end = said.err.splitlines()
+    assert re.search(rf"the server {url} cannot be reached: .*; trying until \d\d:\d\d:\d\d$", waiting)
+    assert "check the address in MODELOPS_SERVER" in end
 
 
 @pytest.mark.parametrize(

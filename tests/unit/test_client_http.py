@@ -157,6 +157,36 @@ def test_a_connection_that_was_refused_did_nothing_and_is_made_again() -> None:
         assert len(tries) > 1
 
 
+def test_a_server_never_met_is_given_up_sooner_and_a_long_wait_is_said(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, seconds in (("NEVER_MET_S", 0.4), ("LONG_WAIT_S", 0.4), ("SAY_AFTER_S", 0.1)):
+        monkeypatch.setattr(f"modelops.client.http.{name}", seconds)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = Address(f"http://127.0.0.1:{taken.getsockname()[1]}", "t", "the server", "start it")
+        stranger = Http(lambda: nobody, patience_s=600.0)
+        with pytest.raises(ServerUnreachableError, match="Connection refused"):
+            stranger.get("/jobs")
+        said = [r.getMessage() for r in caplog.records if r.name == "modelops.client.http"]
+        assert len(said) == 1
+        assert "the server cannot be reached: " in said[0]
+        assert "Connection refused; trying until " in said[0]
+
+        tries: list[Address] = []
+
+        def find() -> Address:
+            tries.append(server.address if len(tries) != 1 else nobody)
+            return tries[-1]
+
+        met = Http(find, patience_s=600.0)
+        monkeypatch.setattr("modelops.client.http.NEVER_MET_S", 0.0)
+        assert [met.get("/jobs").status for _ in range(2)] == [200, 200]
+        assert nobody in tries
+        stranger.close()
+        met.close()
+
+
 def test_every_request_carries_the_token_and_no_url_does(server: Scripted, http: Http) -> None:
     http.get("/jobs", [("state", "running"), ("cursor", None)])
     (_, path, headers, _) = server.heard[0]

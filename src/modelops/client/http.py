@@ -3,17 +3,21 @@
 The rules of this file. A request whose connection was refused did nothing, and is made again. One that was
 interrupted later may have been performed: it is made again only if performing it twice is the same as once (GET,
 PUT, and what carries an idempotency key). Between tries the pause doubles, with some chance in it so that many
-clients do not come back at once. After `patience_s` without an answer the error is `ServerUnreachableError`. The
-address is asked for anew before each try: a server of this machine may have been started again elsewhere.
+clients do not come back at once. After `patience_s` without an answer the error is `ServerUnreachableError`; sooner if
+no connection can be made to a server that has never answered here: then the address is probably wrong. A wait that is
+long enough to be noticed is logged as it begins. The address is asked for anew before each try: a server of this
+machine may have been started again elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
 CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
 PATIENCE_S: Final = 10.0
+NEVER_MET_S: Final = 3.0
+SAY_AFTER_S: Final = 1.0
+LONG_WAIT_S: Final = 3.0  # shorter ones end before anybody wonders; who asks again and again says so itself
 FIRST_PAUSE_S: Final = 0.05
 LAST_PAUSE_S: Final = 1.0
 _PIECE: Final = 1 << 20
@@ -57,6 +64,8 @@ _NAMED: Final = {
     )
 }  # fmt: skip
 _TO_UPLOAD: Final = frozenset({"BundleMissingError", "ParametersMissingError"})
+log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 Query = Sequence[tuple[str, str | int | float | None]]
 T = TypeVar("T")
 
@@ -117,6 +126,15 @@ class _InterruptedError(Exception):
         self.why, self.sent, self.final = why, sent, final
 
 
+class _Silence(NamedTuple):
+    """A request without an answer. ``final``: no use in repeating it."""
+
+    error: ServerUnreachableError
+    did_nothing: bool = False
+    no_connection: bool = False
+    final: bool = False
+
+
 class Http:
     """A connection to one server. Safe to use from many threads.
 
@@ -130,6 +148,8 @@ class Http:
 
     def __init__(self, find: Callable[[], Address], *, patience_s: float = PATIENCE_S) -> None:
         self._find, self._patience_s = find, patience_s
+        self._met = False
+        self._met = False
         self._pool = urllib3.PoolManager(num_pools=4, maxsize=8, retries=False)
 
     def close(self) -> None:
@@ -174,31 +194,48 @@ class Http:
             given.setdefault("Content-Type", "application/json")
         repeatable = repeatable or method in _SAFE_TWICE or "Idempotency-Key" in given
         patience_s = self._patience_s if patience_s is None else patience_s
-        began, pause = time.monotonic(), FIRST_PAUSE_S
-        while True:
-            try:
-                address = self._find()
-                answer = self._once(address, method, target, body, given, read_s)
-            except ServerUnreachableError:  # none runs just now
-                if time.monotonic() - began + pause > patience_s:
-                    raise
-                may, why, answers = True, "", False
-            except _InterruptedError as e:
-                may, why, answers = (repeatable or not e.sent) and not e.final, e.why, False
-            else:
-                if answer.status not in _AWAY:
-                    if answer.status >= 400:
-                        raise error_of(answer, address)
-                    return answer
-                may, why, answers = repeatable, _detail(answer), bool(_detail(answer))
-                why = why or f"it answered {answer.status}"
-            if not may or time.monotonic() - began + pause > patience_s:
-                advice = (
-                    "it goes on by itself when that is back; nothing was lost" if answers else address.advice
-                )
-                raise ServerUnreachableError(address.name, why, advice, answers)
+        began, pause, said = time.monotonic(), FIRST_PAUSE_S, False
+        while isinstance(answer := self._try(method, target, body, given, read_s), _Silence):
+            waited_s = time.monotonic() - began
+            if answer.no_connection and not self._met:
+                patience_s = min(patience_s, NEVER_MET_S)
+            if not (repeatable or answer.did_nothing) or answer.final or waited_s + pause > patience_s:
+                raise answer.error
+            if not said and waited_s + pause > SAY_AFTER_S and patience_s >= LONG_WAIT_S:
+                said = True
+                until = datetime.now() + timedelta(seconds=patience_s - waited_s)
+                log.warning("%s; trying until %s", answer.error.what, f"{until:%H:%M:%S}")
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LAST_PAUSE_S)
+        return answer
+
+    def _try(
+        self,
+        method: str,
+        target: str,
+        body: bytes | IO[bytes] | None,
+        headers: Mapping[str, str],
+        read_s: float,
+    ) -> Answer | _Silence:
+        """Make a request once. Raises ModelOpsError: what the server says is wrong."""
+        try:
+            address = self._find()
+            answer = self._once(address, method, target, body, headers, read_s)
+        except ServerUnreachableError as e:  # none runs just now
+            return _Silence(e, did_nothing=True)
+        except _InterruptedError as e:
+            error = ServerUnreachableError(address.name, e.why, address.advice)
+            return _Silence(error, did_nothing=not e.sent, no_connection=not e.sent, final=e.final)
+        self._met = True
+        if answer.status not in _AWAY:
+            if answer.status >= 400:
+                raise error_of(answer, address)
+            return answer
+        if said := _detail(answer):
+            advice = "it goes on by itself when that is back; nothing was lost"
+            return _Silence(ServerUnreachableError(address.name, said, advice, answers=True))
+        why = f"it answered {answer.status}"
+        return _Silence(ServerUnreachableError(address.name, why, address.advice))
 
     def stream(self, path: str, offset: int = 0) -> Iterator[bytes]:
         """Yield the bytes of a resource from an offset on; an interrupted transfer goes on where it was."""
