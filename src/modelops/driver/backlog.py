@@ -40,11 +40,12 @@ class Work(NamedTuple):
 
         A single item already after one death: that costs next to nothing.
         """
-        return self.deaths >= SUSPECT_AFTER_DEATHS or (self.deaths > 0 and len(self.ranges) == 1)
+        deaths = self.deaths
+        return deaths > 0 and (deaths >= SUSPECT_AFTER_DEATHS or len(self.ranges) == 1)
 
     def of(self, ranges: Ranges) -> Work:
         """Return the part of it that is of these."""
-        return self if ranges == self.ranges else self._replace(ranges=ranges)
+        return self if ranges is self.ranges or ranges == self.ranges else self._replace(ranges=ranges)
 
     def split(self) -> list[Work]:
         """Cut into parts, in order: eighths, or single items when there are no more than eight."""
@@ -65,7 +66,7 @@ class Backlog:
         self.n_ready = 0  # items that could go out now, suspects left out
         self.next_at: float | None = None  # when the next delayed work is due
         self._special: deque[Work] = deque()  # keeps its history: not merged with other work
-        self._ready: dict[int, RangeQueue] = {}
+        self._ready: dict[int, RangeQueue] = {}  # by attempt number; none is empty
         self._waiting: list[tuple[float, int, Work]] = []
         self._n_waits = 0
 
@@ -102,13 +103,21 @@ class Backlog:
         """Take out work for one chunk: about ``n`` items of one attempt number, the smallest first."""
         if self._special:
             work = self._special.popleft()
-        elif self.n_ready:
-            _, number = min((queue.first, number) for number, queue in self._ready.items() if queue.n)
-            work = Work(self.kind, self._ready[number].take(n), number)
+        elif self._ready:
+            number, queue = self._foremost()
+            work = Work(self.kind, queue.take(n), number)
+            if not queue.n:
+                del self._ready[number]
         else:
             return None
         self.n_ready -= len(work.ranges)
         return work
+
+    def _foremost(self) -> tuple[int, RangeQueue]:
+        if len(self._ready) == 1:  # most often
+            ((number, queue),) = self._ready.items()
+            return number, queue
+        return min(self._ready.items(), key=lambda entry: entry[1].first)
 
     def numbered(self, number: int) -> Ranges:
         """Return the items whose next attempt is of this number. Costs the whole backlog: for rare events."""
@@ -120,17 +129,23 @@ class Backlog:
 
     def withdraw(self, ranges: Ranges) -> None:
         """Take these out wherever they are. Costs the whole backlog: for rare events."""
-        for queue in self._ready.values():
-            queue.withdraw(ranges)
-        self._special = _without(self._special, ranges)
-        self.n_ready = sum(len(w.ranges) for w in self._special) + sum(q.n for q in self._ready.values())
-        self.suspects = _without(self.suspects, ranges)
-        kept = [(at, i, w._replace(ranges=w.ranges - ranges)) for at, i, w in self._waiting]
-        self._waiting = [entry for entry in kept if entry[2].ranges]
-        heapify(self._waiting)
-        self.next_at = self._waiting[0][0] if self._waiting else None
+        for number, queue in [*self._ready.items()]:
+            self.n_ready -= queue.withdraw(ranges)
+            if not queue.n:
+                del self._ready[number]
+        if self._special:
+            self.n_ready -= sum(len(w.ranges) for w in self._special)
+            self._special = _without(self._special, ranges)
+            self.n_ready += sum(len(w.ranges) for w in self._special)
+        if self.suspects:
+            self.suspects = _without(self.suspects, ranges)
+        if self._waiting:
+            kept = [(at, i, w.of(w.ranges - ranges)) for at, i, w in self._waiting]
+            self._waiting = [entry for entry in kept if entry[2].ranges]
+            heapify(self._waiting)
+            self.next_at = self._waiting[0][0] if self._waiting else None
 
 
 def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
-    kept = (w._replace(ranges=w.ranges - ranges) for w in works)
+    kept = (w.of(w.ranges - ranges) for w in works)
     return deque(w for w in kept if w.ranges)

@@ -6,7 +6,7 @@ costs the ranges of what is added: a million parameter sets in one segment are o
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 from modelops.driver.range_sets import RangeSet
@@ -37,13 +37,16 @@ class Coverage:
     def add(self, indices: Ranges) -> Ranges:
         """Cover these, none of which was covered, and return the parameter sets that settled by it."""
         settled: list[Range] = []
-        for lo, hi in indices.pairs:
-            whole = self._covered.add(lo, hi)
-            i = bisect_right(self._bases, lo) - 1
-            while i < len(self._blocks) and self._blocks[i].base < hi:
-                params = _filled(self._blocks[i], self._ends[i], (lo, hi), whole)
+        add, blocks, ends = self._covered.add, self._blocks, self._ends
+        n_blocks = len(blocks)
+        for added in indices.pairs:
+            lo, hi = added
+            whole = add(lo, hi)
+            i = bisect_right(self._bases, lo) - 1 if n_blocks > 1 else 0
+            while i < n_blocks and blocks[i].base < hi:
+                params = _filled(blocks[i], ends[i], added, whole)
                 if params is not None:
-                    if len(self._blocks) == 1:
+                    if n_blocks == 1:
                         settled.append(params)
                     else:
                         settled.extend(self._settled_everywhere(i, params).pairs)
@@ -64,15 +67,15 @@ class Coverage:
 def _filled(block: Block, end: int, added: Range, whole: Range) -> Range | None:
     """Return the parameter sets of ``block`` that ``added`` touches and that lie wholly in ``whole``."""
     n, base = block.n_replicates, block.base
-    if (
-        base <= added[0] and added[1] <= end and whole == added
-    ):  # most often: inside the block, beside nothing
-        lo, hi = -(-(added[0] - base) // n), (added[1] - base) // n
-        return (block.p0 + lo, block.p0 + hi) if lo < hi else None
-    touched_lo = (max(added[0], base) - base) // n
-    touched_hi = (min(added[1], end) - base - 1) // n + 1
-    lo = max(touched_lo, -(-(max(whole[0], base) - base) // n))
-    hi = min(touched_hi, (min(whole[1], end) - base) // n)
+    lo, hi = whole
+    lo = -((base - lo) // n) if lo > base else 0  # the sets that `whole` has from their first replicate on
+    hi = ((hi if hi < end else end) - base) // n
+    if lo >= hi:  # most often
+        return None
+    first, last = added
+    touched_lo = (first - base) // n if first > base else 0
+    touched_hi = ((last if last < end else end) - base - 1) // n + 1
+    lo, hi = max(lo, touched_lo), min(hi, touched_hi)
     return (block.p0 + lo, block.p0 + hi) if lo < hi else None
 
 
@@ -86,18 +89,22 @@ class SegmentMap:
     def add(self, segment: SegmentRef) -> None:
         """Note a committed segment; none of its indices is in another."""
         for lo, hi in segment.ranges:
-            i = bisect_right(self._lows, lo)
-            self._lows.insert(i, lo)
-            self._entries.insert(i, (hi, segment))
+            if not self._lows or self._lows[-1] < lo:
+                self._lows.append(lo)
+                self._entries.append((hi, segment))
+            else:
+                i = bisect_right(self._lows, lo)
+                self._lows.insert(i, lo)
+                self._entries.insert(i, (hi, segment))
 
     def over(self, indices: Ranges) -> tuple[SegmentRef, ...]:
         """Return the segments that hold any of these indices, by their first index."""
         found: dict[str, SegmentRef] = {}
+        lows, entries = self._lows, self._entries
         for lo, hi in indices.pairs:
-            i = max(0, bisect_right(self._lows, lo) - 1)
-            while i < len(self._lows) and self._lows[i] < hi:
-                end, segment = self._entries[i]
-                if end > lo:
-                    found.setdefault(segment.attempt, segment)
-                i += 1
+            first = bisect_right(lows, lo) - 1
+            if first < 0 or entries[first][0] <= lo:
+                first += 1
+            for _, segment in entries[first : bisect_left(lows, hi, max(first, 0))]:
+                found.setdefault(segment.attempt, segment)
         return tuple(found.values())

@@ -40,14 +40,16 @@ class Ledger:
 
         An aggregate is stale, and left out, when it lacks a segment that its parameter sets have by now.
         """
-        segments = list(segments)
+        segments = sorted(segments, key=lambda segment: segment.ranges)
         for segment in segments:
             self._count(segment.counts, segment)
         settled = self._cover(Ranges(pair for segment in segments for pair in segment.ranges))
         for stored in aggregates if self._n_targets else ():
             params = Ranges(stored.params)
+            if (params - settled).pairs:
+                continue
             inputs = {segment.digest for segment in self.segments_of(params)}
-            if not params - settled and inputs <= set(stored.inputs):
+            if inputs.issubset(stored.inputs):
                 self.add_aggregates(params, stored.counts)
         return self._aggregated.lacks(settled)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heappop, heappush, heapreplace
 
 from modelops.study.ranges import Range, Ranges
 
@@ -30,18 +30,25 @@ class RangeQueue:
 
     def add(self, ranges: Ranges) -> None:
         """Put these in."""
-        for pair in ranges.pairs:
-            heappush(self._heap, pair)
+        if self._heap:
+            for pair in ranges.pairs:
+                heappush(self._heap, pair)
+        else:
+            self._heap.extend(ranges.pairs)
         self.n += len(ranges)
 
     def take(self, n: int) -> Ranges:
         """Take the ``n`` smallest out, or all if there are fewer."""
         heap = self._heap
-        if heap and heap[0][1] - heap[0][0] > n:  # most often
+        if heap:  # most often one range has them all
             lo, hi = heap[0]
-            heapreplace(heap, (lo + n, hi))
-            self.n -= n
-            return Ranges(((lo, lo + n),))
+            if lo + n <= hi:
+                if lo + n < hi:
+                    heapreplace(heap, (lo + n, hi))
+                else:
+                    heappop(heap)
+                self.n -= n
+                return Ranges(((lo, lo + n),))
         n = left = min(n, self.n)
         taken: list[Range] = []
         while left:
@@ -63,11 +70,15 @@ class RangeQueue:
         """Return the set as it is now."""
         return Ranges(self._heap)
 
-    def withdraw(self, ranges: Ranges) -> None:
-        """Take these out wherever they are. Costs all the ranges of the queue: for rare events."""
+    def withdraw(self, ranges: Ranges) -> int:
+        """Take these out wherever they are, and return how many were in. Costs all the ranges of the queue."""
+        pairs = ranges.pairs
+        if not pairs or all(hi <= pairs[0][0] or lo >= pairs[-1][1] for lo, hi in self._heap):
+            return 0
         left = Ranges(self._heap) - ranges
-        self._heap, self.n = list(left.pairs), len(left)
-        heapify(self._heap)
+        n, self.n = self.n - len(left), len(left)
+        self._heap = list(left.pairs)  # sorted, so a heap
+        return n
 
 
 class RangeSet:
@@ -86,13 +97,21 @@ class RangeSet:
     def add(self, lo: int, hi: int) -> Range:
         """Put ``lo <= k < hi`` in, and return the whole range in which it now lies."""
         lows, highs = self._lows, self._highs
+        if not highs or highs[-1] < lo:  # it is beyond all
+            lows.append(lo)
+            highs.append(hi)
+            self._n += hi - lo
+            return lo, hi
         i = bisect_left(highs, lo)
         j = bisect_right(lows, hi, i)
         if i == j:  # it touches nothing
             lows.insert(i, lo)
             highs.insert(i, hi)
         else:
-            lo, hi = min(lo, lows[i]), max(hi, highs[j - 1])
+            if lows[i] < lo:
+                lo = lows[i]
+            if highs[j - 1] > hi:
+                hi = highs[j - 1]
             self._n -= highs[i] - lows[i]
             if j > i + 1:
                 self._n -= sum(highs[i + 1 : j]) - sum(lows[i + 1 : j])

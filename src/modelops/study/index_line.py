@@ -158,10 +158,13 @@ class IndexLine(msgspec.Struct, frozen=True):
         """Return all indices of the parameter sets ``lo <= p < hi``."""
         out = []
         for b in self.blocks:
-            first, last = max(lo, b.p0), min(hi, b.p0 + b.n_params)
+            first, last, n = lo - b.p0, hi - b.p0, b.n_replicates
+            if first < 0:
+                first = 0
+            if last > b.n_params:
+                last = b.n_params
             if first < last:
-                n = b.n_replicates
-                out.append((b.base + (first - b.p0) * n, b.base + (last - b.p0) * n))
+                out.append((b.base + first * n, b.base + last * n))
         return Ranges(out)
 
     def params_of(self, indices: Ranges) -> Ranges:
