@@ -21,7 +21,7 @@ from modelops.client.job import Job
 from modelops.server.extend import resume_job
 from modelops.states import JobState
 from modelops.store import Objects, Records
-from modelops.worker.desk import PROGRESS_TOPIC
+from modelops.worker.topics import PROGRESS_TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,6 +19,7 @@ import pytest
 
 from modelops.errors import HandshakeError, ProcessError, ProcessExitedError, ProcessTimeoutError, RemoteError
 from modelops.processes import FileSlice, Outcome, ProcessPool, ReplicateSet, Row, RunnerSpec, StopSignal
+from modelops.processes.process import RunnerProcess
 from modelops.states import ReplicateStatus as Status
 
 if TYPE_CHECKING:
@@ -350,6 +351,54 @@ def test_a_stop_before_the_start_starts_nothing(pool: ProcessPool, spec: RunnerS
     )
     assert pool.run(spec, "m:pid", [one], on_outcome=lambda _: None, stop=stop).unstarted == (5, 6)
     assert pool.starts == 0
+
+
+@pytest.mark.parametrize("isolation", ["warm", "fork", "spawn"])
+def test_who_is_asked_to_give_back_lets_one_replicate_end_and_begins_no_other(
+    isolation: str, pool: ProcessPool, spec: RunnerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+    notify = RunnerProcess.notify
+
+    def telling(self: RunnerProcess, message: Any) -> None:
+        notify(self, message)
+        told.set()
+
+    monkeypatch.setattr(RunnerProcess, "notify", telling)
+    (Path(spec.snapshot) / "w.py").write_text(
+        "import os, time\n"
+        "def wait(params, seed):\n"
+        "    open(f\"{params['dir']}/{seed}\", 'w').close()\n"
+        "    while not os.path.exists(params['dir'] + '/go'): time.sleep(0.01)\n"
+        "    return {}\n"
+    )
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    one = ReplicateSet(
+        params=msgspec.Raw(msgspec.json.encode({"dir": str(folder)})),
+        param=0,
+        index=0,
+        replicate=0,
+        seeds=(0, 1, 2),
+        entropy_key="00" * 16,
+    )
+    stop, outcomes, ends = StopSignal(), list[Outcome](), list[Any]()
+    stop.give_back()  # before anything has begun: one replicate is run all the same
+    thread = threading.Thread(
+        target=lambda: ends.append(
+            pool.run(
+                replace(spec, isolation=isolation), "w:wait", [one], on_outcome=outcomes.append, stop=stop
+            )
+        )
+    )
+    thread.start()
+    wait_for((folder / "0").exists, "the first runs")
+    assert told.wait(DEADLINE_S), "the runner was not told"
+    (folder / "go").touch()
+    thread.join(DEADLINE_S)
+    assert [(x.index, x.status) for x in outcomes] == [(0, Status.SUCCEEDED)]
+    assert ends[0].unstarted == (1, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "go"]
 
 
 def test_what_on_outcome_raises_reaches_the_caller_and_leaves_no_process(

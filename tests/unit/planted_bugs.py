@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from simulator_store import Store
 
 from modelops.driver import commands as c
@@ -18,6 +19,7 @@ from modelops.driver.intake import Intake
 from modelops.driver.machine import Machine
 from modelops.driver.places import Commit, Places
 from modelops.driver.probe import Probe
+from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
 from modelops.states import JobEvent, JobState
@@ -376,3 +378,50 @@ def begins_a_job_that_runs_already(patch: pytest.MonkeyPatch) -> None:
         init(self, *args, **{**kwargs, "state": JobState.QUEUED})
 
     patch.setattr(Machine, "__init__", wrong)
+
+
+@bug
+def thinks_that_an_attempt_still_has_what_it_handed_in(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Roster, "shrink", _nothing)
+
+
+@bug
+def forgets_what_a_part_gives_back(patch: pytest.MonkeyPatch) -> None:
+    take_part = Places.take_part
+
+    def wrong(self: Places, attempt: Any, items: Ranges) -> Any:
+        work, late = take_part(self, attempt, items)
+        return (work and work._replace(ranges=work.ranges.take(1)[0]), late)
+
+    patch.setattr(Places, "take_part", wrong)
+
+
+@bug
+def looks_for_no_parts_in_receipts(patch: pytest.MonkeyPatch) -> None:
+    chunk = Intake.chunk
+
+    def wrong(self: Intake, receipt: Any, now: float) -> None:
+        chunk(self, msgspec.structs.replace(receipt, parts=()), now)
+
+    patch.setattr(Intake, "chunk", wrong)
+
+
+@bug
+def forgets_what_was_recalled(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Recall, attempt_id: Any, _now: float) -> None:
+        self._roster.remove(attempt_id)
+
+    patch.setattr(Recall, "recalled", wrong)
+
+
+@bug
+def takes_back_what_it_has_only_asked_for(patch: pytest.MonkeyPatch) -> None:
+    order = Recall.order
+
+    def wrong(self: Recall) -> None:
+        asked = self._roster.recallable()
+        order(self)
+        for attempt in asked:
+            self.recalled(attempt.id, 0.0)
+
+    patch.setattr(Recall, "order", wrong)

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
 from simulator_driver import Driver, Submit
 from simulator_scenario import Scenario, draw_scenario
 from simulator_store import RealStore, Store, ranges_of, segment_of
@@ -21,7 +22,7 @@ from modelops.driver import events as e
 from modelops.driver.machine import Machine
 from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
-from modelops.study.ids import JobId
+from modelops.study.ids import JobId, part_id
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import AggregateReceipt, AggregateRef, ErrorExample, FailureCount, Receipt
 
@@ -52,20 +53,22 @@ class BrokenRule(AssertionError):  # noqa: N818  it is a finding, not an error o
 class Task:
     """An attempt as its worker sees it, and the drivers that wait for its receipt."""
 
-    __slots__ = ("attempt", "command", "drivers", "items")
+    __slots__ = ("attempt", "command", "drivers", "items", "parts")
 
     def __init__(self, command: Submit, items: Sequence[int], driver: Driver) -> None:
         self.command, self.items, self.drivers = command, items, [driver]
         self.attempt = command.chunk.attempt
+        self.parts: tuple[Receipt, ...] = ()
 
 
 class Worker:
     """A worker, its tasks, and the receipts that nobody took."""
 
-    __slots__ = ("alive", "name", "running", "slots", "table", "waiting")
+    __slots__ = ("alive", "busy", "name", "running", "slots", "table", "waiting")
 
     def __init__(self, name: str, slots: int) -> None:
         self.name, self.slots, self.alive = name, slots, True
+        self.busy = 0  # slots that another job has
         self.running: dict[AttemptId, Task] = {}
         self.waiting: list[Task] = []
         self.table: dict[AttemptId, tuple[Task, e.ChunkDone | e.AggregateDone]] = {}
@@ -282,12 +285,23 @@ class World:
         """Give a worker a task, if it is still there."""
         worker = self.workers.get(command.worker)
         if worker is not None:
-            worker.waiting.append(Task(command, items, driver))
-            if len(worker.running) < worker.slots:
-                self._start_next(worker)
+            task = Task(command, items, driver)
+            worker.waiting.append(task)
+            if not worker.busy and self.occurs("busy"):
+                worker.busy = 1
+                self.later_by_chance(10.0, self._free, worker)
+            self._start_next(worker)
+            if worker.waiting and worker.waiting[-1] is task and self.occurs("waits"):
+                self.later(
+                    2.0, driver.deliver, e.AttemptWaits(task.attempt)
+                )  # perhaps it does no more by then
+
+    def _free(self, worker: Worker) -> None:
+        worker.busy = 0
+        self._start_next(worker)
 
     def _start_next(self, worker: Worker) -> None:
-        while worker.alive and worker.waiting and len(worker.running) < worker.slots:
+        while worker.alive and worker.waiting and len(worker.running) < worker.slots - worker.busy:
             waiting = worker.waiting
             i = 0
             if len(waiting) > 1:
@@ -303,6 +317,8 @@ class World:
                 for k in task.items:
                     duration += seconds[k]
                 self.begun.update(task.items)
+                if len(task.items) > 1 and self.occurs("part"):
+                    self.later_by_chance(duration, self._part, (worker, task))
                 if self.occurs("checkpoint"):
                     kept = e.Checkpointed(task.items[-1])
                     for driver in task.drivers:
@@ -364,6 +380,49 @@ class World:
         else:
             self._hand_in(worker, task, 0 if self.occurs("given_back") else len(task.items))
         self._start_next(worker)
+
+    def _part(self, of: tuple[Worker, Task]) -> None:
+        """Let a worker hand in what it has finished of a chunk, and give back all but the replicate that runs."""
+        worker, task = of
+        command, items = task.command, task.items
+        if not worker.alive or task.attempt not in worker.running or not isinstance(command, c.SubmitChunk):
+            return
+        n = int(self.random() * len(items))
+        rest = [*items[:n], *items[n + 1 :]]
+        if not self.s.poison.isdisjoint(items[:n]) or self.s.missing_import_at in items[:n]:
+            return
+        part = part_id(task.attempt)
+        self.store.numbers[part] = command.chunk.attempt_number
+        whole = self._chunk_receipt(worker, task, command, n)
+        segment, unstarted = whole.segment, ranges_of(items[n + 1 :]).pairs
+        if segment is not None:
+            segment = segment_of(part, segment.ranges, segment.counts)
+        receipt = msgspec.structs.replace(
+            whole, attempt=part, part_of=task.attempt, segment=segment, unstarted=unstarted
+        )
+        other = Task(command, rest, task.drivers[0])
+        other.attempt, other.drivers = part, task.drivers
+        task.items, task.parts = [items[n]], (receipt,)
+        event = e.ChunkDone(receipt)
+        worker.table[part] = (other, event)
+        if not self.occurs("never"):
+            self._answer(task, event, self.random() * 2 if self.occurs("late") else 0.0)
+        if self.occurs("twice"):
+            self._answer(task, event, 0.01 + self.random() * 2)
+
+    def do_recall(self, asked: tuple[Driver, c.RecallAttempt]) -> None:
+        """Give an attempt back that has not begun."""
+        driver, recall = asked
+        worker = self.workers.get(recall.worker)
+        if worker is None:
+            return
+        task = next((t for t in worker.waiting if t.attempt == recall.attempt), None)
+        if task is None:
+            driver.tell(e.AttemptBegun(recall.attempt))
+            return
+        worker.waiting.remove(task)
+        driver.tell(e.AttemptRecalled(recall.attempt))
+        self._answer(task, self._receipt(worker, task, 0), self.random() * 2)
 
     def do_stop(self, stop: c.StopAttempt) -> None:
         """Stop an attempt: it hands in a part of its items, as far as it has come."""
@@ -441,7 +500,7 @@ class World:
     def _chunk_receipt(self, worker: Worker, task: Task, command: c.SubmitChunk, n: int) -> Receipt:
         chunk, items = command.chunk, task.items
         done: Sequence[int] = items
-        ranges, unstarted = chunk.ranges, EMPTY
+        ranges, unstarted = ranges_of(items).pairs if task.parts else chunk.ranges, EMPTY
         if n < len(items):
             done, unstarted = items[:n], ranges_of(items[n:])
             ranges = ranges_of(done).pairs
@@ -487,6 +546,7 @@ class World:
             model_seconds=seconds,
             wall_seconds=seconds + 0.002,
             missing_import=missing,
+            parts=task.parts,
         )
 
     def _aggregate_receipt(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from modelops.driver.machine import Machine
     from modelops.study.ids import AttemptId
+    from modelops.worker.messages import Receipt
 
 Submit = c.SubmitChunk | c.SubmitAggregates
 OF_RECEIPTS = (c.CommitSegment, c.CommitAggregates)
@@ -103,14 +104,32 @@ class Driver:
         self.has_lease = False
 
     def _note_chunk(self, event: e.ChunkDone) -> None:
-        receipt = event.receipt
+        for receipt in (*event.receipt.parts, event.receipt):
+            self._note_receipt(receipt)
+
+    def _note_receipt(self, receipt: Receipt) -> None:
         self.receipted.add(receipt.attempt)
-        again = receipt.retry if receipt.attempt in self.live else ()
-        for _, ranges in again:
+        is_part = receipt.part_of is not None and receipt.attempt not in self.live
+        attempt = receipt.part_of if is_part and receipt.part_of else receipt.attempt
+        if attempt not in self.live:
+            return
+        worker, is_chunk, items = self.live[attempt]
+        for _, ranges in receipt.retry:
             for k in Ranges(ranges):
-                delay = self.spec.retry.delay_s(1 + self.failed_attempts[k])
-                self.not_before[k] = self.world.now + delay
-        self._forget(event.receipt.attempt)
+                if k in items:
+                    delay = self.spec.retry.delay_s(1 + self.failed_attempts[k])
+                    self.not_before[k] = self.world.now + delay
+        if not is_part:
+            self._forget(attempt)
+            return
+        done = set(receipt.indices)
+        self.live[attempt] = (worker, is_chunk, [k for k in items if k not in done])
+        for k in done:
+            if self.holders.get(k) == attempt:
+                del self.holders[k]
+
+    def _note_recalled(self, event: e.AttemptRecalled) -> None:
+        self._forget(event.attempt)
 
     def _note_aggregates(self, event: e.AggregateDone) -> None:
         self.receipted.add(event.receipt.attempt)
@@ -254,6 +273,10 @@ class Driver:
     def _stop(self, command: c.StopAttempt) -> None:
         self.world.later_by_chance(0.01, self.world.do_stop, command)
 
+    def _recall(self, command: c.RecallAttempt) -> None:
+        self.world.check(command.attempt in self.live, "recalls what is on no worker")
+        self.world.later_by_chance(0.01, self.world.do_recall, (self, command))
+
     def _ask(self, command: c.AskForAttempts) -> None:
         self.asked.add(command.worker)
         self.world.later_by_chance(0.01, self.world.do_ask, (self, command.worker))
@@ -366,6 +389,7 @@ _NOTES: dict[type, Any] = {
     e.ChunkDone: Driver._note_chunk,
     e.AggregateDone: Driver._note_aggregates,
     e.AttemptLost: Driver._note_lost,
+    e.AttemptRecalled: Driver._note_recalled,
     e.Checkpointed: Driver._note_checkpointed,
     e.ChunkErred: Driver._note_erred,
     e.WorkerLeft: Driver._note_left,
@@ -387,6 +411,7 @@ _PERFORM: dict[type, Any] = {
     c.RecordRetry: Driver._record_retry,
     c.AskForAttempts: Driver._ask,
     c.StopAttempt: Driver._stop,
+    c.RecallAttempt: Driver._recall,
     c.SetTimer: Driver._set_timer,
     c.ChangeState: Driver._change_state,
     c.PrepareEnvironment: Driver._prepare,

@@ -23,6 +23,9 @@ CRASHED, FAILED, SUCCEEDED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED, Re
 FAULTS = {
     "death": 0.08,  # a worker begins an attempt: its process dies meanwhile
     "partition": 0.05,  # likewise: it is said to be gone, and its receipts come later
+    "part": 0.2,  # likewise: it hands in a part, and goes on with one replicate
+    "busy": 0.06,  # an attempt is submitted: a slot of its worker belongs to another job for a while
+    "waits": 0.5,  # an attempt waits on its worker: the driver is told
     "back": 0.5,  # a worker is said to be gone: it is back, under its name
     "checkpoint": 0.1,  # a worker begins an attempt: one of its replicates keeps a checkpoint
     "late": 0.08,  # a receipt: its attempt is said to be lost before it comes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from modelops.errors import ResolutionError, StorageError
-from modelops.study.ids import AttemptId, JobId, attempt_id
+from modelops.states import ReplicateStatus
+from modelops.study.ids import AttemptId, JobId, attempt_id, part_id
 from modelops.worker.attempts import Attempt, AttemptTable, task_error
 from modelops.worker.messages import HeldAttempt, Receipt
 
@@ -160,3 +161,41 @@ def test_a_stop_reaches_what_waits_to_be_alone() -> None:
     waiting.join()
     assert answers == [False]
     assert table.enter(attempt(3))
+
+
+def part_of(whole: Attempt, unstarted: tuple[tuple[int, int], ...]) -> Receipt:
+    return Receipt(
+        job=whole.job,
+        attempt=part_id(whole.attempt),
+        worker="w",
+        host="h",
+        part_of=whole.attempt,
+        retry=((ReplicateStatus.CRASHED, ((0, 2),)),),
+        unstarted=unstarted,
+    )
+
+
+def test_an_attempt_that_has_handed_in_a_part_is_left_with_the_rest_and_both_are_in_the_table() -> None:
+    table, one = AttemptTable(), attempt(1)
+    one.ranges = ((0, 10),)
+    table.enter(one)
+    part = part_of(one, ((3, 10),))
+    held = table.hand_in(one, part)
+    assert (held.attempt, held.state, held.ranges) == (part_id(one.attempt), "ended", ((0, 2), (3, 10)))
+    assert (one.ranges, one.parts) == (((2, 3),), (part,))
+    found = {h.attempt: h for h in table.of_job(JOB, 2)}
+    assert found[one.attempt].ranges == ((2, 3),)
+    assert found[one.attempt].state == "running"
+    assert found[held.attempt].receipt == part
+    table.acknowledge(JOB, [held.attempt])
+    assert names(table.of_job(JOB, 2)) == [one.attempt]
+
+
+def test_only_an_attempt_that_has_not_begun_is_recalled_and_then_it_never_begins() -> None:
+    table, runs, ended, waits = AttemptTable(), attempt(1), attempt(2), attempt(3)
+    table.enter(runs)
+    table.enter(ended)
+    table.keep(ended, receipt(ended), None)
+    assert [table.has_begun(JOB, x.attempt) for x in (runs, ended, waits)] == [True, True, False]
+    assert [table.recall(JOB, x.attempt) for x in (runs, ended, waits)] == [False, False, True]
+    assert not table.enter(waits)

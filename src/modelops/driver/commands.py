@@ -44,6 +44,13 @@ class StopAttempt(msgspec.Struct, frozen=True):
     worker: str
 
 
+class RecallAttempt(msgspec.Struct, frozen=True):
+    """Take it back from this worker if it has not begun; then answer AttemptRecalled."""
+
+    attempt: AttemptId
+    worker: str
+
+
 class CommitSegment(msgspec.Struct, frozen=True):
     """Write the row in one transaction; answer Committed. Idempotent by attempt."""
 
@@ -119,6 +126,7 @@ Command = (
     | SubmitChunk
     | SubmitAggregates
     | StopAttempt
+    | RecallAttempt
     | CommitSegment
     | RecordRetry
     | CommitSynthetic

@@ -53,13 +53,25 @@ class AttemptsFound(msgspec.Struct, frozen=True):
 
 
 class AttemptBegun(msgspec.Struct, frozen=True):
-    """An attempt that was to be alone runs now, and nothing of any job runs beside it on its worker."""
+    """An attempt runs. If it was to be alone, nothing of any job runs beside it on its worker."""
+
+    attempt: AttemptId
+
+
+class AttemptWaits(msgspec.Struct, frozen=True):
+    """An attempt was submitted some time ago and has not begun: something else, of any job, has its slot."""
+
+    attempt: AttemptId
+
+
+class AttemptRecalled(msgspec.Struct, frozen=True):
+    """In answer to RecallAttempt: it had not begun, and never will."""
 
     attempt: AttemptId
 
 
 class ChunkDone(msgspec.Struct, frozen=True):
-    """A receipt came back. Nothing is committed by it."""
+    """A receipt came back: of an attempt, or of a part of one that goes on. Nothing is committed by it."""
 
     receipt: Receipt
 
@@ -149,6 +161,8 @@ Event = (
     | WorkerLeft
     | AttemptsFound
     | AttemptBegun
+    | AttemptWaits
+    | AttemptRecalled
     | ChunkDone
     | ChunkErred
     | AttemptLost

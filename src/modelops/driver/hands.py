@@ -8,6 +8,7 @@ how they end and, as an announcement can get lost, is asked for its table now an
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import time
 from dataclasses import dataclass
@@ -21,22 +22,31 @@ from distributed.scheduler import KilledWorker
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.errors import ClusterError
+from modelops.study.ids import AttemptId
 from modelops.study.ranges import Ranges
 from modelops.worker import tasks
 from modelops.worker.attempts import task_error
-from modelops.worker.desk import CHECKPOINT_TOPIC, PROGRESS_TOPIC
 from modelops.worker.messages import HeldAttempt
-from modelops.worker.runtime import BEGUN_TOPIC, STORAGE_TOPIC
+from modelops.worker.topics import (
+    BEGUN_TOPIC,
+    CHECKPOINT_TOPIC,
+    PROGRESS_TOPIC,
+    RECEIPTS_TOPIC,
+    STORAGE_TOPIC,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from distributed import Client, Future
 
-    from modelops.study.ids import AttemptId, JobId
+    from modelops.study.ids import JobId
 
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
+BEGUN_WITHIN_S: Final = 2.0  # after it was submitted; who has not said so by then is asked
+ASK_AGAIN_S: Final = 2.0  # whether an attempt still waits; later and later
+LONGEST_ASK_AGAIN_S: Final = 15.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
 STORAGE_AWAY, STORAGE_BACK = "storage_away", "storage_back"  # kinds of events
 
@@ -105,6 +115,8 @@ class Hands:
         self._holders: dict[AttemptId, str] = {}  # the worker of every attempt whose receipt has not come
         self._adopted: dict[AttemptId, str] = {}  # those of them that Dask will not tell us of
         self._poll_at = 0.0
+        self._unbegun: dict[AttemptId, float] = {}  # until when to be asked next
+        self._asks: list[tuple[float, AttemptId]] = []  # a heap: when to ask after which attempt
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
         self._waiting: dict[AttemptId, str] = {}  # attempts that cannot store, and what storage said to them
@@ -120,11 +132,11 @@ class Hands:
             )
         )
         hears = {
-            tasks.RECEIPTS_TOPIC: self._hear_receipt,
+            RECEIPTS_TOPIC: self._hear_receipt,
             STORAGE_TOPIC: self._hear_storage,
             PROGRESS_TOPIC: self._hear_progress,
             CHECKPOINT_TOPIC: lambda message: self._put(e.Checkpointed(int(message["index"]))),
-            BEGUN_TOPIC: lambda message: self._put(e.AttemptBegun(message["attempt"])),
+            BEGUN_TOPIC: lambda message: self._put(e.AttemptBegun(AttemptId(message["attempt"]))),
         }
         for topic, hear in hears.items():
             self._stack.enter_context(self._pool.on_topic(topic, self._if_ours(hear)))
@@ -152,6 +164,8 @@ class Hands:
                 self._forget(news.worker)
             case e.ChunkDone() | e.AggregateDone():
                 self._receive_from(news.receipt.attempt)
+            case e.AttemptBegun():
+                self._unbegun.pop(news.attempt, None)
             case e.ChunkErred() | e.AttemptLost():
                 self._receive_from(news.attempt)
             case _:
@@ -182,6 +196,10 @@ class Hands:
             elif known is not None and known.error is not None:
                 x = known.error
                 events.append(e.ChunkErred(attempt, x.error_type, x.message, final=x.final))
+        for held in news.held:
+            if held.receipt is not None and held.receipt.part_of in self._holders:
+                events.append(e.ChunkDone(held.receipt))
+                self._received.append((news.worker, held.attempt))
         for event in events:
             if isinstance(event, e.ChunkDone):
                 self._receive_from(event.receipt.attempt)
@@ -205,6 +223,7 @@ class Hands:
         self._futures.pop(attempt, None)
         self._adopted.pop(attempt, None)
         self._waiting.pop(attempt, None)
+        self._unbegun.pop(attempt, None)
         worker = self._holders.pop(attempt, None)
         if worker is not None:
             self._received.append((worker, attempt))
@@ -217,7 +236,15 @@ class Hands:
         self._received.clear()
 
     def look_around(self, now: float) -> None:
-        """Ask the workers of adopted attempts how these stand."""
+        """Ask the workers of adopted attempts how these stand, and of others whether they have begun."""
+        while self._asks and self._asks[0][0] <= now:
+            _, attempt = heapq.heappop(self._asks)
+            wait_s = self._unbegun.get(attempt)
+            worker = self._holders.get(attempt)
+            if wait_s is not None and worker in self.workers:
+                self._call(worker, tasks.has_begun, attempt, self._told_of_begin)
+                self._unbegun[attempt] = min(1.5 * wait_s, LONGEST_ASK_AGAIN_S)
+                heapq.heappush(self._asks, (now + wait_s, attempt))
         if now >= self._poll_at:
             self._poll_at = now + POLL_EVERY_S
             for worker in set(self._adopted.values()) & self.workers:
@@ -238,7 +265,8 @@ class Hands:
 
     def _hear_receipt(self, message: dict[str, Any]) -> None:
         held = msgspec.msgpack.decode(message["held"], type=HeldAttempt)
-        worker = self._adopted.get(held.attempt)
+        whole = held.receipt.part_of if held.receipt is not None else None
+        worker = self._adopted.get(held.attempt) or (self._holders.get(whole) if whole is not None else None)
         if worker is not None:
             self._put(Heard(worker, (held,), is_table=False))
 
@@ -287,6 +315,8 @@ class Hands:
             chunk, study=self._study, study_digest=self._study_digest, acknowledged=acknowledged
         )
         self._holders[chunk.attempt] = worker
+        self._unbegun[chunk.attempt] = ASK_AGAIN_S
+        heapq.heappush(self._asks, (time.monotonic() + BEGUN_WITHIN_S, chunk.attempt))
         try:
             client = self._pool.client
             future = client.submit(
@@ -358,6 +388,42 @@ class Hands:
         """Ask the worker; Dask itself cannot stop a task that runs."""
         self._tell_workers([command.worker], tasks.stop, self.job, command.attempt)
 
+    def recall(self, command: c.RecallAttempt) -> None:
+        """Take an attempt back that has not begun."""
+
+        def told(attempt: AttemptId, recalled: bool) -> None:
+            self._put(e.AttemptRecalled(attempt) if recalled else e.AttemptBegun(attempt))
+
+        self._call(command.worker, tasks.recall, command.attempt, told)
+
+    def _told_of_begin(self, attempt: AttemptId, begun: bool) -> None:
+        self._put(e.AttemptBegun(attempt) if begun else e.AttemptWaits(attempt))
+
+    def _call(
+        self,
+        worker: str,
+        function: Callable[..., object],
+        attempt: AttemptId,
+        told: Callable[[AttemptId, bool], None],
+    ) -> None:
+        """Ask a worker about an attempt; ``told`` is called with its answer, on the client's event loop."""
+
+        async def call(client: Client) -> None:
+            try:
+                answers = await client.run(function, self.job, attempt, workers=[worker])
+            except (OSError, ValueError, TimeoutError) as error:
+                log.info("could not ask %s about %s: %s", worker, attempt, error)  # it will be asked again
+            else:
+                told(attempt, answers[worker])
+
+        try:
+            client = self._pool.client
+        except ClusterError as error:  # that the worker left will be told in a moment
+            log.info("could not ask %s about %s: %s", worker, attempt, error)
+            return
+        if client.loop is not None:
+            client.loop.add_callback(call, client)
+
     def forget_job(self) -> None:
         """Tell all workers that the job has ended; attempts of earlier drivers may still be running."""
         self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch)
@@ -391,6 +457,7 @@ class Hands:
         for attempt in gone:
             self._adopted.pop(attempt, None)
             self._waiting.pop(attempt, None)
+            self._unbegun.pop(attempt, None)
             del self._holders[attempt]
         if futures:
             with contextlib.suppress(ClusterError):  # with the scheduler all its futures are gone

@@ -58,8 +58,12 @@ class Intake:
     # Receipts.
 
     def chunk(self, receipt: Receipt, now: float) -> None:
-        """Take in what became of a chunk."""
+        """Take in what became of a chunk, or of a part of it."""
+        for part in receipt.parts:  # in case they were not heard of before
+            self.chunk(part, now)
         work, late = self._places.take_over(receipt.attempt, _SIMULATE)
+        if work is None and receipt.part_of is not None:
+            work, late = self._places.take_part(receipt.part_of, receipt.indices)
         if work is None:
             return
         for text in receipt.notes:
@@ -88,7 +92,13 @@ class Intake:
             if again:
                 self._retry(work, again & work.ranges, now)
             if (back := work.ranges - tried).pairs:
-                unasked = not tried and not self._course.draining and receipt.missing_import is None
+                unasked = not (
+                    tried
+                    or self._course.draining
+                    or receipt.missing_import
+                    or receipt.part_of
+                    or receipt.parts
+                )
                 at = now + GIVEN_BACK_DELAY_S if unasked else None
                 self._places.requeue(work._replace(ranges=back, errors=0), at)
         if receipt.missing_import is not None:

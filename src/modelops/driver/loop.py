@@ -299,6 +299,8 @@ class DriverLoop:
                 self.hands.ask(command.worker)
             case c.StopAttempt():
                 self.hands.stop(command)
+            case c.RecallAttempt():
+                self.hands.recall(command)
             case c.SetTimer():
                 self._timers = [t for t in self._timers if t[1] != command.name]
                 heapq.heapify(self._timers)

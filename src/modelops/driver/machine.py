@@ -2,8 +2,9 @@
 
 The parts: `outbox` (what was ordered), `course` (the job's state and end), `ledger` (what the store accepted),
 `places` (where everything else is), `probe`, `dispatch` and `roster` (what goes where next), `intake` (receipts and
-commits), `blame` (what took its worker down). Here they are put together. A method named ``_on_...`` handles one
-event; whatever it changed, `handle` then fills the free slots and looks whether the job has come to its end.
+commits), `blame` (what took its worker down), `roll_call` and `recall` (what is on workers already). Here they are put
+together. A method named ``_on_...`` handles one event; whatever it changed, `handle` then fills the free slots and
+looks whether the job has come to its end.
 
 Why it is like this: ``docs/explanation/driver.md``.
 """
@@ -23,6 +24,7 @@ from modelops.driver.ledger import Ledger
 from modelops.driver.outbox import Outbox
 from modelops.driver.places import Places
 from modelops.driver.probe import Probe
+from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
@@ -126,6 +128,9 @@ class Machine:
             stop=self._stop_early,
         )
 
+        self._recall = Recall(
+            roster=self._roster, places=self._places, backlogs=self._backlogs, outbox=self._outbox
+        )
         self._roll_call = RollCall(
             wanted=adopt,
             roster=self._roster,
@@ -197,7 +202,8 @@ class Machine:
     @property
     def running(self) -> Ranges:
         """The indices that workers hold and that have no outcome yet."""
-        held = [a.work.ranges for a in self._roster.attempts.values() if a.work.kind is _SIMULATE]
+        attempts = self._roster.attempts.values()
+        held = [a.work.ranges for a in attempts if a.work.kind is _SIMULATE and not a.waits]
         return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
 
     @property
@@ -232,6 +238,7 @@ class Machine:
         if not self.over:
             if self._course.may_run and not self._roll_call.is_open:
                 self._dispatch()
+                self._recall.order()
             self._conclude()
             self._set_retry_timer()
         return self._outbox.fetch()
@@ -250,8 +257,11 @@ class Machine:
                 draining = self._course.draining
                 self._roll_call.answer(event.worker, event.attempts, draining=draining)
             case e.AttemptBegun():
-                if (begun := self._roster.attempts.get(event.attempt)) is not None:
-                    begun.begun = True
+                self._recall.begun(event.attempt)
+            case e.AttemptWaits():
+                self._recall.waits(event.attempt, now)
+            case e.AttemptRecalled():
+                self._recall.recalled(event.attempt, now)
             case e.WorkerLeft():
                 self._on_worker_left(event.worker, event.died)
             case e.AttemptLost():
@@ -316,7 +326,7 @@ class Machine:
         for attempt in worker.running.values():
             work = self._places.give_up(attempt)
             if died:
-                self._after_death(work, alone=attempt.begun)
+                self._after_death(work, alone=attempt.begun and work.suspect)
             else:
                 self._places.requeue(work)
         for attempt in worker.waiting.values():

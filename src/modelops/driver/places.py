@@ -70,6 +70,21 @@ class Places:
         del self._given_up[attempt_id]
         return work, True
 
+    def take_part(self, attempt_id: AttemptId, items: Ranges) -> tuple[Work | None, bool]:
+        """Return the work behind a part of an attempt that goes on, and whether the attempt had been given up."""
+        attempt = self._roster.attempts.get(attempt_id)
+        if attempt is not None and attempt.work.kind is Kind.SIMULATE:
+            work = attempt.work.of(attempt.work.ranges & items)
+            if work.ranges:
+                self._roster.shrink(attempt, work.ranges)
+            return (work if work.ranges else None), False
+        whole = self._given_up.get(attempt_id)
+        if whole is None or whole.kind is not Kind.SIMULATE:
+            return None, False
+        work = whole.of(whole.ranges & items)
+        self._given_up[attempt_id] = whole.of(whole.ranges - items)
+        return (work if work.ranges else None), True
+
     # Into the backlog.
 
     def begun(self, work: Work) -> None:
@@ -132,10 +147,14 @@ class Places:
 
     @property
     def n_running(self) -> int:
-        """How many indices are in attempts and commits."""
+        """How many indices are in commits and in attempts, but for those that are known to wait."""
         commits = [k.work.ranges for k in self.commits.values() if k.work.kind is Kind.SIMULATE]
         if not self.overlaps:
-            return self._roster.n_live[Kind.SIMULATE] + sum(map(len, commits))
-        held = [a.work.ranges for a in self._roster.attempts.values() if a.work.kind is Kind.SIMULATE]
+            return self._roster.n_live[Kind.SIMULATE] - self._roster.n_waits + sum(map(len, commits))
+        held = [
+            a.work.ranges
+            for a in self._roster.attempts.values()
+            if a.work.kind is Kind.SIMULATE and not a.waits
+        ]
         pairs = [pair for ranges in (*held, *commits) for pair in ranges.pairs]
         return len(self._ledger.lacks(Kind.SIMULATE, Ranges(pairs)))

@@ -7,34 +7,46 @@ aggregates before chunks and the older before the younger, and the others wait.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.driver.backlog import Kind, Work
 
 if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Ranges
+
+TAKEN_S: Final = 5.0  # after that, a worker that others had may be free again
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One try at some work, on one worker. ``begun``: it runs there alone, and that is known for sure."""
+    """One try at some work, on one worker.
+
+    ``begun``, ``waits``: its worker said so. ``recalled``: its worker was asked to give it back if it still waits.
+    """
 
     id: AttemptId
     work: Work
     worker: str
     stopping: bool = False
     begun: bool = False
+    waits: bool = False
+    recalled: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A worker and its attempts. ``reserved``: only for suspects, one at a time."""
+    """A worker and its attempts. ``reserved``: only for suspects, one at a time.
+
+    ``taken_until``: other jobs are thought to have it till then, as something of this one waited there.
+    """
 
     name: str
     slots: int
     running: dict[AttemptId, Attempt] = field(default_factory=dict)
     waiting: dict[AttemptId, Attempt] = field(default_factory=dict)
     reserved: bool = False
+    taken_until: float = 0.0
 
     @property
     def load(self) -> int:
@@ -51,7 +63,10 @@ class Roster:
         self.slots = 0
         self.n_live = {Kind.SIMULATE: 0, Kind.AGGREGATE: 0}  # items held by attempts
         self._reserved: dict[str, Worker] = {}
+        self.n_waits = 0  # indices of attempts that are known to wait
+        self._waits: dict[AttemptId, Attempt] = {}
         self._idle: dict[str, Worker] = {}  # a slot is free
+        self._taken: dict[str, Worker] = {}  # likewise, but others are thought to have it
         self._roomy: dict[str, Worker] = {}  # all slots run something, and fewer than that wait
 
     def join(self, name: str, slots: int) -> None:
@@ -74,9 +89,11 @@ class Roster:
             self._idle.pop(name, None)
             self._roomy.pop(name, None)
             self._reserved.pop(name, None)
+            self._taken.pop(name, None)
             for attempts in (worker.running, worker.waiting):
                 for attempt in attempts.values():
                     del self.attempts[attempt.id]
+                    self._waits_no_more(attempt)
                     self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
         return worker
 
@@ -95,17 +112,78 @@ class Roster:
         if attempt is None:
             return None
         self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
+        self._waits_no_more(attempt)
         worker = self.workers[attempt.worker]
+        worker.taken_until = 0.0
         if worker.running.pop(attempt_id, None) is None:
             del worker.waiting[attempt_id]
         self._promote(worker)
         self._sort_in(worker)
         return attempt
 
+    def shrink(self, attempt: Attempt, done: Ranges) -> None:
+        """Note that an attempt goes on without these items."""
+        waits = attempt.waits
+        self._waits_no_more(attempt)
+        self.n_live[attempt.work.kind] -= len(done)
+        attempt.work = attempt.work._replace(ranges=attempt.work.ranges - done)
+        if waits:
+            self._wait(attempt)
+
+    # What workers said of attempts that take their time.
+
+    def begun(self, attempt: Attempt) -> None:
+        """Note that an attempt runs."""
+        attempt.begun = True
+        self._waits_no_more(attempt)
+        worker = self.workers[attempt.worker]
+        worker.taken_until = 0.0
+        self._sort_in(worker)
+
+    def waits(self, attempt: Attempt, now: float) -> None:
+        """Note that an attempt waits: its worker is busy with something else."""
+        for worker in [w for w in self._taken.values() if w.taken_until <= now]:
+            self._sort_in(worker, now)
+        self._waits_no_more(attempt)
+        self._wait(attempt)
+        attempt.recalled = False
+        self.taken(attempt.worker, now)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether an attempt is known to wait."""
+        return bool(self._waits)
+
+    def taken(self, name: str, now: float) -> None:
+        """Note that a worker is busy with something else."""
+        worker = self.workers[name]
+        worker.taken_until = now + TAKEN_S
+        self._sort_in(worker, now)
+
+    def recallable(self) -> list[Attempt]:
+        """Return attempts that wait while a slot is free elsewhere, one for each such slot at most."""
+        n_free = sum(w.slots - w.load for w in self._idle.values())
+        found = [a for a in self._waits.values() if not (a.recalled or a.stopping or a.work.suspect)]
+        return found[:n_free]
+
+    def _wait(self, attempt: Attempt) -> None:
+        attempt.waits = True
+        self._waits[attempt.id] = attempt
+        if attempt.work.kind is Kind.SIMULATE:
+            self.n_waits += len(attempt.work.ranges)
+
+    def _waits_no_more(self, attempt: Attempt) -> None:
+        if attempt.waits:
+            attempt.waits = False
+            del self._waits[attempt.id]
+            if attempt.work.kind is Kind.SIMULATE:
+                self.n_waits -= len(attempt.work.ranges)
+
     def idle(self) -> Worker | None:
-        """Return a worker with a free slot, the one that was served longest ago."""
-        for worker in self._idle.values():
-            return worker
+        """Return a worker with a free slot, the one that was served longest ago; one that others have comes last."""
+        for workers in (self._idle, self._taken):
+            for worker in workers.values():
+                return worker
         return None
 
     def roomy(self) -> Worker | None:
@@ -144,13 +222,14 @@ class Roster:
             del worker.waiting[chosen.id]
             worker.running[chosen.id] = chosen
 
-    def _sort_in(self, worker: Worker) -> None:
+    def _sort_in(self, worker: Worker, now: float = 0.0) -> None:
         name, load = worker.name, len(worker.running) + len(worker.waiting)
         self._idle.pop(name, None)
+        self._taken.pop(name, None)
         self._roomy.pop(name, None)
         if not worker.reserved:
             if load < worker.slots:
-                self._idle[name] = worker
+                (self._taken if worker.taken_until > now else self._idle)[name] = worker
             elif load < 2 * worker.slots:
                 self._roomy[name] = worker
 

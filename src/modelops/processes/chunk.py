@@ -137,6 +137,7 @@ class ChunkRun:
         self._conversation = conversation
         self._indices = indices(sets)
         self._n = 0
+        self._cancelled = False
         self._clock = time.time() - time.monotonic()  # one reading, so that times of a run are in order
 
     def run(self) -> PartEnd:
@@ -154,12 +155,13 @@ class ChunkRun:
                 replicate_timeout_s=process.spec.replicate_timeout_s,
             )
         )
-        cancelled = False
         with self._stop.waking(process.wake):
             while True:
-                if self._stop.stopped and not cancelled:
+                if not self._cancelled and (
+                    self._stop.stopped or (self._stop.gives_back and self._has_begun())
+                ):
                     process.notify(Cancel(id=request_id))
-                    cancelled = True
+                    self._cancelled = True
                 messages = process.receive(self._deadline())
                 dead = not messages and process.dead
                 if dead:
@@ -189,10 +191,14 @@ class ChunkRun:
         process.runs += 1
         if self._n:
             process.drain.wait_closed(self._indices[self._n - 1], DRAIN_S)
-        if self._n == len(self._indices) or self._stop.stopped:
+        if self._n == len(self._indices) or self._cancelled:
             return PartEnd(self._n, stopped=self._n < len(self._indices), healthy=not process.dead)
         process.kill(Kill("protocol", f"it answered after {self._n} of {len(self._indices)} replicates"))
         raise process.death("replicates/run")
+
+    def _has_begun(self) -> bool:
+        """Say whether a replicate has, so that something is left to do for those who give back the rest."""
+        return self._n > 0 or self._process.drain.opened(self._indices[0]) is not None
 
     def _asked(self, asked: Asked) -> None:
         """Do what the running replicate asked for. Its time stands still meanwhile."""
@@ -216,7 +222,7 @@ class ChunkRun:
             for at in (self._replicate_deadline(), self._stop.deadline, self._conversation.due)
             if at is not None
         ]
-        if self._importing and deadlines:
+        if (self._stop.gives_back and not self._cancelled) or (self._importing and deadlines):
             deadlines.append(time.monotonic() + LOOK_S)
         return min(deadlines, default=None)
 

@@ -143,7 +143,8 @@ class ProcessPool:
 
         Returns
         -------
-            The indices without an outcome; there are some only if ``stop`` was used.
+            The indices without an outcome; there are some only if ``stop`` was used. Unless it was stopped, one of
+            them at least has an outcome: who is asked to give back the rest makes some progress.
 
         Raises
         ------
@@ -161,7 +162,8 @@ class ProcessPool:
         stop = stop if stop is not None else StopSignal()
         conversation = Conversation(desk)
         deaths = 0  # in a row
-        while pending and not stop.stopped:
+        n_ended = 0
+        while pending and not stop.stopped and not (stop.gives_back and n_ended):
             safe = replace(spec, isolation="spawn") if spec in self._unforkable else spec
             try:
                 part = self._run_part(
@@ -185,6 +187,7 @@ class ProcessPool:
                     raise
                 raise StartFailedError(death.doing, death.returncode, death.stderr_tail) from death
             deaths = 0
+            n_ended += part.n
             pending = after(pending, part.n)
             if part.stopped:
                 break

@@ -26,6 +26,20 @@ class StopSignal:
         self._lock = threading.Lock()
         self._wakers: list[Callable[[], None]] = []
         self._deadline: float | None = None
+        self._gives_back = False
+
+    def give_back(self) -> None:
+        """Give back what has not begun, once a replicate has; that one goes on for as long as it takes."""
+        with self._lock:
+            self._gives_back = True
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether `give_back` was called."""
+        return self._gives_back
 
     def stop(self, *, hard: bool = False) -> None:
         """Let nothing new start; ``hard``: kill the running replicate at once."""
@@ -48,7 +62,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def waking(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Call ``wake`` whenever `stop` is called within this block."""
+        """Call ``wake`` whenever `stop` or `give_back` is called within this block."""
         with self._lock:
             self._wakers.append(wake)
         try:

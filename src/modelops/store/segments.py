@@ -167,6 +167,10 @@ class SegmentWriter:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def rename(self, attempt: AttemptId) -> None:
+        """Store it under the id of another attempt; before `finish`."""
+        self._attempt = attempt
+
     def add(
         self,
         index: int,

@@ -43,6 +43,11 @@ def attempt_id(epoch: int, n: int) -> AttemptId:
     return AttemptId("%04d-%06d" % (epoch, n))  # noqa: UP031  it takes two thirds of an f-string's time
 
 
+def part_id(attempt: AttemptId) -> AttemptId:
+    """Return the id under which an attempt hands in what it has finished while one of its replicates goes on."""
+    return AttemptId(f"{attempt}p")
+
+
 def epoch_of(attempt: AttemptId) -> int:
     """Return the epoch of the driver that made an attempt; 0 if that is no id of an attempt."""
     head, _, _ = attempt.partition("-")

@@ -26,6 +26,7 @@ from modelops.errors import (
     StartFailedError,
 )
 from modelops.processes import StopSignal
+from modelops.study.ranges import Ranges
 from modelops.worker.messages import HeldAttempt, Receipt, TaskError
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ MAX_KEPT_BYTES: Final = 64 * 1024 * 1024  # of receipts that nobody has acknowle
 class Attempt:
     """One attempt while it runs on this worker.
 
-    ``alone``: nothing may run beside it. ``storing``: it is done, and storage does not take it. ``asked_for``: its
-    driver has asked for the table since it began, so Dask perhaps hands its result to nobody.
+    ``ranges``: shrinks when a part is handed in, which is in ``parts`` then. ``alone``: nothing may run beside it.
+    ``storing``: it is done, and storage does not take it. ``asked_for``: its driver has asked for the table since it
+    began, so Dask perhaps hands its result to nobody.
     """
 
     job: JobId
@@ -65,6 +67,7 @@ class Attempt:
     stop: StopSignal = field(default_factory=StopSignal)
     storing: bool = False
     asked_for: bool = False
+    parts: tuple[Receipt, ...] = ()
 
     def held(self, receipt: Receipt | None = None, error: TaskError | None = None) -> HeldAttempt:
         """Return its line of the table; with a receipt or an error it has ended."""
@@ -143,12 +146,31 @@ class AttemptTable:
             key = (attempt.job, attempt.attempt)
             self._running.pop(key, None)
             self._lock.notify_all()
-            self._drop(key)
-            self._kept[key] = held
-            self._kept_bytes += _n_bytes(held)
-            while self._kept_bytes > self._max_kept_bytes and len(self._kept) > 1:
-                self._drop(next(iter(self._kept)))
+            self._keep(held)
             return held if attempt.asked_for else None
+
+    def _keep(self, held: HeldAttempt) -> None:
+        key = (held.job, held.attempt)
+        self._drop(key)
+        self._kept[key] = held
+        self._kept_bytes += _n_bytes(held)
+        while self._kept_bytes > self._max_kept_bytes and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
+    def hand_in(self, attempt: Attempt, part: Receipt) -> HeldAttempt:
+        """Keep what an attempt has finished, or gives back, under an id of its own; the attempt is left with the rest.
+
+        Returns
+        -------
+            What to announce to the job's driver.
+        """
+        indices = part.indices
+        with self._lock:
+            held = msgspec.structs.replace(attempt.held(part), attempt=part.attempt, ranges=indices.pairs)
+            attempt.ranges = (Ranges(attempt.ranges) - indices).pairs
+            attempt.parts = (*attempt.parts, part)
+            self._keep(held)
+            return held
 
     def acknowledge(self, job: JobId, attempts: Iterable[AttemptId]) -> None:
         """Keep these receipts no longer: what they say is recorded."""
@@ -190,12 +212,28 @@ class AttemptTable:
         with self._lock:
             running = self._running.get((job, attempt))
             if running is None and (job, attempt) not in self._kept:
-                self._stopped_before_start[job, attempt] = None
-                self._lock.notify_all()
-                while len(self._stopped_before_start) > MAX_REMEMBERED:
-                    self._stopped_before_start.popitem(last=False)
+                self._not_to_begin((job, attempt))
         if running is not None:
             running.stop.stop()
+
+    def has_begun(self, job: JobId, attempt: AttemptId) -> bool:
+        """Say whether an attempt runs here or has ended here; otherwise it waits, or never came."""
+        with self._lock:
+            return (job, attempt) in self._running or (job, attempt) in self._kept
+
+    def recall(self, job: JobId, attempt: AttemptId) -> bool:
+        """Make sure that an attempt does not begin here; False if it has."""
+        with self._lock:
+            if (job, attempt) in self._running or (job, attempt) in self._kept:
+                return False
+            self._not_to_begin((job, attempt))
+            return True
+
+    def _not_to_begin(self, key: tuple[JobId, AttemptId]) -> None:
+        self._stopped_before_start[key] = None
+        self._lock.notify_all()
+        while len(self._stopped_before_start) > MAX_REMEMBERED:
+            self._stopped_before_start.popitem(last=False)
 
     def stop_all(self) -> None:
         """Stop everything that runs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId, JobId
 
 log = logging.getLogger(__name__)
-PROGRESS_TOPIC: Final = "modelops-progress"
-"""Topic of reports: ``{"job", "index", "fraction", "values"}``, about one a second of each attempt."""
-CHECKPOINT_TOPIC: Final = "modelops-checkpoints"
-"""Topic on which each replicate's first checkpoint in an attempt is told: ``{"job", "index"}``."""
 
 
 class Report(TypedDict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Self
@@ -15,6 +16,8 @@ from modelops.store.objects import AlreadyExistsError
 from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelops.store import Objects
     from modelops.study.ids import AttemptId, JobId
 
@@ -38,11 +41,26 @@ class JobLog:
     """Collect text in bounded memory; store it when the attempt ends. Nothing is stored if nothing was printed."""
 
     def __init__(self, objects: Objects, job: JobId, attempt: AttemptId) -> None:
-        self._objects, self._name = objects, f"{job_folder(job)}/logs/{attempt}.jsonl.zz"
+        self._objects, self._job = objects, job
+        self._name = f"{job_folder(job)}/logs/{attempt}.jsonl.zz"
         self._text: OrderedDict[int | None, bytearray] = OrderedDict()
         self._dropped: dict[int | None, int] = {}
         self._n_bytes = 0
         self._is_stored = False
+        self._lock = threading.Lock()
+
+    def split(self, attempt: AttemptId, indices: Iterable[int]) -> JobLog:
+        """Return a log under the name of another attempt; the text of these replicates moves there."""
+        other = JobLog(self._objects, self._job, attempt)
+        with self._lock:
+            for index in indices:
+                text = self._text.pop(index, None)
+                if text is not None:
+                    other._text[index] = text
+                    self._n_bytes -= len(text)
+                    if index in self._dropped:
+                        other._dropped[index] = self._dropped.pop(index)
+        return other
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +83,11 @@ class JobLog:
 
     def write(self, index: int | None, data: bytes) -> None:
         """Add what replicate ``index`` wrote. Who prints most without end has been cut short before."""
-        self._text.setdefault(index, bytearray()).extend(data)
-        self._n_bytes += len(data)
-        while self._n_bytes > MAX_BYTES_PER_ATTEMPT and self._shorten():
-            pass
+        with self._lock:
+            self._text.setdefault(index, bytearray()).extend(data)
+            self._n_bytes += len(data)
+            while self._n_bytes > MAX_BYTES_PER_ATTEMPT and self._shorten():
+                pass
 
     def _shorten(self) -> bool:
         """Keep only the tail of the oldest text that is longer than a tail; False if there is none."""

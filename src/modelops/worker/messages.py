@@ -10,7 +10,7 @@ import msgspec
 
 from modelops.states import ReplicateStatus
 from modelops.study.ids import AttemptId, JobId
-from modelops.study.ranges import Range
+from modelops.study.ranges import Range, Ranges
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,12 +83,16 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
     ``wall_seconds``: what running them took, without what a chunk of any size costs (loading the job, storing).
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
+    ``part_of``: the attempt that handed this in and goes on with one replicate, which is not in it. ``parts``: what an
+    attempt that has ended now had handed in that way, in case it was not heard of.
     """
 
     job: JobId
     attempt: AttemptId
     worker: str
     host: str
+    part_of: AttemptId | None = None
+    parts: tuple[Receipt, ...] = ()
     segment: SegmentRef | None = None
     retry: tuple[tuple[ReplicateStatus, tuple[Range, ...]], ...] = ()
     unstarted: tuple[Range, ...] = ()
@@ -97,6 +101,13 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     wall_seconds: float = 0.0
     missing_import: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def indices(self) -> Ranges:
+        """Every index of it."""
+        of_segment = self.segment.ranges if self.segment is not None else ()
+        again = tuple(pair for _, ranges in self.retry for pair in ranges)
+        return Ranges((*of_segment, *again, *self.unstarted))
 
 
 class AggregateChunk(msgspec.Struct, frozen=True, kw_only=True):

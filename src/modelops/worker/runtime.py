@@ -16,10 +16,12 @@ from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.store.segments import job_folder
 from modelops.worker.attempts import AttemptTable
-from modelops.worker.desk import CHECKPOINT_TOPIC, PROGRESS_TOPIC, Desk, SettledCheckpoints
+from modelops.worker.desk import Desk, SettledCheckpoints
 from modelops.worker.job_context import JobContext, load_job_context
+from modelops.worker.parts import PartWatch
 from modelops.worker.segment_cache import SegmentCache
 from modelops.worker.storage_wait import Waiting, find_room, when_storage_allows
+from modelops.worker.topics import BEGUN_TOPIC, CHECKPOINT_TOPIC, PROGRESS_TOPIC, STORAGE_TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
 
     _Key = tuple[JobId, str, str]  # a job, the object with its spec, and that object's digest
 
-BEGUN_TOPIC: Final = "modelops-begun"  # an attempt that must be alone runs now
-STORAGE_TOPIC: Final = (
-    "modelops-storage"  # what storage says while an attempt waits for it; empty: it does no more
-)
 T = TypeVar("T")
 TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
 
@@ -67,6 +65,7 @@ class WorkerRuntime:
         self.pool = ProcessPool(self.root, slots=slots)
         self.segments = SegmentCache(self.objects)
         self.attempts = AttemptTable()
+        self.parts = PartWatch()
         self.settled = SettledCheckpoints(self.objects)
         self._jobs: OrderedDict[_Key, JobContext] = OrderedDict()
         self._waiting = Waiting()

@@ -5,7 +5,7 @@ What a task returns, and what it raises, is kept in the worker's table as well: 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from distributed import get_worker
@@ -14,6 +14,7 @@ from modelops.errors import InternalError
 from modelops.worker.attempts import Attempt, task_error
 from modelops.worker.messages import AggregateChunk, AggregateReceipt, Chunk, HeldAttempt, Receipt
 from modelops.worker.plugin import ModelOpsWorker
+from modelops.worker.topics import RECEIPTS_TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 AnyChunk = Chunk | AggregateChunk
 T = TypeVar("T", Receipt, AggregateReceipt)
-RECEIPTS_TOPIC: Final = "modelops-receipts"  # of attempts whose driver was replaced
 
 __all__ = [
-    "RECEIPTS_TOPIC",
     "AggregateReceipt",
     "AnyChunk",
     "Receipt",
     "aggregate",
     "attempts",
     "forget",
+    "has_begun",
+    "recall",
     "simulate",
     "stop",
 ]
@@ -94,6 +95,16 @@ async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAtte
 async def stop(job: JobId, attempt: AttemptId, dask_worker: Worker) -> None:
     """Stop an attempt, or make sure that it will not start. Runs on the event loop, beside the task."""
     runtime_of(dask_worker).attempts.stop(job, attempt)
+
+
+async def has_begun(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
+    """Say whether an attempt has begun here; otherwise it waits behind something else, of any job."""
+    return runtime_of(dask_worker).attempts.has_begun(job, attempt)
+
+
+async def recall(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
+    """Make sure that an attempt does not begin here, and say so; False if it has."""
+    return runtime_of(dask_worker).attempts.recall(job, attempt)
 
 
 async def forget(job: JobId, epoch: int, dask_worker: Worker) -> None:

@@ -1,0 +1,191 @@
+"""Sort the outcomes of one chunk as they arrive: into a segment, to be tried again, or the sign of a missing module.
+
+What has ended may be taken out while the chunk goes on, see `parts`; whatever ends later is then collected anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.bundles.missing import line_to_add
+from modelops.environments import dependency_inputs
+from modelops.states import FAILURES, ReplicateStatus
+from modelops.store import Execution, SegmentWriter
+from modelops.study.ranges import EMPTY, Ranges
+from modelops.worker.messages import ErrorExample, FailureCount, Receipt
+from modelops.worker.stored import stored_error, stored_outputs
+
+if TYPE_CHECKING:
+    from modelops.processes import Outcome
+    from modelops.processes.stop import StopSignal
+    from modelops.study.ids import AttemptId
+    from modelops.worker.desk import Desk
+    from modelops.worker.messages import Chunk
+    from modelops.worker.runtime import WorkerRuntime
+
+MAX_FINGERPRINTS = 100  # in one receipt; the segment holds every error
+
+
+@dataclass
+class Tally:
+    """What has ended and was not handed in yet. ``settled``: checkpoints that are of no use once it counts."""
+
+    attempt: AttemptId
+    writer: SegmentWriter
+    began: float
+    ended: list[int] = field(default_factory=list)
+    retry: dict[ReplicateStatus, list[int]] = field(default_factory=dict)
+    examples: dict[str, ErrorExample] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    settled: list[str] = field(default_factory=list)
+    model_seconds: float = 0.0
+    last_ended: float = 0.0
+
+    def count_failure(self, outcome: Outcome) -> None:
+        """Count a failure by its fingerprint, and keep the first one of each."""
+        error = outcome.error
+        fingerprint = error.fingerprint if error else ""
+        if fingerprint not in self.examples:
+            if len(self.examples) >= MAX_FINGERPRINTS:
+                return
+            self.examples[fingerprint] = ErrorExample(
+                fingerprint=fingerprint,
+                status=outcome.status,
+                error_type=error.type if error else "",
+                message=error.message if error else "",
+                traceback=error.traceback if error else "",
+                stderr=error.stderr if error else "",
+                index=outcome.index,
+            )
+        self.counts[fingerprint] += 1
+
+    def receipt(self, runtime: WorkerRuntime, chunk: Chunk, **more: Any) -> Receipt:
+        """Return what became of these replicates; ``more``: the segment, and what else is to be said."""
+        return Receipt(
+            job=chunk.job,
+            attempt=self.attempt,
+            worker=runtime.address,
+            host=runtime.host,
+            retry=tuple((status, Ranges.of(ks).pairs) for status, ks in self.retry.items()),
+            failures=tuple(FailureCount(example=x, count=self.counts[f]) for f, x in self.examples.items()),
+            model_seconds=self.model_seconds,
+            **more,
+        )
+
+
+class Sorter:
+    """Takes the outcomes of one chunk, in order of index. `take` and `cut` may be called from different threads."""
+
+    def __init__(
+        self, runtime: WorkerRuntime, chunk: Chunk, *, stop: StopSignal, snapshot: str, desk: Desk
+    ) -> None:
+        self._runtime, self.chunk, self.desk = runtime, chunk, desk
+        self._stop, self._snapshot = stop, snapshot
+        self._lock = threading.Lock()
+        self.indices = Ranges(chunk.ranges)  # what this attempt is to give outcomes of; shrinks by `cut`
+        self._given_back = EMPTY
+        self.lacking: list[int] = []  # replicates that found a module missing
+        self.missing_import: str | None = None
+        self.tally = self._new_tally(chunk.attempt)
+
+    def _new_tally(self, attempt: AttemptId) -> Tally:
+        runtime = self._runtime
+        writer = SegmentWriter(
+            runtime.objects,
+            self.chunk.job,
+            attempt,
+            worker=runtime.address,
+            host=runtime.host,
+            pid=os.getpid(),
+        )
+        return Tally(attempt, writer, began=time.perf_counter())
+
+    @property
+    def n_ended(self) -> int:
+        """How many have ended and were not taken out."""
+        return len(self.tally.ended)
+
+    def left(self) -> Ranges:
+        """Return the indices without an outcome."""
+        return self.indices - Ranges.of([*self.tally.ended, *self.lacking])
+
+    def take(self, outcome: Outcome) -> None:
+        """Take the outcome of the next replicate."""
+        with self._lock:
+            if self._given_back and outcome.index in self._given_back:
+                return  # it had begun when it was given back: it is somebody else's
+            self._take(outcome, self.tally)
+
+    def _take(self, outcome: Outcome, tally: Tally) -> None:
+        tally.model_seconds += outcome.seconds
+        tally.last_ended = time.perf_counter()
+        desk = self.desk
+        if outcome.index == desk.current:
+            desk.ended(succeeded=outcome.status is ReplicateStatus.SUCCEEDED)
+        error = outcome.error
+        if error is not None and error.missing_module:
+            # One error for the job: what the bundle lacks, no replicate can do without.
+            self.missing_import = missing_import(
+                error.missing_module, error.traceback or error.message, self._snapshot
+            )
+            self.lacking.append(outcome.index)
+            self._stop.stop(hard=True)
+            return
+        tally.ended.append(outcome.index)
+        if outcome.status in FAILURES:
+            tally.count_failure(outcome)
+        execution = Execution(
+            outcome.started_at,
+            outcome.seconds,
+            outcome.cpu_seconds,
+            outcome.max_rss_bytes,
+            self.chunk.attempt_number,
+        )
+        if outcome.status in self.chunk.retry_on:
+            tally.retry.setdefault(outcome.status, []).append(outcome.index)
+            tally.writer.add_execution_only(outcome.index, outcome.status, execution)
+        else:
+            tally.writer.add(
+                outcome.index,
+                outcome.status,
+                outcome.returned_dict,
+                stored_outputs(outcome.outputs),
+                stored_error(error),
+                execution,
+            )
+
+    def cut(self, part: AttemptId) -> tuple[Tally, Ranges] | None:
+        """Take out what has ended, and give back all but the replicate that is next: it runs, or is about to.
+
+        Returns
+        -------
+            What has ended, under the id ``part``, and what is given back; None if that is nothing, or if the chunk
+            is about to end anyway.
+        """
+        with self._lock:
+            left = self.left()
+            if not left or self.lacking:
+                return None
+            first = left.pairs[0][0]
+            rest = left - Ranges(((first, first + 1),))
+            old = self.tally
+            if not old.ended and not rest:
+                return None
+            self.tally = self._new_tally(self.chunk.attempt)
+            self._given_back, self.indices = rest, Ranges(((first, first + 1),))
+            old.attempt = part
+            old.writer.rename(part)
+            old.settled, self.desk.settled = self.desk.settled, []
+            return old, rest
+
+
+def missing_import(module: str, where: str, snapshot: str) -> str:
+    """Return the sentence for a module that the bundle's environment does not have."""
+    advice = line_to_add(module, dependency_inputs(Path(snapshot)).listed_in)
+    return f"No module named '{module}'\n{where.rstrip()}\n{advice} (or the package that provides it)"
