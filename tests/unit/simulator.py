@@ -147,14 +147,14 @@ class World:
             return
         store, is_first = self.store, not self.drivers
         epoch = store.take_lease()
-        segments, aggregates = store.known()
+        segments, aggregates, retried = store.known()
         self.machine = Machine(
             self.s.spec,
             JOB,
             epoch=epoch,
             segments=segments,
             aggregates=aggregates,
-            retried=store.retried,
+            retried=retried,
             state=store.state,
             reason=store.reason,
             used_s=self.now - self.began,

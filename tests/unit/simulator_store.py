@@ -165,9 +165,9 @@ class Store:
         self.failed_attempts.clear()
         self.not_before.clear()
 
-    def known(self) -> tuple[list[SegmentRef], list[AggregateRef]]:
-        """Return what a new driver is given."""
-        return list(self.segments.values()), list(self.aggregates.values())
+    def known(self) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]]]:
+        """Return what a new driver is given: segments, aggregates, and what is to be tried again."""
+        return list(self.segments.values()), list(self.aggregates.values()), self.retried
 
     @property
     def n_succeeded(self) -> int:
@@ -212,6 +212,11 @@ class RealStore(Store):
             )
         super().hold(epoch)
 
+    def record_retry(self, epoch: int, command: c.RecordRetry, now: float) -> None:
+        """Record it twice."""
+        super().record_retry(epoch, command, now)
+        self._records.record_retry(self._job, epoch, "driver", command.indices, command.number)
+
     def _add_aggregates(self, epoch: int, stored: AggregateRef) -> None:
         assert self._records.commit_aggregates(self._job, epoch, stored)
 
@@ -233,9 +238,13 @@ class RealStore(Store):
         assert self._records.scope(self._job) == ranges
         assert {a.attempt for a in self._records.aggregates(self._job)} == self.aggregates.keys()
 
-    def known(self) -> tuple[list[SegmentRef], list[AggregateRef]]:
+    def known(self) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]]]:
         """Return what the real records know."""
-        return self._records.segments(self._job), self._records.aggregates(self._job)
+        row, segments, aggregates = self._records.committed(self._job)
+        assert (row.epoch, row.state, row.reason) == (self.epoch, self.state, self.reason)
+        retried = self._records.retried(self._job)
+        assert retried == self.retried
+        return segments, aggregates, retried
 
     def _is_lost(self, write: Callable[[], object]) -> bool:
         try:

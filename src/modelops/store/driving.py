@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from modelops.store.database import Database
 
 RETRY: Final = "retry"  # the kind of event by which a driver records that replicates will be tried again
+
+
+def _retried() -> sa.Select[tuple[Any]]:
+    e = schema.events.c
+    job: sa.BindParameter[str] = sa.bindparam("of_job")
+    began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(
+        e.job == job, e.kind.in_([str(event) for event in BEGINS_RUN])
+    )
+    query = sa.select(e.data).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
+    return query.order_by(e.number)
+
+
+_RETRIED: Final = _retried()  # built once, as those of `rows`
 
 
 class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,16 +93,10 @@ class DrivingRecords:
         text = f"attempt {number} of {len(indices)} replicates"
         data = {"ranges": [list(pair) for pair in indices.pairs], "number": number}
         with self._database.writing() as sql:
-            hold(sql, job, epoch)
-            append_event(sql, job, self._clock(), who, RETRY, text, data)
+            append_event(sql, job, self._clock(), who, RETRY, text, data, epoch=epoch)
 
     def retried(self, job: JobId) -> list[tuple[Ranges, int]]:
         """Return what `record_retry` recorded in this run of the job, in that order."""
-        e = schema.events.c
         with self._database.reading() as sql:
-            began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(
-                e.job == job, e.kind.in_([str(event) for event in BEGINS_RUN])
-            )
-            query = sa.select(e.data).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
-            found = list(sql.scalars(query.order_by(e.number)))
+            found = list(sql.scalars(_RETRIED, {"of_job": job}))
         return [(Ranges((lo, hi) for lo, hi in data["ranges"]), int(data["number"])) for data in found]

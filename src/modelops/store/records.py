@@ -33,6 +33,8 @@ from modelops.store.rows import (
     job_row,
     last_alike,
     new_row,
+    next_epoch,
+    read_held,
     read_job,
     update_job,
 )
@@ -62,9 +64,10 @@ class _Commits:
         over = sa.select(r.attempt).where(r.job == job, r.lo < sa.bindparam("below"))
         self.all = sa.select(table).where(table.c.job == job)
         self.all_ranges = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
-        self.digest = sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == attempt)
+        digest = sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == attempt)
         self.ranges = sa.select(r.lo, r.hi).where(r.job == job, r.attempt == attempt)
         self.last_end = below.order_by(r.lo.desc()).limit(1)
+        self.before = sa.select(digest.scalar_subquery(), self.last_end.scalar_subquery())
         self.over = over.where(r.hi > sa.bindparam("above"))
         self.insert, self.insert_ranges = table.insert(), ranges.insert()
 
@@ -146,11 +149,9 @@ class Records(DrivingRecords, Runs):
         """
         now = self._clock()
         with self._database.writing() as sql:
-            before = read_job(sql, job, lock=True)
-            epoch = before.epoch + 1
-            update_job(sql, job, epoch=epoch)
+            epoch, number = next_epoch(sql, job)
             sql.execute(_INSERT_LEASE, {"job": job, "epoch": epoch, "owner": owner, "taken_at": now})
-            append_event(sql, job, self._clock(), owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
+            insert_event(sql, job, number, now, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
         return epoch
 
     def change_state(
@@ -183,9 +184,7 @@ class Records(DrivingRecords, Runs):
                 expected_state=expected_state,
             )  # fmt: skip
         with self._database.writing() as sql:
-            if epoch is not None:
-                hold(sql, job, epoch)
-            old = read_job(sql, job, lock=True)
+            old = read_held(sql, job, epoch)
             expect(old, expected_version, expected_state)
             state = next_state(old.state, event)
             at = self._clock()
@@ -216,14 +215,13 @@ class Records(DrivingRecords, Runs):
         ``unless_there``: not if the same is among the last events, because the answer to writing it was lost.
         """
         with self._database.writing() as sql:
-            if epoch is not None:
-                hold(sql, job, epoch)
-            if (
-                unless_there
-                and (number := last_alike(sql, job, who, kind, text, dict(data or {}))) is not None
-            ):
-                return number
-            return append_event(sql, job, self._clock(), who, kind, text, dict(data or {}))
+            if unless_there:
+                if epoch is not None:
+                    hold(sql, job, epoch)
+                number = last_alike(sql, job, who, kind, text, dict(data or {}))
+                if number is not None:
+                    return number
+            return append_event(sql, job, self._clock(), who, kind, text, dict(data or {}), epoch=epoch)
 
     def events(self, job: JobId, after: int = 0, limit: int | None = None) -> list[EventRow]:
         """Return the events with a number above ``after``, in order, at most ``limit``."""
@@ -288,11 +286,14 @@ class Records(DrivingRecords, Runs):
         if not covers:
             raise InternalError(f"attempt {ref.attempt} wants to commit a segment that covers nothing")
         which = {"of_job": job, "of_attempt": ref.attempt}
-        known = sql.execute(statements.digest, which).first()
-        if known is not None:
+        first, *others = covers.pairs
+        digest, end = sql.execute(statements.before, {**which, "below": first[1]}).one()
+        if digest is not None:  # this attempt is known
             held = sql.execute(statements.ranges, which)
-            return bool(known.digest == ref.digest) and Ranges((lo, hi) for lo, hi in held) == covers
-        if any(_covered(sql, statements, job, lo, hi) for lo, hi in covers.pairs):
+            return bool(digest == ref.digest) and Ranges((lo, hi) for lo, hi in held) == covers
+        if _overlaps(end, first[0]):
+            return False
+        if any(_covered(sql, statements, job, lo, hi) for lo, hi in others):
             return False
         values = {
             "job": job, "epoch": epoch, "attempt": ref.attempt, "name": ref.name, "digest": ref.digest,
@@ -411,5 +412,8 @@ def _rivals(sql: sa.Connection, job: JobId, params: Ranges) -> set[AttemptId]:
 
 def _covered(sql: sa.Connection, statements: _Commits, job: JobId, lo: int, hi: int) -> bool:
     """Say whether a committed range overlaps; they are disjoint, so only the last one below ``hi`` can."""
-    last = sql.scalar(statements.last_end, {"of_job": job, "below": hi})
-    return last is not None and last > lo
+    return _overlaps(sql.scalar(statements.last_end, {"of_job": job, "below": hi}), lo)
+
+
+def _overlaps(last_end: int | None, lo: int) -> bool:
+    return last_end is not None and last_end > lo

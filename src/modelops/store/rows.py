@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import sqlalchemy as sa
@@ -27,12 +27,15 @@ _HOLD = (
     .where(_OF_JOB, schema.jobs.c.epoch == sa.bindparam("of_epoch"))
     .values(epoch=sa.bindparam("of_epoch"))
 )
+_READ_HELD = _HOLD.returning(*schema.jobs.c)
 _COUNT_EVENT = (
     schema.jobs.update()
     .where(_OF_JOB)
     .values(n_events=schema.jobs.c.n_events + 1)
     .returning(schema.jobs.c.n_events)
 )
+_COUNT_HELD_EVENT = _COUNT_EVENT.where(schema.jobs.c.epoch == sa.bindparam("of_epoch"))
+_NEXT_EPOCH = _COUNT_EVENT.values(epoch=schema.jobs.c.epoch + 1).returning(schema.jobs.c.epoch)
 _INSERT_JOB = schema.jobs.insert()
 _INSERT_EVENT = schema.events.insert()
 _UPDATE_JOB = schema.jobs.update().where(_OF_JOB)
@@ -121,15 +124,41 @@ def hold(sql: sa.Connection, job: JobId, epoch: int) -> None:
     """Lock the job's row for this transaction, or learn that the lease is lost."""
     held = sql.execute(_HOLD, {"of_job": job, "of_epoch": epoch})
     if held.rowcount == 0:
-        read_job(sql, job)  # a job that does not exist is another error
-        raise LeaseLostError(job, epoch)
+        _fail_to_hold(sql, job, epoch)
+
+
+def _fail_to_hold(sql: sa.Connection, job: JobId, epoch: int) -> NoReturn:
+    read_job(sql, job)  # a job that does not exist is another error
+    raise LeaseLostError(job, epoch)
+
+
+def read_held(sql: sa.Connection, job: JobId, epoch: int | None) -> JobRow:
+    """Return a job's row, locked; with an ``epoch`` as `hold` does."""
+    if epoch is None:
+        return read_job(sql, job, lock=True)
+    row = sql.execute(_READ_HELD, {"of_job": job, "of_epoch": epoch}).mappings().one_or_none()
+    if row is None:
+        _fail_to_hold(sql, job, epoch)
+    return job_row(row)
+
+
+def next_epoch(sql: sa.Connection, job: JobId) -> tuple[int, int]:
+    """Raise a job's epoch; return it, and the number of the event that is to say so. Raises NotFoundError."""
+    row = sql.execute(_NEXT_EPOCH, {"of_job": job}).one_or_none()
+    if row is None:
+        raise _not_found(job)
+    return row.epoch, row.n_events
+
+
+def _not_found(job: JobId) -> NotFoundError:
+    return NotFoundError(f"there is no job {job}; 'modelops jobs list' shows all")
 
 
 def read_job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:
     """Return a job's row, locked for this transaction if wanted. Raises NotFoundError."""
     row = sql.execute(_LOCK_JOB if lock else _READ_JOB, {"of_job": job}).mappings().one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job {job}; 'modelops jobs list' shows all")
+        raise _not_found(job)
     return job_row(row)
 
 
@@ -156,12 +185,25 @@ def insert_event(
 
 
 def append_event(
-    sql: sa.Connection, job: JobId, at: datetime, who: str, kind: str, text: str, data: dict[str, Any]
+    sql: sa.Connection,
+    job: JobId,
+    at: datetime,
+    who: str,
+    kind: str,
+    text: str,
+    data: dict[str, Any],
+    *,
+    epoch: int | None = None,
 ) -> int:
-    """Append to a job's story and return the event's number."""
-    number = sql.scalar(_COUNT_EVENT, {"of_job": job})
-    if number is None:
-        raise NotFoundError(f"there is no job {job}; 'modelops jobs list' shows all")
+    """Append to a job's story and return the event's number; with an ``epoch``, hold the job as `hold` does."""
+    if epoch is None:
+        number = sql.scalar(_COUNT_EVENT, {"of_job": job})
+        if number is None:
+            raise _not_found(job)
+    else:
+        number = sql.scalar(_COUNT_HELD_EVENT, {"of_job": job, "of_epoch": epoch})
+        if number is None:
+            _fail_to_hold(sql, job, epoch)
     insert_event(sql, job, number, at, who, kind, text, data)
     return int(number)
 

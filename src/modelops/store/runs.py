@@ -16,6 +16,7 @@ from modelops.store.rows import (
     Submission,
     append_event,
     hold,
+    read_held,
     read_job,
     record_request,
     update_job,
@@ -106,9 +107,7 @@ class Runs:
             The job is not final.
         """
         with self._database.writing() as sql:
-            if epoch is not None:
-                hold(sql, job, epoch)
-            old = read_job(sql, job, lock=True)
+            old = read_held(sql, job, epoch)
             expect(old, expected_version, expected_state)
             values = {
                 "state": next_state(old.state, event), "reason": why, "version": old.version + 1,
@@ -206,9 +205,7 @@ class Runs:
         data = {"files": msgspec.to_builtins(files)}
         text = why or f"{', '.join(file.name for file in files)} are written"
         with self._database.writing() as sql:
-            if epoch is not None:
-                hold(sql, job, epoch)
-            append_event(sql, job, self._clock(), who, WRITTEN, text, data)
+            append_event(sql, job, self._clock(), who, WRITTEN, text, data, epoch=epoch)
 
     def result_files(self, job: JobId) -> tuple[ResultFile, ...]:
         """Return what the result files of the job's current run are; none as long as none are written."""
