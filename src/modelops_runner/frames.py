@@ -11,7 +11,7 @@ MAX_HEADER_BYTES = 8 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _END = b"\r\n\r\n"
 _PLAIN = b"Content-Length: "
-_PLAIN_MAX = len(_PLAIN) + 9
+_PLAIN_LEN, _PLAIN_MAX = len(_PLAIN), len(_PLAIN) + 9
 
 
 class FrameError(Exception):
@@ -57,8 +57,11 @@ class FrameSplitter:
         """
         if self.broken:
             raise FrameError(self.broken)
-        buffer = self._buffer
-        buffer += data
+        if self._length >= 0 and len(self._buffer) + len(data) < self._length:
+            self._buffer += data
+            return []
+        buffer = bytes(self._buffer) + data if self._buffer else data
+        self._buffer.clear()
         bodies = []
         at = 0
         try:
@@ -75,16 +78,15 @@ class FrameSplitter:
                     at = end + len(_END)
                 if len(buffer) - at < self._length:
                     break
-                bodies.append(bytes(memoryview(buffer)[at : at + self._length]))
+                bodies.append(buffer[at : at + self._length])
                 at += self._length
                 self._length = -1
         except FrameError as e:
             self.broken = str(e)
-            buffer.clear()
             if not bodies:
                 raise
             return bodies
-        del buffer[:at]
+        self._buffer += buffer[at:]
         return bodies
 
     def close(self) -> None:
@@ -102,9 +104,9 @@ class FrameSplitter:
         if self._buffer:
             raise FrameError(f"the stream ended inside a header: {_show(self._buffer, 0)}")
 
-    def _content_length(self, buffer: bytearray, start: int, end: int) -> int:
+    def _content_length(self, buffer: bytes, start: int, end: int) -> int:
         if end - start <= _PLAIN_MAX and buffer.startswith(_PLAIN, start):  # what our own side sends
-            digits = buffer[start + len(_PLAIN) : end]
+            digits = buffer[start + _PLAIN_LEN : end]
             if digits.isdigit() and (length := int(digits)) <= self._max:
                 return length
         length = -1

@@ -19,7 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
+_SIGINT, _SIGTERM, _SIGALRM = _SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
+_getsignal = _signal.getsignal
 
 
 class ProcessState:
@@ -58,14 +59,25 @@ class ProcessState:
         os.umask(self._umask)
         if not self._alarm:
             _signal.alarm(0)
+        interrupt, terminate, alarm = self._handlers
+        if (
+            _getsignal(_SIGINT) is not interrupt
+            or _getsignal(_SIGTERM) is not terminate
+            or _getsignal(_SIGALRM) is not alarm
+        ):
+            self._restore_handlers()
+        sys.stdin, sys.stdout, sys.stderr = self._streams
+        os.set_blocking(self._marks, True)  # the same file as 1 and 2; asyncio and some programs change it
+        for _, stream in self._texts:
+            if not stdio.usable(stream):
+                self.descriptor_was_closed()
+                return
+
+    def _restore_handlers(self) -> None:
         for number, handler in zip(_SIGNALS, self._handlers):
             # None: installed from C; it cannot be put back from here
             if _signal.getsignal(number) is not handler is not None:
                 _signal.signal(number, handler)
-        sys.stdin, sys.stdout, sys.stderr = self._streams
-        os.set_blocking(self._marks, True)  # the same file as 1 and 2; asyncio and some programs change it
-        if not all(stdio.usable(stream) for _, stream in self._texts):
-            self.descriptor_was_closed()
 
     def descriptor_was_closed(self) -> None:
         """Open what the model closed of 0, 1, 2 and of the streams upon them."""

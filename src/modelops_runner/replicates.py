@@ -17,6 +17,7 @@ from modelops_runner.failures import error_object, invalid_output
 from modelops_runner.frames import MAX_BODY_BYTES
 from modelops_runner.isolation import ProcessState
 from modelops_runner.reports import Reports
+from modelops_runner.shapes import Shapes
 from modelops_runner.spool import INLINE_TOTAL, Spool, SpoolError
 from modelops_runner.values import InvalidOutputError, to_json
 
@@ -31,7 +32,8 @@ _MAX_INLINE_TEXT = 2_000  # characters of a text on the fast path; longer ones a
 _MAX_PREFIXES = 10_000
 _MAX_OUTPUTS_BYTES = MAX_BODY_BYTES - 65_536  # the rest of the message needs far less
 _POLLNVAL = 0x20
-_CLOCK_SLACK_S = 100e-6  # the clock of CPU time is a system call; one reading serves two quick replicates
+_QUICK_S = 100e-6  # the clock of CPU time is a system call: what is quicker than this has used what it took
+_CLOCK_SLACK_S = 200e-6  # how old a reading may be; what has passed since was spent in this thread
 
 
 class Replicates:
@@ -59,6 +61,7 @@ class Replicates:
         for fd in (0, 1, 2):
             channel.poll.register(fd, 0)  # no events, but it says when one of them is closed
         self._reports = Reports(channel)
+        self._shapes = Shapes(channel)
         self._inotify: Any = None
         self._watch()
         self._in_child = False  # of the model's; it must not go on with our work
@@ -122,12 +125,19 @@ class Replicates:
         sets: list[dict[str, Any]],
         entry: tuple[Any, bool],
         checkpoint_root: str | None,
+        *,
+        floats: bool = False,
     ) -> int:
-        """Run the replicates of these sets until the last one or a cancellation; return how many."""
+        """Run the replicates of these sets until the last one or a cancellation; return how many.
+
+        ``floats``: the parent wants outputs that are floats and nothing else as `replicate/floats`.
+        """
         model, takes_context = entry
         channel, send, mark = self._channel, self._channel.send, self._mark
+        reports, restore, arrived = self._reports, self._state.restore, self._channel.poll.poll
+        packed = self._shapes.packed if floats else _never
         finished = 0
-        after, cpu_before = 0.0, 0.0
+        after, cpu_at, read_at = 0.0, 0.0, 0.0
         for one in sets:
             raw, index = one["params"], one["index"]
             flat = _SCALARS.issuperset(map(type, raw.values()))
@@ -142,30 +152,50 @@ class Replicates:
                 if mark:
                     os.write(self._marks, b"%b%d\n" % (mark, index))
                 before = perf_counter()
-                if before - after > _CLOCK_SLACK_S:
-                    cpu_before = process_time()
+                if before - read_at > _CLOCK_SLACK_S:
+                    cpu_at, read_at = process_time(), before
+                values_text, outcome = None, ""
                 try:
                     result = model(*args)
                 except BaseException as e:  # noqa: BLE001  the bundle's code
-                    after, cpu_after = perf_counter(), process_time()
+                    after = perf_counter()
+                    seconds = cpu = after - before
+                    if seconds > _QUICK_S:
+                        cpu_now = process_time()
+                        cpu = max(0.0, cpu_now - cpu_at - (before - read_at))
+                        cpu_at, read_at = cpu_now, after
                     outcome = self._raised(e)
                 else:
-                    after, cpu_after = perf_counter(), process_time()
+                    after = perf_counter()
+                    seconds = cpu = after - before
+                    if seconds > _QUICK_S:
+                        cpu_now = process_time()
+                        cpu = max(0.0, cpu_now - cpu_at - (before - read_at))
+                        cpu_at, read_at = cpu_now, after
                     if self._in_child:
                         _leave_child(None)
-                    outcome = self._returned(result)
+                    values_text = packed(result)
+                    if values_text is None:
+                        outcome = self._returned(result)
                     result = None  # it may be large, and the next one too
-                if self._reports.waits:
-                    self._reports.end()
-                send(
-                    f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
-                    f',"seconds":{after - before:.9f},"cpu":{cpu_after - cpu_before:.9f}}}}}'
-                )
-                cpu_before = cpu_after
+                if reports.waits:
+                    reports.end()
+                if values_text is not None:
+                    send(
+                        f'{{"jsonrpc":"2.0","method":"replicate/floats","params":[{index},{values_text}'
+                        f",{seconds:.9f},{cpu:.9f}]}}"
+                    )
+                else:
+                    send(
+                        f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
+                        f',"seconds":{seconds:.9f},"cpu":{cpu:.9f}}}}}'
+                    )
+                    if mark and outcome[10] != "s":
+                        self.mark_end()
                 finished += 1
-                if mark and outcome[10] != "s":
-                    self.mark_end()
-                self.clean()
+                restore()
+                if arrived(0) or self._inotify is None:
+                    self.clean()
                 if request_id in channel.cancelled or channel.ended:
                     return finished
                 index += 1
@@ -397,6 +427,10 @@ class Replicates:
             self._in_child = True
             self._channel.detach()
             self._reports.forked()
+
+
+def _never(_result: object) -> None:
+    """Pack nothing: the parent takes outputs one by one only."""
 
 
 def _unsuccessful(status: str, error: dict[str, Any]) -> str:

@@ -182,7 +182,9 @@ class Server:
             timeout_s = params.get("replicate_timeout_s")
             finished = replicates.run_forked(identifier, sets, model, root, timeout_s)
         else:
-            finished = replicates.run(identifier, sets, model, root)
+            finished = replicates.run(
+                identifier, sets, model, root, floats=need(params, "floats", bool, False)
+            )
         replicates.mark_end()
         stopped = "true" if finished < sum(len(one["seeds"]) for one in sets) else "false"
         return f'{{"finished":{finished},"stopped":{stopped}}}'

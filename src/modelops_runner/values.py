@@ -265,6 +265,12 @@ def _read_int(text: str) -> int:
     return int(text, 16) if "x" in text else int(text)
 
 
+def _read_f8(data: bytes) -> float:
+    if len(data) != 8:
+        raise ValueError(f"a float is 8 bytes, not {len(data)}")
+    return struct.unpack("<d", data)[0]  # type: ignore[no-any-return]
+
+
 # --- numpy ---------------------------------------------------------------------------------------
 
 
@@ -406,6 +412,7 @@ _READERS: dict[str, Callable[[bytes], Any]] = {
     "json": loads,
     "bytes": bytes,
     "bytearray": bytearray,
+    "f8": _read_f8,
     "npy": _read_npy,
     "npy0": lambda data: _read_npy(data)[()],
     **{kind: _read_table(kind) for kind in _ARROW},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,16 @@ import msgspec
 import pytest
 
 from modelops.errors import HandshakeError, ProcessError, ProcessExitedError, ProcessTimeoutError, RemoteError
-from modelops.processes import FileSlice, Outcome, ProcessPool, ReplicateSet, Row, RunnerSpec, StopSignal
+from modelops.processes import (
+    FileSlice,
+    FloatOutcomes,
+    Outcome,
+    ProcessPool,
+    ReplicateSet,
+    Row,
+    RunnerSpec,
+    StopSignal,
+)
 from modelops.processes.process import RunnerProcess
 from modelops.states import ReplicateStatus as Status
 
@@ -29,6 +39,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 DEADLINE_S = 60.0
 CODE = """
     import os, threading, time
+    def mixed(params, seed):
+        if seed % 10 == 0: return {"n": seed}
+        return {"x": seed / 3, "y": -0.0} if seed % 2 else {"\u00e9": seed / 3}
     def pid(params, seed): return {"pid": os.getpid()}
     def meet(params, seed):
         open(f"{params['dir']}/{os.getpid()}", "w").close()
@@ -482,3 +495,30 @@ def test_nothing_is_left_of_a_worker_that_is_killed_and_its_folder_is_cleaned_up
         assert not folder.exists()
         if pool._cgroups is not None:
             assert not list(pool._cgroups.path.glob(f"modelops-{worker.pid}-*"))
+
+
+def test_floats_come_many_at_once_if_somebody_takes_them(pool: ProcessPool, spec: RunnerSpec) -> None:
+    one = ReplicateSet(
+        params=msgspec.Raw(b"{}"),
+        param=0,
+        index=7,
+        replicate=0,
+        seeds=tuple(range(60)),
+        entropy_key="00" * 16,
+    )
+    outcomes: list[Outcome] = []
+    floats: list[FloatOutcomes] = []
+    end = pool.run(spec, "m:mixed", [one], on_outcome=outcomes.append, on_floats=floats.append)
+    assert not end.unstarted
+    assert [outcome.index - 7 for outcome in outcomes] == [s for s in range(60) if s % 10 == 0]
+    assert sorted([i - 7 for batch in floats for i in batch.indices]) == [s for s in range(60) if s % 10]
+    for batch in floats:
+        n = len(batch.names)
+        numbers = struct.unpack(f"<{n * len(batch.indices)}d", batch.values)
+        for i, index in enumerate(batch.indices):
+            s = index - 7
+            expected = {"x": s / 3, "y": -0.0} if s % 2 else {"\u00e9": s / 3}
+            assert dict(zip(batch.names, numbers[i * n : (i + 1) * n], strict=True)) == expected
+        assert all(0 <= cpu < 60 for cpu in batch.cpu_seconds)
+        assert batch.started_at == sorted(batch.started_at)
+    assert len(floats) <= 54

@@ -62,7 +62,7 @@ def arrow(home: Path) -> None:
     for kind in ("segments", "executions", "aggregates"):
         (file,) = (home / "objects" / FOLDER / kind).iterdir()
         table = open_table(file.read_bytes(), file.name)
-        newer = table.replace_schema_metadata({**table.schema.metadata, b"modelops.format": b"2"})
+        newer = table.replace_schema_metadata({**table.schema.metadata, b"modelops.format": b"3"})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, newer.schema) as writer:
             writer.write_table(newer)

@@ -100,4 +100,5 @@ def test_every_message_to_the_runner_occurs() -> None:
         "context/progress",
         "context/checkpoint",
         "context/restore",
+        "replicate/shape",
     }

@@ -14,6 +14,7 @@ from test_values import same
 from modelops_runner.values import KINDS, decode, encode
 
 JSON = rows_below("values.md", "| value | `json` |")
+F8 = rows_below("values.md", "| value | `f8`, hexadecimal |")
 NPY = rows_below("values.md", "| array | kind | header |")
 
 
@@ -23,7 +24,7 @@ def bits(n: int) -> float:
 
 
 def value_of(expression: str) -> Any:
-    return eval(expression, {"np": np, "bits": bits})  # the page's own Python
+    return eval(expression, {"np": np, "bits": bits, "float": float})  # the page's own Python
 
 
 @pytest.mark.parametrize(("expression", "text"), JSON, ids=[row[0] for row in JSON])
@@ -45,6 +46,15 @@ def test_an_array_is_these_bytes_and_these_bytes_that_array(
     nested = json.loads(encode({"nested": value})[1])["nested"]
     assert nested.keys() == {f"${kind}"}
     assert same(decode("json", json.dumps(nested).encode()), value)
+
+
+@pytest.mark.parametrize(("expression", "data"), F8)
+def test_a_float_is_these_eight_bytes(expression: str, data: str) -> None:
+    value = value_of(expression)
+    assert struct.pack("<d", value).hex() == data
+    assert same(decode("f8", bytes.fromhex(data)), value)
+    with pytest.raises(ValueError, match="8 bytes, not 7"):
+        decode("f8", bytes.fromhex(data)[:7])
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bytearray"])

@@ -21,7 +21,7 @@ def cells(*found: Any) -> Cells:
     pairs = [encode(v) for v in found]
     kinds = [kind for kind, _ in pairs]
     data = columns.binary([d for _, d in pairs])
-    return Cells(np.arange(len(pairs)), None if set(kinds) <= {"json"} else kinds, data)
+    return Cells(np.arange(len(pairs)), "json" if set(kinds) <= {"json"} else kinds, data)
 
 
 EXACT = [
@@ -131,18 +131,18 @@ def test_the_fast_way_agrees_with_looking_at_each_value(found: list[Any]) -> Non
     "text", [b"1E5", b"1e+05", b"-0.5E-3", b" 1.5", b"1.50", b'{"$np": ["<f8", 1.5]}', b'{ "$float": "nan" }']
 )
 def test_json_as_other_runners_may_write_it_is_understood(text: bytes) -> None:
-    column = convert(Cells(np.arange(2), None, columns.binary([text, b"0.25"])))
+    column = convert(Cells(np.arange(2), "json", columns.binary([text, b"0.25"])))
     assert column.labels == {"float64"}
 
 
 def test_json_that_says_a_number_beyond_float64_is_infinite_as_in_python() -> None:
-    column = convert(Cells(np.arange(2), None, columns.binary([b"1e400", b"0.25"])))
+    column = convert(Cells(np.arange(2), "json", columns.binary([b"1e400", b"0.25"])))
     assert column.values is not None
     assert column.values.to_pylist() == [math.inf, 0.25]
 
 
 def test_a_tag_of_a_newer_version_leaves_the_output_out() -> None:
-    column = convert(Cells(np.arange(1), None, columns.binary([b'{"$quaternion":[1,2,3,4]}'])))
+    column = convert(Cells(np.arange(1), "json", columns.binary([b'{"$quaternion":[1,2,3,4]}'])))
     assert reason(column.labels) == "values that this version cannot read"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from modelops.rpc import (
     ErrorObject,
     Failure,
     Finished,
+    FinishedFloats,
     Peer,
     ProgressNote,
     ReplicatesRun,
@@ -202,3 +204,50 @@ def test_messages_do_not_depend_on_how_the_stream_was_cut() -> None:
     peer = Peer()
     notes = [note for i in range(len(stream)) for note in peer.receive(stream[i : i + 1])]
     assert [type(note) for note in notes] == [ProgressNote] * 3
+
+
+FLOATS = (
+    (1, [0.5, -0.0], 0.25, 0.125),
+    (2, [float("inf"), 5e-324], 0.5, 0.25),
+)
+
+
+def packed(numbers: list[float]) -> str:
+    return struct.pack(f"<{len(numbers)}d", *numbers).hex()
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_floats_arrive_together_with_their_names(compact: bool) -> None:
+    stream = frame(method="replicate/shape", params={"shape": 3, "names": ["b", "a"]})
+    for index, numbers, seconds, cpu in FLOATS:
+        message = {
+            "jsonrpc": "2.0", "method": "replicate/floats", "params": [index, 3, packed(numbers), seconds, cpu],
+        }  # fmt: skip
+        stream += encode_frame(json.dumps(message, separators=(",", ":") if compact else None).encode())
+    stream += frame(method="replicate/finished", params={**FINISHED, "index": 3})
+    *notes, last = Peer().receive(stream)
+    floats = [note for note in notes if isinstance(note, FinishedFloats)]
+    assert len(floats) == len(notes) == (1 if compact else 2)
+    assert isinstance(last, Finished)
+    assert {note.names for note in floats} == {("b", "a")}
+    assert b"".join(note.values for note in floats).hex() == "".join(packed(n) for _, n, _, _ in FLOATS)
+    assert [(i, s, c) for n in floats for i, s, c in zip(n.indices, n.seconds, n.cpu, strict=True)] == [
+        (index, seconds, cpu) for index, _, seconds, cpu in FLOATS
+    ]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [1, 4, packed([0.5]), 0.1, 0.1],  # nobody said what 4 is
+        [1, 3, packed([0.5]), 0.1, 0.1],  # one float for two names
+        [1, 3, packed([0.5, 0.5])[:-1] + "x", 0.1, 0.1],
+        [1, 3, packed([0.5, 0.5]), 0.1],
+        {"index": 1},
+    ],
+)
+def test_floats_that_are_not_as_agreed_are_a_broken_rule(params: Any) -> None:
+    peer = Peer()
+    assert peer.receive(frame(method="replicate/shape", params={"shape": 3, "names": ["b", "a"]})) == []
+    with pytest.raises(ProtocolError, match="floats that are not as agreed"):
+        peer.receive(frame(method="replicate/floats", params=params))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +24,7 @@ from modelops.store import (
     AggregateWriter,
     AlreadyExistsError,
     Execution,
+    FloatRows,
     Objects,
     PackSlice,
     SegmentWriter,
@@ -30,8 +33,8 @@ from modelops.store import (
     read_aggregates,
     read_segment,
 )
+from modelops.store.segment_body import INLINE_LIMIT_BYTES
 from modelops.store.segment_table import OutputsColumn, open_table
-from modelops.store.segments import INLINE_LIMIT_BYTES
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Ranges
 from modelops_runner.values import encode
@@ -266,10 +269,10 @@ def test_another_segment_under_the_same_name_is_refused(objects: Objects) -> Non
 
 def test_a_newer_format_is_refused_with_a_sentence() -> None:
     sink = pa.BufferOutputStream()
-    table = pa.table({"index": [1]}).replace_schema_metadata({"modelops.format": "2"})
+    table = pa.table({"index": [1]}).replace_schema_metadata({"modelops.format": "3"})
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(RequestError, match=r"newer ModelOps \(format 2.*upgrade modelops"):
+    with pytest.raises(RequestError, match=r"newer ModelOps \(format 3.*upgrade modelops"):
         open_table(sink.getvalue().to_pybytes(), "x.arrow")
 
 
@@ -371,3 +374,45 @@ list(read_segment(objects, "job_1", writer.finish()).rows())
 sys.exit("pandas" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.tuples(st.floats(), st.floats()), min_size=1, max_size=9),
+    others=st.dictionaries(st.integers(0, 8), st.floats() | st.integers(), max_size=3),
+    random=st.randoms(),
+)
+def test_floats_as_one_buffer_come_back_like_floats_one_by_one(
+    values: list[tuple[float, float]], others: dict[int, Any], random: Any
+) -> None:
+    objects = Objects.open("memory:///")
+    writer = SegmentWriter(objects, JOB, ATTEMPT, host="h")
+    parts: list[Any] = [([i], [pair]) for i, pair in enumerate(values)]
+    if random.random() < 0.5:
+        parts = [(list(range(len(values))), values)]
+    parts += [(len(values) + i, other) for i, other in others.items()]
+    random.shuffle(parts)
+    for index, what in parts:
+        if isinstance(index, int):
+            writer.add(index, OK, True, encoded({"c": what}), None, Execution(1.0, 2.0, 3.0, None, 2))
+        else:
+            n, data = len(index), struct.pack(f"<{2 * len(index)}d", *chain.from_iterable(what))
+            writer.add_floats(FloatRows(("b", "a"), index, data, [1.5] * n, [2.5] * n, [3.5] * n, 4096, 2))
+    ref = finished(writer)
+    segment = read_segment(objects, JOB, ref)
+    assert len(writer) == len(segment) == len(values) + len(others)
+    for i, pair in enumerate(values):
+        found = segment.outputs_of(i)
+        assert list(found) == ["b", "a"]
+        assert struct.pack("<2d", *found.values()) == struct.pack("<2d", *pair)
+    assert {i: repr(segment.outputs_of(len(values) + i)["c"]) for i in others} == {
+        i: repr(other) for i, other in others.items()
+    }
+    executions = open_table(objects.get(f"{FOLDER}/{ref.execution}"), "x").to_pylist()
+    assert sorted(
+        (e["index"], e["seconds"], e["cpu_seconds"], e["max_rss_bytes"]) for e in executions
+    ) == sorted(
+        [(i, 2.5, 3.5, 4096) for i in range(len(values))]
+        + [(len(values) + i, 2.0, 3.0, None) for i in others],
+        key=lambda row: row[0],
+    )

@@ -109,3 +109,16 @@ def test_tails_of_many_failures_stay_bounded() -> None:
     assert attribution.closed(1998)
     assert not attribution.closed(1999)
     assert attribution.tail(1998) == b"x" * 16384
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.lists(texts | indices.map(mark), max_size=8).map(b"".join))
+def test_the_last_of_many_marks_is_the_last_mark_and_text_is_never_one(data: bytes) -> None:
+    last = StderrSplitter(MARKER).last_of_marks(data)
+    parts = list(StderrSplitter(MARKER).feed(data))
+    marks = [part.index for part in parts if isinstance(part, Mark)]
+    if last is not None:
+        assert len(marks) == len(parts)
+        assert marks[-1] == last
+    elif marks:
+        assert len(marks) < len(parts) or None in marks or data.count(b"\x1e") > len(marks)

@@ -4,6 +4,7 @@ from modelops.processes.context import ContextDesk, GivenUpError
 from modelops.processes.outcome import (
     AggregateOutcome,
     FileSlice,
+    FloatOutcomes,
     LogSink,
     Outcome,
     Output,
@@ -21,6 +22,7 @@ __all__ = [
     "AggregateOutcome",
     "ContextDesk",
     "FileSlice",
+    "FloatOutcomes",
     "GivenUpError",
     "LogSink",
     "Outcome",

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from modelops.errors import ProcessError, describe_exit
 from modelops.processes.context import GivenUpError
 from modelops.processes.outcome import (
+    FloatOutcomes,
     Outcome,
     Output,
     ReplicateError,
@@ -30,6 +32,7 @@ from modelops.rpc import (
     ErrorObject,
     Failure,
     Finished,
+    FinishedFloats,
     ProgressNote,
     ReplicatesRun,
     decode_output,
@@ -118,6 +121,8 @@ class ChunkRun:
         How long importing the bundle may take if the process has not imported the entry point yet.
     conversation
         Answers what models ask through their contexts.
+    on_floats
+        Takes replicates that returned nothing but floats, many at once; None: ``on_outcome`` takes them all.
     """
 
     def __init__(
@@ -130,9 +135,10 @@ class ChunkRun:
         stop: StopSignal,
         start_timeout_s: float,
         conversation: Conversation,
+        on_floats: Callable[[FloatOutcomes], None] | None = None,
     ) -> None:
         self._process, self._entry, self._sets = process, entry, sets
-        self._on_outcome, self._stop = on_outcome, stop
+        self._on_outcome, self._on_floats, self._stop = on_outcome, on_floats, stop
         self._start_timeout_s = start_timeout_s
         self._conversation = conversation
         self._indices = indices(sets)
@@ -153,6 +159,7 @@ class ChunkRun:
                 wire=process.spec.wire,
                 checkpoint_root=self._conversation.root,
                 replicate_timeout_s=process.spec.replicate_timeout_s,
+                floats=msgspec.UNSET if self._on_floats is None else True,
             )
         )
         with self._stop.waking(process.wake):
@@ -162,12 +169,14 @@ class ChunkRun:
                 ):
                     process.notify(Cancel(id=request_id))
                     self._cancelled = True
-                messages = process.receive(self._deadline())
+                messages = process.receive(self._deadline(), many=True)
                 dead = not messages and process.dead
                 if dead:
                     messages = process.receive_rest()
                 for message in messages:
-                    if type(message) is Finished:
+                    if type(message) is FinishedFloats:
+                        self._finished_floats(message)
+                    elif type(message) is Finished:
                         self._finished(message)
                     elif type(message) is ProgressNote:
                         self._conversation.take(message)
@@ -250,12 +259,42 @@ class ChunkRun:
 
     # --- outcomes --------------------------------------------------------------------------------------
 
+    def _finished_floats(self, finished: FinishedFloats) -> None:
+        process, n, m = self._process, self._n, len(finished.indices)
+        if finished.indices != self._indices[n : n + m]:
+            expected = [*self._indices[n : n + m], None]
+            self._unexpected(next(k for k, e in zip(finished.indices, expected, strict=False) if k != e))
+        if self._on_floats is None:
+            self._unexpected(finished.indices[0])
+        now = time.monotonic()
+        if self._conversation.due is not None:
+            for index in finished.indices:
+                self._conversation.ended(index)
+        # They ended one after the other, the last one about now.
+        ended = now + self._clock
+        started = [ended - s for s in accumulate(reversed(finished.seconds))][::-1]
+        self._on_floats(
+            FloatOutcomes(
+                names=finished.names,
+                indices=finished.indices,
+                values=finished.values,
+                seconds=finished.seconds,
+                cpu_seconds=finished.cpu,
+                started_at=started,
+                max_rss_bytes=process.max_rss_bytes(now, max(finished.seconds)),
+            )
+        )
+        self._n, self._since, self._importing = n + m, now, False
+
+    def _unexpected(self, index: int) -> NoReturn:
+        expected = self._indices[self._n] if self._n < len(self._indices) else "none"
+        self._process.kill(Kill("protocol", f"it finished replicate {index}, expected was {expected}"))
+        raise self._process.death("replicates/run")
+
     def _finished(self, finished: Finished) -> None:
         process, n = self._process, self._n
         if n >= len(self._indices) or finished.index != self._indices[n]:
-            expected = self._indices[n] if n < len(self._indices) else "none"
-            process.kill(Kill("protocol", f"it finished replicate {finished.index}, expected was {expected}"))
-            raise process.death("replicates/run")
+            self._unexpected(finished.index)
         now = time.monotonic()
         if self._conversation.due is not None:
             self._conversation.ended(finished.index)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelops.processes.stderr import Attribution, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from modelops.processes.outcome import LogSink
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 QUOTA_BYTES = 16 * 1024 * 1024  # of one replicate, passed on in full; of what follows only the tail
 LOG_FILE_BYTES = 8 * 1024 * 1024
 READ_BYTES = 256 * 1024
+PAUSE_S = (
+    0.002  # between two reads in a row: a runner whose every mark wakes this thread waits for it each time
+)
 
 
 class RotatingFile:
@@ -73,6 +76,7 @@ class Drain:
         self._sink: LogSink | None = None
         self._sink_error: Exception | None = None
         self._ended = False
+        self._hurry = threading.Event()  # somebody waits for what the pipe holds
         self.mark_seen_at = 0.0  # time.monotonic when a mark was last drained
         self._thread = threading.Thread(target=self._run, name="modelops-stderr", daemon=True)
         self._thread.start()
@@ -98,13 +102,19 @@ class Drain:
 
     def wait_closed(self, index: int, timeout_s: float) -> bool:
         """Wait until all that a replicate printed is here, or the stream has ended."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._ended or self._attribution.closed(index), timeout_s)
+        return self._wait(lambda: self._ended or self._attribution.closed(index), timeout_s)
 
     def wait_ended(self, timeout_s: float) -> bool:
         """Wait until nobody holds the other end of the pipe."""
+        return self._wait(lambda: self._ended, timeout_s)
+
+    def _wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
+        self._hurry.set()
         with self._changed:
-            return self._changed.wait_for(lambda: self._ended, timeout_s)
+            try:
+                return self._changed.wait_for(until, timeout_s)
+            finally:
+                self._hurry.clear()
 
     def tail(self, index: int | None) -> str:
         """Return the last text of a replicate; None: of no replicate."""
@@ -123,13 +133,21 @@ class Drain:
             logger.warning("a process that cannot be killed still holds the stderr of a dead runner")
 
     def _run(self) -> None:
+        read_at = 0.0
         try:
-            while data := os.read(self._fd, READ_BYTES):
+            while True:
+                now = time.monotonic()
+                if now - read_at < PAUSE_S:
+                    self._hurry.wait(PAUSE_S)
+                data = os.read(self._fd, READ_BYTES)
+                if not data:
+                    break
+                read_at = time.monotonic()
                 with self._changed:
                     before = (self._attribution.last_index, self._attribution.index)
                     self._pass_on(self._attribution.feed(data))
                     if before != (self._attribution.last_index, self._attribution.index):
-                        self.mark_seen_at = time.monotonic()
+                        self.mark_seen_at = read_at
                         self._changed.notify_all()
             with self._changed:
                 self._pass_on(self._attribution.close())

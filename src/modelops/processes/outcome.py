@@ -128,6 +128,33 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
 
 
+class FloatOutcomes(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive replicates that succeeded and returned a dict of floats, as columns.
+
+    ``values``: 8 bytes for each name of each replicate, IEEE 754, little-endian. The rest as in `Outcome`.
+    """
+
+    names: tuple[str, ...]
+    indices: Sequence[int]
+    values: bytes
+    seconds: Sequence[float]
+    cpu_seconds: Sequence[float]
+    started_at: Sequence[float]
+    max_rss_bytes: int | None = None
+
+    def of(self, positions: Sequence[int]) -> FloatOutcomes:
+        """Return those at these positions."""
+        width = 8 * len(self.names)
+        return msgspec.structs.replace(
+            self,
+            indices=[self.indices[i] for i in positions],
+            values=b"".join([self.values[i * width : (i + 1) * width] for i in positions]),
+            seconds=[self.seconds[i] for i in positions],
+            cpu_seconds=[self.cpu_seconds[i] for i in positions],
+            started_at=[self.started_at[i] for i in positions],
+        )
+
+
 class Row(msgspec.Struct, frozen=True):
     """One succeeded replicate as an aggregate sees it; inline bytes, or where they lie."""
 

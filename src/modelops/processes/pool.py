@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from modelops.processes.context import ContextDesk
     from modelops.processes.outcome import (
         AggregateOutcome,
+        FloatOutcomes,
         LogSink,
         Outcome,
         Row,
@@ -124,6 +125,7 @@ class ProcessPool:
         sets: Sequence[ReplicateSet],
         *,
         on_outcome: Callable[[Outcome], None],
+        on_floats: Callable[[FloatOutcomes], None] | None = None,
         stop: StopSignal | None = None,
         log: LogSink | None = None,
         desk: ContextDesk | None = None,
@@ -136,6 +138,8 @@ class ProcessPool:
             In order of index.
         on_outcome
             Called in this thread, in order of index, soon after each replicate has ended.
+        on_floats
+            Called instead for replicates that returned a dict of floats, many at once; None: ``on_outcome`` it is.
         log
             Called in another thread with what is printed; all calls are made before this returns.
         desk
@@ -171,6 +175,7 @@ class ProcessPool:
                     entry,
                     pending,
                     on_outcome=on_outcome,
+                    on_floats=on_floats,
                     stop=stop,
                     log=log,
                     conversation=conversation,
@@ -200,6 +205,7 @@ class ProcessPool:
         pending: list[ReplicateSet],
         *,
         on_outcome: Callable[[Outcome], None],
+        on_floats: Callable[[FloatOutcomes], None] | None,
         stop: StopSignal,
         log: LogSink | None,
         conversation: Conversation,
@@ -217,6 +223,7 @@ class ProcessPool:
                 entry,
                 batch,
                 on_outcome=on_outcome,
+                on_floats=on_floats,
                 stop=stop,
                 start_timeout_s=self._start_timeout_s,
                 conversation=conversation,

@@ -65,6 +65,22 @@ class StderrSplitter:
         if last > at:
             yield data[at:last]
 
+    def last_of_marks(self, data: bytes) -> int | None:
+        """Return the index of the last mark, if this is nothing but whole marks of replicates; else None.
+
+        That is what replicates leave that print nothing, and there may be very many of them.
+        """
+        head = self._head
+        n = data.count(head)
+        if not self._marks or self._held or not n or data.count(b"\n") != n or not data.endswith(b"\n"):
+            return None
+        if not data.startswith(head) or data.count(b"\n" + head) != n - 1:
+            return None
+        digits = data.replace(head, b"")
+        if digits.translate(None, b"0123456789\n") or b"\n\n" in digits or digits.startswith(b"\n"):
+            return None
+        return int(digits[digits.rfind(b"\n", 0, -1) + 1 : -1])
+
     def close(self) -> bytes:
         """Return the text that was held back; the stream has ended."""
         held, self._held = self._held, b""
@@ -136,6 +152,11 @@ class Attribution:
 
     def feed(self, data: bytes) -> Iterator[tuple[int | None, bytes]]:
         """Yield ``(index, text)`` to be logged."""
+        if not (self._passed or self._left_out):
+            last = self._splitter.last_of_marks(data)
+            if last is not None:
+                self.index = self.last_index = last
+                return
         for piece in self._splitter.feed(data):
             if isinstance(piece, Mark):
                 if self._passed or self._left_out:

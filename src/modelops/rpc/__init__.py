@@ -24,7 +24,7 @@ from modelops.rpc.messages import (
     decode_output,
     spool_file,
 )
-from modelops.rpc.peer import Answer, Asked, Failure, Message, Peer
+from modelops.rpc.peer import Answer, Asked, Failure, FinishedFloats, Message, Peer
 
 __all__ = [
     "AggregateAdd",
@@ -37,6 +37,7 @@ __all__ = [
     "ErrorObject",
     "Failure",
     "Finished",
+    "FinishedFloats",
     "FunctionCall",
     "FunctionResult",
     "Initialize",

@@ -55,7 +55,7 @@ class ReplicateSet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplicatesRun(Wire, frozen=True, kw_only=True):
-    """Run these replicates in order."""
+    """Run these replicates in order. ``floats``: outputs that are nothing else may come as `Floats`."""
 
     METHOD: ClassVar[str] = "replicates/run"
     entry: str
@@ -63,6 +63,7 @@ class ReplicatesRun(Wire, frozen=True, kw_only=True):
     wire: bool = False
     checkpoint_root: str | None = None
     replicate_timeout_s: float | None = None
+    floats: Literal[True] | msgspec.UnsetType = msgspec.UNSET
 
 
 class AggregateStart(Wire, frozen=True, kw_only=True):
@@ -186,6 +187,27 @@ class Finished(Wire, frozen=True, kw_only=True):
     cpu: float
     error: ErrorObject | None = None
     exit: int | None = None
+
+
+class Shape(Wire, frozen=True, kw_only=True):
+    """The names of outputs that are floats, and the number that stands for them in this process."""
+
+    METHOD: ClassVar[str] = "replicate/shape"
+    shape: int
+    names: tuple[str, ...]
+
+
+class Floats(msgspec.Struct, frozen=True, array_like=True):
+    """The params of `replicate/floats`: a succeeded replicate that returned a dict of floats.
+
+    ``values``: hexadecimal, 8 bytes each, IEEE 754, little-endian, in the order of the names.
+    """
+
+    index: int
+    shape: int
+    values: str
+    seconds: float
+    cpu: float
 
 
 class ProgressNote(Wire, frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ Bytes in, messages out; no pipe, thread or clock. What the runner does against t
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import attrgetter
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -18,6 +20,7 @@ from modelops.rpc.messages import (
     AggregateStart,
     ErrorObject,
     Finished,
+    Floats,
     FunctionCall,
     FunctionResult,
     Initialize,
@@ -27,6 +30,7 @@ from modelops.rpc.messages import (
     ReplicatesRun,
     RestoreCheckpoint,
     RunResult,
+    Shape,
     Shutdown,
     Wire,
 )
@@ -56,6 +60,19 @@ class Failure(msgspec.Struct, frozen=True):
     raised: ErrorObject | None = None
 
 
+class FinishedFloats(msgspec.Struct, frozen=True):
+    """Replicates that succeeded and returned a dict of floats, in the order of their messages.
+
+    ``values``: 8 bytes for each name of each replicate, little-endian.
+    """
+
+    names: tuple[str, ...]
+    indices: list[int]
+    values: bytes
+    seconds: list[float]
+    cpu: list[float]
+
+
 class Asked(msgspec.Struct, frozen=True):
     """The runner wants something done; answer with `Peer.done` or `Peer.not_done`."""
 
@@ -63,7 +80,7 @@ class Asked(msgspec.Struct, frozen=True):
     request: RestoreCheckpoint | KeepCheckpoint
 
 
-Message: TypeAlias = Finished | ProgressNote | Asked | Answer | Failure
+Message: TypeAlias = Finished | FinishedFloats | ProgressNote | Asked | Answer | Failure
 
 _RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
     Initialize: msgspec.json.Decoder(Initialized),
@@ -107,6 +124,10 @@ class _FinishedNote(msgspec.Struct, frozen=True):
 
 _FINISHED_NOTE: Final = msgspec.json.Decoder(_FinishedNote)
 _FINISHED_HEAD: Final = b'{"jsonrpc":"2.0","method":"replicate/finished"'  # as our runner writes it
+_FLOATS_HEAD: Final = b'{"jsonrpc":"2.0","method":"replicate/floats","params":'
+_FLOATS_METHOD: Final = "replicate/floats"
+_FLOATS: Final = msgspec.json.Decoder(list[Floats])
+_SHAPE: Final = msgspec.json.Decoder(Shape)
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 _ERROR_OBJECT: Final = msgspec.json.Decoder(ErrorObject)
 
@@ -119,6 +140,7 @@ class Peer:
         self._open: dict[int, Wire] = {}
         self._next_id = 1
         self._broken: ProtocolError | None = None
+        self._shapes: dict[int, tuple[str, ...]] = {}
 
     @property
     def open_requests(self) -> dict[int, Wire]:
@@ -162,8 +184,18 @@ class Peer:
             raise self._broken
         messages: list[Message] = []
         try:
+            floats: list[bytes] = []
             for body in self._splitter.feed(data):
-                messages.append(self._message(body))
+                if body.startswith(_FLOATS_HEAD):
+                    floats.append(body)
+                    continue
+                if floats:
+                    messages += self._floats(floats)
+                    floats = []
+                if (message := self._message(body)) is not None:
+                    messages.append(message)
+            if floats:
+                messages += self._floats(floats)
         except FrameError as e:
             self._broken = ProtocolError(f"the runner sent something that is no frame: {e}")
         except ProtocolError as e:
@@ -188,7 +220,36 @@ class Peer:
         except FrameError as e:
             raise ProtocolError(f"the runner's last message is incomplete: {e}") from e
 
-    def _message(self, body: bytes) -> Message:
+    def _floats(self, bodies: list[bytes]) -> list[Message]:
+        """Read messages of which there are very many, all at once."""
+        cut = len(_FLOATS_HEAD)
+        try:
+            notes = _FLOATS.decode(b"[%b]" % b",".join([body[cut:-1] for body in bodies]))
+            parts: list[Message] = []
+            for shape, same in groupby(notes, attrgetter("shape")):
+                part = list(same)
+                names = self._shapes[shape]
+                values = bytes.fromhex("".join([note.values for note in part]))
+                if len(values) != 8 * len(names) * len(part):
+                    raise ValueError(f"values of another length than {len(names)} floats have")
+                parts.append(
+                    FinishedFloats(
+                        names,
+                        [note.index for note in part],
+                        values,
+                        [note.seconds for note in part],
+                        [note.cpu for note in part],
+                    )
+                )
+        except (msgspec.MsgspecError, ValueError, KeyError) as e:
+            raise ProtocolError(
+                f"the runner sent floats that are not as agreed: {e}: {_show(bodies[0])}"
+            ) from e
+        if len(notes) != len(bodies):
+            raise ProtocolError(f"the runner sent floats that are not as agreed: {_show(bodies[0])}")
+        return parts
+
+    def _message(self, body: bytes) -> Message | None:
         try:
             if body.startswith(_FINISHED_HEAD):
                 return _FINISHED_NOTE.decode(body).params
@@ -201,7 +262,13 @@ class Peer:
         except msgspec.MsgspecError as e:
             raise ProtocolError(f"the runner sent a message that is not as agreed: {e}: {_show(body)}") from e
 
-    def _note(self, method: str, envelope: _Envelope, body: bytes) -> Message:
+    def _note(self, method: str, envelope: _Envelope, body: bytes) -> Message | None:
+        if method == Shape.METHOD and envelope.id is None:
+            shape = _SHAPE.decode(envelope.params)
+            self._shapes[shape.shape] = shape.names
+            return None
+        if method == _FLOATS_METHOD and envelope.id is None:  # not written as our runner writes it
+            return self._floats([_FLOATS_HEAD + bytes(envelope.params) + b"}"])[0]
         if envelope.id is not None and (wish := _WISHES.get(method)) is not None:
             return Asked(envelope.id, wish.decode(envelope.params))
         decoder = _NOTES.get(method)

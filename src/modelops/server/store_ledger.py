@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from modelops.errors import InternalError, StorageError
 from modelops.states import AggregateStatus
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
-from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, StoredError
+from modelops.store.segment_body import StoredError
+from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from modelops.store.objects import AlreadyExistsError, Objects
+from modelops.store.segment_body import SpooledFile, StoredError
 from modelops.store.segment_table import SegmentTable, read_aggregates, read_segment
 from modelops.store.segments import (
     AggregateRow,
     AggregateWriter,
     Execution,
+    FloatRows,
     PackSlice,
     SegmentWriter,
-    SpooledFile,
-    StoredError,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "ChangedMeanwhileError",
     "EventRow",
     "Execution",
+    "FloatRows",
     "JobRow",
     "LeaseLostError",
     "Objects",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
@@ -41,6 +41,15 @@ def binary(values: Sequence[Any], valid: npt.NDArray[np.bool_] | None = None) ->
     return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
 
 
+def cut(data: bytes, sizes: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return large_binary whose values have these sizes, one after another in ``data``."""
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    return pa.Array.from_buffers(
+        pa.large_binary(), len(sizes), [_bitmap(valid), pa.py_buffer(ends), pa.py_buffer(data)]
+    )
+
+
 def text(values: Sequence[str | None]) -> pa.Array:
     """Return strings, None as null; lone surrogates, as ``surrogateescape`` makes them, are spelt out."""
     raw = [b"" if v is None else v.encode("utf-8", "backslashreplace") for v in values]
@@ -52,10 +61,20 @@ def text(values: Sequence[str | None]) -> pa.Array:
 def words(values: Sequence[str], code: pa.DataType) -> pa.Array:
     """Return dictionary-encoded strings, the dictionary in order of first appearance."""
     codes = {word: i for i, word in enumerate(dict.fromkeys(values))}
-    if len(codes) > 2 ** (code.bit_width - 1):
-        raise OverflowError(f"{len(codes)} different words do not fit {code}")
+    refuse_too_many(len(codes), code)
     indices = np.fromiter(map(codes.__getitem__, values), code.to_pandas_dtype(), len(values))
-    return pa.DictionaryArray.from_arrays(fixed(indices, code), text(list(codes)), safe=False)
+    return coded(indices, list(codes), code)
+
+
+def coded(codes: npt.NDArray[Any], words: Sequence[str], code: pa.DataType) -> pa.Array:
+    """Return dictionary-encoded strings from positions in ``words``."""
+    return pa.DictionaryArray.from_arrays(fixed(codes, code), text(words), safe=False)
+
+
+def refuse_too_many(n: int, code: pa.DataType) -> None:
+    """Raise OverflowError if so many words have no code."""
+    if n > 2 ** (code.bit_width - 1):
+        raise OverflowError(f"{n} different words do not fit {code}")
 
 
 def structs(fields: Sequence[pa.Array], kind: pa.StructType, valid: npt.NDArray[np.bool_]) -> pa.Array:
@@ -66,10 +85,10 @@ def structs(fields: Sequence[pa.Array], kind: pa.StructType, valid: npt.NDArray[
     return pa.Array.from_buffers(kind, len(valid), [_bitmap(valid)], children=list(fields))
 
 
-def lists(lengths: Iterable[int], n: int, values: pa.Array) -> pa.Array:
+def lists(lengths: npt.NDArray[np.int32], n: int, values: pa.Array) -> pa.Array:
     """Return ``n`` lists of these lengths, cut from ``values``."""
     ends = np.zeros(n + 1, np.int32)
-    np.cumsum(np.fromiter(lengths, np.int32, n), out=ends[1:])
+    np.cumsum(lengths, out=ends[1:])
     return pa.ListArray.from_arrays(fixed(ends, pa.int32()), values)
 
 

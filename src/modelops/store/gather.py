@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.store import columns
+from modelops.store.segment_body import FLOAT
 from modelops.store.views import Cells, dropped_label
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES: Final = 64 << 20
 _LONGEST_TAGGED: Final = 512  # bytes; of what a column can hold only {"$np":["U",...]} is a longer object
-_KINDS: Final = ("json", "npy0")
+_KINDS: Final = ("json", FLOAT, "npy0")
 T = TypeVar("T")
 
 
@@ -53,7 +54,8 @@ class Stored:
         self._row, self._name, self._kind = row[keep], outputs.name[keep], outputs.kind[keep]
         self._data = outputs.data if keep.all() else outputs.data.filter(columns.bools(keep))
         self.names: list[str] = outputs.names
-        self._all_json = all(outputs.kinds[k] == "json" for k in np.unique(self._kind).tolist())
+        found = np.unique(self._kind).tolist()
+        self._one_kind = outputs.kinds[found[0]] if len(found) == 1 else None
 
     def names_of(self, row: int) -> list[str]:
         """Return the outputs of a row, in the order of the model's dict."""
@@ -72,7 +74,7 @@ class Stored:
             chosen = np.flatnonzero(wanted[self._row])
             data = self._data.take(columns.fixed(chosen, pa.int64()))
         where = at[np.searchsorted(rows, self._row[chosen])]
-        kinds = None if self._all_json else [self._outputs.kinds[k] for k in self._kind[chosen].tolist()]
+        kinds = self._one_kind or [self._outputs.kinds[k] for k in self._kind[chosen].tolist()]
         return _Piece(where, self._name[chosen], self.names, kinds, data)
 
     def _may_be_columns(self, counts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -113,7 +115,7 @@ class _Piece(NamedTuple):
     at: npt.NDArray[np.int64]
     name: npt.NDArray[np.int32]
     names: list[str]
-    kinds: list[str] | None
+    kinds: str | list[str]  # one for all, or one each
     data: pa.Array
 
 
@@ -128,9 +130,11 @@ def cells_of(pieces: Sequence[_Piece]) -> dict[str, Cells]:
         return {}
     at, name = np.concatenate([piece.at for piece in pieces]), np.concatenate(names)
     data = pa.concat_arrays([piece.data for piece in pieces])
+    of_all = {piece.kinds if isinstance(piece.kinds, str) else "" for piece in pieces if len(piece.at)}
     kinds = None
-    if any(piece.kinds is not None for piece in pieces):
-        kinds = np.array([k for piece in pieces for k in piece.kinds or ["json"] * len(piece.at)], object)
+    if len(of_all) > 1 or "" in of_all:
+        each = ([p.kinds] * len(p.at) if isinstance(p.kinds, str) else p.kinds for p in pieces)
+        kinds = np.array([kind for part in each for kind in part], object)
     ascending = bool((np.diff(at) >= 0).all())
     out = {}
     for word, code in codes.items():
@@ -139,9 +143,9 @@ def cells_of(pieces: Sequence[_Piece]) -> dict[str, Cells]:
             where = where[np.argsort(at[where], kind="stable")]
         if not len(where):
             continue
-        of_these: list[str] | None = None if kinds is None else kinds[where].tolist()
-        if of_these is not None and set(of_these) == {"json"}:
-            of_these = None
+        of_these: str | list[str] = next(iter(of_all)) if kinds is None else kinds[where].tolist()
+        if not isinstance(of_these, str) and len(set(of_these)) == 1:
+            of_these = of_these[0]
         out[word] = Cells(at[where], of_these, data.take(columns.fixed(where, pa.int64())))
     return out
 

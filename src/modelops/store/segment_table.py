@@ -12,7 +12,8 @@ import pyarrow as pa
 from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.store import columns
-from modelops.store.segments import FORMAT, OUTCOME_CODE, PackSlice, StoredError, job_folder, ranges_of
+from modelops.store.segment_body import StoredError
+from modelops.store.segments import FLOATS_FORMAT, OUTCOME_CODE, PackSlice, job_folder, ranges_of
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -205,9 +206,9 @@ def open_table(data: bytes, name: str) -> pa.Table:
         found = int((table.schema.metadata or {}).get(b"modelops.format", b"0"))
     except (pa.ArrowException, OSError, ValueError) as e:
         raise IntegrityError(f"{name} is damaged: {e}") from e
-    if found > FORMAT:
+    if found > FLOATS_FORMAT:
         raise RequestError(
-            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
+            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FLOATS_FORMAT}); "
             "upgrade modelops"
         )
     return table

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from hashlib import sha256
-from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,11 +21,18 @@ from modelops.errors import IntegrityError, InternalError
 from modelops.states import OUTCOMES, AggregateStatus, ReplicateStatus
 from modelops.store import columns
 from modelops.store.objects import COPY_BYTES, AlreadyExistsError, Objects
+from modelops.store.segment_body import (
+    Body,
+    Floats,
+    Listed,
+    Output,
+    StoredError,
+)
 from modelops.study.ranges import Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -34,53 +40,11 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId, JobId
 
 FORMAT: Final = 1
+FLOATS_FORMAT: Final = 2  # of segments with outputs of kind `f8`, which a reader of format 1 does not know
 DIGITS_IN_NAME: Final = 32  # of the SHA-256 of a segment
-INLINE_LIMIT_BYTES: Final = 65_536
 AGGREGATE_OUTCOMES: Final = tuple(AggregateStatus)  # the position is the code in the file, never renumbered
 OUTCOME_CODE: Final = {status: code for code, status in enumerate(OUTCOMES)}
 AGGREGATE_CODE: Final = {status: code for code, status in enumerate(AGGREGATE_OUTCOMES)}
-
-ERROR_TYPE: Final = pa.struct(
-    [
-        *((name, pa.string()) for name in ("type", "message", "traceback", "stderr", "fingerprint")),
-        ("exit", pa.int32()),
-    ]
-)
-OUTPUT_TYPE: Final = pa.struct(
-    [
-        ("name", pa.dictionary(pa.int32(), pa.string())),
-        ("kind", pa.dictionary(pa.int8(), pa.string())),
-        ("data", pa.large_binary()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("digest", pa.binary(32)),
-    ]
-)
-
-
-class SpooledFile(NamedTuple):
-    """A large output in a file that the runner wrote and that belongs to the segment's writer now.
-
-    ``sha256``: hexadecimal.
-    """
-
-    path: Path
-    n_bytes: int
-    sha256: str
-
-
-class StoredError(NamedTuple):
-    """Why a replicate or an aggregate did not succeed.
-
-    ``exit``: how the process died, as Popen reports it; None if it was no death.
-    """
-
-    type: str
-    message: str
-    traceback: str = ""
-    stderr: str = ""
-    fingerprint: str = ""
-    exit: int | None = None
 
 
 class Execution(NamedTuple):
@@ -136,8 +100,21 @@ class PackSlice(NamedTuple):
             raise IntegrityError(f"{self.pack} does not hold the {self.length} bytes stored at {self.offset}")
 
 
-OutputData = bytes | SpooledFile  # bytes: any buffer of bytes will do, e.g. msgspec.Raw
-Output = tuple[str, str, OutputData]
+class FloatRows(NamedTuple):
+    """Replicates that succeeded and returned a dict of floats, and how they were run.
+
+    ``values``: 8 bytes for each name of each replicate, IEEE 754, little-endian. The others have one entry for each
+    replicate, but for ``max_rss_bytes`` and ``attempt_number``, which are of all.
+    """
+
+    names: tuple[str, ...]
+    indices: Sequence[int]
+    values: bytes
+    started_unix_s: Sequence[float]
+    seconds: Sequence[float]
+    cpu_seconds: Sequence[float]
+    max_rss_bytes: int | None = None
+    attempt_number: int = 1
 
 
 class SegmentWriter:
@@ -161,11 +138,12 @@ class SegmentWriter:
     ) -> None:
         self._objects, self._job, self._attempt = objects, job, attempt
         self._who = {"modelops.worker": worker, "modelops.host": host, "modelops.pid": str(pid)}
-        self._rows: list[tuple[int, ReplicateStatus, bool, Sequence[Output], StoredError | None]] = []
-        self._executions: list[tuple[int, ReplicateStatus, Execution]] = []
+        self._parts: list[list[_Row] | FloatRows] = []
+        self._executions: list[list[tuple[int, ReplicateStatus, Execution]] | FloatRows] = []
+        self._n = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._n
 
     def rename(self, attempt: AttemptId) -> None:
         """Store it under the id of another attempt; before `finish`."""
@@ -188,13 +166,24 @@ class SegmentWriter:
             ``(name, kind, data)`` in the order of the model's dict, kinds as in docs/reference/values.md.
             Kept as it is: it must not change until `finish`.
         """
-        self._rows.append((index, status, returned_dict, outputs, error))
+        if not self._parts or type(self._parts[-1]) is not list:
+            self._parts.append([])
+        self._parts[-1].append((index, status, returned_dict, outputs, error))  # type: ignore[union-attr]
+        self._n += 1
         if execution is not None:
-            self._executions.append((index, status, execution))
+            self.add_execution_only(index, status, execution)
+
+    def add_floats(self, rows: FloatRows) -> None:
+        """Take the outcomes of many replicates that returned nothing but floats."""
+        self._parts.append(rows)
+        self._executions.append(rows)
+        self._n += len(rows.indices)
 
     def add_execution_only(self, index: int, status: ReplicateStatus, execution: Execution) -> None:
         """Take the execution data of a replicate that will be tried again; its outcome is not stored."""
-        self._executions.append((index, status, execution))
+        if not self._executions or type(self._executions[-1]) is not list:
+            self._executions.append([])
+        self._executions[-1].append((index, status, execution))  # type: ignore[union-attr]
 
     def finish(self) -> SegmentRef | None:
         """Store pack, execution data and segment, in this order, and return what to commit.
@@ -213,21 +202,27 @@ class SegmentWriter:
             A spooled file is not what the runner said it wrote.
         """
         execution = self._store_executions()
-        if not self._rows:
+        if not self._n:
             return None
-        rows = sorted(self._rows, key=itemgetter(0))
-        indices = _column(rows, 0, np.int64)
+        parts = self._parts
+        indices = _indices_of(parts)
         if not (np.diff(indices) > 0).all():
-            raise InternalError(f"attempt {self._attempt} has two outcomes for one index")
-        body = _Body(
+            parts = [_in_order(parts)]
+            indices = _indices_of(parts)
+            if not (np.diff(indices) > 0).all():
+                raise InternalError(f"attempt {self._attempt} has two outcomes for one index")
+        body = Body(
             self._objects,
-            self._job,
-            self._attempt,
-            [r[2] for r in rows],
-            [r[3] for r in rows],
-            [r[4] for r in rows],
+            job_folder(self._job),
+            f"packs/{self._attempt}.pack",
+            [_body_part(p) for p in parts],
         )
-        codes = np.fromiter((OUTCOME_CODE[row[1]] for row in rows), np.uint8, len(rows))
+        codes = np.concatenate(
+            [
+                _succeeded(len(part.indices)) if isinstance(part, FloatRows) else _codes_of(part)
+                for part in parts
+            ]
+        )
         stored = _store_table(
             self._objects,
             self._job,
@@ -238,6 +233,7 @@ class SegmentWriter:
                 "status": columns.fixed(codes, pa.uint8()),
                 **body.columns,
             },
+            FLOATS_FORMAT if any(isinstance(part, FloatRows) for part in parts) else FORMAT,
         )
         body.remove_spooled()
         counts = np.bincount(codes, minlength=len(OUTCOMES)).tolist()
@@ -254,23 +250,20 @@ class SegmentWriter:
         )
 
     def _store_executions(self) -> str | None:
-        rows, n = self._executions, len(self._executions)
-        if not rows:
+        if not self._executions:
             return None
-        runs = [execution for _, _, execution in rows]
-        rss = [e.max_rss_bytes for e in runs]
-        known = np.fromiter((r is not None for r in rss), np.bool_, n)
-        started_us = np.round(_column(runs, 0, np.float64) * 1e6).astype(np.int64)
+        parts = [_execution_columns(part) for part in self._executions]
+        index, status, number, started_us, seconds, cpu_seconds, rss = map(
+            np.concatenate, zip(*parts, strict=True)
+        )
         table = {
-            "index": columns.fixed(_column(rows, 0, np.int64), pa.int64()),
-            "status": columns.fixed(
-                np.fromiter((OUTCOME_CODE[status] for _, status, _ in rows), np.uint8, n), pa.uint8()
-            ),
-            "attempt_number": columns.fixed(_column(runs, 4, np.int32), pa.int32()),
+            "index": columns.fixed(index, pa.int64()),
+            "status": columns.fixed(status, pa.uint8()),
+            "attempt_number": columns.fixed(number, pa.int32()),
             "started_at": columns.fixed(started_us, pa.timestamp("us", tz="UTC")),
-            "seconds": columns.fixed(_column(runs, 1, np.float64), pa.float64()),
-            "cpu_seconds": columns.fixed(_column(runs, 2, np.float64), pa.float64()),
-            "max_rss_bytes": columns.fixed(np.array([r or 0 for r in rss], np.int64), pa.int64(), known),
+            "seconds": columns.fixed(seconds, pa.float64()),
+            "cpu_seconds": columns.fixed(cpu_seconds, pa.float64()),
+            "max_rss_bytes": columns.fixed(np.maximum(rss, 0), pa.int64(), rss >= 0),
         }
         name = f"executions/{self._attempt}.arrow"
         # Dask may run a task again whose receipt was lost. The outcomes are the same then, the times are not:
@@ -311,13 +304,11 @@ class AggregateWriter:
         rows = sorted(self._rows, key=itemgetter(0, 1))
         if len({row[:2] for row in rows}) < len(rows):
             raise InternalError(f"attempt {self._attempt} has two rows for one parameter set and target")
-        body = _Body(
+        body = Body(
             self._objects,
-            self._job,
-            self._attempt,
-            [row.returned_dict for row in rows],
-            [row.outputs for row in rows],
-            [row.error for row in rows],
+            job_folder(self._job),
+            f"packs/{self._attempt}.pack",
+            [Listed([r.returned_dict for r in rows], [r.outputs for r in rows], [r.error for r in rows])],
         )
         params = _column(rows, 0, np.int64)
         codes = np.fromiter((AGGREGATE_CODE[row.status] for row in rows), np.uint8, len(rows))
@@ -365,68 +356,6 @@ def ranges_of(indices: npt.NDArray[np.int64]) -> Ranges:
     return Ranges(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-class _Body:
-    """The columns ``returned``, ``error`` and ``outputs``; storing the large outputs in a pack."""
-
-    def __init__(
-        self,
-        objects: Objects,
-        job: JobId,
-        attempt: AttemptId,
-        returned: list[bool],
-        outputs: list[Sequence[Output]],
-        errors: list[StoredError | None],
-    ) -> None:
-        flat = list(chain.from_iterable(outputs))
-        n = len(flat)
-        data: list[Any] = [value for _, _, value in flat]
-        self._large = _take_large(data)
-        self.pack: str | None = f"packs/{attempt}.pack" if self._large else None
-        self.pack_bytes = 0
-        packed = np.zeros(n, np.bool_)
-        offsets, sizes, digests = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((n, 32), np.uint8)
-        for i, value in self._large:
-            packed[i], offsets[i], sizes[i] = True, self.pack_bytes, _size(value)
-            digests[i] = np.frombuffer(_digest(value), np.uint8)
-            self.pack_bytes += _size(value)
-        if self.pack:
-            _store_once(objects, f"{job_folder(job)}/{self.pack}", _Pack(self._large))
-        fields = [
-            columns.words([name for name, _, _ in flat], pa.int32()),
-            columns.words([kind for _, kind, _ in flat], pa.int8()),
-            columns.binary(data, ~packed),
-            columns.fixed(offsets, pa.int64(), packed),
-            columns.fixed(sizes, pa.int64(), packed),
-            columns.fixed(digests, pa.binary(32), packed),
-        ]
-        self.columns = {
-            "returned": columns.bools(returned),
-            "error": _errors(errors),
-            "outputs": columns.lists(
-                map(len, outputs), len(outputs), pa.StructArray.from_arrays(fields, fields=list(OUTPUT_TYPE))
-            ),
-        }
-
-    def remove_spooled(self) -> None:
-        for _, data in self._large:
-            if isinstance(data, SpooledFile):
-                data.path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Pack:
-    """The bytes of a pack, read from spooled files as they are asked for; can be iterated again."""
-
-    large: list[tuple[int, Any]]
-
-    def __iter__(self) -> Iterator[bytes]:
-        for _, data in self.large:
-            if isinstance(data, SpooledFile):
-                yield from _spooled(data)
-            else:
-                yield bytes(data)
-
-
 class _Stored(NamedTuple):
     name: str
     digest: str
@@ -434,9 +363,14 @@ class _Stored(NamedTuple):
 
 
 def _store_table(
-    objects: Objects, job: JobId, attempt: AttemptId, folder: str, named: Mapping[str, pa.Array]
+    objects: Objects,
+    job: JobId,
+    attempt: AttemptId,
+    folder: str,
+    named: Mapping[str, pa.Array],
+    number: int = FORMAT,
 ) -> _Stored:
-    data = _table_bytes(job, attempt, named, {})
+    data = _table_bytes(job, attempt, named, {}, number)
     digest = sha256(data).hexdigest()
     name = f"{folder}/{attempt}.{digest[:DIGITS_IN_NAME]}.arrow"
     with contextlib.suppress(AlreadyExistsError):  # its name says what is in it
@@ -445,9 +379,13 @@ def _store_table(
 
 
 def _table_bytes(
-    job: JobId, attempt: AttemptId, named: Mapping[str, pa.Array], metadata: Mapping[str, str]
+    job: JobId,
+    attempt: AttemptId,
+    named: Mapping[str, pa.Array],
+    metadata: Mapping[str, str],
+    number: int = FORMAT,
 ) -> bytes:
-    identity = {"modelops.format": str(FORMAT), "modelops.job": job, "modelops.attempt": attempt}
+    identity = {"modelops.format": str(number), "modelops.job": job, "modelops.attempt": attempt}
     schema = pa.schema(
         [pa.field(name, column.type) for name, column in named.items()], {**identity, **metadata}
     )
@@ -459,66 +397,76 @@ def _table_bytes(
     return data
 
 
-def _store_once(objects: Objects, name: str, content: _Pack) -> None:
-    """Store under the attempt's own name; the same bytes there already are a repeat whose answer was lost."""
-    try:
-        objects.put_new(name, content)
-    except AlreadyExistsError:
-        if _digest_of(content) != _digest_of(objects.stream(name)):
-            raise
-
-
-def _digest_of(pieces: Iterable[bytes]) -> bytes:
-    digest = sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.digest()
-
-
-def _take_large(data: list[Any]) -> list[tuple[int, Any]]:
-    """Take out of ``data`` what belongs into the pack, leaving ``b""``; return it with its positions."""
-    if SpooledFile in set(map(type, data)):
-        where = [i for i, v in enumerate(data) if isinstance(v, SpooledFile) or len(v) > INLINE_LIMIT_BYTES]
-    else:
-        sizes = np.fromiter(map(len, data), np.int64, len(data))
-        where = np.flatnonzero(sizes > INLINE_LIMIT_BYTES).tolist()
-    large = [(i, data[i]) for i in where]
-    for i in where:
-        data[i] = b""
-    return large
-
-
-def _errors(errors: list[StoredError | None]) -> pa.Array:
-    n = len(errors)
-    fields = []
-    for i, field in enumerate(ERROR_TYPE):
-        values: list[Any] = [None if e is None else e[i] for e in errors]
-        if field.type == pa.string():
-            fields.append(columns.text(values))
-        else:
-            known = np.fromiter((v is not None for v in values), np.bool_, n)
-            fields.append(columns.fixed(np.array([v or 0 for v in values], np.int32), field.type, known))
-    return columns.structs(fields, ERROR_TYPE, np.fromiter((e is not None for e in errors), np.bool_, n))
+_Row = tuple[int, ReplicateStatus, bool, Sequence[Output], StoredError | None]
+_Part = list[_Row] | FloatRows
 
 
 def _column(rows: Sequence[tuple[Any, ...]], i: int, dtype: Any) -> npt.NDArray[Any]:
     return np.fromiter(map(itemgetter(i), rows), dtype, len(rows))
 
 
-def _size(data: Any) -> int:
-    return data.n_bytes if isinstance(data, SpooledFile) else len(data)
+def _indices_of(parts: Sequence[_Part]) -> npt.NDArray[np.int64]:
+    return np.concatenate(
+        [
+            np.array(part.indices, np.int64) if isinstance(part, FloatRows) else _column(part, 0, np.int64)
+            for part in parts
+        ]
+    )
 
 
-def _digest(data: Any) -> bytes:
-    return bytes.fromhex(data.sha256) if isinstance(data, SpooledFile) else sha256(data).digest()
+def _codes_of(rows: Sequence[tuple[Any, ...]]) -> npt.NDArray[np.uint8]:
+    """Return the codes of the statuses, which come second in each row."""
+    return np.fromiter((OUTCOME_CODE[row[1]] for row in rows), np.uint8, len(rows))
 
 
-def _spooled(file: SpooledFile) -> Iterator[bytes]:
-    digest, n_bytes = sha256(), 0
-    with file.path.open("rb") as f:
-        while piece := f.read(COPY_BYTES):
-            digest.update(piece)
-            n_bytes += len(piece)
-            yield piece
-    if n_bytes != file.n_bytes or digest.hexdigest() != file.sha256:
-        raise IntegrityError(f"the spooled output {file.path} is not what the runner said it wrote")
+def _succeeded(n: int) -> npt.NDArray[np.uint8]:
+    return np.full(n, OUTCOME_CODE[ReplicateStatus.SUCCEEDED], np.uint8)
+
+
+def _body_part(part: _Part) -> Listed | Floats:
+    if isinstance(part, FloatRows):
+        return Floats(len(part.indices), part.names, part.values)
+    return Listed([row[2] for row in part], [row[3] for row in part], [row[4] for row in part])
+
+
+def _in_order(parts: Sequence[_Part]) -> list[_Row]:
+    """Return all rows by index, one by one."""
+    rows: list[_Row] = []
+    for part in parts:
+        if isinstance(part, FloatRows):
+            outputs = Floats(len(part.indices), part.names, part.values).listed().outputs
+            rows += [
+                (index, ReplicateStatus.SUCCEEDED, True, out, None)
+                for index, out in zip(part.indices, outputs, strict=True)
+            ]
+        else:
+            rows += part
+    return sorted(rows, key=itemgetter(0))
+
+
+def _execution_columns(
+    part: list[tuple[int, ReplicateStatus, Execution]] | FloatRows,
+) -> tuple[npt.NDArray[Any], ...]:
+    """Return index, status, number of the attempt, start (us), seconds, CPU seconds and memory (-1: not known)."""
+    if isinstance(part, FloatRows):
+        n = len(part.indices)
+        rss = -1 if part.max_rss_bytes is None else part.max_rss_bytes
+        return (
+            np.array(part.indices, np.int64),
+            _succeeded(n),
+            np.full(n, part.attempt_number, np.int32),
+            np.round(np.array(part.started_unix_s, np.float64) * 1e6).astype(np.int64),
+            np.array(part.seconds, np.float64),
+            np.array(part.cpu_seconds, np.float64),
+            np.full(n, rss, np.int64),
+        )
+    runs = [execution for _, _, execution in part]
+    return (
+        _column(part, 0, np.int64),
+        _codes_of(part),
+        _column(runs, 4, np.int32),
+        np.round(_column(runs, 0, np.float64) * 1e6).astype(np.int64),
+        _column(runs, 1, np.float64),
+        _column(runs, 2, np.float64),
+        np.array([-1 if e.max_rss_bytes is None else e.max_rss_bytes for e in runs], np.int64),
+    )

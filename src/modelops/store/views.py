@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modelops.store import columns
+from modelops.store.segment_body import FLOAT, FLOAT_BYTES
 from modelops_runner import values
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ _KIND_LABELS: Final = {"npy": "arrays", "bytes": "bytes", "bytearray": "bytes"}
 class Cells(NamedTuple):
     """One output in some rows of a table.
 
-    ``row``: int64, the rows that have it, ascending. ``kind``: the kind of each (None: all are ``json``).
+    ``row``: int64, the rows that have it, ascending. ``kind``: the kind of all, or of each.
     ``data``: large_binary; null where the value lies in a pack.
     """
 
     row: npt.NDArray[np.int64]
-    kind: list[str] | None
+    kind: str | list[str]
     data: pa.Array
 
 
@@ -73,13 +74,25 @@ class Column(NamedTuple):
 def convert(cells: Cells) -> Column:
     """Classify the values of an output, and convert them if all are of one type that a column can have."""
     data = cells.data
-    if cells.kind is not None or data.null_count:
+    if cells.kind == FLOAT and not data.null_count and (floats := _floats(data)) is not None:
+        return Column(frozenset(["float64"]), floats)
+    if cells.kind != "json" or data.null_count:
         return _convert_slowly(cells)
     first = _first_bytes(data)
     classes = _CLASS[first]
     if not len(classes) or (classes == classes[0]).all():
         return _convert_uniform(cells, int(classes[0]) if len(classes) else _OTHER)
     return _convert_numbers_and_others(cells, classes)
+
+
+def _floats(data: pa.Array) -> pa.Array | None:
+    """Return floats that are stored as their bits; None if some have another length."""
+    starts, sizes = columns.starts_and_sizes(data)
+    if not len(sizes) or (sizes != FLOAT_BYTES).any():
+        return None
+    first, size = int(starts[0]), len(sizes) * FLOAT_BYTES
+    bits = np.frombuffer(data.buffers()[2].slice(first, size), "<f8")
+    return columns.fixed(bits.astype(np.float64, copy=False), pa.float64())
 
 
 def _convert_uniform(cells: Cells, what: int) -> Column:
@@ -145,7 +158,7 @@ def _convert_numbers_and_others(cells: Cells, classes: npt.NDArray[np.uint8]) ->
     plain = classes == _NUMBER
     if plain.any():
         numbers = _numbers(_take(cells.data, plain).cast(pa.large_string(), safe=False))
-        others = _convert_slowly(Cells(cells.row[~plain], None, _take(cells.data, ~plain)))
+        others = _convert_slowly(Cells(cells.row[~plain], "json", _take(cells.data, ~plain)))
         if numbers is not None and numbers.labels == others.labels == {"float64"}:
             merged = np.empty(len(plain), np.float64)
             merged[plain] = columns.fixed_values(numbers.values)
@@ -161,7 +174,7 @@ def _convert_slowly(cells: Cells) -> Column:
     out: list[Any] = []
     inline = columns.bool_values(cells.data.is_valid()).tolist() if cells.data.null_count else None
     for i, data in enumerate(columns.binary_values(cells.data)):
-        kind = cells.kind[i] if cells.kind is not None else "json"
+        kind = cells.kind if isinstance(cells.kind, str) else cells.kind[i]
         if inline is not None and not inline[i]:
             labels.add(dropped_label(kind, None))
             continue
@@ -187,7 +200,7 @@ def _read(kind: str, data: bytes) -> tuple[str, Any]:
             tag = _TAG.match(data)
             if tag is None or tag[1] in _TAG_LABELS:
                 return ("dicts" if tag is None else _TAG_LABELS[tag[1]]), None
-    elif kind != "npy0":
+    elif kind not in (FLOAT, "npy0"):
         return _KIND_LABELS.get(kind, "tables"), None
     try:
         return _scalar(values.decode(kind, data))
@@ -197,9 +210,10 @@ def _read(kind: str, data: bytes) -> tuple[str, Any]:
 
 def dropped_label(kind: str, data: bytes | None) -> str:
     """Say what a value is that cannot be in a column. ``data``: None if it is in a pack."""
-    if data is not None and kind in ("json", "npy0"):
+    scalar = kind in ("json", FLOAT, "npy0")
+    if data is not None and scalar:
         return _read(kind, data)[0]
-    return TOO_LARGE if kind in ("json", "npy0") else _KIND_LABELS.get(kind, "tables")
+    return TOO_LARGE if scalar else _KIND_LABELS.get(kind, "tables")
 
 
 def _scalar(value: Any) -> tuple[str, Any]:

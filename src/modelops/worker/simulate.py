@@ -92,6 +92,7 @@ def _run(
                 context.spec.model,
                 sets,
                 on_outcome=sorter.take,
+                on_floats=sorter.take_floats,
                 stop=attempt.stop,
                 log=job_log.write,
                 desk=sorter.desk,

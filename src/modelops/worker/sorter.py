@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from modelops.bundles.missing import line_to_add
 from modelops.environments import dependency_inputs
 from modelops.states import FAILURES, ReplicateStatus
-from modelops.store import Execution, SegmentWriter
+from modelops.store import Execution, FloatRows, SegmentWriter
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import ErrorExample, FailureCount, Receipt
 from modelops.worker.stored import stored_error, stored_outputs
 
 if TYPE_CHECKING:
-    from modelops.processes import Outcome
+    from modelops.processes import FloatOutcomes, Outcome
     from modelops.processes.stop import StopSignal
     from modelops.study.ids import AttemptId
     from modelops.worker.desk import Desk
@@ -158,6 +158,33 @@ class Sorter:
                 stored_outputs(outcome.outputs),
                 stored_error(error),
                 execution,
+            )
+
+    def take_floats(self, batch: FloatOutcomes) -> None:
+        """Take the outcomes of the next replicates, which returned nothing but floats."""
+        with self._lock:
+            if self._given_back:
+                kept = [i for i, index in enumerate(batch.indices) if index not in self._given_back]
+                if not kept:
+                    return
+                batch = batch.of(kept)
+            tally = self.tally
+            tally.model_seconds += sum(batch.seconds)
+            tally.last_ended = time.perf_counter()
+            if self.desk.current in batch.indices:
+                self.desk.ended(succeeded=True)
+            tally.ended += batch.indices
+            tally.writer.add_floats(
+                FloatRows(
+                    batch.names,
+                    batch.indices,
+                    batch.values,
+                    batch.started_at,
+                    batch.seconds,
+                    batch.cpu_seconds,
+                    batch.max_rss_bytes,
+                    self.chunk.attempt_number,
+                )
             )
 
     def cut(self, part: AttemptId) -> tuple[Tally, Ranges] | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelops.processes import Output, ReplicateError
-    from modelops.store.segments import Output as StoredOutput
+    from modelops.store.segment_body import Output as StoredOutput
 
 
 def stored_outputs(outputs: Sequence[Output]) -> Sequence[StoredOutput]:
