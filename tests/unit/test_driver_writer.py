@@ -79,9 +79,9 @@ class FakeLedger:
     def cancel_asked_by(self) -> str | None:
         return None
 
-    def finalize(self) -> str | None:
+    def finalize(self) -> e.Finalized:
         self._call(c.Finalize())
-        return None
+        return e.Finalized()
 
 
 STARTED = c.ChangeState(JobEvent.STARTED, JobState.PREPARING)

@@ -172,6 +172,17 @@ def test_without_a_probe_a_broken_model_runs_to_the_end(changes: dict[str, objec
     assert finalized(machine) == c.Finish(JobState.FAILED, "")
 
 
+def test_a_job_without_a_reason_of_its_own_is_told_what_failed_most_often() -> None:
+    machine, commands = running(spec(1, 7))
+    finish_chunks(machine, commands, FAILED)
+    (end,) = only(machine.handle(e.Finalized("7 of 7 replicates failed: E"), 9.0), c.Finish)
+    assert end == c.Finish(JobState.FAILED, "7 of 7 replicates failed: E")
+    machine, commands = running(spec(1, 7, max_failures=0))
+    finish_chunks(machine, commands, FAILED)
+    (end,) = only(machine.handle(e.Finalized("7 of 7 replicates failed: E"), 9.0), c.Finish)
+    assert "more than max_failures = 0" in end.reason
+
+
 def test_two_different_errors_or_one_success_let_the_job_go_on() -> None:
     for status, error in ((FAILED, "another"), (SUCCEEDED, "")):
         machine, commands = running(spec(10, 10), workers=2)

@@ -34,6 +34,7 @@ from modelops.store.aggregate_failures import SUMMARY_SCHEMA as AGGREGATE_FAILUR
 from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.contents import JobContents
 from modelops.store.failures import FAILURES_SCHEMA, failure_summary, failures_table
+from modelops.store.most_frequent import most_frequent_failure
 from modelops.store.order import ResultOrder, Rows, places
 from modelops.store.parameters import Parameters, write_parameters
 from modelops.store.results import aggregates_table, attempts_table, finalize, replicates_table
@@ -638,3 +639,55 @@ def test_statuses_of_a_segment_are_positions_in_the_table_of_outcomes() -> None:
         "crashed",
         "invalid_output",
     ]
+
+
+# The reason of a job that did not succeed
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "model.py", line 3, in simulate
+    return helper(params)
+  File "lib/helper.py", line 12, in helper
+    np.linalg.inv(params)
+  File "/envs/1/lib/python3.12/site-packages/numpy/linalg.py", line 609, in inv
+    raise LinAlgError
+"""
+
+
+def failing(job: Job, kinds: Mapping[int, tuple[str, str]]) -> None:
+    """Commit replicates that failed, each with its message and fingerprint, in two segments."""
+    for half in (0, 1):
+        writer = SegmentWriter(job.objects, job.job, next(ATTEMPTS))
+        for k, (message, mark) in kinds.items():
+            if k % 2 == half:
+                error = StoredError("LinAlgError", message, TRACEBACK, "", mark)
+                writer.add(k, ReplicateStatus.FAILED, True, [], error)
+        ref = writer.finish()
+        assert ref is not None
+        job.segments.append(ref)
+
+
+def test_the_most_frequent_failure_is_named_with_its_first_example_and_its_line_of_the_bundle() -> None:
+    job = Job(spec_of(IndexLine.of(1, 8)), SETS[:1])
+    failing(job, {k: (f"singular\nat {k}", "often" if k > 2 else "seldom") for k in range(1, 8)})
+    said = "7 of 8 replicates failed: 5 times LinAlgError: singular at 3 (lib/helper.py:12)"
+    assert most_frequent_failure(job.contents()) == said
+    alike = Job(spec_of(IndexLine.of(1, 8)), SETS[:1])
+    failing(alike, dict.fromkeys(range(8), ("", "mark")))
+    said = "8 of 8 replicates failed: LinAlgError (lib/helper.py:12)"
+    assert most_frequent_failure(alike.contents()) == said
+
+
+def test_where_no_replicate_failed_the_most_frequent_failure_is_of_aggregates_or_none() -> None:
+    error = StoredError("ValueError", "no data", 'x\n  File "m.py", line 7, in s\n', fingerprint="f")
+    rows = [
+        *(good(p, "m:s", loss=1) for p in range(3)),
+        *(
+            AggregateRow(p, "m:s", AggregateStatus.FAILED, 6, 6, "ValueError: no data", error=error)
+            for p in (3, 4)
+        ),
+    ]
+    job = with_aggregates(("m:s",), rows, 2)
+    assert most_frequent_failure(job.contents()) == "2 of 5 aggregates failed: ValueError: no data (m.py:7)"
+    job.aggregates.clear()
+    assert most_frequent_failure(job.contents()) == ""

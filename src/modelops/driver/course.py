@@ -47,16 +47,16 @@ class Course:
         self.finalizing = True
         self._outbox.write(c.Finalize())
 
-    def end(self, ledger: Ledger) -> None:
-        """Choose the final state, as the result files are written."""
+    def end(self, ledger: Ledger, failed: str) -> None:
+        """Choose the final state, as the result files are written. ``failed``: what did so most often."""
         if self.state is JobState.CANCELLING:
             self.change(JobEvent.STOPPED, self.reason)
         elif ledger.is_success:
             self.change(JobEvent.ALL_SUCCEEDED, self.reason)
         elif ledger.counts[ReplicateStatus.SUCCEEDED]:
-            self.change(JobEvent.SOME_SUCCEEDED, self.reason)
+            self.change(JobEvent.SOME_SUCCEEDED, self.reason or failed)
         else:
-            self.change(JobEvent.NONE_SUCCEEDED, self.reason)
+            self.change(JobEvent.NONE_SUCCEEDED, self.reason or failed)
         self.finish()
 
     def finish(self) -> None:

@@ -131,7 +131,9 @@ class CancelAsked(msgspec.Struct, frozen=True):
 
 
 class Finalized(msgspec.Struct, frozen=True):
-    """The result files are written and verified."""
+    """The result files are written and verified. ``reason``: what failed most often, if anything did."""
+
+    reason: str = ""
 
 
 class ResultsVoided(msgspec.Struct, frozen=True):

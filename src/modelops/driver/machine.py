@@ -279,7 +279,7 @@ class Machine:
             case e.EnvironmentFailed():
                 self._on_environment_failed(event, now)
             case e.Finalized():
-                self._on_finalized()
+                self._on_finalized(event.reason)
             case e.ResultsVoided():
                 self._on_results_voided(event.reason)
             case e.StoreLost():
@@ -475,9 +475,9 @@ class Machine:
             self._course.change(JobEvent.SETTLED)
         self._course.finalize()
 
-    def _on_finalized(self) -> None:
+    def _on_finalized(self, reason: str) -> None:
         if self._course.finalizing:
-            self._course.end(self._ledger)
+            self._course.end(self._ledger, reason)
             self.over = not self._outbox.paused
 
     def _on_results_voided(self, reason: str) -> None:

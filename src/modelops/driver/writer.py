@@ -42,7 +42,7 @@ class Ledger(Protocol):
     def note(self, command: c.Note, *, again: bool) -> None: ...  # noqa: D102
     def record_use(self, used_s: float) -> None: ...  # noqa: D102
     def cancel_asked_by(self) -> str | None: ...  # noqa: D102
-    def finalize(self) -> str | None: ...  # noqa: D102  why nothing counts any more, if so
+    def finalize(self) -> e.Finalized | e.ResultsVoided: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,7 @@ class Writer:
                 ledger.record_use(write.used_s)
             case c.Finalize():
                 if self._finalized is None:
-                    voided = ledger.finalize()
-                    self._finalized = e.Finalized() if voided is None else e.ResultsVoided(voided)
+                    self._finalized = ledger.finalize()
                 return self._finalized
             case c.Finish():
                 self.finished = write.state

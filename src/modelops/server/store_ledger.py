@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from modelops.driver.events import Finalized, ResultsVoided
 from modelops.errors import InternalError, StorageError
 from modelops.states import AggregateStatus
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
@@ -125,10 +126,11 @@ class StoreLedger:
         """Return who asked for the end of this run, whoever they told."""
         return self.records.cancel_asked_by(self.job)
 
-    def finalize(self) -> str | None:
-        """Write the result files; if the bundle was changed while it ran, make nothing count and return why."""
+    def finalize(self) -> Finalized | ResultsVoided:
+        """Write the result files; if the bundle was changed while it ran, make nothing count."""
         from modelops.store.checkpoints import remove_all, remove_settled
         from modelops.store.contents import JobContents
+        from modelops.store.most_frequent import most_frequent_failure
         from modelops.store.results import finalize
 
         if changes := self.bundle_changes():
@@ -141,16 +143,17 @@ class StoreLedger:
             n = self.records.void_results(self.job, self.epoch, self.who, why)
             log.warning("%s; %d finished replicates do not count", why, n)
             self.voided = True
-            return why
+            return ResultsVoided(why)
         self.records.hold(self.job, self.epoch)  # whoever slept past its lease must not write files, either
         contents = JobContents.of(self.objects, self.records, self.job)
+        failed = most_frequent_failure(contents)
         files = finalize(contents)
         self.records.record_results(self.job, self.who, files, epoch=self.epoch)
         try:
             remove_settled(contents)
         except StorageError as error:  # it may be allowed to write and not to delete; the results are there
             log.warning("checkpoints of %s are left in storage: %s", self.job, error)
-        return None
+        return Finalized(failed)
 
 
 def _stored(error: ErrorExample) -> StoredError:
