@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from simulator import BrokenRule, World, play, simulate
-from simulator_scenario import Scenario, draw_scenario
+from simulator import BrokenRule, World, play, simulate, story
+from simulator_scenario import OCCASION, Scenario, draw_scenario
 
 from modelops.states import FINAL_JOB_STATES
 
@@ -121,32 +121,35 @@ def shrunk(seed: int) -> str:
     """Leave out of a failing schedule whatever is not needed to fail; return what is left, and its story."""
     scenario = draw_scenario(seed)
     world = World(scenario, seed)
-    message = _broken(scenario, seed, world)
+    _breaks(scenario, seed, world)
     scenario = replace(scenario, faults=_reached(scenario, world))
     plays, smaller = 0, True
     while smaller and plays < MOST_PLAYS:
         smaller = False
         for simpler in scenario.simpler():
             plays += 1
-            found = _broken(simpler, seed)
-            if found:
-                scenario, message, smaller = simpler, found, True
+            if _breaks(simpler, seed):
+                scenario, smaller = simpler, True
                 break
-    return f"{message}\n(shrunk in {plays} plays; python tests/unit/simulate.py 1 --first {seed})"
+    return (
+        f"{story(scenario, seed)}\n(shrunk in {plays} plays; python tests/unit/simulate.py 1 --first {seed})"
+    )
 
 
-def _broken(scenario: Scenario, seed: int, world: World | None = None) -> str:
+def _breaks(scenario: Scenario, seed: int, world: World | None = None) -> bool:
     try:
         play(scenario, seed, world)
-    except BrokenRule as broken:
-        return str(broken)
-    return ""
+    except BrokenRule:
+        return True
+    return False
 
 
 def _reached(scenario: Scenario, world: World) -> dict[str, frozenset[int]]:
     """Return the faults without those whose occasion never came."""
-    last = {**world.occasions, **dict.fromkeys(("crash", "pause", "rival"), world.n_commands)}
-    return {kind: frozenset(n for n in ns if n <= last[kind]) for kind, ns in scenario.faults.items()}
+    last = {**world.occasions, "command": world.n_commands}
+    return {
+        kind: frozenset(n for n in ns if n <= last[OCCASION[kind]]) for kind, ns in scenario.faults.items()
+    }
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 from simulator_driver import Driver, Submit
-from simulator_scenario import Scenario, draw_scenario
+from simulator_scenario import FAULTS, Scenario, draw_scenario
 from simulator_store import RealStore, Store, ranges_of, segment_of
 
 from modelops.driver import commands as c
@@ -43,7 +43,6 @@ WITHOUT_OUTCOME = (
 SUCCEEDED, CRASHED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED
 MAX_STEPS = 30_000
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
-NO_FAULTS: frozenset[int] = frozenset()
 
 
 class BrokenRule(AssertionError):  # noqa: N818  it is a finding, not an error of the program
@@ -75,9 +74,9 @@ class Worker:
 
 
 class World:
-    """Plays one scenario."""
+    """Plays one scenario. ``traced``: keeps the last events and commands, for `story`; what happens is the same."""
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
+    def __init__(self, scenario: Scenario, seed: int, *, traced: bool = False) -> None:
         self.s, self.seed = scenario, seed
         self.line, self.size = scenario.spec.line, scenario.spec.line.size
         self.all_succeed = not scenario.crashes and not scenario.failing and scenario.missing_import_at < 0
@@ -85,15 +84,16 @@ class World:
         self.now = 0.0
         self.queue: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self.n_ties = self.n_events = self.n_commands = self.n_faults = self.n_workers_made = 0
-        self.occasions = dict.fromkeys(scenario.faults, 0)
-        self.strikes = {n: k for k in ("crash", "pause", "rival") for n in scenario.faults.get(k, NO_FAULTS)}
-        self.trace: deque[tuple[float, int, str, object]] = deque(maxlen=40)
+        self.occasions = dict.fromkeys(FAULTS, 0)
+        self.faults = scenario.occasions()
+        self.strikes = self.faults["command"]
+        self.trace: deque[tuple[float, int, str, object]] | None = deque(maxlen=40) if traced else None
         self.store: Store = (RealStore if scenario.real_store else Store)(scenario.spec, scenario.outcome)
         self.ids: set[AttemptId] = set()
         self.begun: set[int] = set()  # indices that were on a worker
         self.workers: dict[str, Worker] = {}
         self.drivers: list[Driver] = []
-        self.cancelled = False
+        self.cancelled = self.ended = False
 
     # One run of the job.
 
@@ -121,22 +121,21 @@ class World:
         self.forget()
         self.began = self.now
         self.store.up = True
-        self.cancelled = False
+        self.cancelled = self.ended = False
         for _ in range(self.s.n_workers):
             self.later_by_chance(0.1, self._hire, None)
         for at in self.s.cancels:
             self.later(at, self._cancel, None)
         self._take_over()
         queue = self.queue
-        while queue and self.holder.finished is None:
+        while queue and not self.ended:
             self.now, _, happen, arg = heappop(queue)
             self.n_events += 1
             happen(arg)
             if self.n_events > MAX_STEPS:
                 self.broken("the job does not end")
-            if not self.holder.alive and self.store.state in FINAL_JOB_STATES:
-                return  # the driver died when all was recorded
-        self._check_end(self.holder)
+        if not self.ended or self.holder.finished is not None:
+            self._check_end(self.holder)  # otherwise the driver died when all was recorded
 
     def _take_over(self, _: object = None) -> None:
         """Let a new driver take the lease and begin with what the store knows."""
@@ -187,7 +186,8 @@ class World:
 
     def later_by_chance(self, most: float, happen: Callable[[Any], None], arg: object) -> None:
         """Let something happen soon."""
-        self.later(self.random() * most, happen, arg)
+        self.n_ties = tie = self.n_ties + 1
+        heappush(self.queue, (self.now + self.random() * most, tie, happen, arg))
 
     def set_timer(self, driver: Driver, command: c.SetTimer) -> int:
         """Set a timer, and return what tells it from earlier ones of its name."""
@@ -201,16 +201,12 @@ class World:
         if driver.timers.get(name) == tie:
             driver.deliver(e.TimerRang(name))
 
-    def occurs(self, kind: str) -> bool:
-        """Say whether this occasion for a fault is one at which it happens."""
-        numbers = self.s.faults.get(kind)
-        if numbers is None:
-            return False
-        self.occasions[kind] = n = self.occasions[kind] + 1
-        if n in numbers:
-            self.n_faults += 1
-            return True
-        return False
+    def wrong(self, occasion: str) -> tuple[str, ...]:
+        """Return what goes wrong at this occasion: mostly nothing."""
+        self.occasions[occasion] = n = self.occasions[occasion] + 1
+        found = self.faults[occasion].get(n, ())
+        self.n_faults += len(found)
+        return found
 
     def check(self, holds: bool, rule: str) -> None:
         """Raise `BrokenRule` unless it holds."""
@@ -223,7 +219,7 @@ class World:
 
     def story(self) -> str:
         """Return the last events and commands, a line each."""
-        return "".join(f"\n  {at:.3f} driver {n} {arrow} {what}" for at, n, arrow, what in self.trace)
+        return "".join(f"\n  {at:.3f} driver {n} {arrow} {what}" for at, n, arrow, what in self.trace or ())
 
     def _tell_all(self, event: e.Event) -> None:
         for driver in self.drivers:
@@ -233,11 +229,12 @@ class World:
 
     def strike(self, driver: Driver) -> bool:
         """Let the fault of this moment hit a driver; return whether it goes on."""
-        kind = self.strikes[self.n_commands]
+        kind = self.strikes[self.n_commands][0]
         if driver is not self.holder:
             return True
         self.n_faults += 1
-        self.trace.append((self.now, driver.epoch, "!!", kind))
+        if self.trace is not None:
+            self.trace.append((self.now, driver.epoch, "!!", kind))
         if kind == "rival":
             self.later_by_chance(0.1, self._take_over, None)
             return True
@@ -246,6 +243,7 @@ class World:
             for worker in self.workers.values():  # Dask drops what a client that is gone had waiting
                 worker.waiting = [t for t in worker.waiting if any(d.alive for d in t.drivers)]
             self.later_by_chance(2 * LEASE_S, self._take_over, None)
+            self.ended = self.store.state in FINAL_JOB_STATES
             return False
         driver.asleep = True
         sleep = self.random() * 3 * LEASE_S
@@ -287,11 +285,11 @@ class World:
         if worker is not None:
             task = Task(command, items, driver)
             worker.waiting.append(task)
-            if not worker.busy and self.occurs("busy"):
+            if self.wrong("submit") and not worker.busy:
                 worker.busy = 1
                 self.later_by_chance(10.0, self._free, worker)
             self._start_next(worker)
-            if worker.waiting and worker.waiting[-1] is task and self.occurs("waits"):
+            if worker.waiting and worker.waiting[-1] is task and self.wrong("wait"):
                 self.later(
                     2.0, driver.deliver, e.AttemptWaits(task.attempt)
                 )  # perhaps it does no more by then
@@ -301,7 +299,7 @@ class World:
         self._start_next(worker)
 
     def _start_next(self, worker: Worker) -> None:
-        while worker.alive and worker.waiting and len(worker.running) < worker.slots - worker.busy:
+        while worker.waiting and worker.alive and len(worker.running) < worker.slots - worker.busy:
             waiting = worker.waiting
             i = 0
             if len(waiting) > 1:
@@ -312,27 +310,29 @@ class World:
                 for driver in task.drivers:
                     self.later(0.0, driver.deliver, e.AttemptBegun(task.attempt))
             duration = 0.002 + self.random() * 0.002
-            if isinstance(task.command, c.SubmitChunk):
+            items, is_chunk = task.items, isinstance(task.command, c.SubmitChunk)
+            if is_chunk:
                 seconds, deadly = self.s.seconds, self.s.poison
-                for k in task.items:
+                for k in items:
                     duration += seconds[k]
-                self.begun.update(task.items)
-                if len(task.items) > 1 and self.occurs("part"):
+                self.begun.update(items)
+                if len(items) > 1 and self.wrong("many"):
                     self.later_by_chance(duration, self._part, (worker, task))
-                if self.occurs("checkpoint"):
-                    kept = e.Checkpointed(task.items[-1])
-                    for driver in task.drivers:
-                        self.later(duration / 2, driver.deliver, kept)
             else:
                 deadly = self.s.poison_params
-                duration += 0.001 * len(task.items)
-            if deadly and not deadly.isdisjoint(task.items):
+                duration += 0.001 * len(items)
+            if wrong := self.wrong("begin"):
+                if "checkpoint" in wrong and is_chunk:
+                    kept = e.Checkpointed(items[-1])
+                    for driver in task.drivers:
+                        self.later(duration / 2, driver.deliver, kept)
+                if "death" in wrong:
+                    self.later_by_chance(duration, self._die, worker)
+                elif "partition" in wrong:
+                    self.later_by_chance(duration, self._partition, worker)
+            if deadly and not deadly.isdisjoint(items):
                 self.n_faults += 1
                 self.later_by_chance(duration, self._die, worker)
-            elif self.occurs("death"):
-                self.later_by_chance(duration, self._die, worker)
-            elif self.occurs("partition"):
-                self.later_by_chance(duration, self._partition, worker)
             self.later(duration, self._end, (worker, task))
 
     def _die(self, worker: Worker) -> None:
@@ -353,7 +353,7 @@ class World:
     def _partition(self, worker: Worker) -> None:
         if worker.alive and self.workers.pop(worker.name, None) is not None:
             self._tell_all(e.WorkerLeft(worker.name, died=False))
-            if self.occurs("back"):
+            if self.wrong("gone"):
                 self.later_by_chance(3.0, self._rejoin, worker)
             else:
                 self.later(1.0, self._hire, None)  # its receipts still come, under the old name
@@ -373,13 +373,17 @@ class World:
         if not worker.alive or task.attempt not in worker.running:
             return
         del worker.running[task.attempt]
-        if self.occurs("err"):
+        wrong = self.wrong("end")
+        if not wrong:
+            self._hand_in(worker, task, len(task.items))
+        elif "err" in wrong:
             self._answer(task, e.ChunkErred(task.attempt, "StorageError", "disk full", final=False))
-        elif self.occurs("fatal"):
+        elif "fatal" in wrong:
             self._answer(task, e.ChunkErred(task.attempt, "HandshakeError", "no", final=True))
         else:
-            self._hand_in(worker, task, 0 if self.occurs("given_back") else len(task.items))
-        self._start_next(worker)
+            self._hand_in(worker, task, 0)  # given back
+        if worker.waiting:
+            self._start_next(worker)
 
     def _part(self, of: tuple[Worker, Task]) -> None:
         """Let a worker hand in what it has finished of a chunk, and give back all but the replicate that runs."""
@@ -405,9 +409,10 @@ class World:
         task.items, task.parts = [items[n]], (receipt,)
         event = e.ChunkDone(receipt)
         worker.table[part] = (other, event)
-        if not self.occurs("never"):
-            self._answer(task, event, self.random() * 2 if self.occurs("late") else 0.0)
-        if self.occurs("twice"):
+        wrong = self.wrong("receipt")
+        if "never" not in wrong:
+            self._answer(task, event, self.random() * 2 if "late" in wrong else 0.0)
+        if "twice" in wrong:
             self._answer(task, event, 0.01 + self.random() * 2)
 
     def do_recall(self, asked: tuple[Driver, c.RecallAttempt]) -> None:
@@ -431,7 +436,7 @@ class World:
             return
         task = worker.running.pop(stop.attempt, None)
         if task is not None:
-            if self.machine.state is not JobState.RUNNING and self.occurs("deaf"):
+            if self.machine.state is not JobState.RUNNING and self.wrong("stop"):
                 return  # it hangs, and no receipt will ever come
             deadly = self.s.poison if isinstance(task.command, c.SubmitChunk) else self.s.poison_params
             items = task.items
@@ -448,7 +453,7 @@ class World:
     def do_ask(self, asked: tuple[Driver, str]) -> None:
         """Let a worker say what it runs, and send the receipts of that here too from now on."""
         driver, name = asked
-        if self.occurs("mute"):
+        if self.wrong("ask"):
             if self.random() < 0.5:
                 self.later(6.0, self.do_ask, asked)
             return
@@ -469,8 +474,9 @@ class World:
         worker.table.clear()
 
     def _answer(self, task: Task, event: e.Event, delay: float = 0.0) -> None:
+        is_late = delay or self.s.jitter
         for driver in task.drivers:
-            if delay or self.s.jitter:
+            if is_late:
                 self.later(self._delay() + delay, driver.deliver, event)
             else:
                 driver.tell(event)
@@ -481,16 +487,17 @@ class World:
         if not task.drivers[-1].alive and not any(driver.alive for driver in task.drivers):
             worker.table[task.attempt] = (task, event)
             return
-        if self.occurs("never"):
-            self._answer(task, e.AttemptLost(task.attempt, worker_died=False))
+        wrong = self.wrong("receipt")
+        if not wrong:
+            self._answer(task, event)
             return
-        if self.occurs("late"):
+        if "never" in wrong or "late" in wrong:
             self._answer(task, e.AttemptLost(task.attempt, worker_died=False))
-            self._answer(task, event, 0.01 + self.random() * 2)
         else:
             self._answer(task, event)
-        if self.occurs("twice"):
-            self._answer(task, event, 0.01 + self.random() * 2)
+        for kind in wrong:
+            if kind != "never":
+                self._answer(task, event, 0.01 + self.random() * 2)
 
     def _receipt(self, worker: Worker, task: Task, n: int) -> e.ChunkDone | e.AggregateDone:
         if isinstance(task.command, c.SubmitChunk):
@@ -509,7 +516,7 @@ class World:
         again: dict[ReplicateStatus, list[int]] = {}
         failures: dict[str, FailureCount] = {}
         missing = None
-        if not self.all_succeed:
+        if not self._all_succeed(done, chunk.attempt_number):
             if self.s.missing_import_at in done:
                 missing = "No module named 'x'"
                 done = [k for k in done if k < self.s.missing_import_at]
@@ -549,6 +556,15 @@ class World:
             parts=task.parts,
         )
 
+    def _all_succeed(self, indices: Sequence[int], number: int) -> bool:
+        if self.all_succeed:
+            return True
+        outcome = self.s.outcome
+        for k in indices:
+            if outcome(k, number) is not SUCCEEDED:
+                return False
+        return self.s.missing_import_at < 0
+
     def _aggregate_receipt(
         self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int
     ) -> AggregateReceipt:
@@ -558,7 +574,7 @@ class World:
             rows: Counter[str] = Counter()
             for p in params:
                 indices = self.line.of_param(p)
-                ok = sum(self.outcomes[k] is SUCCEEDED for k in indices)
+                ok = [self.outcomes[k] for k in indices].count(SUCCEEDED)
                 enough = ok >= spec.needed(len(indices))
                 status = AggregateStatus.SUCCEEDED if enough else AggregateStatus.SKIPPED
                 rows[status] += len(spec.aggregates)
@@ -583,26 +599,26 @@ class World:
 
     # The store.
 
-    def do_commit(self, asked: tuple[Driver, Commit, AttemptId]) -> None:
+    def do_commit(self, asked: tuple[Driver, Commit, AttemptId, Sequence[int]]) -> None:
         """Write and answer, if the store is there and the driver holds the lease."""
-        driver, command, attempt = asked
+        driver, command, attempt, items = asked
         store = self.store
         if not store.up:
             return  # it gets no answer; the machine asks again
         try:
             store.hold(driver.epoch)
-            if driver.alive and self.occurs("outage"):
+            wrong = self.wrong("commit")
+            if "outage" in wrong and driver.alive:
                 if self.random() < 0.5:
-                    store.commit(driver.epoch, command, attempt)
+                    store.commit(driver.epoch, command, attempt, items)
                 store.up = False
                 self._tell_all(e.StoreLost("database"))
                 self.later_by_chance(5, self._mend, None)
                 return
-            is_new = attempt not in store.segments and attempt not in store.aggregates
-            if is_new and self.occurs("refusal"):
+            if "refusal" in wrong and attempt not in store.segments and attempt not in store.aggregates:
                 driver.tell(e.Committed(attempt, accepted=False))
                 return
-            accepted, segment = store.commit(driver.epoch, command, attempt)
+            accepted, segment = store.commit(driver.epoch, command, attempt, items)
         except LeaseLostError:
             driver.lose_lease()
             return
@@ -661,15 +677,25 @@ class World:
 
 
 def play(scenario: Scenario, seed: int, world: World | None = None) -> World:
-    """Play a scenario to its end and return the world, for its figures. Raises BrokenRule."""
+    """Play a scenario to its end and return the world, for its figures. Raises BrokenRule, without a story."""
     world = world or World(scenario, seed)
     try:
         world.run()
-    except BrokenRule as broken:
-        raise BrokenRule(f"{broken}\n{scenario}{world.story()}") from None
+    except BrokenRule:
+        raise
     except Exception as error:
-        raise BrokenRule(f"seed {seed}: raised {error!r}\n{scenario}{world.story()}") from error
+        raise BrokenRule(f"seed {seed}: raised {error!r}") from error
     return world
+
+
+def story(scenario: Scenario, seed: int) -> str:
+    """Play a scenario that breaks a rule again; return it, and the last events and commands before that."""
+    world = World(scenario, seed, traced=True)
+    try:
+        play(scenario, seed, world)
+    except BrokenRule as broken:
+        return f"{broken}\n{scenario}{world.story()}"
+    return f"seed {seed}: broke a rule, but not when it was played again\n{scenario}{world.story()}"
 
 
 def simulate(seed: int) -> World:

@@ -45,7 +45,8 @@ class Driver:
         self.told = set(self.store.outcomes)
         self.told_params = set(self.store.aggregated)
         self.store_up = True
-        self.unanswered: dict[AttemptId, Commit] = {}
+        self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
+        self.state = self.store.state
         self.receipted: set[AttemptId] = set()
         self.live: dict[AttemptId, tuple[str, bool, Sequence[int]]] = {}  # worker, whether a chunk, items
         self.load: dict[str, int] = {}
@@ -62,15 +63,20 @@ class Driver:
 
     def tell(self, event: e.Event) -> None:
         """Deliver an event, now or when it wakes."""
-        if not self.alive:
-            return
-        if self.asleep:
-            news = self.store_news if isinstance(event, (e.StoreLost, e.StoreBack)) else self.inbox
-            news.append(event)
-            return
+        self.world.n_events += 1
+        self.deliver(event)
+
+    def deliver(self, event: e.Event) -> None:
+        """Tell it what has waited in the world's queue, where it was counted."""
         world = self.world
-        world.n_events += 1
-        world.trace.append((world.now, self.epoch, "<-", event))
+        if self.asleep or not self.alive:
+            world.n_events -= 1
+            if self.alive:
+                news = self.store_news if isinstance(event, (e.StoreLost, e.StoreBack)) else self.inbox
+                news.append(event)
+            return
+        if world.trace is not None:
+            world.trace.append((world.now, self.epoch, "<-", event))
         note = _NOTES.get(type(event))
         if note is not None:
             note(self, event)
@@ -78,14 +84,10 @@ class Driver:
         if not self.has_lease:
             world.check(not commands, "ordered something without a lease")
             return
-        self.perform(commands)
+        if commands:
+            self.perform(commands)
         if world.n_events & 31 == 0 and self.is_awake:
             self.check_view()
-
-    def deliver(self, event: e.Event) -> None:
-        """Tell it what has waited in the world's queue, where it was counted."""
-        self.world.n_events -= 1
-        self.tell(event)
 
     def wake(self, _: object = None) -> None:
         """Go on where it stopped, with all that has come since."""
@@ -172,7 +174,8 @@ class Driver:
         self.asked.discard(event.worker)
         if event.worker not in self.load:
             return
-        committing = {k for command in self.unanswered.values() for k in _indices(command)}
+        commits = self.unanswered.values()
+        committing = {k for command, items in commits if isinstance(command, OF_OUTCOMES) for k in items}
         for found in event.attempts:
             number = found.attempt_number
             if (
@@ -193,10 +196,10 @@ class Driver:
                     self.not_before.pop(k, None)
 
     def _note_committed(self, event: e.Committed) -> None:
-        command = self.unanswered.pop(event.attempt, None)
-        if command is None or not event.accepted:
-            return
-        (self.told if isinstance(command, OF_OUTCOMES) else self.told_params).update(committed_items(command))
+        commit = self.unanswered.pop(event.attempt, None)
+        if commit is not None and event.accepted:
+            command, items = commit
+            (self.told if isinstance(command, OF_OUTCOMES) else self.told_params).update(items)
 
     def _forget(self, attempt: AttemptId) -> None:
         entry = self.live.pop(attempt, None)
@@ -225,14 +228,16 @@ class Driver:
     def perform(self, commands: list[c.Command] | deque[c.Command]) -> None:
         """Do it, in this order; a fault may strike before each."""
         world = self.world
+        strikes, trace = world.strikes, world.trace
         todo = iter(commands)
         for command in todo:
-            world.n_commands += 1
-            if world.n_commands in world.strikes and not world.strike(self):
+            world.n_commands = n = world.n_commands + 1
+            if n in strikes and not world.strike(self):
                 if self.asleep:
                     self.interrupted.extend((command, *todo))
                 return
-            world.trace.append((world.now, self.epoch, "->", command))
+            if trace is not None:
+                trace.append((world.now, self.epoch, "->", command))
             if self.finished is not None:
                 world.broken("ordered after the end")
             try:
@@ -245,6 +250,7 @@ class Driver:
         self.world.check(self.store_up, "recorded a state while the store is away")
         self.store.change_state(self.epoch, command)
         self.world.check(self.store.state is command.state, "is in another state than recorded")
+        self.state = command.state
 
     def _record_retry(self, command: c.RecordRetry) -> None:
         self.world.check(self.store_up, "recorded a retry while the store is away")
@@ -263,6 +269,8 @@ class Driver:
         self.store.hold(self.epoch)
         self.world.check(command.state is self.store.state, "finished in another state than recorded")
         self.finished = command
+        if self.world.holder is self:
+            self.world.ended = True
 
     def _set_timer(self, command: c.SetTimer) -> None:
         self.timers[command.name] = self.world.set_timer(self, command)
@@ -284,7 +292,7 @@ class Driver:
     def _submit(self, command: Submit, items: Sequence[int]) -> None:
         world, attempt, worker = self.world, command.chunk.attempt, command.worker
         load = self.load.get(worker)
-        if self.machine.state is not JobState.RUNNING:
+        if self.state is not JobState.RUNNING:
             world.broken("submitted in the wrong state")
         if not self.store_up:
             world.broken("submitted while the store is away")
@@ -345,16 +353,18 @@ class Driver:
         self._submit(command, items)
 
     def _commit(self, command: Commit) -> None:
-        check, attempt = self.world.check, committed_attempt(command)
-        check(self.store_up, "commits while the store is away")
+        world, attempt, items = self.world, committed_attempt(command), committed_items(command)
+        if not self.store_up:
+            world.broken("commits while the store is away")
         if isinstance(command, OF_RECEIPTS):
-            check(attempt in self.receipted, "commits without a receipt")
+            if attempt not in self.receipted:
+                world.broken("commits without a receipt")
         elif attempt not in self.unanswered:  # once it is condemned, a checkpoint comes too late
             seen = self.deaths if isinstance(command, c.CommitSynthetic) else self.param_deaths
-            for item in committed_items(command):
-                check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
-        self.unanswered[attempt] = command
-        self.world.later_by_chance(0.005, self.world.do_commit, (self, command, attempt))
+            for item in items:
+                world.check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
+        self.unanswered[attempt] = command, items
+        world.later_by_chance(0.005, world.do_commit, (self, command, attempt, items))
 
     @property
     def is_holder(self) -> bool:
@@ -379,10 +389,6 @@ class Driver:
         check(0 <= machine.progress <= 1, "progress outside 0..1")
         eta = machine.eta(self.world.now)
         check(eta is None or eta >= 0, "a time left below 0")
-
-
-def _indices(command: Commit) -> Sequence[int]:
-    return committed_items(command) if isinstance(command, OF_OUTCOMES) else ()
 
 
 _NOTES: dict[type, Any] = {

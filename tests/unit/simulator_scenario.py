@@ -19,29 +19,52 @@ if TYPE_CHECKING:
 
 CRASHED, FAILED, SUCCEEDED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED, ReplicateStatus.SUCCEEDED
 
-# Kind -> how often it is drawn at most, per occasion. The occasion is in the comment.
+# Occasion -> kind -> how often it is drawn at most, per occasion.
 FAULTS = {
-    "death": 0.08,  # a worker begins an attempt: its process dies meanwhile
-    "partition": 0.05,  # likewise: it is said to be gone, and its receipts come later
-    "part": 0.2,  # likewise: it hands in a part, and goes on with one replicate
-    "busy": 0.06,  # an attempt is submitted: a slot of its worker belongs to another job for a while
-    "waits": 0.5,  # an attempt waits on its worker: the driver is told
-    "back": 0.5,  # a worker is said to be gone: it is back, under its name
-    "checkpoint": 0.1,  # a worker begins an attempt: one of its replicates keeps a checkpoint
-    "late": 0.08,  # a receipt: its attempt is said to be lost before it comes
-    "twice": 0.10,  # a receipt: it comes again
-    "never": 0.03,  # a receipt: it does not come, the attempt is said to be lost
-    "err": 0.05,  # an attempt ends: the task raises
-    "fatal": 0.002,  # likewise: without hope
-    "given_back": 0.06,  # an attempt ends: nothing was done, unasked
-    "refusal": 0.02,  # a commit: the store says that it is covered
-    "outage": 0.06,  # a commit: the store goes away, before or after it was written
-    "crash": 0.02,  # a command: the driver dies before it; the commands that follow it are lost
-    "pause": 0.015,  # likewise: it is stopped, and wakes when another has its lease, or before
-    "rival": 0.015,  # likewise: another driver takes the lease, and this one does not know
-    "mute": 0.2,  # a worker is asked for its attempts: it answers too late, or never
-    "deaf": 0.1,  # an attempt is asked to stop: it hangs for ever
+    "submit": {  # an attempt reaches its worker
+        "busy": 0.06,  # a slot there belongs to another job for a while
+    },
+    "wait": {  # an attempt has to wait on its worker
+        "waits": 0.5,  # the driver is told
+    },
+    "begin": {  # a worker begins an attempt
+        "death": 0.08,  # its process dies meanwhile
+        "partition": 0.05,  # it is said to be gone, and its receipts come later
+        "checkpoint": 0.1,  # one of its replicates keeps a checkpoint
+    },
+    "many": {  # a worker begins an attempt at more than one replicate
+        "part": 0.2,  # it hands in a part, and goes on with one of them
+    },
+    "gone": {  # a worker is said to be gone
+        "back": 0.5,  # it is back, under its name
+    },
+    "end": {  # an attempt ends
+        "err": 0.05,  # the task raises
+        "fatal": 0.002,  # likewise, without hope
+        "given_back": 0.06,  # nothing was done, unasked
+    },
+    "receipt": {
+        "late": 0.08,  # its attempt is said to be lost before it comes
+        "twice": 0.10,  # it comes again
+        "never": 0.03,  # it does not come, the attempt is said to be lost
+    },
+    "commit": {
+        "refusal": 0.02,  # the store says that it is covered
+        "outage": 0.06,  # the store goes away, before or after it was written
+    },
+    "command": {
+        "crash": 0.02,  # the driver dies before it; the commands that follow it are lost
+        "pause": 0.015,  # it is stopped, and wakes when another has its lease, or before
+        "rival": 0.015,  # another driver takes the lease, and this one does not know
+    },
+    "ask": {  # a worker is asked for its attempts
+        "mute": 0.2,  # it answers too late, or never
+    },
+    "stop": {  # an attempt is asked to stop
+        "deaf": 0.1,  # it hangs for ever
+    },
 }
+OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
 LONG = range(38, 45)  # replicates: makes about 200 events
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
@@ -68,6 +91,15 @@ class Scenario:
     repairs: frozenset[int] = frozenset()  # which of these runs only repair: a segment is found damaged
     faults: dict[str, frozenset[int]] = field(default_factory=dict)
     real_store: bool = False
+
+    def occasions(self) -> dict[str, dict[int, tuple[str, ...]]]:
+        """Return for each occasion the numbers at which something goes wrong, and what."""
+        found: dict[str, dict[int, tuple[str, ...]]] = {occasion: {} for occasion in FAULTS}
+        for kind, numbers in self.faults.items():
+            of = found[OCCASION[kind]]
+            for n in numbers:
+                of[n] = (*of.get(n, ()), kind)
+        return found
 
     def outcome(self, k: int, number: int) -> ReplicateStatus:
         """Return how a replicate ends in its attempt of this number."""
@@ -184,7 +216,7 @@ def draw_scenario(seed: int) -> Scenario:
 def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
     """Choose some kinds, a rate for each, and the occasions."""
     faults = {}
-    for kind, most in FAULTS.items():
+    for kind, most in ((kind, most) for kinds in FAULTS.values() for kind, most in kinds.items()):
         if rng.random() < 0.5:
             rate = most * (0.01 + rng.random())
             numbers: list[int] = []

@@ -73,12 +73,12 @@ class Store:
             self.failed_attempts[k] += 1
             self.not_before[k] = at
 
-    def commit(self, epoch: int, command: Commit, attempt: AttemptId) -> tuple[bool, SegmentRef | None]:
-        """Idempotent by attempt, refused if any index is covered."""
-        self.hold(epoch)
+    def commit(
+        self, epoch: int, command: Commit, attempt: AttemptId, items: Sequence[int]
+    ) -> tuple[bool, SegmentRef | None]:
+        """Idempotent by attempt, refused if any index is covered. Who calls it has asked `hold`."""
         if attempt in self.segments or attempt in self.aggregates:
             return True, self.segments.get(attempt)
-        items = committed_items(command)
         if isinstance(command, OF_OUTCOMES):
             return self._commit_outcomes(command, attempt, items)
         if any(p in self.aggregated for p in items):
@@ -101,13 +101,11 @@ class Store:
             return False, None
         if isinstance(command, c.CommitSegment):
             segment, number = command.segment, self.numbers[attempt]
-            if segment.counts.get(SUCCEEDED) == len(items):
-                self.outcomes.update(dict.fromkeys(items, SUCCEEDED))
-            else:
-                self.outcomes.update((k, self._outcome(k, number)) for k in items)
+            for k in items:
+                self.outcomes[k] = self._outcome(k, number)
         else:
             segment = segment_of(attempt, command.indices.pairs, {command.status: len(items)})
-            self.outcomes.update((k, command.status) for k in items)
+            self.outcomes.update(dict.fromkeys(items, command.status))
         self.segments[attempt] = segment
         return True, segment
 
@@ -195,9 +193,11 @@ class RealStore(Store):
         assert lost == (epoch != self.epoch)
         super().change_state(epoch, command)
 
-    def commit(self, epoch: int, command: Commit, attempt: AttemptId) -> tuple[bool, SegmentRef | None]:
+    def commit(
+        self, epoch: int, command: Commit, attempt: AttemptId, items: Sequence[int]
+    ) -> tuple[bool, SegmentRef | None]:
         """Commit it twice."""
-        accepted, segment = super().commit(epoch, command, attempt)
+        accepted, segment = super().commit(epoch, command, attempt, items)
         if segment is None and isinstance(command, c.CommitSegment):
             segment = command.segment
         if isinstance(command, OF_OUTCOMES) and segment is not None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from planted_bugs import BUGS, drops_retries
 from simulate import play_many, shrunk
-from simulator import BrokenRule, simulate
+from simulator import BrokenRule, World, simulate
+from simulator_scenario import draw_scenario
 
 if TYPE_CHECKING:
     from planted_bugs import Plant
@@ -24,9 +25,14 @@ def test_no_rule_is_broken_in_thousands_of_random_schedules() -> None:
 
 
 def test_the_same_seed_plays_the_same_schedule() -> None:
-    first, second = simulate(17), simulate(17)
-    assert (first.n_events, first.now, first.outcomes) == (second.n_events, second.now, second.outcomes)
-    assert list(first.trace) == list(second.trace)
+    worlds = [World(draw_scenario(17), 17, traced=traced) for traced in (False, True, True)]
+    for world in worlds:
+        world.run()
+    plain, first, second = worlds
+    for other in (first, second):
+        assert (plain.n_events, plain.now, plain.outcomes) == (other.n_events, other.now, other.outcomes)
+    assert first.trace
+    assert first.trace == second.trace
 
 
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
