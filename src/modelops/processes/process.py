@@ -34,7 +34,13 @@ from modelops.errors import (
 from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
-from modelops.processes.watch import Watch, Watched, peak_resident_bytes
+from modelops.processes.watch import (
+    Watch,
+    Watched,
+    kill_largest_child,
+    peak_resident_bytes,
+    resident_bytes,
+)
 from modelops.rpc import Answer, Asked, Failure, Initialize, Initialized, Message, Peer, Shutdown
 from modelops.rpc.messages import PROTOCOL
 from modelops_runner.launch import runner_argv
@@ -116,6 +122,7 @@ class RunnerProcess:
         if spec.memory_bytes is not None and cgroups is not None:
             self.cgroup = make_cgroup(cgroups, limit_bytes=spec.memory_bytes)
         self._oom_kills = 0
+        self._forks_killed, self._fork_peak = 0, 0  # by the watch, for their memory
         self._watched: Watched | None = None
         self._child = self._spawn(log_path, sink)
 
@@ -263,7 +270,7 @@ class RunnerProcess:
         watched = Watched(
             self.pid,
             limit if self.cgroup is None else None,
-            lambda peak: self.kill(Kill("memory", "", peak_bytes=peak)),
+            self._too_large,
             lambda: self.kill(Kill("stalled", "the process was stopped (SIGSTOP) and did not go on")),
         )
         self._watch.add(watched)
@@ -272,19 +279,31 @@ class RunnerProcess:
         finally:
             self._watch.remove(watched)
 
-    def new_oom_kills(self) -> bool:
-        """Say whether the kernel has killed in this process's cgroup since this was last asked."""
-        if self.cgroup is None:
+    def _too_large(self, peak_bytes: int) -> bool:
+        """Kill what takes too much memory; return whether that is the whole process, or only a fork of it."""
+        limit = self.spec.memory_bytes or 0
+        if (
+            self.spec.isolation == "fork"
+            and resident_bytes(self.pid) <= limit
+            and kill_largest_child(self.pid)
+        ):
+            self._forks_killed, self._fork_peak = self._forks_killed + 1, peak_bytes
             return False
-        before, self._oom_kills = self._oom_kills, self.cgroup.oom_kills()
+        self.kill(Kill("memory", "", peak_bytes=peak_bytes))
+        return True
+
+    def new_oom_kills(self) -> bool:
+        """Say whether the kernel has killed in its cgroup, or the watch a fork, since this was last asked."""
+        before = self._oom_kills
+        self._oom_kills = self._forks_killed if self.cgroup is None else self.cgroup.oom_kills()
         return self._oom_kills > before
 
     def memory_message(self) -> str:
         """Return the sentence with limit and peak for a process that took too much."""
         killed = self.killed
         peak = killed.peak_bytes if killed is not None and killed.kind == "memory" else None
-        if peak is None and self.cgroup is not None:
-            peak = self.cgroup.peak_bytes()
+        if peak is None:
+            peak = (self._fork_peak or None) if self.cgroup is None else self.cgroup.peak_bytes()
         limit = self.spec.memory_bytes or 0
         return f"limit {_mib(limit)}, peak {_mib(peak) if peak is not None else 'unknown'}"
 

@@ -6,6 +6,7 @@ One thread per pool. It sleeps while nothing is watched.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass, field
@@ -25,13 +26,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Watched:
     """One runner that is at work.
 
-    ``limit_bytes``: resident size of the whole tree above which ``on_memory(peak)`` is called; None: any.
-    ``on_stall`` is called when it has been stopped (by a signal) for `STALLED_AFTER_S`.
+    ``limit_bytes``: resident size of the whole tree above which ``on_memory(peak)`` is called; None: any. It returns
+    whether that was the end of the runner. ``on_stall`` is called when it has been stopped (by a signal) for
+    `STALLED_AFTER_S`.
     """
 
     pid: int
     limit_bytes: int | None
-    on_memory: Callable[[int], None]
+    on_memory: Callable[[int], bool]
     on_stall: Callable[[], None]
     peak_bytes: int = 0
     tree: list[int] = field(default_factory=list)
@@ -91,8 +93,8 @@ class Watch:
                 size = sum(map(proportional_bytes, watched.tree))
             watched.peak_bytes = max(watched.peak_bytes, size)
             if size > watched.limit_bytes:
-                watched.fired = True
-                watched.on_memory(watched.peak_bytes)
+                watched.fired = watched.on_memory(watched.peak_bytes)
+                watched.peak_bytes, watched.tree_at = 0, -1.0
                 return
         if process_state(watched.pid) not in ("T", "t"):
             watched.stopped_since = None
@@ -133,6 +135,29 @@ def peak_resident_bytes(pid: int) -> int | None:
     return _field(_read(f"/proc/{pid}/status"), b"VmHWM:") or None
 
 
+def kill_largest_child(pid: int) -> bool:
+    """Kill the child of a process that takes the most memory, its own descendants counted; False if there is none.
+
+    What the child leaves behind falls to the process, which is a subreaper.
+    """
+    sizes = {child: sum(map(resident_bytes, [child, *tree_below(child)])) for child in children(pid)}
+    if not sizes:
+        return False
+    largest = max(sizes, key=sizes.__getitem__)
+    try:
+        handle = os.pidfd_open(largest)
+    except ProcessLookupError:
+        return True  # it has just ended
+    try:
+        if largest in children(pid):  # else the number is another's by now
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(handle)
+    return True
+
+
 def _field(text: bytes, name: bytes) -> int:
     at = text.find(name)
     return int(text[at + len(name) : text.index(b"\n", at)].split()[0]) * 1024 if at >= 0 else 0
@@ -143,13 +168,16 @@ def tree_below(pid: int) -> list[int]:
     found: list[int] = []
     queue = [pid]
     while queue:
-        parent = queue.pop()
-        try:
-            tasks = os.listdir(f"/proc/{parent}/task")  # noqa: PTH208 - names only
-        except OSError:
-            continue
-        for task in tasks:
-            children = [int(child) for child in _read(f"/proc/{parent}/task/{task}/children").split()]
-            found += children
-            queue += children
+        below = children(queue.pop())
+        found += below
+        queue += below
     return found
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process, as far as the kernel lists them."""
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - names only
+    except OSError:
+        return []
+    return [int(child) for task in tasks for child in _read(f"/proc/{pid}/task/{task}/children").split()]
