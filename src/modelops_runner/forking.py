@@ -1,23 +1,29 @@
 """Fork isolation: every replicate in a fresh copy of this warm process. A crash costs that replicate only.
 
 The child speaks to us over a pipe of its own, one message a line, and only whole lines go on to the parent:
-a child that dies while it writes cannot break a frame. A fork copies one thread only, so a process in which
-others run (or a library that keeps locks) is not safe to fork; `hazard` decides before the first one.
+a child that dies while it writes cannot break a frame.
+
+A fork copies one thread only. Where others run it may wait for ever for what they would have done. `hazard` says
+before the first fork what is certain: Python's own threads, which the bundle started for a purpose, and pools that
+are known to hang. Of the threads of C libraries some do harm and some do not, so there each fork is a trial: one
+that does nothing for `TRIAL_S` is ended, and the bundle is not forked any more (`HungForkError`).
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the module `signal` builds its enums first
 import os
+import re
 import select
 import sys
 from time import perf_counter
 
-from modelops_runner import stdio
+from modelops_runner import inherited, stdio
 from modelops_runner.channel import REFUSED, STORAGE_FAILED, RpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Callable, NoReturn
 
     from modelops_runner.channel import Channel
@@ -26,6 +32,7 @@ TRIAL_S = 5.0
 LOOK_S = 0.5  # how often to ask after a child that says nothing
 STALLED_AFTER_S = 5.0  # a child that a signal stopped for this long does not go on
 _HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # an allocator's; it has handlers for fork
+_HANGING_POOLS = re.compile(r"polars-\d+")  # started when polars is used; importing it starts others
 _FINISHED = b'{"jsonrpc":"2.0","method":"replicate/finished"'
 _STOPPED = (
     '{"type":"ProcessExited","message":"signal 9 (Killed): the process was stopped (SIGSTOP) and did not go on",'
@@ -35,10 +42,14 @@ _ASKED = b'{"jsonrpc":"2.0","id":'
 _FAILED = b"!"  # begins the line of a child that could not hand over its outputs
 
 
+class HungForkError(Exception):
+    """A fork waits for threads that it does not have; the text says how that was seen."""
+
+
 def hazard() -> str | None:
     """Return why this process must not be forked, None if it may."""
-    threads = _other_threads()
-    if threads:
+    threads = other_threads()
+    if len(sys._current_frames()) > 1 or any(map(_HANGING_POOLS.fullmatch, threads)):
         return (
             f"{len(threads)} other threads run after importing the bundle: {', '.join(sorted(set(threads)))}"
         )
@@ -61,7 +72,8 @@ def _fork() -> int:
     return os.fork()
 
 
-def _other_threads() -> list[str]:
+def other_threads() -> list[str]:
+    """Return the names of the threads that a fork of this process would miss."""
     own = str(os.getpid())
     if not os.path.isdir("/proc/self/task"):
         threading = sys.modules.get("threading")
@@ -78,7 +90,13 @@ def _other_threads() -> list[str]:
     return names
 
 
-def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeout_s: float | None) -> str:
+def run_in_child(
+    channel: Channel,
+    work: Callable[[int], str],
+    index: int,
+    timeout_s: float | None,
+    missing: Sequence[str] = (),
+) -> str:
     """Run one replicate in a child and pass its messages on; return its status.
 
     Nothing of the child stays: what it started is killed when it has ended, also what left its session.
@@ -89,9 +107,17 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
         Runs the replicate in the child and returns the message that says how it ended.
     timeout_s
         After this long the child and its descendants are killed.
+    missing
+        Threads that the child will not have.
+
+    Raises
+    ------
+    HungForkError
+        It seems to wait for them. It was killed, and nothing is said of the replicate.
     """
     stdio.flush()
     kept = set(_children(os.getpid()))  # the bundle's own helpers, started when it was imported
+    files = inherited.positions()
     ours, theirs = os.pipe()
     replies, relay = os.pipe()
     channel.reserve_ids()
@@ -104,9 +130,10 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
     os.close(theirs)
     os.close(replies)
     channel.relay, channel.n_relayed = relay, 0
-    child = _Child(pid)
+    child = _Child(pid, before)
+    trial_s = None if not missing else TRIAL_S if timeout_s is None else min(TRIAL_S, timeout_s / 2)
     try:
-        end = _forward(channel, ours, child, None if timeout_s is None else before + timeout_s)
+        end = _forward(channel, ours, child, None if timeout_s is None else before + timeout_s, trial_s)
     except BaseException:
         _kill(pid)
         child.wait()
@@ -115,12 +142,16 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
         channel.relay = -1
         os.close(ours)
         os.close(relay)
-    if end in ("timed_out", "stopped") or channel.ended:
+    if end in ("timed_out", "stopped", "hung") or channel.ended:
         _kill(pid)
     child.wait()
     _kill_left_behind(kept)
+    inherited.restore(files)
     if end == "finished":
         return "finished"
+    if end == "hung":
+        names = ", ".join(sorted(set(missing)))
+        raise HungForkError(f"a fork did nothing for {trial_s:g} s; it lacks the threads {names}")
     how = "timed_out" if end == "timed_out" else "crashed"
     error = _STOPPED if end == "stopped" else "null"
     channel.send(
@@ -134,11 +165,12 @@ def run_in_child(channel: Channel, work: Callable[[int], str], index: int, timeo
 class _Child:
     """A child of ours, and what the kernel has told of it: ``exit`` as `Popen` has it, and its CPU time."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, started: float) -> None:
         self.pid = pid
         self.exit: int | None = None
         self.cpu_s = 0.0
         self._stopped_at: float | None = None
+        self._active_at, self._ran = started, ""
 
     def look(self) -> str:
         """Return ``ended``, ``stopped`` (by a signal, and for longer than a moment) or ``running``."""
@@ -157,6 +189,13 @@ class _Child:
         stopped = self._stopped_at is not None and perf_counter() - self._stopped_at >= STALLED_AFTER_S
         return "stopped" if stopped else "running"
 
+    def idle_s(self) -> float:
+        """Return for how long it has neither used the CPU nor had children that might."""
+        ran = _time_on_cpu(self.pid)
+        if ran != self._ran or _children(self.pid):
+            self._active_at, self._ran = perf_counter(), ran
+        return perf_counter() - self._active_at
+
     def wait(self) -> None:
         """Wait for its end."""
         if self.exit is None:
@@ -170,6 +209,7 @@ class _Child:
 
 def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int, replies: int) -> NoReturn:
     channel.divert(pipe, replies)
+    _offer_to_the_kernel()
     try:
         channel.send(work(index))
     except RpcError as e:
@@ -178,11 +218,24 @@ def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int, 
     os._exit(0)
 
 
-def _forward(channel: Channel, pipe: int, child: _Child, deadline: float | None) -> str:
-    """Pass whole lines on; return ``finished``, ``timed_out``, ``stopped``, or ``gone`` without an outcome.
+def _offer_to_the_kernel() -> None:
+    """When memory runs out on the machine, let it take this child and not the process that it was forked from."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:  # no Linux
+        pass
 
+
+def _forward(
+    channel: Channel, pipe: int, child: _Child, deadline: float | None, trial_s: float | None
+) -> str:
+    """Pass whole lines on; return how it ended.
+
+    ``finished``, ``timed_out``, ``stopped``, ``gone`` without an outcome, or ``hung``: it was idle for ``trial_s``.
     The time while the child waits for an answer of the parent's is not the replicate's.
     """
+    look_s = LOOK_S if trial_s is None else min(LOOK_S, trial_s / 2)
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(channel.requests, select.POLLIN)
@@ -190,11 +243,14 @@ def _forward(channel: Channel, pipe: int, child: _Child, deadline: float | None)
     n_asked, waits_since = 0, 0.0
     while True:
         waits = n_asked > channel.n_relayed
-        left_s = LOOK_S if deadline is None or waits else min(LOOK_S, deadline - perf_counter())
+        left_s = look_s if deadline is None or waits else min(look_s, deadline - perf_counter())
+        hung = trial_s is not None and not waits and child.idle_s() >= trial_s
         if left_s <= 0.0:
-            return "timed_out"
+            return "hung" if hung else "timed_out"
         events = poll.poll(left_s * 1_000)
         if not events:
+            if hung:
+                return "hung"
             state = child.look()
             if state == "stopped":
                 return state
@@ -270,6 +326,18 @@ def _children(pid: int) -> list[int]:
     except OSError:  # it ended meanwhile, or this is no Linux
         pass
     return found
+
+
+def _time_on_cpu(pid: int) -> str:
+    """Return a text that changes whenever a thread of a process has run, for however short."""
+    ran = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/schedstat") as file:
+                ran.append(file.read().split()[0])
+    except (OSError, IndexError):  # it ended meanwhile, or this is no Linux
+        pass
+    return " ".join(ran)
 
 
 def _descendants(pid: int) -> list[int]:

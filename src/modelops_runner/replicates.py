@@ -66,6 +66,7 @@ class Replicates:
         self._watch()
         self._in_child = False  # of the model's; it must not go on with our work
         self._forking = False  # it is us who fork
+        self._hazard: str | None = None  # what a fork has shown
         os.register_at_fork(after_in_child=self._forked)
 
     # --- models
@@ -216,6 +217,7 @@ class Replicates:
         reason = self.fork_hazard()
         if reason is not None:
             raise forking.refuse(reason)
+        missing = forking.other_threads()
         finished = 0
         for one in sets:
             for offset, seed in enumerate(one["seeds"]):
@@ -229,7 +231,11 @@ class Replicates:
                 work = partial(self._in_fork, model, args)
                 self._forking = True
                 try:
-                    status = forking.run_in_child(self._channel, work, index, timeout_s)
+                    status = forking.run_in_child(self._channel, work, index, timeout_s, missing)
+                except forking.HungForkError as e:
+                    self._hazard = str(e)
+                    self.mark_end()
+                    raise forking.refuse(self._hazard) from None
                 finally:
                     self._forking = False
                 finished += 1
@@ -242,6 +248,8 @@ class Replicates:
 
     def fork_hazard(self) -> str | None:
         """Return why this process must not be forked, None if it may."""
+        if self._hazard is not None:
+            return self._hazard
         self._forking = True
         try:
             return forking.hazard()

@@ -6,26 +6,18 @@ import os
 import re
 import shutil
 import signal
-import sys
 import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from tests.process.pool_bench import Bench, value
 
 from modelops.errors import ProcessExitedError, RemoteError, StartFailedError, StorageError
-from modelops.processes import (
-    AggregateOutcome,
-    Outcome,
-    ProcessPool,
-    ReplicateSet,
-    Row,
-    RunnerSpec,
-    StopSignal,
-)
+from modelops.processes import AggregateOutcome, ProcessPool, Row, StopSignal
 from modelops.processes.pool import STARTS
 from modelops.states import ReplicateStatus as Status
 
@@ -36,71 +28,11 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 DEADLINE_S = 60.0
 
 
-class Bench:
-    """A pool, a bundle, and what was printed."""
-
-    def __init__(self, pool: ProcessPool, folder: Path) -> None:
-        self.pool, self.bundle = pool, folder / "bundle"
-        self.bundle.mkdir()
-        self.printed: dict[int | None, bytes] = {}
-
-    def spec(self, code: str, **changes: Any) -> RunnerSpec:
-        (self.bundle / "m.py").write_text(textwrap.dedent(code))
-        values: dict[str, Any] = {
-            "python": sys.executable,
-            "environment_key": "k",
-            "environment_dir": None,
-            "bundle_digest": str(hash(code)),
-            "snapshot": str(self.bundle),
-            "isolation": "warm",
-            "memory_bytes": None,
-            "replicate_timeout_s": 60.0,
-        }
-        return RunnerSpec(**(values | changes))
-
-    def log(self, index: int | None, text: bytes) -> None:
-        self.printed[index] = self.printed.get(index, b"") + text
-
-    def run(
-        self,
-        spec: RunnerSpec,
-        n: int = 4,
-        stop: StopSignal | None = None,
-        entry: str = "m:model",
-        **params: Any,
-    ) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        end = self.pool.run(
-            spec, entry, sets(n, **params), on_outcome=outcomes.append, stop=stop, log=self.log
-        )
-        assert [o.index for o in outcomes] + list(end.unstarted) == list(range(n))
-        return outcomes
-
-
-def sets(n: int, **params: Any) -> list[ReplicateSet]:
-    return [
-        ReplicateSet(
-            params=msgspec.Raw(msgspec.json.encode(params)),
-            param=0,
-            index=0,
-            replicate=0,
-            seeds=tuple(range(n)),
-            entropy_key="00" * 16,
-        )
-    ]
-
-
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with ProcessPool(tmp_path / "pool", slots=2, stalled_after_s=1.0) as pool:
         yield Bench(pool, tmp_path)
     assert not list((tmp_path / "pool").iterdir())
-
-
-def value(outcome: Outcome) -> Any:
-    data = outcome.outputs[0][2]
-    assert isinstance(data, bytes)
-    return msgspec.json.decode(data)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

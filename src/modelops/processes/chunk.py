@@ -109,7 +109,17 @@ def out_of_memory(
 
 
 class ForkRefusedError(ProcessError):
-    """Forking this bundle's process is not safe; the text says why. Nothing of the request has run."""
+    """Forking this bundle's process is not safe; the text says why.
+
+    ``n``: replicates of the request that have an outcome; of the others nothing is left.
+    """
+
+    def __init__(self, text: str, n: int = 0) -> None:
+        super().__init__(text, n)
+        self.text, self.n = text, n
+
+    def __str__(self) -> str:
+        return f"{self.text}; spawn is used instead"
 
 
 class ChunkRun:
@@ -184,7 +194,7 @@ class ChunkRun:
                         self._asked(message)
                     elif type(message) is Failure and message.id == request_id:
                         if message.code == REFUSED and process.spec.isolation == "fork":
-                            raise ForkRefusedError(message.message)
+                            raise ForkRefusedError(message.message.removesuffix("; use 'spawn'"), self._n)
                         raise process.failure(message, "replicates/run")
                     elif type(message) is Answer and message.id == request_id:
                         return self._answered()

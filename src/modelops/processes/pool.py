@@ -183,6 +183,7 @@ class ProcessPool:
             except ForkRefusedError as refused:
                 self._unforkable[spec] = str(refused)
                 logger.warning("%s", refused)
+                pending = after(pending, refused.n)
                 continue
             except ProcessExitedError as death:
                 deaths += 1
@@ -214,9 +215,7 @@ class ProcessPool:
         batch = [first(pending[0], 1)] if alone else first_frame(pending, FRAME_BYTES)
         with self._process(spec, [entry], log) as process:
             if spec.isolation == "fork" and (reason := process.fork_refused) is not None:
-                raise ForkRefusedError(
-                    f"fork isolation is not safe in this bundle: {reason}; spawn is used instead"
-                )
+                raise ForkRefusedError(f"fork isolation is not safe in this bundle: {reason}")
             reused = process.runs > 0
             part = ChunkRun(
                 process,
