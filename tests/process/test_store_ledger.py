@@ -78,6 +78,8 @@ def test_every_write_whose_answer_is_lost_is_written_once(
         writer.step(now)
     assert len(lost) == 3  # both notes are alike
     assert kinds(ledger) == ["started", "note", "retry", "environment_ready", "note"]
+    (retry,) = (event for event in ledger.records.events(ledger.job) if event.kind == "retry")
+    assert retry.text == "2 replicates will be tried again, as attempt 2"
     row = ledger.records.job(ledger.job)
     assert (row.state, row.reason, row.version) == (JobState.RUNNING, "go", 3)
     assert ledger.records.retried(ledger.job) == [(Ranges([(0, 2)]), 2)]

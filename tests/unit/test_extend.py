@@ -176,7 +176,7 @@ def test_aggregates_of_sets_that_gain_replicates_count_no_more_and_others_stay(t
     said = [event for event in stored.records.events(stored.job) if event.kind == "segments_withdrawn"]
     assert [event.data["aggregates"] for event in said] == [3]
     assert [event.text for event in said] == [
-        "aggregates of 3 parameter sets no longer count: extended by me: 12 more replicates, 1 new parameter sets"
+        "aggregates of 3 parameter sets no longer count: extended by me: 12 more replicates, 1 new parameter set"
     ]
     stored.run()
     kept = stored.records.aggregates(stored.job)

@@ -13,6 +13,7 @@ from modelops.driver.backlog import Kind, Work
 from modelops.driver.places import Commit
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.study.ranges import EMPTY, Ranges
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,7 +192,7 @@ class Intake:
             self._judge(work.ranges, 0, examples, now)
         limit = self._spec.max_failures
         if limit is not None and (n := self._ledger.n_failed) > limit:
-            self._stop(f"{n} replicates failed, more than max_failures = {limit}", now)
+            self._stop(f"{counted(n, 'replicate')} failed, more than max_failures = {limit}", now)
 
     def _refused(self, commit: Commit, now: float) -> None:
         """Run what nobody has, as the store has other outcomes of these; never for ever."""

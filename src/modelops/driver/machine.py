@@ -30,6 +30,7 @@ from modelops.driver.roster import Attempt, Roster
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import AttemptId, JobId, attempt_id
 from modelops.study.ranges import EMPTY, Ranges
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -321,7 +322,7 @@ class Machine:
         if worker is None:
             return
         if died and worker.load and not self._course.draining:
-            text = f"{name} died while it held {worker.load} attempts"
+            text = f"{name} died while it held {counted(worker.load, 'attempt')}"
             self._outbox.write(c.Note("worker_died", text))
         for attempt in worker.running.values():
             work = self._places.give_up(attempt)

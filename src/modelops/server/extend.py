@@ -23,6 +23,7 @@ from modelops.study.extension import extended_spec, stored_in
 from modelops.study.parameter_sets import ParameterSets, parameter_table
 from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -195,8 +196,8 @@ def _all(known: Parameters, more: Sequence[bytes]) -> Iterator[bytes]:
 
 def _said(old: JobSpec, new: JobSpec, n_more_params: int, who: str) -> str:
     n = new.line.size - old.line.size
-    sets = f", {n_more_params} new parameter sets" if n_more_params else ""
-    return f"extended by {who}: {n} more replicates{sets}"
+    sets = f", {counted(n_more_params, 'new parameter set')}" if n_more_params else ""
+    return f"extended by {who}: {counted(n, 'more replicate')}{sets}"
 
 
 def _aggregated(line: IndexLine) -> Ranges:

@@ -19,6 +19,7 @@ from modelops.store.segments import ranges_of
 from modelops.store.withdrawal import NOTHING, Withdrawal, stale_aggregates
 from modelops.study.ids import AttemptId, JobId, epoch_of
 from modelops.study.ranges import Ranges
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -194,7 +195,9 @@ def _run(facts: JobFacts, lost: Ranges, adopt: Sequence[SegmentRef], said: _Said
     begins = bool(run) or facts.owed is not None
     run |= facts.owed or Ranges()
     if facts.owed is None and (missing := _missing(facts, run)):
-        said.note(Mismatch.OUTCOMES_MISSING, "", f"the job settled and is {facts.row.state}, and {missing}")
+        said.note(
+            Mismatch.OUTCOMES_MISSING, "", f"the job settled and is {facts.row.state}, without {missing}"
+        )
         return run | (facts.missing & facts.settled)
     return run if begins else None
 
@@ -202,12 +205,12 @@ def _run(facts: JobFacts, lost: Ranges, adopt: Sequence[SegmentRef], said: _Said
 def _missing(facts: JobFacts, known: Ranges) -> str:
     """Say what a job lacks that it had when it settled, apart from these indices."""
     if n := len((facts.missing & facts.settled) - known):
-        return f"{n} replicates have no outcome"
+        return f"the outcome of {counted(n, 'replicate')}"
     line = facts.spec.line
     if facts.settled != line.all():
         return ""
     sets = line.params_of(line.all()) - Ranges(pair for ref in facts.aggregates for pair in ref.params)
-    return f"{len(sets)} parameter sets have no aggregate" if facts.spec.aggregates and sets else ""
+    return f"the aggregate of {counted(len(sets), 'parameter set')}" if facts.spec.aggregates and sets else ""
 
 
 def _wrong_segment(ref: SegmentRef, facts: JobFacts) -> str:
@@ -258,7 +261,8 @@ def _adoptable(facts: JobFacts, free: Ranges, said: _Said) -> list[SegmentRef]:
             if facts.wrong(ref.execution):
                 ref = msgspec.structs.replace(ref, execution=None)
             adopt.append(ref)
-            text = f"{ref.name} is whole, and no record said so; {len(Ranges(ref.ranges))} outcomes of it count now"
+            n = counted(len(Ranges(ref.ranges)), "outcome")
+            text = f"{ref.name} is whole, and no record said so; from now on it counts, with {n}"
             said.note(Mismatch.SEGMENT_UNRECORDED, ref.name, text)
     return adopt
 

@@ -13,6 +13,7 @@ from modelops.store.rows import append_event, hold, read_job, update_job
 from modelops.store.runs import BEGINS_RUN
 from modelops.study.ids import JobId
 from modelops.study.ranges import Ranges
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,7 @@ class DrivingRecords:
 
     def record_retry(self, job: JobId, epoch: int, who: str, indices: Ranges, number: int) -> None:
         """Record that these replicates will be tried again, as attempt ``number``. Raises LeaseLostError."""
-        text = f"attempt {number} of {len(indices)} replicates"
+        text = f"{counted(len(indices), 'replicate')} will be tried again, as attempt {number}"
         data = {"ranges": [list(pair) for pair in indices.pairs], "number": number}
         with self._database.writing() as sql:
             append_event(sql, job, self._clock(), who, RETRY, text, data, epoch=epoch)

@@ -25,6 +25,7 @@ from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
 from modelops.study.ids import AttemptId
 from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -262,9 +263,9 @@ def expect(row: JobRow, version: int | None, state: JobState | None) -> None:
 
 def _said(data: Mapping[str, Any], what: Withdrawal | None, why: str) -> str:
     parts = [
-        f"outcomes of {data['replicates']} replicates" if data["replicates"] else "",
-        f"aggregates of {data['aggregates']} parameter sets" if data["aggregates"] else "",
-        f"execution data of {len(what.executions)} attempts" if what and what.executions else "",
+        f"outcomes of {counted(data['replicates'], 'replicate')}" if data["replicates"] else "",
+        f"aggregates of {counted(data['aggregates'], 'parameter set')}" if data["aggregates"] else "",
+        f"execution data of {counted(len(what.executions), 'attempt')}" if what and what.executions else "",
     ]
     text = " and ".join(part for part in parts if part) or "nothing"
     return f"{text} no longer count" + (f": {why}" if why else "")

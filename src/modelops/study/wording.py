@@ -1,4 +1,4 @@
-"""Words for messages: what the user may have meant."""
+"""Words for messages: what the user may have meant, and how many there are of something."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+def counted(n: int, noun: str) -> str:
+    """Return ``1 replicate``, ``2 replicates``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
