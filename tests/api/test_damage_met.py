@@ -27,6 +27,9 @@ class Idle(Nobody):
     def wake(self) -> None:
         pass
 
+    def abandon(self, job: JobId, who: str) -> None:
+        pass
+
     def view(self, job: JobId) -> Live | None:
         return None
 

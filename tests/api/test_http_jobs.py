@@ -153,6 +153,18 @@ def test_a_cancel_is_recorded_heard_and_may_be_repeated(
     assert [e["kind"] for e in client.get(f"/v1/jobs/{job}/events")["events"]] == ["created", "cancel_wanted"]
 
 
+def test_a_driver_hears_that_nothing_is_to_be_waited_for_and_only_if_it_was_asked(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    drivers = service.supervisor
+    assert isinstance(drivers, Drivers)
+    for query, heard in (("", 0), ("", 0), ("?at_once=false", 0), ("?at_once=true", 1)):
+        assert client("POST", f"/v1/jobs/{job}/cancel{query}").status == 200
+        assert drivers.abandoned == [job] * heard, query
+    assert "true or false" in detail(client("POST", f"/v1/jobs/{job}/cancel?at_once=1"), 400)
+
+
 def test_an_ended_job_cannot_be_cancelled_unless_it_is(
     client: Client, service: JobService, bundle: str
 ) -> None:

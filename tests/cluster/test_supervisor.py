@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ import pytest
 from driving import submitted, wait_for
 
 import modelops as mo
+from modelops.driver import machine
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
 from modelops.server.supervisor import Supervisor
@@ -197,6 +200,29 @@ def test_the_timeout_counts_what_earlier_drivers_used(
     server.wait_for(job, JobState.FAILED)
     assert server.records.job(job).reason == "timeout"
     assert server.records.counts(job) == {}
+
+
+def test_a_second_cancel_waits_for_no_worker_that_does_not_answer(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "STOP_GRACE_S", 3600.0)
+    job = server.submit(write_bundle(WAITS), seeds=[0])
+    supervisor = server.start()
+    wait_for(lambda: n_starts(server.folder) == 1, "it runs")
+    pids = server.cluster.client.run(os.getpid).values()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert server.records.ask_cancel(job, "somebody")
+        supervisor.wake()
+        server.wait_for(job, JobState.CANCELLING)
+        supervisor.abandon(job, "somebody")
+        server.wait_for(job, JobState.CANCELLED)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    table = held(server, job)
+    wait_for(lambda: not [x for x in table() if x.state != "ended"], "the replicate is stopped")
 
 
 def test_a_job_whose_drivers_always_fail_ends_and_says_so(

@@ -71,9 +71,13 @@ class Drivers:
     woken: int = 0
     pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
     scheduler: bool = True
+    abandoned: list[str] = field(default_factory=list)
 
     def wake(self) -> None:
         self.woken += 1
+
+    def abandon(self, job: str, who: str) -> None:
+        self.abandoned.append(job)
 
     def view(self, job: str) -> Seen | None:
         return self.seen.get(job)

@@ -167,11 +167,14 @@ def watch(
 def cancel(
     job: JobArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until everything has stopped.")] = False,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Do not wait for what workers could still hand in.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Cancel a job; what is finished is kept."""
     found = _steerable(job)
-    found.cancel()
+    found.cancel(at_once=at_once)
     _told(found, wait=wait, as_json=as_json)
 
 

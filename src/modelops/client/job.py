@@ -104,15 +104,20 @@ class Job:
 
     # What to do with it
 
-    def cancel(self) -> None:
+    def cancel(self, *, at_once: bool = False) -> None:
         """Ask for the job's end: what is finished is kept.
+
+        Parameters
+        ----------
+        at_once
+            Do not wait, for up to a minute, for what its workers could still hand in; also if it is ending already.
 
         Raises
         ------
         RequestError
             It has ended already.
         """
-        self.source.cancel(self.id)
+        self.source.cancel(self.id, at_once=at_once)
 
     def resume(self, *, failed: bool = False) -> None:
         """Let a job that has ended run what is missing, and only that.

@@ -220,9 +220,10 @@ class HttpSource:
 
     # What to do with it
 
-    def cancel(self, job: JobId) -> None:
-        """Ask for the job's end; asking again changes nothing."""
-        self.http.request("POST", f"/jobs/{job}/cancel", headers=who_asks(), repeatable=True)
+    def cancel(self, job: JobId, *, at_once: bool = False) -> None:
+        """Ask for the job's end; asking again the same changes nothing."""
+        query = (("at_once", "true" if at_once else None),)
+        self.http.request("POST", f"/jobs/{job}/cancel", query, headers=who_asks(), repeatable=True)
 
     def resume(self, job: JobId, *, failed: bool) -> None:
         """Ask for what is missing."""

@@ -68,7 +68,7 @@ class JobSource(Protocol):
     def result_paths(self, job: JobId) -> dict[str, Path]:
         """Return the paths on this machine of the result files of a job that has ended."""
 
-    def cancel(self, job: JobId) -> None:
+    def cancel(self, job: JobId, *, at_once: bool = False) -> None:
         """Ask for the job's end."""
 
     def resume(self, job: JobId, *, failed: bool) -> None:

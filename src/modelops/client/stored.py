@@ -184,9 +184,9 @@ class StoredSource:
         }
         return {name: path for name, path in paths.items() if path is not None}
 
-    def cancel(self, job: JobId) -> None:
+    def cancel(self, job: JobId, *, at_once: bool = False) -> None:
         """Hand the request to the server of this home."""
-        self._served().cancel(job)
+        self._served().cancel(job, at_once=at_once)
 
     def resume(self, job: JobId, *, failed: bool) -> None:
         """Hand the request to the server of this home."""

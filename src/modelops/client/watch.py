@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from modelops.errors import ModelOpsError, ServerUnreachableError
@@ -141,9 +142,8 @@ class Cancels:
 
     def _cancel(self) -> None:
         assert self._job is not None
-        thread = threading.Thread(
-            target=_into(self._job.cancel, self._fail), name="modelops-cancel", daemon=True
-        )
+        cancel = partial(self._job.cancel, at_once=self.pressed > 1)
+        thread = threading.Thread(target=_into(cancel, self._fail), name="modelops-cancel", daemon=True)
         self._threads.append(thread)
         thread.start()
 

@@ -331,6 +331,11 @@ class JobDriver:
         """End the job as cancelled, keeping what is finished; asked twice: wait for nothing."""
         self._inbox.put(e.CancelAsked(who))
 
+    def abandon(self, who: str) -> None:
+        """End the job as cancelled and wait for nothing, whether it was asked to end before or not."""
+        self.cancel(who)
+        self.cancel(who)
+
     def wake(self) -> None:
         """Look at once whether a cancel was recorded."""
         if (loop := self._loop) is not None:

@@ -74,6 +74,11 @@ class Drivers:
         if self._supervisor is not None:  # which looks at all jobs when it begins
             self._supervisor.wake()
 
+    def abandon(self, job: JobId, who: str) -> None:
+        """End a job as cancelled, if it is driven here, without waiting for what its workers could still hand in."""
+        if self._supervisor is not None:
+            self._supervisor.abandon(job, who)
+
     def view(self, job: JobId) -> Live | None:
         """Return what the driver of a job sees; None if it is not driven here."""
         return self._supervisor.view(job) if self._supervisor is not None else None

@@ -312,8 +312,13 @@ class JobService:
 
     # Acting
 
-    def cancel(self, job: str, who: str) -> JobView:
+    def cancel(self, job: str, who: str, *, at_once: bool = False) -> JobView:
         """Ask for the end of a job; asking again changes nothing.
+
+        Parameters
+        ----------
+        at_once
+            Wait for nothing that its workers could still hand in; also for a job that is ending already.
 
         Raises
         ------
@@ -325,6 +330,8 @@ class JobService:
             if view.state is not JobState.CANCELLED:
                 raise ConflictError(f"job {job} is {view.state} already; there is nothing to cancel")
             return view
+        if at_once:
+            self.supervisor.abandon(JobId(job), who)
         self.supervisor.wake()
         return self.status(job)
 

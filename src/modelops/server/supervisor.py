@@ -129,6 +129,13 @@ class Supervisor:
         """Look around now: there is a new job, a cancel or a resume."""
         self._news.set()
 
+    def abandon(self, job: JobId, who: str) -> None:
+        """End a job as cancelled, if it is driven here, without waiting for what its workers could still hand in."""
+        with self._lock:
+            one = self._driven.get(job)
+        if one is not None:
+            one.driver.abandon(who)
+
     def view(self, job: JobId) -> LiveView | None:
         """Return what the driver of a job knows; None if the job is not driven here (yet)."""
         with self._lock:

@@ -63,6 +63,9 @@ class Driving(Protocol):
     def wake(self) -> None:
         """Look for jobs to drive, and for what was asked of them, now."""
 
+    def abandon(self, job: JobId, who: str) -> None:
+        """End a job as cancelled, if it is driven here, without waiting for what its workers could still hand in."""
+
     def view(self, job: JobId) -> Live | None:
         """Return what the driver of a job sees; None if it is not driven here."""
 

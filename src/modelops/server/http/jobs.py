@@ -49,6 +49,9 @@ WaitS = Annotated[
 ]
 
 
+AtOnce = Annotated[bool, at(Place.QUERY, "Wait for nothing that workers could still hand in.")]
+
+
 class JobPath(msgspec.Struct, frozen=True, kw_only=True):
     """One job."""
 
@@ -60,6 +63,12 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 
     job: JobText
     user: UserText = msgspec.field(name="ModelOps-User", default="")
+
+
+class Cancel(Act, frozen=True, kw_only=True):
+    """Whether to wait for what workers could still hand in."""
+
+    at_once: AtOnce = False
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,7 +202,8 @@ async def parameters(api: Api, call: Call) -> Response:
 
 async def cancel(api: Api, call: Call) -> Response:
     """Ask for the end of a job."""
-    return json_response(await api.quick(api.service.cancel, call.given.job, who(call)))
+    given = call.given
+    return json_response(await api.quick(api.service.cancel, given.job, who(call), at_once=given.at_once))
 
 
 async def resume(api: Api, call: Call) -> Response:
@@ -249,7 +259,7 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     ),
     Operation(
         "POST", "/v1/jobs/{job}/cancel", "cancel_job",
-        "Ask for the end of a job; asking again changes nothing.", cancel, JOB, Act, problems=(404, 409),
+        "Ask for the end of a job; asking again the same changes nothing.", cancel, JOB, Cancel, problems=(404, 409),
     ),
     Operation(
         "POST", "/v1/jobs/{job}/resume", "resume_job", "Let a job that has ended run what is missing of it.", resume,

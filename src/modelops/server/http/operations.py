@@ -108,6 +108,7 @@ class Call:
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_BOOLEAN: Final = re.compile(r"true|false")
 _ANYTHING: Final = re.compile(r".*", re.DOTALL)
 
 
@@ -204,19 +205,21 @@ def _one_or_many(name: str, values: list[str], field: msgspec.structs.FieldInfo)
         raise MalformedRequestError(
             f"the query parameter {name!r} is there {len(values)} times; give it once"
         )
-    # Numbers are looked at here: the lax reading of msgspec takes more than the schema, such as "null" and "nan".
-    kind, pattern = _number(field)
+    # Looked at here: the lax reading of msgspec takes more than the schema, such as "null" and "nan".
+    kind, pattern = _pattern(field)
     if not pattern.fullmatch(values[0]):
         raise MalformedRequestError(f"the query parameter {name!r} must be {kind}, not {values[0]!r}")
     return values[0]
 
 
-def _number(field: msgspec.structs.FieldInfo) -> tuple[str, re.Pattern[str]]:
+def _pattern(field: msgspec.structs.FieldInfo) -> tuple[str, re.Pattern[str]]:
     info = _bare(msgspec.inspect.type_info(field.type))
     if isinstance(info, msgspec.inspect.IntType):
         return "an integer", _INTEGER
     if isinstance(info, msgspec.inspect.FloatType):
         return "a number", _NUMBER
+    if isinstance(info, msgspec.inspect.BoolType):
+        return "true or false", _BOOLEAN
     return "text", _ANYTHING
 
 
