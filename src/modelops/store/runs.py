@@ -187,7 +187,7 @@ class Runs:
         e = schema.events.c
         total: Counter[str] = Counter()
         with self._database.reading() as sql:
-            for data in sql.scalars(sa.select(e.data).where(e.kind == MISMATCH)):
+            for data in sql.scalars(sa.select(e.data).where(schema.IS_MISMATCH)):
                 total[data["kind"]] += data["n"]
         return dict(total)
 
