@@ -32,6 +32,56 @@ def describe(*packages: str) -> None:
     print(f"{_cpu()}, {cores} cores, {platform.platform()}; load of the last 1, 5, 15 minutes: {load}")
 
 
+class CpuOfTree:
+    """CPU seconds that this process and all its descendants use, from the making of this on.
+
+    A process that has ended counts through its parent, which has waited for it.
+    """
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def used(self) -> dict[str, float]:
+        """Return the seconds so far, by what a process is: `driver and scheduler`, `workers`, `runners`, `others`."""
+        now = _cpu_seconds()
+        used: dict[str, float] = {}
+        for pid, (role, seconds) in now.items():
+            before = self._before.get(pid, (role, 0.0))[1]
+            used[role] = used.get(role, 0.0) + seconds - before
+        return used
+
+
+def _cpu_seconds() -> dict[int, tuple[str, float]]:
+    """Return the role and the CPU seconds of this process and of each that descends from it."""
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    parents, found = {}, {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text()
+            line = (folder / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        fields = stat[stat.rindex(")") + 2 :].split()
+        parents[int(folder.name)] = int(fields[1])
+        found[int(folder.name)] = (_role(line), sum(map(int, fields[11:15])) * tick_s)
+    tree: dict[int, tuple[str, float]] = {}
+    for pid in found:
+        at = pid
+        while at in parents and at != os.getpid():
+            at = parents[at]
+        if at == os.getpid():
+            tree[pid] = ("driver and scheduler", found[pid][1]) if pid == os.getpid() else found[pid]
+    return tree
+
+
+def _role(command_line: str) -> str:
+    if "modelops_runner" in command_line:
+        return "reapers" if "reaper" in command_line else "runners"
+    return "workers" if "spawn_main" in command_line or "forkserver" in command_line else "others"
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -55,6 +55,8 @@ CODE = """
     def listed(replicates, params):
         return {"n": len(replicates), "ids": [r["id"] for r in replicates], "k": params["k"],
                 "bytes": sum(len(r["data"]) for r in replicates)}
+    def brief(params, seed):
+        threading.Event().wait(0.001)
     class Counted:
         def start(self, params): return {"n": 0, "bytes": 0}
         def add(self, state, r): state["n"] += 1; state["bytes"] += len(r["data"])
@@ -130,6 +132,19 @@ def run(pool: ProcessPool, spec: RunnerSpec, entry: str, n: int = 2, **params: A
 def test_a_second_chunk_finds_the_process_of_the_first(pool: ProcessPool, spec: RunnerSpec) -> None:
     pids = {value["pid"] for _ in range(3) for value in run(pool, spec, "m:pid")}
     assert len(pids) == pool.starts == 1
+
+
+def test_replicates_of_a_chunk_are_told_in_order_of_time_though_they_are_read_in_batches(
+    pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    one = ReplicateSet(
+        params=msgspec.Raw(b"{}"), param=0, index=0, replicate=0, seeds=tuple(range(300)), entropy_key=""
+    )
+    outcomes: list[Outcome] = []
+    pool.run(spec, "m:brief", [one], on_outcome=outcomes.append)
+    spans = [(o.started_at, o.started_at + o.seconds) for o in outcomes]
+    times = [t for span in spans for t in span]
+    assert times == pytest.approx(sorted(times), abs=1e-5)
 
 
 def test_what_a_runner_compiles_is_kept_for_the_next_one_and_out_of_the_snapshot(

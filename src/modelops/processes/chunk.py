@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
 FORK_SLACK_S = 1.0
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
+PAUSE_S = 0.05  # at most, in which messages gather; far below what a deadline or a person notices
+SHORT_PAUSE_S = 0.002
+GATHERED_BYTES = 16 * 1024  # at most, in that time: far less than a pipe holds, so that nobody waits to write
 
 
 FILE_HEAD = b'{"$file"'
@@ -153,7 +156,10 @@ class ChunkRun:
         self._conversation = conversation
         self._indices = indices(sets)
         self._n = 0
-        self._cancelled = False
+        self._cancelled = self._has_asked = False
+        self._model_s = 0.0
+        self._ended = 0.0  # when the last one did, about
+        self._read_at = 0.0  # when messages were last read
         self._clock = time.time() - time.monotonic()  # one reading, so that times of a run are in order
 
     def run(self) -> PartEnd:
@@ -161,6 +167,7 @@ class ChunkRun:
         process = self._process
         self._importing = self._entry not in process.entries
         process.new_oom_kills()  # a model may have survived the death of its child in an earlier request
+        self._received_before = process.n_received_bytes
         self._since = self._sent = time.monotonic()
         request_id = process.request(
             ReplicatesRun(
@@ -179,15 +186,16 @@ class ChunkRun:
                 ):
                     process.notify(Cancel(id=request_id))
                     self._cancelled = True
-                messages = process.receive(self._deadline(), many=True)
+                messages = process.receive(self._deadline())
                 dead = not messages and process.dead
                 if dead:
                     messages = process.receive_rest()
+                now = time.monotonic()
                 for message in messages:
                     if type(message) is FinishedFloats:
-                        self._finished_floats(message)
+                        self._finished_floats(message, now)
                     elif type(message) is Finished:
-                        self._finished(message)
+                        self._finished(message, now)
                     elif type(message) is ProgressNote:
                         self._conversation.take(message)
                     elif type(message) is Asked:
@@ -203,6 +211,25 @@ class ChunkRun:
                 self._conversation.pass_on()
                 if not messages:
                     self._enforce()
+                hurried, self._read_at = now - self._read_at < SHORT_PAUSE_S, now
+                if messages and not self._has_asked and not self._cancelled:
+                    self._pause(hurried=hurried)
+
+    def _pause(self, *, hurried: bool) -> None:
+        """Let outcomes gather: to wake up for each would cost more than to take it in.
+
+        At most for half the time that the rest is expected to take, so that the end of a chunk is not noticed late;
+        and a little when messages come faster than that.
+        """
+        n_left = len(self._indices) - self._n
+        if not n_left or not self._n:
+            return
+        each_s = self._model_s / self._n
+        each_bytes = (self._process.n_received_bytes - self._received_before) / self._n
+        seconds = min(PAUSE_S, each_s * min(n_left / 2, GATHERED_BYTES / each_bytes))
+        if seconds < SHORT_PAUSE_S and hurried:
+            seconds = SHORT_PAUSE_S
+        self._process.pause(seconds)
 
     def _answered(self) -> PartEnd:
         process = self._process
@@ -221,6 +248,7 @@ class ChunkRun:
 
     def _asked(self, asked: Asked) -> None:
         """Do what the running replicate asked for. Its time stands still meanwhile."""
+        self._has_asked = True  # and waits for the answer
         process, before = self._process, time.monotonic()
         if self._n >= len(self._indices) or asked.request.index != self._indices[self._n]:
             process.done(asked, f"replicate {asked.request.index} is not running")  # a thread it left behind
@@ -269,20 +297,19 @@ class ChunkRun:
 
     # --- outcomes --------------------------------------------------------------------------------------
 
-    def _finished_floats(self, finished: FinishedFloats) -> None:
+    def _finished_floats(self, finished: FinishedFloats, now: float) -> None:
         process, n, m = self._process, self._n, len(finished.indices)
         if finished.indices != self._indices[n : n + m]:
             expected = [*self._indices[n : n + m], None]
             self._unexpected(next(k for k, e in zip(finished.indices, expected, strict=False) if k != e))
         if self._on_floats is None:
             self._unexpected(finished.indices[0])
-        now = time.monotonic()
         if self._conversation.due is not None:
             for index in finished.indices:
                 self._conversation.ended(index)
-        # They ended one after the other, the last one about now.
-        ended = now + self._clock
-        started = [ended - s for s in accumulate(reversed(finished.seconds))][::-1]
+        began = max(self._ended, self._read_at - finished.seconds[0]) if n else now - sum(finished.seconds)
+        *started, ended = accumulate(finished.seconds, initial=began + self._clock)
+        self._ended = ended - self._clock
         self._on_floats(
             FloatOutcomes(
                 names=finished.names,
@@ -294,6 +321,7 @@ class ChunkRun:
                 max_rss_bytes=process.max_rss_bytes(now, max(finished.seconds)),
             )
         )
+        self._model_s += sum(finished.seconds)
         self._n, self._since, self._importing = n + m, now, False
 
     def _unexpected(self, index: int) -> NoReturn:
@@ -301,11 +329,12 @@ class ChunkRun:
         self._process.kill(Kill("protocol", f"it finished replicate {index}, expected was {expected}"))
         raise self._process.death("replicates/run")
 
-    def _finished(self, finished: Finished) -> None:
+    def _finished(self, finished: Finished, now: float) -> None:
         process, n = self._process, self._n
         if n >= len(self._indices) or finished.index != self._indices[n]:
             self._unexpected(finished.index)
-        now = time.monotonic()
+        # Several are read at once, so of most it is known only that they came behind what was read before.
+        self._ended = ended = max(self._read_at, self._ended + finished.seconds) if n else now
         if self._conversation.due is not None:
             self._conversation.ended(finished.index)
         # The hot path: a small output that is JSON needs no look at what else it could be.
@@ -334,9 +363,10 @@ class ChunkRun:
                 seconds=finished.seconds,
                 cpu_seconds=finished.cpu,
                 max_rss_bytes=process.max_rss_bytes(now, finished.seconds),
-                started_at=now + self._clock - finished.seconds,
+                started_at=ended + self._clock - finished.seconds,
             )
         )
+        self._model_s += finished.seconds
         self._n, self._since, self._importing = n + 1, now, False
 
     def _fork_ended(self, status: ReplicateStatus, exit_: int | None) -> ErrorObject:

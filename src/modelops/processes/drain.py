@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 QUOTA_BYTES = 16 * 1024 * 1024  # of one replicate, passed on in full; of what follows only the tail
 LOG_FILE_BYTES = 8 * 1024 * 1024
 READ_BYTES = 256 * 1024
-PAUSE_S = (
-    0.002  # between two reads in a row: a runner whose every mark wakes this thread waits for it each time
-)
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # in which marks gather, unless somebody waits for one
+GATHERED_BYTES = 8 * 1024  # in a pause; then it was long enough: a pipe may hold no more than 64 KiB
 
 
 class RotatingFile:
@@ -76,7 +75,7 @@ class Drain:
         self._sink: LogSink | None = None
         self._sink_error: Exception | None = None
         self._ended = False
-        self._hurry = threading.Event()  # somebody waits for what the pipe holds
+        self._n_awaiting = 0
         self.mark_seen_at = 0.0  # time.monotonic when a mark was last drained
         self._thread = threading.Thread(target=self._run, name="modelops-stderr", daemon=True)
         self._thread.start()
@@ -102,19 +101,22 @@ class Drain:
 
     def wait_closed(self, index: int, timeout_s: float) -> bool:
         """Wait until all that a replicate printed is here, or the stream has ended."""
-        return self._wait(lambda: self._ended or self._attribution.closed(index), timeout_s)
+        return self._await(lambda: self._ended or self._attribution.closed(index), timeout_s)
 
     def wait_ended(self, timeout_s: float) -> bool:
         """Wait until nobody holds the other end of the pipe."""
-        return self._wait(lambda: self._ended, timeout_s)
+        return self._await(lambda: self._ended, timeout_s)
 
-    def _wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
-        self._hurry.set()
+    def _await(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         with self._changed:
+            if condition():
+                return True
+            self._n_awaiting += 1
+            self._changed.notify_all()
             try:
-                return self._changed.wait_for(until, timeout_s)
+                return self._changed.wait_for(condition, timeout_s)
             finally:
-                self._hurry.clear()
+                self._n_awaiting -= 1
 
     def tail(self, index: int | None) -> str:
         """Return the last text of a replicate; None: of no replicate."""
@@ -133,22 +135,22 @@ class Drain:
             logger.warning("a process that cannot be killed still holds the stderr of a dead runner")
 
     def _run(self) -> None:
-        read_at = 0.0
+        pause_s, read_at = SHORTEST_PAUSE_S, 0.0
         try:
-            while True:
-                now = time.monotonic()
-                if now - read_at < PAUSE_S:
-                    self._hurry.wait(PAUSE_S)
-                data = os.read(self._fd, READ_BYTES)
-                if not data:
-                    break
-                read_at = time.monotonic()
+            while data := os.read(self._fd, READ_BYTES):
+                last_read_at, read_at = read_at, time.monotonic()
                 with self._changed:
                     before = (self._attribution.last_index, self._attribution.index)
-                    self._pass_on(self._attribution.feed(data))
+                    printed = self._pass_on(self._attribution.feed(data))
                     if before != (self._attribution.last_index, self._attribution.index):
                         self.mark_seen_at = read_at
                         self._changed.notify_all()
+                    # To wake up for each mark would cost more than to read it. Who prints hardly waits for us.
+                    if printed or len(data) > GATHERED_BYTES:
+                        pause_s = SHORTEST_PAUSE_S
+                    if not printed or read_at - last_read_at < SHORTEST_PAUSE_S:
+                        self._changed.wait_for(lambda: self._n_awaiting, pause_s)
+                        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             with self._changed:
                 self._pass_on(self._attribution.close())
         finally:
@@ -158,8 +160,11 @@ class Drain:
             os.close(self._fd)
             self._log.close()
 
-    def _pass_on(self, texts: Iterable[tuple[int | None, bytes]]) -> None:
+    def _pass_on(self, texts: Iterable[tuple[int | None, bytes]]) -> bool:
+        """Write text to the log and hand it on; return whether there was any."""
+        printed = False
         for index, text in texts:
+            printed = True
             try:
                 self._log.write(index, text)
             except OSError as error:  # a full disk must not stop the model; its tail is in memory
@@ -169,3 +174,4 @@ class Drain:
                     self._sink(index, text)
                 except Exception as error:  # noqa: BLE001 - the caller's code; raised to him by `end`
                     self._sink, self._sink_error = None, error
+        return printed

@@ -56,9 +56,6 @@ REFUSED, STORAGE_FAILED = -32003, -32004
 INLINE_LIMIT = 65_536
 READ_BYTES = 1 << 18
 PIPE_BYTES = 1 << 20
-PAUSE_S = (
-    0.002  # between two reads in a row: a runner whose every message wakes its reader waits for it each time
-)
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, which exists on Linux only
 DEATH_S = 30.0  # how long a killed process may take to disappear (it may be in the middle of a large write)
 LINGER_S = 1.0  # between the end of its stream, or ``shutdown``, and its end
@@ -113,7 +110,7 @@ class RunnerProcess:
         self._peer = Peer()
         self._outgoing = bytearray()
         self._eof = False
-        self._read_at = 0.0
+        self.n_received_bytes = 0
         self._peak: int | None = None
         self._peak_at = 0.0
         for name in ("work", "tmp", "spool", "cache"):
@@ -146,6 +143,8 @@ class RunnerProcess:
             self._poll = select.poll()
             self._poll.register(self._stdout, select.POLLIN)
             self._poll.register(self._wake_r, select.POLLIN)
+            self._woken = select.poll()
+            self._woken.register(self._wake_r, select.POLLIN)
             self.drain = Drain(stderr_r, self._marker, RotatingFile(log_path))
             self.drain.begin(sink)
             fds = [stdin_r, stdout_w, stderr_w]
@@ -397,15 +396,18 @@ class RunnerProcess:
         with contextlib.suppress(KeyError):
             self._poll.unregister(self._stdin)
 
-    def receive(self, deadline: float | None, *, many: bool = False) -> list[Message]:
+    def pause(self, seconds: float) -> None:
+        """Let messages gather in the pipe, so that each of them need not wake us; ends when `wake` is called."""
+        if not self._outgoing and self.killed is None:
+            self._woken.poll(seconds * 1000)
+
+    def receive(self, deadline: float | None) -> list[Message]:
         """Return the messages that arrive next; none when woken, at the deadline, or when it is dead.
 
         Parameters
         ----------
         deadline
             On ``time.monotonic``; None: wait for ever. Of no meaning once the process was killed.
-        many
-            There may be very many messages that nobody waits for: let some gather.
         """
         if self._child.exited.is_set() or self._eof:
             return []
@@ -415,8 +417,6 @@ class RunnerProcess:
                 raise ProcessTimeoutError(f"process {self.pid} was killed and does not end")
         wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
         messages: list[Message] = []
-        if many and time.monotonic() - self._read_at < PAUSE_S:
-            time.sleep(PAUSE_S)
         for fd, _flags in self._poll.poll(wait_ms):
             if fd == self._stdout:
                 messages = self._read()
@@ -444,10 +444,10 @@ class RunnerProcess:
             data = os.read(self._stdout, READ_BYTES)
         except BlockingIOError:
             return []
-        self._read_at = time.monotonic()
         if not data:
             self._end_of_stream()
             return []
+        self.n_received_bytes += len(data)
         try:
             return self._peer.receive(data)
         except ProtocolError as error:
