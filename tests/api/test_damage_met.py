@@ -9,6 +9,7 @@ from stored_job import StoredJob
 from test_reconcile import SETS, N, damage, names
 from test_reconciler import Nobody, reconciler
 
+from modelops.client.job import Job
 from modelops.errors import IntegrityError
 from modelops.home import Home
 from modelops.server.service import JobService
@@ -55,3 +56,28 @@ def test_a_damaged_segment_is_repaired_and_what_is_left_is_told(tmp_path: Path) 
     assert statuses.count("pending") == n_lost
     assert len(statuses) == job.spec.line.size
     assert [e.kind for e in job.records.events(job.job)].count("mismatch") == 1
+
+
+def test_without_a_server_what_is_damaged_is_left_out_with_a_warning_and_nothing_is_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = StoredJob(tmp_path, SETS, N)
+    job.run()
+    stored = Job(job.job, Home.at(tmp_path))
+    before = stored.results().select(["param", "replicate", "status"]).to_pylist()
+    assert not caplog.records
+    segments = job.records.segments(job.job)
+    damage(job, names(job, "segments")[0], "flip")
+    damage(job, names(job, "aggregates")[0], "remove")
+    (gone,) = {ref.name for ref in segments if ref.name in names(job, "segments")[0]}
+    (lost,) = (ref for ref in segments if ref.name == gone)
+    indices = {k for lo, hi in lost.ranges for k in range(lo, hi)}
+    after = stored.results().select(["param", "replicate", "status"]).to_pylist()
+    for k, (old, new) in enumerate(zip(before, after, strict=True)):
+        assert new == ({**old, "status": "not_run"} if k in indices else old)
+    assert "not_run" in stored.aggregates()["status"].to_pylist()
+    (said,) = {r.getMessage() for r in caplog.records}
+    assert gone in said
+    assert "(and 1 more)" in said
+    assert f"'modelops jobs reconcile {job.job}' repairs it" in said
+    assert job.records.segments(job.job) == segments

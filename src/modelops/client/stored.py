@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from functools import cached_property
@@ -10,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus, in_order
-from modelops.errors import NotFoundError
+from modelops.errors import IntegrityError, NotFoundError
 from modelops.states import FINAL_JOB_STATES
 from modelops.study.ids import BundleDigest, JobId
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from modelops.study.spec import JobSpec
 
 POLL_S = 0.5
+log = logging.getLogger(__name__)
 
 
 class StoredSource:
@@ -115,8 +117,12 @@ class StoredSource:
             return [JobEventRecord(x.at, x.who, x.kind, x.text, x.number) for x in records.events(job, after)]
 
     def table(self, job: JobId, name: str) -> pa.Table:
-        """Return a table, computed from committed segments."""
+        """Return a table, computed from committed segments; what is damaged is left out, with a warning.
+
+        Only a server repairs, so here its replicates are what they will be then: not run.
+        """
         from modelops.store import aggregate_failures, failures, results
+        from modelops.store.whole import without_damage
 
         tables = {
             "replicates": results.replicates_table,
@@ -125,7 +131,19 @@ class StoredSource:
             "failures": failures.failures_table,
             "aggregate_failures": aggregate_failures.aggregate_failures,
         }
-        return tables[name](self._contents(job))
+        contents = self._contents(job)
+        try:
+            return tables[name](contents)
+        except (IntegrityError, NotFoundError):
+            whole, damage = without_damage(contents)
+            if not damage:
+                raise
+            more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+            log.warning(
+                "job %s is shown without what is damaged: %s%s; 'modelops jobs reconcile %s' repairs it",
+                job, damage[0], more, job,
+            )  # fmt: skip
+            return tables[name](whole)
 
     def output(self, job: JobId, param: int | str, replicate: int, name: str | None) -> Any:
         """Return what the model returned."""
