@@ -35,6 +35,12 @@ NAMES: Final = (
 )
 SECRET: Final = frozenset({"token", "database"})  # a URL of a database may hold a password
 OTHERS_MAY_READ: Final = 0o077
+TLS_FILES: Final = ("ca.pem", "cert.pem", "key.pem")
+TLS_FILES_OF_SECRETS: Final = (
+    "ca.crt",
+    "tls.crt",
+    "tls.key",
+)  # the keys of a Secret of type kubernetes.io/tls
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Settings:
 
     @property
     def tls(self) -> Path | None:
-        """The folder of ``ca.pem``, ``cert.pem`` and ``key.pem``; None for the one of this home."""
+        """The folder of ``ca.pem``, ``cert.pem`` and ``key.pem``; None if no setting names one."""
         return self._parsed("tls", _tls_folder, None)
 
     @property
@@ -239,9 +245,16 @@ def _port_of(netloc: str) -> int | None:
         raise ValueError("its port must be a number up to 65535") from None
 
 
+def tls_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the authority's certificate, the own one and its key in a folder, by whichever names it has them."""
+    of_secret = (folder / TLS_FILES_OF_SECRETS[1]).exists() and not (folder / TLS_FILES[1]).exists()
+    ca, cert, key = TLS_FILES_OF_SECRETS if of_secret else TLS_FILES
+    return folder / ca, folder / cert, folder / key
+
+
 def _tls_folder(value: Any) -> Path:
     folder = Path(_text(value)).expanduser().absolute()
-    missing = [name for name in ("ca.pem", "cert.pem", "key.pem") if not (folder / name).is_file()]
+    missing = [path.name for path in tls_files(folder) if not path.is_file()]
     if missing:
         raise ValueError(f"that folder has no {' and no '.join(missing)}")
     return folder

@@ -11,9 +11,10 @@ import pytest
 
 from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import RunFolder, write_private
-from modelops.cluster.tls import FILES, ensure_certificates, is_good
+from modelops.cluster.tls import ensure_certificates, is_good
 from modelops.errors import StorageError
 from modelops.home import Home
+from modelops.settings import TLS_FILES
 from modelops.store import Objects, Records
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ HOLD = """
 import os, sys
 from modelops.cluster.run_folder import RunFolder
 from modelops.home import Home
+from modelops.settings import TLS_FILES
 hold = RunFolder(Home.from_environ(os.environ)).hold("server", by_hand=True)
 print(hold is not None, flush=True)
 sys.stdin.read()
@@ -114,13 +116,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_certificates_are_made_once_and_anew_when_a_file_is_not_good(tmp_path: Path) -> None:
     folder = tmp_path / "tls"
     ensure_certificates(folder)
-    made = {name: (folder / name).read_bytes() for name in FILES}
+    made = {name: (folder / name).read_bytes() for name in TLS_FILES}
     ensure_certificates(folder)
-    assert {name: (folder / name).read_bytes() for name in FILES} == made
+    assert {name: (folder / name).read_bytes() for name in TLS_FILES} == made
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     assert not is_good(folder, days=100_000)
-    for name in FILES:
+    for name in TLS_FILES:
         good = (folder / name).read_bytes()
         for bad in (b"", good[:100], made["key.pem"] if name != "key.pem" else made["ca.pem"]):
             write_private(folder / name, bad)
@@ -132,4 +134,4 @@ def test_certificates_are_made_once_and_anew_when_a_file_is_not_good(tmp_path: P
     ensure_certificates(folder)
     assert is_good(folder)
     assert (folder / "key.pem").read_bytes() != made["key.pem"]
-    assert {p.name for p in folder.iterdir()} == set(FILES)
+    assert {p.name for p in folder.iterdir()} == set(TLS_FILES)

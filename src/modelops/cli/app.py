@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from modelops.cli.bundle import bundle_app
+from modelops.cli.certs import certs_app
 from modelops.cli.doctor import doctor
 from modelops.cli.env import env_app
 from modelops.cli.jobs import jobs_app
@@ -58,6 +59,7 @@ app.command()(status)
 app.command()(server)
 app.command()(scheduler)
 app.command()(worker)
+app.add_typer(certs_app, name="certs")
 app.command()(doctor)
 
 

@@ -22,7 +22,8 @@ def main() -> int:
         from modelops.cluster.worker import run_worker_of_crew
 
         return run_worker_of_crew(
-            Home.from_environ(os.environ), Place(scheduler, Path(tls), slots=1, host=host or None)
+            Home.from_environ(os.environ),
+            Place(scheduler, Path(tls) if tls else None, slots=1, host=host or None),
         )
     except RequestError as error:
         logging.getLogger(__name__).critical("%s", error)

@@ -93,7 +93,9 @@ def scheduler(host: Host = None, port: Port = None, tls: Tls = None) -> None:
         DEFAULT_SCHEDULER_PORT if settings.port is None else settings.port,
         folder,
         lambda address: log.info(
-            "workers join with: modelops worker --scheduler %s --tls %s", address, folder
+            "workers join with: modelops worker --scheduler %s%s",
+            address,
+            f" --tls {folder}" if folder else "",
         ),
     )
 
@@ -155,12 +157,17 @@ def _begin(**flags: object) -> tuple[Settings, Home]:
     return settings, Home.of(settings)
 
 
-def _certificates(settings: Settings, run: RunFolder) -> Path:
-    """Return the folder of the certificates; those of this home are made when they are needed first."""
-    from modelops.cluster.tls import ensure_certificates
+def _certificates(settings: Settings, run: RunFolder) -> Path | None:
+    """Return the folder of the certificates, None if Dask's configuration names them.
+
+    Those of this home are made when they are needed first.
+    """
+    from modelops.cluster.tls import dask_names_certificates, ensure_certificates
 
     if settings.tls is not None:
         return settings.tls
+    if dask_names_certificates():
+        return None
     folder = run.path / "tls"
     with run.alone():
         ensure_certificates(folder)

@@ -43,10 +43,10 @@ class ConnectedCluster:
     find
         Returns the address of the scheduler, None as long as that is not known; asked before each try.
     tls
-        The folder of the certificates.
+        The folder of the certificates; None: those that Dask's configuration names.
     """
 
-    def __init__(self, find: Callable[[], str | None], tls: Path) -> None:
+    def __init__(self, find: Callable[[], str | None], tls: Path | None) -> None:
         self._find, self._tls = find, tls
         self._listeners = Listeners()
         self._lock = threading.Lock()
@@ -139,7 +139,7 @@ class ConnectedCluster:
         _knock(address)
         connection = _Connection(
             address,
-            security=security(self._tls),
+            security=security(self._tls, "client"),
             timeout=CONNECT_S,
             set_as_default=False,
             name="modelops-driver",

@@ -93,7 +93,7 @@ class Crew:
 
     def _start(self, role: str) -> None:
         place = self._place
-        arguments = [place.scheduler, str(place.tls), place.host or ""]
+        arguments = [place.scheduler, str(place.tls or ""), place.host or ""]
         self._running[role] = subprocess.Popen(
             [sys.executable, "-P", "-m", PROGRAM, *arguments],
             stdin=subprocess.PIPE,

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """``host``: the address that the worker listens on, None for the one that leads to the scheduler."""
+    """Where the scheduler is, and what the worker shows to it.
+
+    ``tls``: the folder of the certificates, None for those that Dask's configuration names. ``host``: the address that
+    the worker listens on, None for the one that leads to the scheduler.
+    """
 
     scheduler: str
-    tls: Path
+    tls: Path | None
     slots: int
     host: str | None = None

@@ -43,7 +43,7 @@ def run_kept_scheduler(run: RunFolder) -> int:
 
 
 def run_scheduler(
-    host: str, port: int, tls: Path, listening: Callable[[str], None], *, or_any_port: bool = False
+    host: str, port: int, tls: Path | None, listening: Callable[[str], None], *, or_any_port: bool = False
 ) -> int:
     """Be a scheduler until SIGTERM or SIGINT.
 
@@ -66,7 +66,7 @@ def run_scheduler(
 
 
 async def _serve(
-    host: str, port: int, tls: Path, listening: Callable[[str], None], *, or_any_port: bool
+    host: str, port: int, tls: Path | None, listening: Callable[[str], None], *, or_any_port: bool
 ) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,11 +79,11 @@ async def _serve(
     await scheduler.close(reason="told to end")
 
 
-async def _started(host: str, port: int, tls: Path, *, or_any_port: bool) -> Scheduler:
+async def _started(host: str, port: int, tls: Path | None, *, or_any_port: bool) -> Scheduler:
     deadline = asyncio.get_running_loop().time() + SAME_PORT_S
     while True:
         scheduler = Scheduler(
-            host=host, port=port, protocol="tls://", security=security(tls), dashboard=False,
+            host=host, port=port, protocol="tls://", security=security(tls, "scheduler"), dashboard=False,
             dashboard_address=f"{host}:0", plugins=[AnnounceWorkers()],
         )  # fmt: skip
         try:

@@ -2,6 +2,10 @@
 
 Scheduler, workers and clients each show the certificate and ask for one of the same authority, so whoever has
 not got the three files gets in nowhere. The authority's own key is thrown away: nothing can be added later.
+(Operators of several machines keep theirs, see `modelops.cluster.certificates`.)
+
+Where the files are is said by a folder, or else by Dask's own configuration (``distributed.comm.tls``). A folder has
+them under our names, or under those that Kubernetes gives them in a Secret of type ``kubernetes.io/tls``.
 """
 
 from __future__ import annotations
@@ -11,18 +15,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from modelops.cluster.run_folder import write_private
 from modelops.errors import ClusterError
+from modelops.settings import TLS_FILES, tls_files
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from distributed.security import Security
 
-FILES: Final = ("ca.pem", "cert.pem", "key.pem")
 VALID_DAYS: Final = 3650
 RENEW_DAYS: Final = 30
+Part = Literal["scheduler", "worker", "client"]
 
 
 def ensure_certificates(folder: Path) -> None:
@@ -46,69 +50,42 @@ def ensure_certificates(folder: Path) -> None:
 def is_good(folder: Path, days: int = RENEW_DAYS) -> bool:
     """Whether the three files are there, belong together and are valid for so many days more."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    from modelops.cluster.authority import is_signed_by
+
     try:
-        ca, cert = (x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in FILES[:2])
+        ca, cert = (x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in TLS_FILES[:2])
         key = load_pem_private_key((folder / "key.pem").read_bytes(), None)
-        cert.verify_directly_issued_by(ca)
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, InvalidSignature):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return False
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    private = all((folder / name).stat().st_mode & 0o077 == 0 for name in FILES)
-    same_key = key.public_key() == cert.public_key()
-    return private and same_key and min(ca.not_valid_after_utc, cert.not_valid_after_utc) > until
+    private = all((folder / name).stat().st_mode & 0o077 == 0 for name in TLS_FILES)
+    belong = is_signed_by(cert, ca) and key.public_key() == cert.public_key()
+    return private and belong and min(ca.not_valid_after_utc, cert.not_valid_after_utc) > until
 
 
 def make_certificates(folder: Path) -> None:
     """Write ``ca.pem``, ``cert.pem`` and ``key.pem``, each for its user only."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-    from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
-    from cryptography.x509.oid import NameOID
+    from modelops.cluster.authority import issue, new_authority
 
-    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    now = datetime.datetime.now(datetime.UTC)
-
-    def begun(common_name: str, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ModelOps pool authority")]))
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))  # for a clock that is a little behind
-            .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-            )
-        )
-
-    authority = (
-        begun("ModelOps pool authority", authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs=True), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    certificate = (
-        begun("ModelOps pool", key.public_key())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([Usage.SERVER_AUTH, Usage.CLIENT_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    write_private(folder / "ca.pem", authority.public_bytes(Encoding.PEM))
-    write_private(folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
-    write_private(folder / "key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    authority = new_authority(VALID_DAYS)
+    issued = issue(authority, "ModelOps pool", ["localhost"], VALID_DAYS)
+    for name, content in zip(
+        TLS_FILES, (authority.certificate_pem(), issued.certificate, issued.key), strict=True
+    ):
+        write_private(folder / name, content)
 
 
-def security(folder: Path) -> Security:
-    """Return what Dask needs to show the certificate and to ask for one.
+def security(folder: Path | None, part: Part) -> Security:
+    """Return what Dask needs to show its certificate and to ask for one.
+
+    Parameters
+    ----------
+    folder
+        Where the files are; None: where Dask's configuration says.
+    part
+        What this process is for Dask.
 
     Raises
     ------
@@ -117,12 +94,29 @@ def security(folder: Path) -> Security:
     """
     from distributed.security import Security
 
-    ca, cert, key = (str(folder / name) for name in FILES)
+    if folder is None:
+        made = Security(require_encryption=True)
+        said = [
+            ("distributed.comm.tls.ca-file", getattr(made, "tls_ca_file")),  # noqa: B009  mypy sees __slots__ only
+            (f"distributed.comm.tls.{part}.cert", getattr(made, f"tls_{part}_cert")),
+        ]
+        if (
+            key := getattr(made, f"tls_{part}_key")
+        ) is not None:  # else it stands in the file of the certificate
+            said.append((f"distributed.comm.tls.{part}.key", key))
+        for name, path in said:
+            if path is None or not os.access(path, os.R_OK):
+                raise ClusterError(
+                    f"Dask's configuration says in {name}: {path}, which cannot be read; name a file, or set "
+                    "MODELOPS_TLS to a folder"
+                )
+        return made
+    ca, cert, key = (str(path) for path in tls_files(folder))
     for path in (ca, cert, key):
         if not os.access(path, os.R_OK):
             raise ClusterError(
                 f"the certificates of the pool cannot be read: {path}; MODELOPS_TLS names the folder that holds "
-                f"{', '.join(FILES)}"
+                f"{', '.join(TLS_FILES)}"
             )
     return Security(
         require_encryption=True,
@@ -132,11 +126,8 @@ def security(folder: Path) -> Security:
     )  # fmt: skip
 
 
-def _key_usage(*, signs: bool) -> x509.KeyUsage:
-    from cryptography import x509
+def dask_names_certificates() -> bool:
+    """Say whether Dask's own configuration names an authority, so that ours is not wanted."""
+    import dask
 
-    return x509.KeyUsage(
-        digital_signature=not signs, key_cert_sign=signs, crl_sign=signs, content_commitment=False,
-        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
-        decipher_only=False,
-    )  # fmt: skip
+    return bool(dask.config.get("distributed.comm.tls.ca-file", None))

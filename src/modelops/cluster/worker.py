@@ -111,7 +111,7 @@ async def _work(
         if await _within(told.wait(), POLL_S):
             return 0
     worker = Worker(
-        place.scheduler, nthreads=place.slots, security=security(place.tls), protocol="tls://",
+        place.scheduler, nthreads=place.slots, security=security(place.tls, "worker"), protocol="tls://",
         host=place.host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
         local_directory=str(settings.scratch), plugins=(ModelOpsWorker(settings),), death_timeout=CONNECT_S,
     )  # fmt: skip

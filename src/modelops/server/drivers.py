@@ -32,7 +32,7 @@ class Drivers:
     find_scheduler
         Returns the address of the scheduler, None as long as it is not known.
     tls
-        The folder of the certificates that the scheduler asks for.
+        The folder of the certificates that the scheduler asks for; None: those that Dask's configuration names.
     failed
         Called, on a thread of its own, if it cannot begin.
     """
@@ -43,7 +43,7 @@ class Drivers:
         objects: Objects,
         home: Home,
         find_scheduler: Callable[[], str | None],
-        tls: Path,
+        tls: Path | None,
         failed: Callable[[BaseException], None],
     ) -> None:
         self._records, self._objects, self._home = records, objects, home

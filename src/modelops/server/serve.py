@@ -58,7 +58,7 @@ class Server:
     run: RunFolder
     token: str
     allowed_hosts: Collection[str]
-    tls: Path
+    tls: Path | None
     find_scheduler: Callable[[], str | None]
     kept: bool
 
