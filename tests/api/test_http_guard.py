@@ -22,7 +22,14 @@ from modelops.store import Objects, Records, overview
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAMPLE = {"job": "job_x", "param": "0", "table": "failures", "digest": "0" * 64, "sha256": "0" * 64}
+SAMPLE = {
+    "job": "job_x",
+    "param": "0",
+    "table": "failures",
+    "digest": "0" * 64,
+    "sha256": "0" * 64,
+    "token": "x",
+}
 
 
 def path_of(operation: Any) -> str:

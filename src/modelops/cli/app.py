@@ -17,6 +17,7 @@ from modelops.cli.jobs import jobs_app
 from modelops.cli.parts import scheduler, server, worker
 from modelops.cli.run import run
 from modelops.cli.submit import submit
+from modelops.cli.tokens import tokens_app
 from modelops.cli.up import down, status, up
 from modelops.errors import ModelOpsError
 
@@ -60,6 +61,7 @@ app.command()(server)
 app.command()(scheduler)
 app.command()(worker)
 app.add_typer(certs_app, name="certs")
+app.add_typer(tokens_app, name="tokens")
 app.command()(doctor)
 
 

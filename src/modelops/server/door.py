@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse
 
 from modelops.errors import StorageError
+from modelops.server.http.access import Keys
 from modelops.server.http.guard import OPEN_PATHS, Guard
 from modelops.server.http.problems import problem_response
 
@@ -20,8 +21,10 @@ class Door:
     """An ASGI application in front of one that comes as soon as it can."""
 
     def __init__(self, token: str, allowed_hosts: Collection[str]) -> None:
-        self._app: ASGIApp = Guard(self._wait_outside, token, allowed_hosts)
         self._why = "the server is starting"
+        self._app: ASGIApp = Guard(
+            self._wait_outside, Keys(token, None, why_not=lambda: self._why), allowed_hosts
+        )
 
     def open(self, app: ASGIApp) -> None:
         """Let requests in from now on."""

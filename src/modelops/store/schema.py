@@ -16,6 +16,7 @@ REVISIONS: Final = (
     "0001",
     "0002",
     "0003",
+    "0004",
 )  # every migration there is, oldest first; needed without importing alembic
 HEAD: Final = REVISIONS[-1]
 
@@ -72,6 +73,22 @@ submissions = sa.Table(  # so that a submission which is repeated makes no secon
     sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
 )
+
+tokens = sa.Table(  # what lets clients in; of the secrets only digests
+    "tokens",
+    metadata,
+    sa.Column("token", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),  # SHA-256 of the secret
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),
+    sa.Column("revoked_at", UtcTime),
+)
+_VALID = tokens.c.revoked_at.is_(None)
+# A name is that of one token at a time; those that were revoked stay, for the record.
+sa.Index("ix_tokens_name", tokens.c.name, unique=True, sqlite_where=_VALID, postgresql_where=_VALID)
 
 leases = sa.Table(  # one row per takeover: who drove the job, and since when
     "leases",

@@ -54,6 +54,11 @@ def epoch_of(attempt: AttemptId) -> int:
     return int(head) if head.isascii() and head.isdigit() else 0
 
 
+def new_token_id() -> str:
+    """Return an id for a token that no other one has; ids sort by the time they were made."""
+    return _fresh("tok")
+
+
 def new_job_id() -> JobId:
     """Return an id that no other job has; ids sort by the time they were made."""
     return JobId(_fresh("job"))

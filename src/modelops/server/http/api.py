@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 from starlette.responses import Response
 
+from modelops.server.http.guard import ACCESS
 from modelops.server.http.operations import JSON
 from modelops.server.http.problems import TooLargeError, TooSlowError
 from modelops.server.http.waiting import Waiting
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from modelops.server.http.access import Keys
     from modelops.server.http.operations import Call
     from modelops.server.http.system import Requests
     from modelops.server.service import JobService
@@ -39,9 +41,16 @@ class Api:
     """
 
     def __init__(
-        self, service: JobService, version: str, requests: Requests, schema: bytes, longest_wait_s: float
+        self,
+        service: JobService,
+        keys: Keys,
+        version: str,
+        requests: Requests,
+        schema: bytes,
+        longest_wait_s: float,
     ) -> None:
-        self.service, self.version, self.requests, self.schema = service, version, requests, schema
+        self.service, self.keys = service, keys
+        self.version, self.requests, self.schema = version, requests, schema
         self.waiting = Waiting(self.look, longest_s=longest_wait_s)
         self._quick = anyio.CapacityLimiter(QUICK_THREADS)
         self._slow = anyio.CapacityLimiter(SLOW_THREADS)
@@ -62,9 +71,11 @@ class Api:
 
 
 def who(call: Call) -> str:
-    """Return who says to be asking, for the record."""
+    """Return who says to be asking, for the record, and by which token if it has a name."""
     client = call.request.client
-    return getattr(call.given, "user", "") or f"client at {client.host if client else 'an unknown address'}"
+    said = getattr(call.given, "user", "") or f"client at {client.host if client else 'an unknown address'}"
+    name = call.request.scope[ACCESS].name
+    return f"{said} (token {name})" if name else said
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -11,12 +11,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 
 from modelops.errors import InternalError, ModelOpsError
-from modelops.server.http import jobs, results, system, uploads
+from modelops.server.http import jobs, results, system, tokens, uploads
+from modelops.server.http.access import Keys
 from modelops.server.http.api import Api, whole_body
-from modelops.server.http.guard import Guard, respond_early
+from modelops.server.http.guard import ACCESS, Guard, respond_early
 from modelops.server.http.openapi import document
 from modelops.server.http.operations import Call, read_json, read_parameters
-from modelops.server.http.problems import MethodNotAllowedError, NoSuchRouteError, problem_response
+from modelops.server.http.problems import (
+    ForbiddenError,
+    MethodNotAllowedError,
+    NoSuchRouteError,
+    problem_response,
+)
 from modelops.server.http.waiting import LONGEST_S
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from modelops.server.http.access import Access
     from modelops.server.http.operations import Operation
     from modelops.server.service import JobService
 
@@ -35,6 +42,7 @@ OPERATIONS: Final[Sequence[Operation]] = (
     *uploads.OPERATIONS,
     *jobs.OPERATIONS,
     *results.OPERATIONS,
+    *tokens.OPERATIONS,
 )
 
 
@@ -50,15 +58,18 @@ def make_app(
     Parameters
     ----------
     token
-        What every request but ``GET /health`` must carry as ``Authorization: Bearer``.
+        What every request but ``GET /health`` must carry as ``Authorization: Bearer``, unless it has a token of those
+        that the store knows. This one allows everything.
     allowed_hosts
         The names by which clients may call the server, without ports; ``*`` allows any.
     longest_wait_s
         Who waits for news is answered after this time, also when there are none.
     """
     released = version("modelops")
+    keys = Keys(token, service.records)
     api = Api(
         service,
+        keys,
         released,
         system.Requests(),
         msgspec.json.encode(document(OPERATIONS, released)),
@@ -69,7 +80,7 @@ def make_app(
         by_path.setdefault(operation.path, {})[operation.method] = operation
     routes = [Route(path, Resource(api, methods)) for path, methods in by_path.items()]
     router = Router(routes, redirect_slashes=False, default=Resource(api, {}))
-    return Guard(router, token, allowed_hosts)
+    return Guard(router, keys, allowed_hosts)
 
 
 class Resource:
@@ -98,6 +109,8 @@ class Resource:
     async def _answer(self, request: Request) -> Response:
         try:
             operation = self._operation(request)
+            if not operation.open:
+                _check(request.scope[ACCESS], operation)
             given = read_parameters(operation, request)
             body = None
             if operation.body is not None and operation.body.type is not None:
@@ -126,6 +139,11 @@ class Resource:
             )
         known = {*self._operations, *(["HEAD"] if "GET" in self._operations else [])}
         raise MethodNotAllowedError(request.url.path, method, tuple(sorted(known)))
+
+
+def _check(access: Access, operation: Operation) -> None:
+    if not access.may(operation.scope):
+        raise ForbiddenError(access.name, operation.scope)
 
 
 class _Incoming:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from modelops.errors import ModelOpsError
 from modelops.server.http.problems import UnauthorizedError, WrongHostError, problem_response
 
 if TYPE_CHECKING:
@@ -20,35 +19,36 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from modelops.errors import ModelOpsError
+    from modelops.server.http.access import Access, Keys
 
+ACCESS: Final = "modelops.access"  # where the scope of a request has its `Access`
 OPEN_PATHS: Final = frozenset({"/health"})  # it says nothing but that the server lives
 LINGER_BYTES: Final = 16 << 20
 LINGER_S: Final = 5.0
 
 
 class Guard:
-    """Refuse requests for another host, and those without the token; pass the rest on.
+    """Refuse requests for another host, and those without a token; pass the rest on, with what the token allows.
 
     Parameters
     ----------
+    keys
+        Know whom a token lets in.
     hosts
         Host names, without port, for which the server answers; ``*`` is any. Pages of other sites, which the
         browser may have been made to believe are on this machine, are refused by it.
     """
 
-    def __init__(self, app: ASGIApp, token: str, hosts: Collection[str]) -> None:
-        if not token:
-            raise ValueError("a server without a token would let everybody in")
-        self._app = app
-        self._expected = sha256(token.encode()).digest()
+    def __init__(self, app: ASGIApp, keys: Keys, hosts: Collection[str]) -> None:
+        self._app, self._keys = app, keys
         self._hosts = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (or the beginning and end of the server, which pass)."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            refusal = self._refusal(scope)
-            if refusal is not None:
+            try:
+                scope[ACCESS] = await self._admitted(scope)
+            except ModelOpsError as refusal:
                 await respond_early(problem_response(refusal), scope, receive, send)
                 return
         if scope["type"] == "websocket":
@@ -56,21 +56,21 @@ class Guard:
             return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> ModelOpsError | None:
+    async def _admitted(self, scope: Scope) -> Access:
+        """Return what a request may do. Raises ModelOpsError for one that may do nothing."""
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         host = _host_name(hosts[0].decode("latin-1")) if len(hosts) == 1 else ""
         if "*" not in self._hosts and host not in self._hosts:
-            return WrongHostError(
+            raise WrongHostError(
                 f"this server does not answer for the host {host!r}; call it by one of its names, or start it with "
                 "that name"
             )
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
-        # Of digests, so that neither the place of the first difference nor the length can be measured.
-        same = hmac.compare_digest(sha256(token.strip()).digest(), self._expected)
-        if scheme.lower() != b"bearer" or not same:
-            return UnauthorizedError("this request has no token, or a wrong one")
-        return None
+        access = await self._keys.find(token.strip()) if scheme.lower() == b"bearer" else None
+        if access is None:
+            raise UnauthorizedError("this request has no token, or one that is wrong, revoked or expired")
+        return access
 
 
 def _host_name(host: str) -> str:

@@ -20,6 +20,7 @@ from modelops.server.service import Reconciled
 from modelops.server.views import JobView
 from modelops.states import JobState
 from modelops.store.rows import EventRow
+from modelops.store.tokens import TokenScope
 from modelops.study.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ OPERATIONS: Final[tuple[Any, ...]] = (
         },
         Submit,
         Body(SubmitRequest, max_bytes=MAX_SUBMISSION_BYTES, decode=decode_submission),
-        problems=(404, 409, 429),
+        problems=(404, 409, 429), scope=TokenScope.SUBMIT,
     ),
     Operation(
         "GET", "/v1/jobs", "list_jobs", "List jobs, newest first.", list_jobs,
@@ -260,26 +261,27 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     Operation(
         "POST", "/v1/jobs/{job}/cancel", "cancel_job",
         "Ask for the end of a job; asking again the same changes nothing.", cancel, JOB, Cancel, problems=(404, 409),
+        scope=TokenScope.SUBMIT,
     ),
     Operation(
         "POST", "/v1/jobs/{job}/resume", "resume_job", "Let a job that has ended run what is missing of it.", resume,
         JOB,
-        Begin, Body(ResumeRequest, required=False), problems=(404, 409, 429),
+        Begin, Body(ResumeRequest, required=False), problems=(404, 409, 429), scope=TokenScope.SUBMIT,
     ),
     Operation(
         "POST", "/v1/jobs/{job}/extend", "extend_job", "Add replicates or parameter sets to a job that has ended.",
         extend,
         JOB, Begin, Body(ExtendRequest, max_bytes=MAX_SUBMISSION_BYTES, decode=decode_extension),
-        problems=(404, 409, 429),
+        problems=(404, 409, 429), scope=TokenScope.SUBMIT,
     ),
     Operation(
         "POST", "/v1/jobs/{job}/reconcile", "reconcile_job",
         "Compare a job's records, stored bytes and what runs; repair what is wrong.", reconcile,
-        {200: Answer("What was found.", Reconciled)}, JobPath, problems=(404,),
+        {200: Answer("What was found.", Reconciled)}, JobPath, problems=(404,), scope=TokenScope.SUBMIT,
     ),
     Operation(
         "POST", "/v1/reconcile", "reconcile", "Do so for all jobs.", reconcile,
-        {200: Answer("What was found.", Reconciled)},
+        {200: Answer("What was found.", Reconciled)}, scope=TokenScope.ADMIN,
     ),
     Operation(
         "GET", "/v1/jobs/{job}/events", "get_events", "Read a job's story, or wait for its next line.", events,

@@ -11,6 +11,7 @@ import msgspec
 from modelops.server.http.operations import Place, place_of
 from modelops.server.http.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem
 from modelops.server.submission import PARAMETER_VALUE, SCHEMA
+from modelops.store.tokens import TokenScope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,8 @@ _OF_ALL: Final = (400, 401, 421, 500, 503)
 _OF_BODIES: Final = (408, 413, 415, 422)
 _SAID: Final = {
     400: "The request is not as this document says.",
-    401: "No token, or a wrong one.",
+    401: "No token, or one that is wrong, revoked or expired.",
+    403: "The token does not allow it.",
     404: "There is no such job, bundle, file, replicate, ...; the detail says which.",
     408: "The body did not come in time.",
     409: "What is recorded does not allow it.",
@@ -92,8 +94,7 @@ def _operation(op: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     }
     if op.body is not None:
         out["requestBody"] = _body(op.body, schema_of)
-    if op.open:
-        out["security"] = []
+    out["security"] = [] if op.open else [{"token": [str(op.scope)]}]
     return out
 
 
@@ -101,7 +102,8 @@ def problems_of(op: Operation) -> set[int]:
     """Return every status of a problem that a route may answer."""
     if op.open:
         return {400, 500}
-    return {*_OF_ALL, *op.problems, *(_OF_BODIES if op.body is not None else ())}
+    scoped = () if op.scope is TokenScope.READ else (403,)
+    return {*_OF_ALL, *scoped, *op.problems, *(_OF_BODIES if op.body is not None else ())}
 
 
 def _parameters(op: Operation, schema_of: dict[Any, Any]) -> Iterable[dict[str, Any]]:

@@ -12,6 +12,7 @@ import msgspec
 
 from modelops.errors import ConflictError
 from modelops.server.http.problems import MalformedRequestError, MediaTypeError, NoSuchRouteError
+from modelops.store.tokens import TokenScope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -82,6 +83,10 @@ class Operation:
         By status.
     problems
         The statuses of problems that this route has beside those that every one has.
+    scope
+        What a token must allow.
+    open
+        It needs no token.
     """
 
     method: str
@@ -93,6 +98,7 @@ class Operation:
     parameters: type[msgspec.Struct] = Nothing
     body: Body | None = None
     problems: tuple[int, ...] = ()
+    scope: TokenScope = TokenScope.READ
     open: bool = False
 
 

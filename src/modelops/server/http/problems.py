@@ -37,6 +37,17 @@ class UnauthorizedError(RequestError):
     """The request has no token, or a wrong one."""
 
 
+class ForbiddenError(RequestError):
+    """The token does not allow this."""
+
+    def __init__(self, name: str, needed: str) -> None:
+        super().__init__(name, needed)
+        self.name, self.needed = name, needed
+
+    def __str__(self) -> str:
+        return f"the token {self.name!r} has not the scope '{self.needed}', which this needs"
+
+
 class WrongHostError(RequestError):
     """The request is for another host than this server answers for."""
 
@@ -82,6 +93,7 @@ class RangeError(RequestError):
 STATUS: Final[Mapping[type[ModelOpsError], int]] = {  # the first one that fits; narrower ones come first
     MalformedRequestError: 400,
     UnauthorizedError: 401,
+    ForbiddenError: 403,
     NotFoundError: 404,
     BundleMissingError: 404,
     ParametersMissingError: 404,
@@ -106,6 +118,7 @@ RETRY_AFTER_S: Final = {429: 10, 503: 5}
 ADVICE: Final = {
     401: "send the header 'Authorization: Bearer TOKEN'; the token of a local server is in the file 'token' of its "
     "run folder",
+    403: "ask the operator for a token with that scope ('modelops tokens create')",
     429: "wait, or cancel jobs that are not needed",
     500: "the server's log has more; 'modelops jobs reconcile' looks for damage and repairs it",
     503: "nothing was lost; ask again in a few seconds",

@@ -13,6 +13,7 @@ from modelops.server.http.api import body_pieces, json_response
 from modelops.server.http.files import send_object
 from modelops.server.http.operations import BINARY, Answer, Body, Operation, Place, at
 from modelops.store.fetch import bundle_object
+from modelops.store.tokens import TokenScope
 from modelops.study.ids import BundleDigest
 
 if TYPE_CHECKING:
@@ -120,10 +121,11 @@ OPERATIONS: Final[tuple[Any, ...]] = (
     ),
     Operation(
         "PUT", "/v1/bundles/{digest}", "put_bundle", "Upload the archive of a bundle.", put_bundle, _ANSWERS, Bundle,
-        Body(None, BINARY, MAX_BUNDLE_BYTES), problems=(404, 409),
+        Body(None, BINARY, MAX_BUNDLE_BYTES), problems=(404, 409), scope=TokenScope.SUBMIT,
     ),
     Operation(
         "PUT", "/v1/parameters/{sha256}", "put_parameters", "Upload a parameters.parquet for one submission.",
         put_parameters, _ANSWERS, ParameterFile, Body(None, BINARY, MAX_PARAMETER_BYTES), problems=(404, 409),
+        scope=TokenScope.SUBMIT,
     ),
 )  # fmt: skip
