@@ -42,9 +42,10 @@ def test_a_good_bundle_passes_every_check(home: Home, write_bundle: Callable[...
     )
     assert {name: c.message for name, c in found.items() if c.status is not OK} == {}
     assert list(found) == [
-        "bundle", "environment", "imports", "runs", "reproducible", "seeds", "aggregate", "stdout", "random state",
-        "leaves behind", "time", "memory", "job",
+        "bundle", "environment", "imports", "runs", "reproducible", "seeds", "aggregate", "isolation", "stdout",
+        "random state", "leaves behind", "time", "memory", "job",
     ]  # fmt: skip
+    assert found["isolation"].message == "the same outputs with warm, fork and spawn"
     assert found["job"].details["replicates"] == 150
     assert found["memory"].details["peak_bytes"] > 1_000_000
 
@@ -188,6 +189,28 @@ def test_a_leak_is_no_fault_where_every_replicate_has_a_process_of_its_own(
     source = "n = [0]\ndef simulate(params, seed):\n    n[0] += 1\n    return {'count': n[0], 'seed': seed}"
     found = checked(write_bundle(source), home, isolation="spawn")
     assert found["reproducible"].status is OK
+
+
+COUNTS = "n = [0]\ndef simulate(params, seed):\n    n[0] += 1\n    return {'count': n[0], 'seed': seed}"
+THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "isolation", "status", "words"),
+    [
+        (COUNTS, "warm", WARNING, 'warm gives other outputs than spawn: count write isolation = "fork"'),
+        (THREAD + COUNTS, "warm", WARNING, 'warm gives other outputs 1 other threads write isolation = "spawn"'),
+        (COUNTS, "fork", OK, 'warm gives other outputs than spawn: count; isolation = "fork" is needed'),
+    ],
+    ids=["counts", "counts, not forked", "counts in forks"],
+)  # fmt: skip
+def test_an_author_is_told_whether_the_isolations_agree_and_which_one_to_take(
+    code: str, isolation: str, status: CheckStatus, words: str, home: Home, write_bundle: Callable[..., Path]
+) -> None:
+    check = checked(write_bundle(code), home, isolation=isolation)["isolation"]
+    assert check.status is status
+    said = f"{check.message} {check.advice}"
+    assert all(word in said for word in words.split()), said
 
 
 def test_a_parameter_set_that_fails_is_found_although_the_first_one_works(

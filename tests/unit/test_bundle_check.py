@@ -13,6 +13,7 @@ from modelops.bundles.check import (
     cost,
     differences,
     imports,
+    isolations,
     leaves,
     prints,
     random_state,
@@ -64,6 +65,19 @@ def test_what_differs_only_behind_another_replicate_is_left_over_from_it() -> No
 
 def test_a_seed_that_succeeds_only_sometimes_is_not_reproducible() -> None:
     assert reproducible({7: ONE}, {TWICE: {7: {}}}, "warm").status is CheckStatus.FAILED
+
+
+def test_isolations_that_differ_are_named_and_the_one_to_take_depends_on_which() -> None:
+    same = {"warm": {7: ONE}, "fork": {7: ONE}, "spawn": {7: ONE}}
+    assert isolations(same, "warm").status is CheckStatus.OK
+    assert "polars-0" in isolations(same, "fork", "not safe: polars-0").message
+    left = isolations({**same, "warm": {7: OTHER}}, "warm")
+    assert (left.status, left.details["differs"]) == (CheckStatus.WARNING, {"warm": ["x"]})
+    assert 'isolation = "fork"' in left.advice
+    assert 'isolation = "spawn"' in isolations({**same, "warm": {7: OTHER}}, "warm", "not safe").advice
+    assert isolations({**same, "warm": {7: OTHER}}, "spawn").status is CheckStatus.OK
+    per_process = isolations({**same, "fork": {7: OTHER}}, "fork")
+    assert (per_process.status, "seed" in per_process.advice) == (CheckStatus.WARNING, True)
 
 
 def test_seeds_that_change_nothing_are_a_warning() -> None:

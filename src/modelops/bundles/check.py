@@ -51,6 +51,44 @@ def reproducible(
     return failed("reproducible", f"the same seed gives other outputs {what}", advice, **details)
 
 
+def isolations(
+    seen: Mapping[str, Mapping[int, Digests]], declared: str, not_forked: str | None = None
+) -> Check:
+    """Say whether a seed gives the same outputs however much of a process replicates share.
+
+    Parameters
+    ----------
+    seen
+        What each seed gave with ``warm``, ``fork`` and ``spawn``, one after another in the same order.
+    declared
+        The isolation of the bundle or the study.
+    not_forked
+        Why the bundle cannot be forked; with ``fork`` it then runs as with ``spawn``.
+    """
+    alone = seen["spawn"]
+    odd = {
+        how: sorted({name for seed in alone for name in differences(alone[seed], by_seed.get(seed, {}))})
+        for how, by_seed in seen.items()
+    }
+    odd = {how: names for how, names in odd.items() if names}
+    details = {"differs": odd, "not_forked": not_forked, "seeds": list(alone)}
+    forked = f"; {not_forked}" if not_forked else ""
+    if not odd:
+        return ok("isolation", f"the same outputs with warm, fork and spawn{forked}", **details)
+    message = "; ".join(f"{how} gives other outputs than spawn: {_listed(names)}" for how, names in odd.items())
+    if "fork" in odd:
+        advice = "the outputs depend on the process: take all randomness from the seed, and nothing from the import"
+        return warning("isolation", message + forked, advice, **details)
+    if declared == "warm":
+        better = "spawn" if not_forked else "fork"
+        advice = (
+            f'each replicate sees what others have left: write isolation = "{better}" in [tool.modelops], '
+            "or make it anew in each call"
+        )
+        return warning("isolation", message + forked, advice, **details)
+    return ok("isolation", f'{message}; isolation = "{declared}" is needed{forked}', **details)
+
+
 def unreliable_outputs(check: Check) -> set[str]:
     """Return the names of the outputs that `reproducible` found to differ."""
     return {name for names in check.details["differs"].values() for name in names}

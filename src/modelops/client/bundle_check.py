@@ -191,6 +191,8 @@ class _Looker:
             if len(reference) > 1:
                 yield judge.seeds_differ(reference, judge.unreliable_outputs(found))
         yield from self._aggregates()
+        if reference:
+            yield self._isolations(reference)
         yield from self._observed()
 
     def _imports(self) -> Check:
@@ -246,6 +248,31 @@ class _Looker:
             {seeds[r]: d for r, d in whole.items()},
             {how: {seeds[r]: d for r, d in by.items()} for how, by in seen.items()},
         )
+
+    def _isolations(self, reference: dict[int, Digests]) -> Check:
+        """Run the seeds that succeeded with the other isolations, too."""
+        some = [(0, r) for r in range(N_SEEDS) if self._set((0, r)).seeds[0] in reference]
+        seen, not_forked = {self.spec.isolation: reference}, None
+        for isolation in ("warm", "fork", "spawn"):
+            self.on_progress(f'running replicates with isolation = "{isolation}"')
+            spec = self.runner.spec(isolation=isolation, limits=self.spec.limits)
+            if isolation not in seen:
+                # With spawn each costs a whole start, and the first one has had a fresh process in any case.
+                asked = some[1:] or some if isolation == "spawn" else some
+                sets = [msgspec.structs.replace(self._set(one), index=i) for i, one in enumerate(asked)]
+                try:
+                    outcomes = self.runner.replicates(spec, self.spec.model, sets)
+                except ProcessError as e:
+                    raise _CannotGoOnError(
+                        failed("isolation", f"no replicate could begin with {isolation}: {e}",
+                               "find what ends the process")
+                    ) from e  # fmt: skip
+                seen[isolation] = {
+                    self._set(one).seeds[0]: outcome_digests(o)
+                    for one, o in zip(asked, outcomes, strict=True)
+                }
+            not_forked = self.runner.pool.not_forked(spec) or not_forked
+        return judge.isolations(seen, self.spec.isolation, not_forked)
 
     def _run(self, asked: Sequence[Asked]) -> list[Outcome]:
         """Run replicates in this order; remember what was asked. Indices only have to rise."""
