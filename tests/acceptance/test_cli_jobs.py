@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from tests.acceptance.conftest import COMMAND, Said, command, end_pool
 import modelops as mo
 from modelops.errors import ServerUnreachableError
 from modelops.home import Home
+from modelops.store import Records
+from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -239,6 +242,37 @@ def test_watching_goes_on_when_the_server_was_killed(
     assert said.code == 0, said.err
     assert "5/5" in said.err
     assert "failed" not in said.err
+
+
+def test_limits_of_time_go_on_when_the_server_was_killed(
+    home: Home, submit: Callable[..., mo.Job], bundle: Path, gate: Path
+) -> None:
+    waits: dict[str, Any] = {"bundle": bundle, "parameters": [{"a": 1, "gate": str(gate)}]}
+    brief = mo.submit(mo.Study(**waits, seeds=[4], replicate_timeout="10s"))
+    long = mo.submit(mo.Study(**waits, seeds=[5], timeout="1h"))
+
+    def used_s() -> float:
+        with contextlib.closing(Records.open(home.database_url)) as records:
+            return records.job(JobId(long.id)).used_s
+
+    def becomes_more_than(before: float) -> float:
+        deadline = time.monotonic() + DEADLINE_S
+        while (now := used_s()) <= before:
+            assert time.monotonic() < deadline, now
+            threading.Event().wait(0.2)
+        return now
+
+    until(long, lambda status: status.counts.get("running") == 1)
+    used = becomes_more_than(0.0)
+    os.kill(json.loads((home.run / "server.json").read_text())["pid"], signal.SIGKILL)
+    assert becomes_more_than(used) < 3600
+    assert brief.wait(DEADLINE_S).counts == {"timed_out": 1}
+    assert brief.failures()["attempts"].to_pylist() == [1]
+    kinds = [event.kind for event in long.events()]
+    assert kinds.count("lease_taken") == 2
+    gate.touch()
+    assert long.wait(DEADLINE_S).counts == {"succeeded": 1}
+    assert long.attempts().num_rows == 1
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_job(

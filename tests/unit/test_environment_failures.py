@@ -46,6 +46,17 @@ def test_an_unreachable_index_answers_only_those_who_had_asked_before(failures: 
     assert failures.recall("a", time.time() + 0.001) is None
 
 
+@pytest.mark.parametrize("error", [ResolutionError("m", "x"), IndexUnreachableError("m", "x")])
+def test_a_clock_that_was_put_back_lets_no_failure_answer_for_longer(
+    failures: Failures, monkeypatch: pytest.MonkeyPatch, error: ResolutionError | IndexUnreachableError
+) -> None:
+    failures.remember("a", error)
+    back = time.time() - 86_400
+    monkeypatch.setattr(time, "time", lambda: back)
+
+    assert failures.recall("a", back) is None
+
+
 def test_forgetting_and_damage_lead_to_a_new_try(failures: Failures, tmp_path: Path) -> None:
     failures.forget("a")
     failures.remember("a", ResolutionError("m", "x"))

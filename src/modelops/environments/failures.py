@@ -46,7 +46,9 @@ class Failures:
         age_s = time.time() - failure.at
         if failure.final and 0 <= age_s < REMEMBER_S:
             return ResolutionError(failure.what, failure.uv_output)
-        if not failure.final and failure.at >= asked_at:
+        if (
+            not failure.final and age_s >= 0 and failure.at >= asked_at
+        ):  # not from before the clock was put back
             return IndexUnreachableError(failure.what, failure.uv_output)
         return None
 
