@@ -157,7 +157,7 @@ def become(request: dict[str, Any], fds: list[int], prctl: Callable[..., int], r
     # Away from 0..2 first, so that no descriptor is overwritten before it was copied.
     import fcntl
 
-    stdio = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds[:3]]
+    stdio = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in fds[:3]]
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
         os.close(fd)

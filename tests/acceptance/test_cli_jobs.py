@@ -216,6 +216,7 @@ def test_a_cancelled_job_keeps_what_is_finished_and_resumes_only_the_rest(
     assert (said.code, said.json["state"]) == (0, "cancelled"), said.err
     n = said.json["counts"]["succeeded"]
     assert said.json["counts"] == {"succeeded": n, "cancelled": 6 - n}
+    assert modelops("jobs", "watch", job.id, "--quiet").code == 4
     before = job.attempts().to_pylist()
     gate.touch()
     resumed = modelops("jobs", "resume", job.id, "--wait", "--json")

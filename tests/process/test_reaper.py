@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -101,6 +102,20 @@ def test_a_program_that_is_not_there_is_an_error_that_names_it(reaper: Reaper) -
     with pytest.raises(ProcessError, match="/no/such/python"):
         reaper.spawn(["/no/such/python"], env={}, cwd=Path("/"), fds=[0, 1, 2])
     assert spawn(reaper, "pass").exited.wait(DEADLINE_S)
+
+
+def test_few_open_files_are_enough_and_too_few_are_said_with_the_command_that_allows_more(
+    reaper: Reaper,
+) -> None:
+    held = len(list(Path(f"/proc/{reaper.pid}/fd").iterdir()))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(reaper.pid, resource.RLIMIT_NOFILE, (held + 10, hard))
+    assert spawn(reaper, "pass").exited.wait(DEADLINE_S)
+    resource.prlimit(
+        reaper.pid, resource.RLIMIT_NOFILE, (held + 4, hard)
+    )  # three are handed over, a pipe needs two
+    with pytest.raises(ProcessError, match=r"Too many open files; a process may have .* 'ulimit -n 1024'"):
+        spawn(reaper, "pass")
 
 
 def test_a_process_gets_its_descriptors_its_folder_and_only_the_variables_it_was_given(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -131,7 +133,7 @@ class Reaper:
         if not starting.done.wait(timeout_s):
             raise ProcessError(f"the reaper did not start {argv[0]} within {timeout_s:g} s")
         if starting.child is None:
-            raise ProcessError(f"could not start the runner: {starting.refusal}")
+            raise ProcessError(f"could not start the runner: {starting.refusal}{_advice(starting.refusal)}")
         return starting.child
 
     def kill(self, child: Child) -> None:
@@ -208,3 +210,11 @@ def _read(stream: object, size: int) -> bytes:
         return stream.read(size)  # type: ignore[attr-defined,no-any-return]  # BufferedReader of makefile
     except ConnectionResetError:
         return b""
+
+
+def _advice(refusal: str) -> str:
+    """Return what to do where the message of the system does not say it."""
+    if os.strerror(errno.EMFILE) not in refusal:
+        return ""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"; a process may have {soft:,} files open here, and more are needed: 'ulimit -n 1024', then start again"
