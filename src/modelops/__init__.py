@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from modelops.client import Client, Job, JobStatus, submit
     from modelops.client.run import local_cluster, run
     from modelops.errors import ModelOpsError
-    from modelops.study import Retry, Study, grid, ints, latin_hypercube, log_range, sobol
+    from modelops.study import Retry, Study, grid, ints, latin_hypercube, log_range, sobol, until
 
 _WHERE = {
     "Client": "modelops.client",
@@ -29,6 +29,7 @@ _WHERE = {
     "run": "modelops.client",
     "sobol": "modelops.study",
     "submit": "modelops.client",
+    "until": "modelops.study",
 }
 __all__ = [
     "Client",
@@ -45,6 +46,7 @@ __all__ = [
     "run",
     "sobol",
     "submit",
+    "until",
 ]
 
 

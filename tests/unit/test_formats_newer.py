@@ -37,7 +37,7 @@ REFUSED = {row[0]: row[2] for row in rows_below("layout.md", "| what | where its
 
 def study(home: Path) -> None:
     data = (home / "objects" / FOLDER / "study.json").read_bytes()
-    decode_spec(data.replace(b'"format":1', b'"format":3'))
+    decode_spec(data.replace(b'"format":1', b'"format":4'))
 
 
 def newer_lock(home: Path) -> str:
@@ -62,7 +62,7 @@ def arrow(home: Path) -> None:
     for kind in ("segments", "executions", "aggregates"):
         (file,) = (home / "objects" / FOLDER / kind).iterdir()
         table = open_table(file.read_bytes(), file.name)
-        newer = table.replace_schema_metadata({**table.schema.metadata, b"modelops.format": b"3"})
+        newer = table.replace_schema_metadata({**table.schema.metadata, b"modelops.format": b"4"})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, newer.schema) as writer:
             writer.write_table(newer)
@@ -167,7 +167,9 @@ def test_every_row_of_the_page_is_tried() -> None:
 
 @pytest.mark.parametrize("what", [what for what in NEWER if REFUSED[what].startswith("refused")])
 def test_what_is_newer_is_refused_with_a_sentence(what: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelOpsError, match=r"newer ModelOps.*[23].*up to.*([12]|0002).*upgrade modelops"):
+    with pytest.raises(
+        ModelOpsError, match=r"newer ModelOps.*[234].*up to.*([123]|000[0-9]).*upgrade modelops"
+    ):
         NEWER[what](copy_of_v1(tmp_path / "home"))
 
 

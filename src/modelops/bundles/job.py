@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from modelops.errors import RequestError
 from modelops.study.index_line import MAX_INDICES, IndexLine
 from modelops.study.seeds import MAX_REPLICATES
-from modelops.study.spec import JobSpec
+from modelops.study.spec import WITH_UNTIL, JobSpec
 
 if TYPE_CHECKING:
     from modelops.bundles.manifest import Manifest
@@ -42,6 +42,7 @@ def job_spec(study: Study, manifest: Manifest, digest: BundleDigest) -> JobSpec:
             "its aggregate would never run"
         )
     return JobSpec(
+        format=1 if study.until is None else WITH_UNTIL,
         name=study.name or manifest.name,
         bundle=digest,
         bundle_name=manifest.name,
@@ -58,6 +59,7 @@ def job_spec(study: Study, manifest: Manifest, digest: BundleDigest) -> JobSpec:
         retry=study.retry_policy,
         fail_fast=study.fail_fast is not False,
         max_failures=study.max_failures,
+        until=study.until,
     )
 
 

@@ -24,7 +24,14 @@ ParametersFile = Annotated[
     typer.Option("--parameters", help="A table of parameter sets: .csv, .parquet, .json or .jsonl."),
 ]
 Model = Annotated[str | None, typer.Option(help="Model entry point or its name in the bundle.")]
-Replicates = Annotated[int | None, typer.Option("--replicates", "-n", help="Replicates per parameter set.")]
+Replicates = Annotated[
+    str | None,
+    typer.Option(
+        "--replicates",
+        "-n",
+        help="Replicates per parameter set; or until:half_width=0.01,of=OUTPUT[,min=,max=]: as many as it needs.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="The study's seed, 0 to 2**63-1.")]
 Seeds = Annotated[str | None, typer.Option(help="The seeds themselves, as 11,977,35; one per replicate.")]
 Aggregate = Annotated[
@@ -42,14 +49,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 
 def study_of_options(
-    target: str, *, parameter: list[str] | None, seeds: str | None, min_success: str | None, **options: Any
+    target: str,
+    *,
+    parameter: list[str] | None,
+    replicates: str | None,
+    seeds: str | None,
+    min_success: str | None,
+    **options: Any,
 ) -> Study:
     """Return the study that the words of a command ask for."""
-    from modelops.client.study_arguments import min_success_of_text, seeds_of_text, study_of_target
+    from modelops.client.study_arguments import (
+        min_success_of_text,
+        replicates_of_text,
+        seeds_of_text,
+        study_of_target,
+    )
 
     return study_of_target(
         target,
         axes=parameter or (),
+        replicates=replicates_of_text(replicates),
         seeds=seeds_of_text(seeds),
         min_success=min_success_of_text(min_success),
         **options,

@@ -13,6 +13,7 @@ from modelops.client.stored import StoredSource
 from modelops.errors import RequestError, ServerUnreachableError, WaitTimeoutError
 from modelops.home import Home
 from modelops.study.ids import JobId
+from modelops.study.stopping import Until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,6 +159,10 @@ class Job:
         """
         from modelops.client.study_files import parameter_sets_of
 
+        if isinstance(replicates, Until):
+            raise RequestError(
+                "extend: replicates is a number; a job with until keeps its rule, and gets it as the new max"
+            )
         if replicates is None and parameters is None and seeds is None:
             raise RequestError("say what to add: replicates=400, or parameters=[...]")
         sets = None if parameters is None else parameter_sets_of(parameters)

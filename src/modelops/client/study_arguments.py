@@ -20,13 +20,17 @@ from modelops.errors import NotFoundError, RequestError
 from modelops.study.canonical import canonical_json
 from modelops.study.parameter_sets import ParameterSets
 from modelops.study.sampling import grid
+from modelops.study.stopping import EXAMPLE, until_of_table
 from modelops.study.study import Study
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from modelops.study.stopping import Until
+
 _STEPS = re.compile(r"([^:,\s]+):([^:,\s]+):([0-9]+)")
+_QUOTE = '"'
 _OPENS = {"[": "]", "{": "}"}
 
 
@@ -65,6 +69,28 @@ def axes_of_texts(texts: Iterable[str]) -> dict[str, list[Any]]:
             )
         axes[name] = values
     return axes
+
+
+def replicates_of_text(text: str | None) -> int | Until | None:
+    """Read ``200``, or ``until:half_width=0.01,of=attack_rate[,level=...][,min=...][,max=...]``."""
+    if text is None:
+        return None
+    kind, colon, rest = text.partition(":")
+    if colon and kind.strip() == "until":
+        pairs = [word.partition("=") for word in rest.split(",")]
+        if not all(name.strip() and equals for name, equals, _ in pairs):
+            raise RequestError(
+                f"-n {text!r}: write it as in -n until:{EXAMPLE.replace(', ', ',').replace(_QUOTE, '')}"
+            )
+        table = {name.strip(): value.strip() for name, _, value in pairs}
+        return until_of_table({n: v if n == "of" else value_of_text(v) for n, v in table.items()})
+    try:
+        return int(text)
+    except ValueError:
+        raise RequestError(
+            f"-n {text!r}: write how many replicates each parameter set gets, as in -n 200, or as in "
+            f"-n until:{EXAMPLE.replace(', ', ',').replace(_QUOTE, '')}"
+        ) from None
 
 
 def seeds_of_text(text: str | None) -> list[int] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.client.parameter_files import read_parameters
 from modelops.errors import ModelOpsError, NotFoundError, RequestError
 from modelops.study.sampling import grid, ints, latin_hypercube, log_range, sobol
+from modelops.study.stopping import until_of_table
 from modelops.study.study import Retry, Study, parameter_sets
 from modelops.study.wording import did_you_mean
 
@@ -85,6 +86,8 @@ def _study(table: Mapping[str, Any], *, folder: Path, where: str) -> Study:
         values["bundle"] = folder / _text(values["bundle"], "bundle")
         if "parameters" in values:
             values["parameters"] = _parameters(values["parameters"], folder)
+        if isinstance(values.get("replicates"), dict):
+            values["replicates"] = until_of_table(values["replicates"])
         if "retry" in values:
             values["retry"] = _retry(values["retry"])
         return Study(**values)

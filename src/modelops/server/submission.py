@@ -16,7 +16,8 @@ from modelops.states import FAILURES
 from modelops.study.canonical import RESERVED
 from modelops.study.index_line import MAX_INDICES, IndexLine
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
-from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS
+from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS, WITH_UNTIL
+from modelops.study.stopping import MAX_OF_UNTIL, checked
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def check_spec(spec: JobSpec) -> None:
         _check_text(key, text)
     _check_line(spec)
     _check_seeds(spec)
+    _check_until(spec)
     if spec.isolation not in ISOLATIONS:
         close = did_you_mean(spec.isolation, ISOLATIONS)
         raise RequestError(f"isolation = {spec.isolation!r} is none of {', '.join(ISOLATIONS)}{close}")
@@ -147,6 +149,18 @@ def _check_seeds(spec: JobSpec) -> None:
     if not 0 <= min(spec.seeds) <= max(spec.seeds) <= MAX_EXPLICIT_SEED:
         at, seed = next((i, s) for i, s in enumerate(spec.seeds) if not 0 <= s <= MAX_EXPLICIT_SEED)
         _check_int(f"seeds[{at}]", seed, 0, MAX_EXPLICIT_SEED)
+
+
+def _check_until(spec: JobSpec) -> None:
+    if spec.until is None:
+        return
+    checked(spec.until)
+    if spec.format < WITH_UNTIL:
+        raise ConflictError(f"until needs format {WITH_UNTIL}, not {spec.format}")
+    if (n := spec.line.blocks[0].n_replicates) != spec.until.max:
+        raise ConflictError(
+            f"the line has {n} replicates of each parameter set; with until it has its max, {spec.until.max}"
+        )
 
 
 def _check_limits(limits: Limits) -> None:
@@ -236,6 +250,13 @@ SCHEMA: Final[Mapping[str, Mapping[str, Any]]] = {
         "max_delay": _or_null({"type": "number", "minimum": 0}),
         "backoff": {"minimum": 1},
         "on": {"items": {"enum": sorted(FAILURES)}},
+    },
+    "Until": {
+        "half_width": {"exclusiveMinimum": 0},
+        "of": {"minLength": 1},
+        "level": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        "min": _integer(2, MAX_OF_UNTIL),
+        "max": _integer(2, MAX_OF_UNTIL),
     },
     "IndexLine": {"blocks": {"minItems": 1}},
     "Block": {

@@ -13,6 +13,7 @@ import msgspec
 from modelops.errors import RequestError
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES
 from modelops.study.spec import FIRST_PARAMETERS
+from modelops.study.stopping import checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ def extended_spec(
     Parameters
     ----------
     replicates
-        How many replicates each parameter set has afterwards, old and new.
+        How many replicates each parameter set has afterwards, old and new; the new ``max`` of a job with ``until``.
     n_more_params
         How many parameter sets are added. Which object holds them all is for the caller to say, see `stored_in`.
     more_seeds
@@ -56,7 +57,10 @@ def extended_spec(
             f"nothing would be added to the job: {n} gets no parameter sets. "
             "Say how many replicates each set is to have, more than now, or give parameter sets"
         )
-    return msgspec.structs.replace(spec, line=line, seeds=seeds)
+    until = spec.until
+    if until is not None and replicates is not None:
+        until = checked(msgspec.structs.replace(until, max=replicates))
+    return msgspec.structs.replace(spec, line=line, seeds=seeds, until=until)
 
 
 def stored_in(spec: JobSpec, parameters: str) -> JobSpec:

@@ -13,8 +13,10 @@ import msgspec
 from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
+from modelops.study.stopping import Until
 
-FORMAT = 2  # 2: its parameters are not in "parameters.parquet"
+FORMAT = 3  # 2: its parameters are not in "parameters.parquet"; 3: it has "until"
+WITH_UNTIL = 3
 FIRST_PARAMETERS = "parameters.parquet"
 ISOLATIONS = ("warm", "fork", "spawn")
 
@@ -56,7 +58,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``model`` and ``aggregates`` are entry points as the bundle writes them. ``seeds``: explicit seeds, one
     per replicate number, or None, then seeds derive from ``study_seed``. ``min_success``: a float is a
     fraction of the replicates of a parameter set, an int a count. ``parameters``: the object below the job's
-    folder that holds its parameter sets.
+    folder that holds its parameter sets. ``until``: a parameter set gets no more replicates than this asks for; the
+    line has its ``max`` of each.
     """
 
     format: int = 1
@@ -77,6 +80,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     fail_fast: bool = True
     max_failures: int | None = None
     parameters: str = FIRST_PARAMETERS
+    until: Until | None = None
 
     def needed(self, n_replicates: int) -> int:
         """Return how many of ``n_replicates`` must succeed for an aggregate to run (at least 1)."""

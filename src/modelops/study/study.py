@@ -17,6 +17,7 @@ from modelops.study.parameter_sets import ParameterSets
 from modelops.study.quantities import n_bytes, seconds
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
 from modelops.study.spec import ISOLATIONS, NO_RETRY, Limits, RetryPolicy
+from modelops.study.stopping import Until, checked
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Study:
         `grid`, `sobol`, `latin_hypercube`, a list of dicts, a table, or the path of a CSV, Parquet or JSON
         file. By default one parameter set without parameters.
     replicates, seed
-        How many replicates of each parameter set (default 1); their seeds derive from ``seed`` (default 0).
+        How many replicates of each parameter set (default 1), or `until`: as many as each needs. Their seeds derive
+        from ``seed`` (default 0).
     seeds
         Instead: the seeds themselves, one per replicate, used exactly as given.
     common_random_numbers
@@ -109,7 +111,7 @@ class Study:
     bundle: str | Path
     model: str | None = None
     parameters: Any = None
-    replicates: int | None = None
+    replicates: int | Until | None = None
     seed: int | None = None
     seeds: Sequence[int] | None = None
     common_random_numbers: bool | None = None
@@ -152,10 +154,17 @@ class Study:
 
     @property
     def n_replicates(self) -> int:
-        """How many replicates each parameter set has."""
+        """How many replicates each parameter set has; with `until`, at most."""
         if self.seeds is not None:
             return len(self.seeds)
+        if isinstance(self.replicates, Until):
+            return self.replicates.max
         return 1 if self.replicates is None else self.replicates
+
+    @property
+    def until(self) -> Until | None:
+        """When a parameter set has enough replicates, if that is not said by their number."""
+        return self.replicates if isinstance(self.replicates, Until) else None
 
     @property
     def limits(self) -> Limits:
@@ -205,7 +214,10 @@ class Study:
         )
 
     def _check_replicates(self) -> None:
-        _check_int("replicates", self.replicates, 1, MAX_REPLICATES)
+        if isinstance(self.replicates, Until):
+            checked(self.replicates)
+        else:
+            _check_int("replicates", self.replicates, 1, MAX_REPLICATES)
         _check_int("seed", self.seed, 0, MAX_STUDY_SEED)
         if self.seeds is None:
             return
@@ -216,7 +228,12 @@ class Study:
             _check_int(f"seeds[{i}]", seed, 0, MAX_EXPLICIT_SEED)
         if not seeds:
             raise RequestError("seeds is empty; give one seed per replicate")
-        if self.replicates is not None and self.replicates != len(seeds):
+        if isinstance(self.replicates, Until):
+            if self.replicates.max != len(seeds):
+                raise RequestError(
+                    f"until: max = {self.replicates.max}, but {len(seeds)} seeds were given; give max of them, or seed"
+                )
+        elif self.replicates is not None and self.replicates != len(seeds):
             raise RequestError(
                 f"replicates = {self.replicates}, but {len(seeds)} seeds were given; leave replicates out, "
                 "or give one seed per replicate"
