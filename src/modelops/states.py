@@ -89,7 +89,7 @@ class ReplicateStatus(StrEnum):
     NOT_NEEDED = "not_needed"
 
 
-OUTCOMES: Final = (  # what a segment can hold; the position is the code in the file, never renumbered
+OUTCOMES: Final = (  # how a replicate ends; the position is the code in a segment, never renumbered
     ReplicateStatus.SUCCEEDED,
     ReplicateStatus.FAILED,
     ReplicateStatus.TIMED_OUT,
@@ -97,6 +97,10 @@ OUTCOMES: Final = (  # what a segment can hold; the position is the code in the 
     ReplicateStatus.CRASHED,
     ReplicateStatus.INVALID_OUTPUT,
 )
+STORED: Final = (
+    *OUTCOMES,
+    ReplicateStatus.NOT_NEEDED,
+)  # what a segment can hold: a driver says of some that they are not needed
 FAILURES: Final = frozenset(OUTCOMES) - {ReplicateStatus.SUCCEEDED}
 
 

@@ -17,12 +17,14 @@ from modelops.driver.coverage import Coverage
 from modelops.driver.dispatch import Dispatcher
 from modelops.driver.intake import Intake
 from modelops.driver.machine import Machine
+from modelops.driver.needs import Needs, _Set
 from modelops.driver.places import Commit, Places
+from modelops.driver.plan import Plan
 from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
-from modelops.states import JobEvent, JobState
+from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id
 from modelops.study.ranges import EMPTY, Ranges
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     Plant = Callable[[pytest.MonkeyPatch], None]
 
+_SIMULATE = Kind.SIMULATE
 BUGS: list[Plant] = []
 
 
@@ -123,6 +126,45 @@ def forgets_what_waited_on_a_worker_that_left(patch: pytest.MonkeyPatch) -> None
         return worker
 
     patch.setattr(Roster, "leave", wrong)
+
+
+@bug
+def decides_by_those_that_were_fast(patch: pytest.MonkeyPatch) -> None:
+    put = _Set.put
+
+    def wrong(self: _Set, first: int, codes: bytes, numbers: Any) -> None:
+        put(self, first, codes, numbers)
+        self.settled = max(self.settled, self.known)
+
+    patch.setattr(_Set, "put", wrong)
+
+
+@bug
+def aggregates_what_was_run_too_much(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Plan, indices: Ranges, counts: Any, segment: Any) -> Ranges:
+        settle(self, indices, counts, segment)
+        params = self.needs.params_of(indices)
+        return Ranges(
+            (p, p + 1) for p in params if not self._ledger.lacks(_SIMULATE, self.needs._line.of_param(p))
+        )
+
+    settle = Plan.settle
+    patch.setattr(Plan, "settle", wrong)
+
+
+@bug
+def commits_what_is_not_needed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Needs, "cut_segment", lambda _self, ref: ref)
+
+
+@bug
+def forgets_what_an_earlier_driver_decided(patch: pytest.MonkeyPatch) -> None:
+    adopt = Needs.adopt
+
+    def wrong(self: Needs, segments: Any) -> Any:
+        return adopt(self, [ref for ref in segments if ReplicateStatus.NOT_NEEDED not in ref.counts])
+
+    patch.setattr(Needs, "adopt", wrong)
 
 
 @bug

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 from simulator_driver import Driver, Submit
 from simulator_scenario import FAULTS, Scenario, draw_scenario
-from simulator_store import RealStore, Store, ranges_of, segment_of
+from simulator_store import RealStore, Store, integers, number_of, ranges_of, segment_of, watched_of
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from simulator_store import Commit
 
     from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Range
 
 JOB = JobId("job_simulated")
 WITHOUT_OUTCOME = (
@@ -40,7 +41,11 @@ WITHOUT_OUTCOME = (
     ReplicateStatus.NOT_RUN,
     ReplicateStatus.CANCELLED,
 )
-SUCCEEDED, CRASHED = ReplicateStatus.SUCCEEDED, ReplicateStatus.CRASHED
+SUCCEEDED, CRASHED, NOT_NEEDED = (
+    ReplicateStatus.SUCCEEDED,
+    ReplicateStatus.CRASHED,
+    ReplicateStatus.NOT_NEEDED,
+)
 MAX_STEPS = 30_000
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
 
@@ -400,7 +405,7 @@ class World:
         whole = self._chunk_receipt(worker, task, command, n)
         segment, unstarted = whole.segment, ranges_of(items[n + 1 :]).pairs
         if segment is not None:
-            segment = segment_of(part, segment.ranges, segment.counts)
+            segment = segment_of(part, segment.ranges, segment.counts, segment.watched)
         receipt = msgspec.structs.replace(
             whole, attempt=part, part_of=task.attempt, segment=segment, unstarted=unstarted
         )
@@ -546,7 +551,9 @@ class World:
             attempt=chunk.attempt,
             worker=worker.name,
             host="h",
-            segment=segment_of(chunk.attempt, ranges, counts) if final else None,
+            segment=segment_of(chunk.attempt, ranges, counts, self._watched(chunk.attempt_number, ranges))
+            if final
+            else None,
             retry=tuple((status, ranges_of(ks).pairs) for status, ks in again.items()),
             unstarted=unstarted.pairs,
             failures=tuple(failures.values()),
@@ -565,6 +572,40 @@ class World:
                 return False
         return self.s.missing_import_at < 0
 
+    def _watched(self, number: int, ranges: tuple[Range, ...]) -> bytes | None:
+        if self.s.spec.until is None:
+            return None
+        return watched_of([(k, self.s.outcome(k, number)) for k in integers(ranges)])
+
+    def check_needs(self, not_needed: Ranges) -> None:
+        """Check that this is what the rule says of the outcomes that the store has."""
+        for param in self.line.params_of(not_needed):
+            mine = not_needed & self.line.of_param(param)
+            first = min(self.line.locate(lo).replicate for lo, _ in mine.pairs)
+            outcomes = [self.outcomes.get(self.line.index(param, r)) for r in range(first)]
+            self.check(None not in outcomes, "not needed, though the replicates before have no outcomes")
+            self._check_rule(param, outcomes, first)
+
+    def _check_rule(self, param: int, outcomes: Sequence[ReplicateStatus | None], expected: int) -> None:
+        until = self.s.spec.until
+        assert until is not None
+        indices = [self.line.index(param, r) for r in range(len(outcomes))]
+        seen = [number_of(k) if s is SUCCEEDED else None for k, s in zip(indices, outcomes, strict=True)]
+        needed = until.needed(seen)
+        self.check(needed == expected, f"parameter set {param} needs {needed}, and got {expected}")
+
+    def _check_all_needs(self) -> None:
+        for param in range(self.line.n_params):
+            indices = [
+                k for _, _, first, n in self.line.ordered(param, param + 1) for k in range(first, first + n)
+            ]
+            got = [self.outcomes.get(k) for k in indices]
+            if None in got:
+                continue
+            n = got.index(NOT_NEEDED) if NOT_NEEDED in got else len(got)
+            self.check(set(got[n:]) <= {NOT_NEEDED}, "a replicate counts beyond what is needed")
+            self._check_rule(param, got[:n], n)
+
     def _aggregate_receipt(
         self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int
     ) -> AggregateReceipt:
@@ -573,7 +614,7 @@ class World:
         if n == len(params):
             rows: Counter[str] = Counter()
             for p in params:
-                indices = self.line.of_param(p)
+                indices = [k for k in self.line.of_param(p) if self.outcomes[k] is not NOT_NEEDED]
                 ok = [self.outcomes[k] for k in indices].count(SUCCEEDED)
                 enough = ok >= spec.needed(len(indices))
                 status = AggregateStatus.SUCCEEDED if enough else AggregateStatus.SKIPPED
@@ -656,6 +697,8 @@ class World:
             check(rows[row] == store.aggregate_rows[row], "other aggregates were reported than are stored")
         check(sum(rows.values()) == machine.n_aggregates, "aggregates do not add up")
         self._check_verdict(state, n_open, rows)
+        if self.s.spec.until is not None and state is not JobState.CANCELLED:
+            self._check_all_needs()
 
     def _check_verdict(self, state: JobState, n_open: int, rows: dict[AggregateStatus, int]) -> None:
         check, machine, n_ok = self.check, self.machine, self.store.n_succeeded
@@ -663,7 +706,10 @@ class World:
             check(machine.reason != "", "ended early without a reason")
         if state is JobState.CANCELLED:
             check(self.cancelled, "cancelled without being asked")
-        elif n_ok == self.size and rows[AggregateStatus.SUCCEEDED] == machine.n_aggregates:
+        elif (
+            n_ok + [*self.outcomes.values()].count(NOT_NEEDED) == self.size
+            and rows[AggregateStatus.SUCCEEDED] == machine.n_aggregates
+        ):
             check(state is JobState.SUCCEEDED, "everything succeeded and the job has not")
         elif n_ok:
             check(
@@ -673,7 +719,7 @@ class World:
         else:
             check(state is JobState.FAILED, "nothing succeeded and the job has not failed")
         for k in self.s.poison & self.outcomes.keys():
-            check(self.outcomes[k] is CRASHED, "poison has not ended as crashed")
+            check(self.outcomes[k] in (CRASHED, NOT_NEEDED), "poison has not ended as crashed")
 
 
 def play(scenario: Scenario, seed: int, world: World | None = None) -> World:

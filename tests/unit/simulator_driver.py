@@ -45,6 +45,7 @@ class Driver:
         self.told = set(self.store.outcomes)
         self.told_params = set(self.store.aggregated)
         self.store_up = True
+        self.dropped: set[int] = set()
         self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
         self.state = self.store.state
         self.receipted: set[AttemptId] = set()
@@ -359,6 +360,11 @@ class Driver:
         if isinstance(command, OF_RECEIPTS):
             if attempt not in self.receipted:
                 world.broken("commits without a receipt")
+            if self.dropped and isinstance(command, c.CommitSegment) and attempt not in self.unanswered:
+                world.check(self.dropped.isdisjoint(items), "commits what is not needed")
+        elif isinstance(command, c.CommitNotNeeded):
+            world.check_needs(command.indices)
+            self.dropped.update(items)
         elif attempt not in self.unanswered:  # once it is condemned, a checkpoint comes too late
             seen = self.deaths if isinstance(command, c.CommitSynthetic) else self.param_deaths
             for item in items:
@@ -384,7 +390,7 @@ class Driver:
         counts = machine.counts()
         check(sum(counts.values()) == self.spec.line.size, "the counts do not add up")
         check(min(counts.values()) >= 0, "negative counts")
-        n_final = counts[ReplicateStatus.SUCCEEDED] + sum(counts[s] for s in FAILURES)
+        n_final = sum(counts[s] for s in (ReplicateStatus.SUCCEEDED, ReplicateStatus.NOT_NEEDED, *FAILURES))
         check(n_final == len(self.told), f"counts {n_final} outcomes, and {len(self.told)} are committed")
         check(0 <= machine.progress <= 1, "progress outside 0..1")
         eta = machine.eta(self.world.now)
@@ -412,6 +418,7 @@ _PERFORM: dict[type, Any] = {
     c.SubmitAggregates: Driver._submit_aggregates,
     c.CommitSegment: Driver._commit,
     c.CommitSynthetic: Driver._commit,
+    c.CommitNotNeeded: Driver._commit,
     c.CommitAggregates: Driver._commit,
     c.CommitSyntheticAggregates: Driver._commit,
     c.RecordRetry: Driver._record_retry,

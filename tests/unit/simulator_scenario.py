@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.spec import JobSpec, RetryPolicy
+from modelops.study.stopping import Until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +152,7 @@ class Scenario:
         said = "".join(f"\n  {name}: {value}" for name, value in fields.items() if value)
         return (
             f"{spec.line.blocks}, {len(spec.aggregates)} aggregates, {s.n_workers} workers x {s.slots} slots, "
-            f"{spec.retry}, {s.resumes} resumes{said}"
+            f"{spec.retry}, {spec.until}, {s.resumes} resumes{said}"
         )
 
 
@@ -161,6 +162,7 @@ def draw_scenario(seed: int) -> Scenario:
     chance = rng.random
     real_store = seed % 10 == 9
     line = _draw_line(rng, small=real_store)
+    until, line = _draw_until(random.Random(~seed), line)
     size = line.size
     retry = RetryPolicy(max_retries=0)
     if chance() < 0.6:
@@ -191,6 +193,7 @@ def draw_scenario(seed: int) -> Scenario:
             fail_fast=chance() < 0.7,
             max_failures=rng.randint(0, size) if chance() < 0.05 else None,
             timeout_s=total * chance() * 2 if chance() < 0.05 else None,
+            until=until,
         ),
         n_workers=rng.randint(1, 4),
         slots=rng.choice([1, 1, 2, 3]),
@@ -211,6 +214,18 @@ def draw_scenario(seed: int) -> Scenario:
         faults={} if chance() < 0.1 else _draw_faults(rng),
         real_store=real_store,
     )
+
+
+def _draw_until(rng: random.Random, line: IndexLine) -> tuple[Until | None, IndexLine]:
+    """Draw, for one schedule in six, when parameter sets have enough replicates, and reserve twice as many for them."""
+    if rng.random() > 1 / 6 or not line.size or len({n for _, _, n in line.replicates()}) > 1:
+        return None, line
+    double = IndexLine(
+        tuple(Block(2 * b.base, b.p0, b.n_params, 2 * b.r0, 2 * b.n_replicates) for b in line.blocks)
+    )
+    most = double.replicates()[0][2]
+    half_width = rng.choice([0.4, 0.7, 1.0, 2.0, 4.0])
+    return Until(half_width=half_width, of="x", level=0.8, min=rng.randint(2, min(most, 6)), max=most), double
 
 
 def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:

@@ -5,17 +5,20 @@ In every tenth schedule the real records (SQLite in memory) are given each write
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from modelops.driver import commands as c
-from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus, next_state
+from modelops.driver.needs import Watched
+from modelops.states import FINAL_JOB_STATES, STORED, JobEvent, JobState, ReplicateStatus, next_state
 from modelops.store.records import LeaseLostError, Records
-from modelops.store.withdrawal import NOTHING, Withdrawal
+from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded
 from modelops.study.ids import JobId
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
     from modelops.study.ranges import Range
     from modelops.study.spec import JobSpec
 
-Commit = c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates
-OF_OUTCOMES = (c.CommitSegment, c.CommitSynthetic)
-SUCCEEDED = ReplicateStatus.SUCCEEDED
+Commit = (
+    c.CommitSegment | c.CommitSynthetic | c.CommitNotNeeded | c.CommitAggregates | c.CommitSyntheticAggregates
+)
+OF_OUTCOMES = (c.CommitSegment, c.CommitSynthetic, c.CommitNotNeeded)
+SUCCEEDED, NOT_NEEDED = ReplicateStatus.SUCCEEDED, ReplicateStatus.NOT_NEEDED
 
 
 class Store:
@@ -79,6 +84,8 @@ class Store:
         """Idempotent by attempt, refused if any index is covered. Who calls it has asked `hold`."""
         if attempt in self.segments or attempt in self.aggregates:
             return True, self.segments.get(attempt)
+        if isinstance(command, c.CommitNotNeeded):
+            return True, self._drop(command)
         if isinstance(command, OF_OUTCOMES):
             return self._commit_outcomes(command, attempt, items)
         if any(p in self.aggregated for p in items):
@@ -109,6 +116,30 @@ class Store:
         self.segments[attempt] = segment
         return True, segment
 
+    def _drop(self, command: c.CommitNotNeeded) -> SegmentRef:
+        """Write down what is not needed, in place of outcomes of it."""
+        for attempt, kept in self.trimmed(command).items():
+            if kept.ranges:
+                before = self.segments[attempt]
+                counts = dict(kept.counts)
+                self.segments[attempt] = msgspec.structs.replace(before, ranges=kept.ranges, counts=counts)
+            else:
+                del self.segments[attempt]
+        n = len(command.indices)
+        segment = segment_of(command.attempt, command.indices.pairs, {NOT_NEEDED: n})
+        self.segments[command.attempt] = segment
+        self.outcomes.update(dict.fromkeys(command.indices, NOT_NEEDED))
+        return segment
+
+    def trimmed(self, command: c.CommitNotNeeded) -> dict[AttemptId, Kept]:
+        """Return what is left of segments that hold some of these."""
+        out = {}
+        for attempt, ref in self.segments.items():
+            left = Ranges(ref.ranges) - command.indices
+            if attempt != command.attempt and left != Ranges(ref.ranges):
+                out[attempt] = Kept(left.pairs, Counter(self.outcomes[k] for k in left))
+        return out
+
     def _failed_aggregates(self, command: c.CommitSyntheticAggregates) -> AggregateRef:
         n = len(command.params) * len(self._spec.aggregates)
         held = Ranges(pair for p in command.params for pair in self._spec.line.of_param(p).pairs)
@@ -125,7 +156,9 @@ class Store:
     def _add_aggregates(self, _epoch: int, _stored: AggregateRef) -> None:
         """For those who keep more than this."""
 
-    def _record_repair(self, _damaged: SegmentRef | None) -> None:
+    def _record_repair(
+        self, _damaged: SegmentRef | None, _undone: dict[AttemptId, Kept], _lost: Ranges
+    ) -> None:
         """For those who keep more than this."""
 
     def take_lease(self) -> int:
@@ -142,10 +175,18 @@ class Store:
         """Find a segment damaged, and have only that run again."""
         before = set(self.outcomes)
         damaged = next(iter(self.segments.values()), None)
+        undone: dict[AttemptId, Kept] = {}
         if damaged is not None:
             del self.segments[damaged.attempt]
             for k in integers(damaged.ranges):
                 del self.outcomes[k]
+            undone = no_longer_unneeded(self._spec.line, self.segments.values(), Ranges(damaged.ranges))
+            for attempt, kept in undone.items():
+                ref = self.segments.pop(attempt)
+                for k in Ranges(ref.ranges) - Ranges(kept.ranges):
+                    del self.outcomes[k]
+                if kept.ranges:
+                    self.segments[attempt] = segment_of(attempt, kept.ranges, dict(kept.counts))
             touched = self._spec.line.params_of(Ranges(damaged.ranges))
             for stale in [a for a in self.aggregates.values() if touched & Ranges(a.params)]:
                 del self.aggregates[stale.attempt]
@@ -154,7 +195,7 @@ class Store:
                     del self.aggregated[p]
         self._begin(JobEvent.REPAIRED)
         self.left = set(range(self._spec.line.size)) - before
-        self._record_repair(damaged)
+        self._record_repair(damaged, undone, Ranges.of(before - self.outcomes.keys()))
 
     def _begin(self, event: JobEvent) -> None:
         self.state, self.reason = next_state(self.state, event), ""
@@ -165,7 +206,18 @@ class Store:
 
     def known(self) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]]]:
         """Return what a new driver is given: segments, aggregates, and what is to be tried again."""
-        return list(self.segments.values()), list(self.aggregates.values()), self.retried
+        return (
+            [self._watched(ref) for ref in self.segments.values()],
+            list(self.aggregates.values()),
+            self.retried,
+        )
+
+    def _watched(self, ref: SegmentRef) -> SegmentRef:
+        """Return a segment with what a driver with ``until`` goes by, as read from what is stored."""
+        if self._spec.until is None or NOT_NEEDED in ref.counts:
+            return ref
+        watched = watched_of([(k, self.outcomes[k]) for k in integers(ref.ranges)])
+        return msgspec.structs.replace(ref, watched=watched)
 
     @property
     def n_succeeded(self) -> int:
@@ -197,10 +249,14 @@ class RealStore(Store):
         self, epoch: int, command: Commit, attempt: AttemptId, items: Sequence[int]
     ) -> tuple[bool, SegmentRef | None]:
         """Commit it twice."""
+        trimmed = self.trimmed(command) if isinstance(command, c.CommitNotNeeded) else {}
         accepted, segment = super().commit(epoch, command, attempt, items)
         if segment is None and isinstance(command, c.CommitSegment):
             segment = command.segment
-        if isinstance(command, OF_OUTCOMES) and segment is not None:
+        if isinstance(command, c.CommitNotNeeded):
+            assert segment is not None
+            assert self._records.commit_not_needed(self._job, epoch, segment, trimmed)
+        elif isinstance(command, OF_OUTCOMES) and segment is not None:
             assert self._records.commit_segment(self._job, epoch, segment) == accepted
         return accepted, segment
 
@@ -231,9 +287,9 @@ class RealStore(Store):
         self._records.change_state(self._job, JobEvent.RESUMED, who="user")
         super().begin_again()
 
-    def _record_repair(self, damaged: SegmentRef | None) -> None:
-        withdrawal = Withdrawal(segments={damaged.attempt: NOTHING}) if damaged else None
-        ranges = Ranges(damaged.ranges) if damaged else EMPTY
+    def _record_repair(self, damaged: SegmentRef | None, undone: dict[AttemptId, Kept], lost: Ranges) -> None:
+        withdrawal = Withdrawal(segments={damaged.attempt: NOTHING, **undone}) if damaged else None
+        ranges = lost if damaged else EMPTY
         self._records.begin_run(self._job, JobEvent.REPAIRED, who="user", withdrawal=withdrawal, only=ranges)
         assert self._records.scope(self._job) == ranges
         assert {a.attempt for a in self._records.aggregates(self._job)} == self.aggregates.keys()
@@ -244,7 +300,7 @@ class RealStore(Store):
         assert (row.epoch, row.state, row.reason) == (self.epoch, self.state, self.reason)
         retried = self._records.retried(self._job)
         assert retried == self.retried
-        return segments, aggregates, retried
+        return [self._watched(ref) for ref in segments], aggregates, retried
 
     def _is_lost(self, write: Callable[[], object]) -> bool:
         try:
@@ -272,12 +328,32 @@ def _records() -> Records:
 
 
 def segment_of(
-    attempt: AttemptId, ranges: tuple[Range, ...], counts: dict[ReplicateStatus, int]
+    attempt: AttemptId,
+    ranges: tuple[Range, ...],
+    counts: dict[ReplicateStatus, int],
+    watched: bytes | None = None,
 ) -> SegmentRef:
     """Return the segment that an attempt has stored."""
     return SegmentRef(
-        attempt=attempt, name="s", digest=f"digest {attempt}", n_bytes=1, ranges=ranges, counts=counts
+        attempt=attempt,
+        name="s",
+        digest=f"digest {attempt}",
+        n_bytes=1,
+        ranges=ranges,
+        counts=counts,
+        watched=watched,
     )
+
+
+def number_of(k: int) -> float:
+    """Return the output of a replicate that ``until`` watches."""
+    return float(k * 7919 % 101 % 7)
+
+
+def watched_of(outcomes: Sequence[tuple[int, ReplicateStatus]]) -> bytes:
+    """Return what a worker tells a driver of outcomes."""
+    numbers = [number_of(k) if status is SUCCEEDED else math.nan for k, status in outcomes]
+    return Watched(bytes(STORED.index(s) for _, s in outcomes), np.array(numbers)).encode()
 
 
 def committed_attempt(command: Commit) -> AttemptId:
@@ -293,7 +369,7 @@ def committed_items(command: Commit) -> Sequence[int]:
         return integers(command.segment.ranges)
     if isinstance(command, c.CommitAggregates):
         return integers(command.stored.params)
-    ranges = command.indices if isinstance(command, c.CommitSynthetic) else command.params
+    ranges = command.params if isinstance(command, c.CommitSyntheticAggregates) else command.indices
     return integers(ranges.pairs)
 
 

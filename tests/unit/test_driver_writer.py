@@ -55,6 +55,9 @@ class FakeLedger:
         self._call(c.CommitSegment(segments[-1]))
         return [True] * len(segments)
 
+    def commit_not_needed(self, command: c.CommitNotNeeded) -> tuple[bool, SegmentRef]:
+        raise NotImplementedError
+
     def commit_synthetic(self, command: c.CommitSynthetic) -> tuple[bool, SegmentRef]:
         raise NotImplementedError
 

@@ -21,7 +21,7 @@ from modelops.environments import parse_lock
 from modelops.environments.manifest import read_manifest
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.mend import needs_mending
-from modelops.states import OUTCOMES, AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.states import STORED, AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.store import Objects, Records, StoredError
 from modelops.store.aggregate_value import aggregate_value
 from modelops.store.failures import failures_table
@@ -236,7 +236,7 @@ def test_the_page_of_states_lists_the_codes_of_replicates() -> None:
     codes = {
         int(row[0]): row[1] for row in rows_below("states.md", "| code in a segment |") if row[0].isdigit()
     }
-    assert codes == dict(enumerate(OUTCOMES))
+    assert codes == dict(enumerate(STORED))
 
 
 def test_parameters_have_the_schema_of_the_page(home: Path) -> None:

@@ -269,10 +269,10 @@ def test_another_segment_under_the_same_name_is_refused(objects: Objects) -> Non
 
 def test_a_newer_format_is_refused_with_a_sentence() -> None:
     sink = pa.BufferOutputStream()
-    table = pa.table({"index": [1]}).replace_schema_metadata({"modelops.format": "3"})
+    table = pa.table({"index": [1]}).replace_schema_metadata({"modelops.format": "4"})
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(RequestError, match=r"newer ModelOps \(format 3.*upgrade modelops"):
+    with pytest.raises(RequestError, match=r"newer ModelOps \(format 4.*upgrade modelops"):
         open_table(sink.getvalue().to_pybytes(), "x.arrow")
 
 

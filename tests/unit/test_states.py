@@ -9,7 +9,7 @@ from modelops.errors import InternalError
 from modelops.states import (
     FINAL_JOB_STATES,
     JOB_NEXT,
-    OUTCOMES,
+    STORED,
     AggregateStatus,
     JobEvent,
     JobState,
@@ -70,6 +70,6 @@ def test_the_page_lists_and_draws_exactly_the_table() -> None:
 
 def test_the_page_lists_the_codes_of_segments() -> None:
     codes = {int(code): status for code, status, _ in rows_below("states.md", "| code ")}
-    assert codes == dict(enumerate(OUTCOMES))
+    assert codes == dict(enumerate(STORED))
     page = (REFERENCE / "states.md").read_text()
     assert all(f"`{status}`" in page for status in (*ReplicateStatus, *AggregateStatus))

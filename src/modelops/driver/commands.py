@@ -38,10 +38,14 @@ class SubmitAggregates(msgspec.Struct, frozen=True):
 
 
 class StopAttempt(msgspec.Struct, frozen=True):
-    """Ask the worker to stop: finish nothing more, store what is finished, give back the rest."""
+    """Ask the worker to stop: finish nothing more, store what is finished, give back the rest.
+
+    ``soon``: it does what is not needed, so what runs has little time to end.
+    """
 
     attempt: AttemptId
     worker: str
+    soon: bool = False
 
 
 class RecallAttempt(msgspec.Struct, frozen=True):
@@ -71,6 +75,18 @@ class CommitSynthetic(msgspec.Struct, frozen=True):
     indices: Ranges
     status: ReplicateStatus
     error: ErrorExample
+
+
+class CommitNotNeeded(msgspec.Struct, frozen=True):
+    """Write and commit that these replicates are not needed.
+
+    ``displaced``: those of them that have outcomes which count (or may, as the store has not answered yet): they count
+    no more.
+    """
+
+    attempt: AttemptId
+    indices: Ranges
+    displaced: Ranges
 
 
 class CommitSyntheticAggregates(msgspec.Struct, frozen=True):
@@ -130,6 +146,7 @@ Command = (
     | CommitSegment
     | RecordRetry
     | CommitSynthetic
+    | CommitNotNeeded
     | CommitSyntheticAggregates
     | CommitAggregates
     | SetTimer

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from modelops.driver.range_sets import RangeSet
 from modelops.study.ranges import EMPTY, Range, Ranges
 
@@ -96,6 +98,18 @@ class SegmentMap:
                 i = bisect_right(self._lows, lo)
                 self._lows.insert(i, lo)
                 self._entries.insert(i, (hi, segment))
+
+    def trim(self, indices: Ranges) -> None:
+        """Let segments hold none of these any more. Costs the whole map: for rare events."""
+        segments = {segment.attempt: segment for _, segment in self._entries}
+        concerned = {segment.attempt for segment in self.over(indices)}
+        self._lows.clear()
+        self._entries.clear()
+        for attempt, segment in segments.items():
+            if attempt in concerned:
+                kept = Ranges(segment.ranges) - indices
+                segment = msgspec.structs.replace(segment, ranges=kept.pairs)
+            self.add(segment)
 
     def over(self, indices: Ranges) -> tuple[SegmentRef, ...]:
         """Return the segments that hold any of these indices, by their first index."""

@@ -386,7 +386,7 @@ class Hands:
 
     def stop(self, command: c.StopAttempt) -> None:
         """Ask the worker; Dask itself cannot stop a task that runs."""
-        self._tell_workers([command.worker], tasks.stop, self.job, command.attempt)
+        self._tell_workers([command.worker], tasks.stop, self.job, command.attempt, command.soon)
 
     def recall(self, command: c.RecallAttempt) -> None:
         """Take an attempt back that has not begun."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from modelops.driver.ledger import Ledger
     from modelops.driver.outbox import Outbox
     from modelops.driver.places import Places
+    from modelops.driver.plan import Plan
     from modelops.driver.probe import Probe
     from modelops.study.ids import AttemptId
     from modelops.study.spec import JobSpec
@@ -50,10 +51,11 @@ class Intake:
         course: Course,
         outbox: Outbox,
         stop: Callable[[str, float], None],
+        plan: Plan | None = None,
     ) -> None:
         self._spec, self._ledger, self._places, self._probe = spec, ledger, places, probe
         self._backlogs, self._meters = dispatcher.backlogs, dispatcher.meters
-        self._course, self._outbox, self._stop = course, outbox, stop
+        self._course, self._outbox, self._stop, self._plan = course, outbox, stop, plan
         self._noted: set[str] = set()
 
     # Receipts.
@@ -71,7 +73,7 @@ class Intake:
             if text not in self._noted:
                 self._noted.add(text)
                 self._outbox.write(c.Note("note", text))
-        segment = receipt.segment
+        segment, fatal = receipt.segment, receipt.missing_import or receipt.unusable
         examples = [f.example for f in receipt.failures]
         stored = EMPTY
         if segment is not None:
@@ -85,25 +87,24 @@ class Intake:
         if tried.pairs:
             self._measure(len(tried), receipt)
         if segment is not None:
+            kept = segment if self._plan is None else self._plan.needs.cut_segment(segment)
             if not self._probe.passed and segment.counts.get(ReplicateStatus.SUCCEEDED):
                 self._judge(EMPTY, 1, [], now)  # it is no status yet, but reason enough to go on
-            commit = Commit(work.of(stored), c.CommitSegment(segment), examples, late)
-            self._commit_if_new(receipt.attempt, commit)
+            if kept is not None:
+                needed = stored if kept is segment else Ranges(kept.ranges)
+                commit = Commit(work.of(needed), c.CommitSegment(kept), examples, late)
+                self._commit_if_new(receipt.attempt, commit)
         if not late:
+            if again and self._plan is not None:
+                again = self._plan.needs.cut(again)
             if again:
                 self._retry(work, again & work.ranges, now)
             if (back := work.ranges - tried).pairs:
-                unasked = not (
-                    tried
-                    or self._course.draining
-                    or receipt.missing_import
-                    or receipt.part_of
-                    or receipt.parts
-                )
+                unasked = not (tried or self._course.draining or fatal or receipt.part_of or receipt.parts)
                 at = now + GIVEN_BACK_DELAY_S if unasked else None
                 self._places.requeue(work._replace(ranges=back, errors=0), at)
-        if receipt.missing_import is not None:
-            self._stop(receipt.missing_import, now)
+        if fatal is not None:
+            self._stop(fatal, now)
         elif not late and again and work.number == 1:
             self._judge(again - stored, 0, examples if segment is None else [], now)
 
@@ -161,6 +162,9 @@ class Intake:
         commit = self._places.commits.pop(event.attempt, None)
         if commit is None:
             return None
+        if isinstance(commit.command, c.CommitNotNeeded):
+            self._dropped(commit.command, event, now)
+            return None
         if not event.accepted:
             self._refused(commit, now)
             return None
@@ -186,6 +190,9 @@ class Intake:
         now: float,
     ) -> None:
         settled = self._ledger.add_outcomes(work.ranges, counts, segment)
+        if self._plan is not None:  # a set that has settled may have more than it needs
+            closed = self._plan.settle(work.ranges, counts, segment)
+            settled = closed if self._spec.aggregates else EMPTY
         if settled:
             self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
         if work.number == 1 and not self._probe.passed:
@@ -193,6 +200,18 @@ class Intake:
         limit = self._spec.max_failures
         if limit is not None and (n := self._ledger.n_failed) > limit:
             self._stop(f"{counted(n, 'replicate')} failed, more than max_failures = {limit}", now)
+
+    def _dropped(self, command: c.CommitNotNeeded, event: e.Committed, now: float) -> None:
+        """Take in that the store has that some are not needed; their parameter sets can be aggregated."""
+        if self._plan is None:
+            return
+        if not event.accepted or event.segment is None:
+            if not self._plan.try_again(command):
+                self._stop("the store refused to note which replicates are not needed", now)
+            return
+        params = self._plan.dropped(command.indices, event.segment)
+        if self._spec.aggregates and (lacking := self._ledger.lacks(_AGGREGATE, params)):
+            self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, lacking))
 
     def _refused(self, commit: Commit, now: float) -> None:
         """Run what nobody has, as the store has other outcomes of these; never for ever."""

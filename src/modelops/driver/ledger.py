@@ -32,7 +32,8 @@ class Ledger:
         self._aggregated = RangeSet()
         self.n_open = self._size  # replicates without a final outcome
         self.n_open_params = self._n_params  # parameter sets that lack their aggregates
-        self.counts = dict.fromkeys((ReplicateStatus.SUCCEEDED, *sorted(FAILURES)), 0)
+        known = (ReplicateStatus.SUCCEEDED, *sorted(FAILURES), ReplicateStatus.NOT_NEEDED)
+        self.counts = dict.fromkeys(known, 0)
         self.aggregate_counts = dict.fromkeys(AggregateStatus, 0)
 
     def adopt(self, segments: Iterable[SegmentRef], aggregates: Iterable[AggregateRef]) -> Ranges:
@@ -59,6 +60,15 @@ class Ledger:
         """Take in a committed segment; return the parameter sets to aggregate, as they settled by it."""
         self._count(counts, segment)
         return self._cover(indices)
+
+    def drop(self, indices: Ranges, displaced: Mapping[ReplicateStatus, int], segment: SegmentRef) -> None:
+        """Take in that these are not needed. ``displaced``: how those of them ended that have outcomes; no more."""
+        for status, n in displaced.items():
+            self.counts[status] -= n
+        if displaced and self._n_targets:
+            self._segments.trim(indices)
+        self._count({ReplicateStatus.NOT_NEEDED: len(indices)}, segment)
+        self._cover(self._coverage.lacks(indices))
 
     def _count(self, counts: Mapping[ReplicateStatus, int], segment: SegmentRef | None) -> None:
         for status, n in counts.items():
@@ -109,8 +119,8 @@ class Ledger:
 
     @property
     def is_success(self) -> bool:
-        """Whether all replicates and all aggregates succeeded."""
+        """Whether all replicates that are needed and all aggregates succeeded."""
         return (
-            self.counts[ReplicateStatus.SUCCEEDED] == self._size
+            self.counts[ReplicateStatus.SUCCEEDED] + self.counts[ReplicateStatus.NOT_NEEDED] == self._size
             and self.aggregate_counts[AggregateStatus.SUCCEEDED] == self.n_aggregates
         )

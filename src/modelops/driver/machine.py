@@ -21,8 +21,10 @@ from modelops.driver.course import Course
 from modelops.driver.dispatch import Dispatcher
 from modelops.driver.intake import Intake
 from modelops.driver.ledger import Ledger
+from modelops.driver.needs import Needs
 from modelops.driver.outbox import Outbox
 from modelops.driver.places import Places
+from modelops.driver.plan import Plan
 from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
@@ -101,11 +103,24 @@ class Machine:
         self._backlogs = self._dispatcher.backlogs
         self._places = Places(self._ledger, self._roster, self._backlogs)
         self._blame = Blame()
+        segments = tuple(segments)
         to_aggregate = self._ledger.adopt(segments, aggregates)
+        self._plan: Plan | None = None
+        if spec.until is not None:
+            self._plan = Plan(
+                Needs(spec.until, spec.line),
+                ledger=self._ledger,
+                places=self._places,
+                backlog=self._backlogs[_SIMULATE],
+                outbox=self._outbox,
+                next_attempt=self._next_attempt_id,
+                stop_surplus=self._stop_surplus,
+            )
+            self._plan.adopt(segments)
+            to_aggregate &= self._plan.needs.closed
         self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
         missing = self._ledger.lacks(_SIMULATE, spec.line.all())
-        left = missing & leave
-        self._n_left = len(left)
+        self._left = left = missing & leave
         self._n_left_params = len(spec.line.params_of(left)) if left and spec.aggregates else 0
         missing = missing - left
         self._retried: dict[int, Ranges] = {}  # by the number of their next attempt
@@ -114,6 +129,8 @@ class Machine:
             self._retried[number] = self._retried.get(number, EMPTY) | (indices & missing)
         for indices in self._retried.values():
             missing = missing - indices
+        if self._plan is not None:
+            missing = self._plan.begin(missing)
         wanted = spec.fail_fast and not self._ledger.counts[ReplicateStatus.SUCCEEDED]
         self._probe = Probe(missing, wanted=wanted)
         first = self._probe.release() if self._probe.passed else self._probe.indices
@@ -127,6 +144,7 @@ class Machine:
             course=self._course,
             outbox=self._outbox,
             stop=self._stop_early,
+            plan=self._plan,
         )
 
         self._recall = Recall(
@@ -140,6 +158,7 @@ class Machine:
             backlog=self._backlogs[_SIMULATE],
             probe=self._probe,
             outbox=self._outbox,
+            needs=None if self._plan is None else self._plan.needs,
         )
 
     @property
@@ -191,9 +210,10 @@ class Machine:
             return 0.0
         if self._outbox.paused or not self._roster.slots:
             return None
-        seconds = self._dispatcher.seconds_left(_SIMULATE, self._ledger.n_open)
+        n_open = self._ledger.n_open if self._plan is None else self._plan.needs.n_expected
+        seconds = self._dispatcher.seconds_left(_SIMULATE, n_open)
         if seconds is None:
-            if self._ledger.n_open:
+            if n_open:
                 return None
             seconds = 0.0
         seconds += self._dispatcher.seconds_left(_AGGREGATE, self._ledger.n_open_params) or 0.0
@@ -228,6 +248,8 @@ class Machine:
                 again = Work(_SIMULATE, indices, number)
                 self._backlogs[_SIMULATE].add_later(again, now + self.spec.retry.delay_s(number - 1))
             self._outbox.order(c.PrepareEnvironment())
+            if self._plan is not None:
+                self._plan.start()
         self._conclude()
         return self._outbox.fetch()
 
@@ -239,6 +261,8 @@ class Machine:
         if not self.over:
             if self._course.may_run and not self._roll_call.is_open:
                 self._dispatch()
+                if self._plan is not None and self._probe.passed and self._run_ahead():
+                    self._dispatch()
                 self._recall.order()
             self._conclude()
             self._set_retry_timer()
@@ -350,6 +374,10 @@ class Machine:
             work = work._replace(ranges=self._places.nobody_has(work.kind, work.ranges))
             if not work.ranges:
                 return
+        if self._plan is not None and work.kind is _SIMULATE:
+            work = work.of(self._plan.needs.cut(work.ranges))
+            if not work.ranges:
+                return
         parts = self._blame.parts(work, alone=alone)
         for part in parts:
             self._backlogs[work.kind].add(part)
@@ -370,6 +398,8 @@ class Machine:
 
     def _on_committed(self, event: e.Committed, now: float) -> None:
         work = self._intake.committed(event, now)
+        if self._plan is not None and self._left:
+            self._left = self._ledger.lacks(_SIMULATE, self._left)
         if work is not None:
             for double in self._places.doubles(work):  # they can no longer be committed
                 self._stop_attempt(double)
@@ -407,10 +437,14 @@ class Machine:
         for attempt in self._roster.attempts.values():
             self._stop_attempt(attempt)
 
-    def _stop_attempt(self, attempt: Attempt) -> None:
+    def _stop_attempt(self, attempt: Attempt, *, soon: bool = False) -> None:
         if not attempt.stopping:
             attempt.stopping = True
-            self._outbox.order(c.StopAttempt(attempt.id, attempt.worker))
+            self._outbox.order(c.StopAttempt(attempt.id, attempt.worker, soon=soon))
+
+    def _stop_surplus(self, indices: Ranges) -> None:
+        for attempt in self._places.doubles(Work(_SIMULATE, indices)):
+            self._stop_attempt(attempt, soon=True)
 
     def _abandon(self) -> None:
         """Wait for no attempt any longer."""
@@ -435,7 +469,12 @@ class Machine:
     # Filling the slots.
 
     def _dispatch(self) -> None:
-        for work, worker in self._dispatcher.placements():
+        for planned, worker in self._dispatcher.placements():
+            work = planned
+            if self._plan is not None and work.kind is _SIMULATE:
+                work = work.of(self._plan.needs.cut(work.ranges))
+                if not work.ranges:
+                    continue
             attempt = Attempt(self._next_attempt_id(), work, worker.name)
             self._roster.place(attempt)
             begun = self._places.may_have_begun(work)
@@ -444,6 +483,16 @@ class Machine:
                     work, worker.name, attempt.id, self.job, self.epoch, may_have_begun=begun
                 )
             )
+
+    def _run_ahead(self) -> bool:
+        """Let parameter sets go on before their next look, as slots are free; return whether one does."""
+        backlog = self._backlogs[_SIMULATE]
+        while self._plan is not None and not backlog.n_ready and self._roster.idle() is not None:
+            ahead = self._plan.run_ahead()
+            if not ahead:
+                return False
+            backlog.add(Work(_SIMULATE, ahead))
+        return bool(backlog.n_ready)
 
     def _next_attempt_id(self) -> AttemptId:
         self._n_attempts += 1
@@ -468,7 +517,7 @@ class Machine:
             if self._roster.attempts:
                 return
         elif self.state is not JobState.RUNNING or not self._ledger.is_settled_but(
-            self._n_left, self._n_left_params
+            len(self._left), self._n_left_params
         ):
             return
         else:

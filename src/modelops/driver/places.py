@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modelops.driver import commands as c
 from modelops.driver.backlog import Kind, Work
 from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
-    from modelops.driver import commands as c
     from modelops.driver.backlog import Backlog
     from modelops.driver.ledger import Ledger
     from modelops.driver.roster import Attempt, Roster
@@ -27,7 +27,13 @@ class Commit:
     """A write that the store has not answered yet. ``late``: its attempt had been given up."""
 
     work: Work
-    command: c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates
+    command: (
+        c.CommitSegment
+        | c.CommitSynthetic
+        | c.CommitNotNeeded
+        | c.CommitAggregates
+        | c.CommitSyntheticAggregates
+    )
     examples: list[ErrorExample]
     late: bool = False
 
@@ -148,7 +154,11 @@ class Places:
     @property
     def n_running(self) -> int:
         """How many indices are in commits and in attempts, but for those that are known to wait."""
-        commits = [k.work.ranges for k in self.commits.values() if k.work.kind is Kind.SIMULATE]
+        commits = [
+            k.work.ranges
+            for k in self.commits.values()
+            if k.work.kind is Kind.SIMULATE and not isinstance(k.command, c.CommitNotNeeded)
+        ]
         if not self.overlaps:
             return self._roster.n_live[Kind.SIMULATE] - self._roster.n_waits + sum(map(len, commits))
         held = [

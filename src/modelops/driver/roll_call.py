@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelops.driver.backlog import Backlog
     from modelops.driver.events import Found
     from modelops.driver.ledger import Ledger
+    from modelops.driver.needs import Needs
     from modelops.driver.outbox import Outbox
     from modelops.driver.places import Places
     from modelops.driver.probe import Probe
@@ -40,9 +41,10 @@ class RollCall:
         backlog: Backlog,
         probe: Probe,
         outbox: Outbox,
+        needs: Needs | None,
     ) -> None:
         self._wanted, self._roster, self._ledger, self._places = wanted, roster, ledger, places
-        self._backlog, self._probe, self._outbox = backlog, probe, outbox
+        self._backlog, self._probe, self._outbox, self._needs = backlog, probe, outbox, needs
         self._missing: dict[str, int] = {}  # workers that have not answered, and their slots
         self._cut_off: set[str] = set()
 
@@ -86,19 +88,26 @@ class RollCall:
 
     def _adopt(self, worker: str, found: Found, *, draining: bool) -> None:
         indices, number = found.indices, found.attempt_number
+        needed = indices if self._needs is None else self._needs.cut(indices)
         work = Work(Kind.SIMULATE, indices, number)
         due = self._backlog.numbered(number) | (self._probe.held_back if number == 1 else indices - indices)
-        if indices and not draining and not indices - due:
+        if self._needs is not None and number == 1:
+            due |= self._needs.holds(indices)
+        if needed and not draining and not needed - due:
+            if self._needs is not None:
+                self._needs.withdraw(self._needs.holds(indices))
             self._backlog.withdraw(indices)
             self._probe.withdraw(indices)
             self._places.forget(found.attempt)
-            self._roster.place(Attempt(found.attempt, work, worker))
+            self._roster.place(Attempt(found.attempt, work, worker, stopping=needed != indices))
+            if needed != indices:
+                self._outbox.order(c.StopAttempt(found.attempt, worker, soon=True))
         elif (
-            not indices
+            not needed
             or draining
-            or self._ledger.lacks(Kind.SIMULATE, indices) != indices
-            or self._places.is_in_commit(Kind.SIMULATE, indices)
+            or self._ledger.lacks(Kind.SIMULATE, needed) != needed
+            or self._places.is_in_commit(Kind.SIMULATE, needed)
         ):
-            self._outbox.order(c.StopAttempt(found.attempt, worker))
+            self._outbox.order(c.StopAttempt(found.attempt, worker, soon=not needed))
         else:
             self._places.remember(found.attempt, work)

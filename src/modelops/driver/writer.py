@@ -35,6 +35,7 @@ class Ledger(Protocol):
 
     def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]: ...  # noqa: D102  named after the command
     def commit_synthetic(self, command: c.CommitSynthetic) -> tuple[bool, SegmentRef]: ...  # noqa: D102
+    def commit_not_needed(self, command: c.CommitNotNeeded) -> tuple[bool, SegmentRef]: ...  # noqa: D102
     def commit_synthetic_aggregates(self, command: c.CommitSyntheticAggregates) -> bool: ...  # noqa: D102
     def commit_aggregates(self, stored: AggregateRef) -> bool: ...  # noqa: D102
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102  the same twice is one change
@@ -52,7 +53,9 @@ class RecordUse:
     used_s: float
 
 
-Commit = c.CommitSegment | c.CommitSynthetic | c.CommitAggregates | c.CommitSyntheticAggregates
+Commit = (
+    c.CommitSegment | c.CommitSynthetic | c.CommitNotNeeded | c.CommitAggregates | c.CommitSyntheticAggregates
+)
 Write = Commit | c.ChangeState | c.RecordRetry | c.Note | c.Finalize | c.Finish | RecordUse
 WRITES: Final = (*Commit.__args__, c.ChangeState, c.RecordRetry, c.Note, c.Finalize, c.Finish, RecordUse)
 _GIVEN_AGAIN: Final = (*Commit.__args__, c.Finalize)  # by the machine, after StoreBack
@@ -133,6 +136,9 @@ class Writer:
         match write:
             case c.CommitSynthetic():
                 accepted, segment = ledger.commit_synthetic(write)
+                return e.Committed(write.attempt, accepted, segment)
+            case c.CommitNotNeeded():
+                accepted, segment = ledger.commit_not_needed(write)
                 return e.Committed(write.attempt, accepted, segment)
             case c.CommitSyntheticAggregates():
                 return e.Committed(write.attempt, ledger.commit_synthetic_aggregates(write))

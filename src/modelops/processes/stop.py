@@ -41,10 +41,11 @@ class StopSignal:
         """Whether `give_back` was called."""
         return self._gives_back
 
-    def stop(self, *, hard: bool = False) -> None:
-        """Let nothing new start; ``hard``: kill the running replicate at once."""
+    def stop(self, *, hard: bool = False, grace_s: float | None = None) -> None:
+        """Let nothing new start; ``hard``: kill the running replicate at once, ``grace_s``: after so long."""
         with self._lock:
-            deadline = time.monotonic() + (0.0 if hard else self._grace_s)
+            grace_s = self._grace_s if grace_s is None else grace_s
+            deadline = time.monotonic() + (0.0 if hard else grace_s)
             self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
             wakers = list(self._wakers)
         for wake in wakers:

@@ -19,6 +19,7 @@ from modelops.errors import IntegrityError, NotFoundError, StorageError
 from modelops.server.job_files import JobFiles
 from modelops.server.mend import mend_job
 from modelops.server.store_ledger import StoreLedger
+from modelops.server.undecided import with_watched
 from modelops.server.workers import ask_workers
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store.rows import LeaseLostError
@@ -144,11 +145,11 @@ class JobDriver:
             row = self._patiently(lambda: self._records.job(self.job))
             if row is None or row.state in FINAL_JOB_STATES:
                 return row.state if row is not None else JobState.QUEUED
-            ledger, loop = self._begin(row, pool)
-            if loop is None:
-                return row.state
-            loop.raises_damage = n_mended < MAX_MENDED
             try:
+                ledger, loop = self._begin(row, pool)
+                if loop is None:
+                    return row.state
+                loop.raises_damage = n_mended < MAX_MENDED
                 state = self._drive(loop)
             except (IntegrityError, NotFoundError) as error:
                 if n_mended == MAX_MENDED:
@@ -202,7 +203,10 @@ class JobDriver:
         )
         if known is None:
             return ledger, None
-        segments, aggregates, retried, scope = known
+        recorded, aggregates, retried, scope = known
+        segments = self._patiently(lambda: with_watched(self._objects, job, spec, recorded))
+        if segments is None:
+            return ledger, None
         if self._files is None:
             self._files = JobFiles(job, row.bundle, self._objects, self._cache, has_outcomes=bool(segments))
         machine = Machine(

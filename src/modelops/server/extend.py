@@ -17,7 +17,7 @@ from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatu
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, read_segment
 from modelops.store.parameters import Parameters, write_more_parameters
 from modelops.store.segments import job_folder, ranges_of
-from modelops.store.withdrawal import NOTHING, Kept, Withdrawal
+from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded
 from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.extension import extended_spec, stored_in
 from modelops.study.parameter_sets import ParameterSets, parameter_table
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from modelops.store import JobRow, Objects, Records
     from modelops.store.rows import Submission
-    from modelops.study.ids import JobId
+    from modelops.study.ids import AttemptId, JobId
     from modelops.study.index_line import IndexLine
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, SegmentRef
@@ -69,7 +69,11 @@ def resume_job(
     row, segments, aggregates = records.committed(job)
     _refuse_unless_final(row, "resumed")
     spec = decode_spec(row.spec)
-    withdrawal = _failures(objects, job, segments, aggregates) if failed else Withdrawal()
+    withdrawal = (
+        _failures(objects, job, segments, aggregates, spec.line if spec.until else None)
+        if failed
+        else Withdrawal()
+    )
     n = len(spec.line.all() - Ranges(pair for ref in segments for pair in ref.ranges))
     n_failed = sum(n for ref in segments for status, n in ref.counts.items() if status in FAILURES)
     n_sets = len(_aggregated(spec.line) - Ranges(pair for ref in aggregates for pair in ref.params))
@@ -205,10 +209,17 @@ def _aggregated(line: IndexLine) -> Ranges:
 
 
 def _failures(
-    objects: Objects, job: JobId, segments: Iterable[SegmentRef], aggregates: Iterable[AggregateRef]
+    objects: Objects,
+    job: JobId,
+    segments: Sequence[SegmentRef],
+    aggregates: Iterable[AggregateRef],
+    line: IndexLine | None,
 ) -> Withdrawal:
-    """Return the withdrawal of all outcomes that are failures."""
-    kept = {}
+    """Return the withdrawal of all outcomes that are failures.
+
+    ``line``: of a job with ``until``, as what its parameter sets need is decided anew then.
+    """
+    kept: dict[AttemptId, Kept] = {}
     for ref in segments:
         found = {status for status, n in ref.counts.items() if n}
         if not found & FAILURES:
@@ -221,4 +232,7 @@ def _failures(
         counts = {status: n for status, n in ref.counts.items() if status not in FAILURES}
         kept[ref.attempt] = Kept(ranges_of(table.index[good]).pairs, counts)
     failed = tuple(ref.attempt for ref in aggregates if ref.counts.get(AggregateStatus.FAILED))
+    if line is not None:
+        lost = Ranges(p for ref in segments if ref.attempt in kept for p in ref.ranges)
+        kept |= no_longer_unneeded(line, segments, lost - Ranges(p for k in kept.values() for p in k.ranges))
     return Withdrawal(segments=kept, aggregates=failed)

@@ -16,7 +16,7 @@ import numpy as np
 from modelops.states import FINAL_JOB_STATES, OUTCOMES, JobState
 from modelops.store.runs import Withdrawn
 from modelops.store.segments import ranges_of
-from modelops.store.withdrawal import NOTHING, Withdrawal, stale_aggregates
+from modelops.store.withdrawal import NOTHING, Withdrawal, no_longer_unneeded, stale_aggregates
 from modelops.study.ids import AttemptId, JobId, epoch_of
 from modelops.study.ranges import Ranges
 from modelops.study.wording import counted
@@ -160,13 +160,16 @@ def plan_for(facts: JobFacts) -> Plan:
     ]
     attempts = {ref.attempt for ref in bad}
     whole = [ref for ref in facts.segments if ref.attempt not in attempts]
+    undone = no_longer_unneeded(facts.spec.line, whole, _indices(bad)) if facts.spec.until else {}
+    undecided = Ranges(p for ref in whole if ref.attempt in undone for p in ref.ranges)
+    undecided = undecided - Ranges(p for kept in undone.values() for p in kept.ranges)
     aggregates = _bad_aggregates(facts, said)
     executions = _bad_executions(facts, whole, said)
     study = said.note(
         Mismatch.STUDY_DAMAGED, facts.row.study, facts.wrong(facts.row.study, len(facts.row.spec))
     )
-    adopt = _adoptable(facts, facts.spec.line.all() - _indices(whole), said)
-    run = _run(facts, _indices(bad), adopt, said) if facts.is_final else None
+    adopt = _adoptable(facts, facts.spec.line.all() - (_indices(whole) - undecided), said)
+    run = _run(facts, _indices(bad) | undecided, adopt, said) if facts.is_final else None
     if facts.is_final and run is None and aggregates:
         run = Ranges()  # aggregates only
     results = False
@@ -177,7 +180,7 @@ def plan_for(facts: JobFacts) -> Plan:
     return Plan(
         findings=said.findings,
         withdrawal=Withdrawal(
-            segments=dict.fromkeys(attempts, NOTHING),
+            segments=dict.fromkeys(attempts, NOTHING) | undone,
             aggregates=tuple(aggregates),
             executions=tuple(executions),
         ),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from modelops.driver.events import Finalized, ResultsVoided
 from modelops.errors import InternalError, StorageError
-from modelops.states import AggregateStatus
+from modelops.states import STORED, AggregateStatus, ReplicateStatus
+from modelops.store import read_segment
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
 from modelops.store.segment_body import StoredError
-from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter
+from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, store_not_needed
+from modelops.store.withdrawal import NOTHING, Kept
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
     from modelops.driver.commands import (
         ChangeState,
+        CommitNotNeeded,
         CommitSynthetic,
         CommitSyntheticAggregates,
         Note,
@@ -66,17 +72,35 @@ class StoreLedger:
             raise InternalError(f"attempt {command.attempt} was to commit outcomes of no replicate")
         return self.records.commit_segment(self.job, self.epoch, segment), segment
 
+    def commit_not_needed(self, command: CommitNotNeeded) -> tuple[bool, SegmentRef]:
+        """Write and commit that these are not needed; outcomes of them that count already count no more."""
+        stored = store_not_needed(self.objects, self.job, command.attempt, command.indices)
+        kept = {}
+        for ref in self.records.segments_over(self.job, command.displaced) if command.displaced else ():
+            if ref.attempt != command.attempt:
+                left = Ranges(ref.ranges) - command.indices
+                trimmed = replace(ref, ranges=left.pairs)
+                kept[ref.attempt] = Kept(left.pairs, self._counts(trimmed)) if left else NOTHING
+        return self.records.commit_not_needed(self.job, self.epoch, stored, kept), stored
+
+    def _counts(self, ref: SegmentRef) -> dict[ReplicateStatus, int]:
+        found = Counter(read_segment(self.objects, self.job, ref).status.tolist())
+        return {STORED[code]: n for code, n in sorted(found.items())}
+
     def commit_synthetic_aggregates(self, command: CommitSyntheticAggregates) -> bool:
         """Write and commit aggregates that failed without a worker that could say so."""
         writer = AggregateWriter(self.objects, self.job, command.attempt)
         error = _stored(command.error)
+        segments = self.records.segments(self.job)
+        not_needed = Ranges(
+            pair for ref in segments if ReplicateStatus.NOT_NEEDED in ref.counts for pair in ref.ranges
+        )
         for param in command.params:
-            n = len(self.spec.line.of_param(param))
+            n = len(self.spec.line.of_param(param) - not_needed)
             for target in self.spec.aggregates:
                 reason = f"{error.type}: {error.message}"
                 writer.add(AggregateRow(param, target, AggregateStatus.FAILED, 0, n, reason, error=error))
         held = Ranges(pair for param in command.params for pair in self.spec.line.of_param(param).pairs)
-        segments = self.records.segments(self.job)
         # Of the same segments as if it had read them: a later driver or run must not take it for stale.
         inputs = tuple(ref.digest for ref in segments if not held.isdisjoint(Ranges(ref.ranges)))
         return self.commit_aggregates(writer.finish(inputs=inputs))
@@ -128,6 +152,8 @@ class StoreLedger:
 
     def finalize(self) -> Finalized | ResultsVoided:
         """Write the result files; if the bundle was changed while it ran, make nothing count."""
+        from modelops.driver.commands import Note
+        from modelops.store.attempts import n_surplus
         from modelops.store.checkpoints import remove_all, remove_settled
         from modelops.store.contents import JobContents
         from modelops.store.most_frequent import most_frequent_failure
@@ -149,6 +175,9 @@ class StoreLedger:
         failed = most_frequent_failure(contents)
         files = finalize(contents)
         self.records.record_results(self.job, self.who, files, epoch=self.epoch)
+        if self.spec.until is not None:
+            text = f"{n_surplus(contents)} replicates were run to their end that are not needed"
+            self.note(Note("surplus", text), again=True)
         try:
             remove_settled(contents)
         except StorageError as error:  # it may be allowed to write and not to delete; the results are there

@@ -12,10 +12,12 @@ import pyarrow as pa
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import columns
 from modelops.store.gather import Cover, Stored, cells_of
+from modelops.store.order import places
 from modelops.store.segment_table import OutputsColumn, read_aggregates
 from modelops.store.segments import AGGREGATE_OUTCOMES, job_folder
 from modelops.store.view_writer import ROW_GROUP, Group
 from modelops.store.views import Cells, column_names
+from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -169,9 +171,15 @@ def _explanation(loaded: _Loaded, row: int) -> str:
 
 
 def _replicates_of(contents: JobContents, params: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    n = np.zeros(len(params), np.int64)
+    n = np.zeros(len(params), np.int64)  # they follow one another
+    mine = contents.spec.line.of_params(int(params[0]), int(params[-1]) + 1)
     for b in contents.spec.line.blocks:
         n[(params >= b.p0) & (params < b.p0 + b.n_params)] += b.n_replicates
+    for ref in contents.segments:
+        if ReplicateStatus.NOT_NEEDED in ref.counts:
+            for lo, hi in (Ranges(ref.ranges) & mine).pairs:
+                of = places(contents.spec.line, np.arange(lo, hi)).param - params[0]
+                n -= np.bincount(of, minlength=len(n))
     return n
 
 

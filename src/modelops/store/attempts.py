@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.errors import IntegrityError
-from modelops.states import OUTCOMES
+from modelops.states import OUTCOMES, ReplicateStatus
 from modelops.store import columns
 from modelops.store.order import places
+from modelops.store.replicate_rows import in_ranges
 from modelops.store.segment_table import open_execution
 from modelops.store.segments import FORMAT, job_folder
+from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,6 +53,22 @@ def write_attempts(contents: JobContents, open_sink: Callable[[pa.Schema], Any])
             waiting = []
     if waiting:
         sink.write(pa.concat_tables(waiting).combine_chunks())
+
+
+def n_surplus(contents: JobContents) -> int:
+    """Return how many replicates were run to their end though they are not needed."""
+    ranges = (
+        pair for ref in contents.segments if ReplicateStatus.NOT_NEEDED in ref.counts for pair in ref.ranges
+    )
+    not_needed = Ranges(ranges)
+    if not not_needed:
+        return 0
+    found = [np.zeros(0, np.int64)]
+    for name in contents.objects.list(f"{job_folder(contents.job)}/executions"):
+        stored = open_execution(contents.objects.get(name), name)
+        index = columns.fixed_values(columns.only_chunk(stored, "index"))
+        found.append(index[in_ranges(not_needed, index)])
+    return len(np.unique(np.concatenate(found)))
 
 
 def _tables(contents: JobContents) -> Iterator[pa.Table]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from modelops.errors import IntegrityError, NotFoundError, StorageError
-from modelops.states import OUTCOMES, ReplicateStatus
+from modelops.states import STORED, ReplicateStatus
 from modelops.store.checkpoint_folder import FileThere, FolderThere, LinkThere, look_through, pieces_of
 from modelops.store.objects import AlreadyExistsError
 from modelops.store.segments import job_folder
@@ -321,8 +321,11 @@ def _is_before(name: str, attempt: AttemptId) -> bool:
     return False
 
 
+_OVER: Final = (ReplicateStatus.SUCCEEDED, ReplicateStatus.NOT_NEEDED)
+
+
 def remove_settled(contents: JobContents) -> None:
-    """Remove the checkpoints of replicates that have succeeded; others may go on from theirs in a later run."""
+    """Remove checkpoints of replicates that have succeeded or are not needed; others may go on from theirs later."""
     prefix = f"{job_folder(contents.job)}/checkpoints"
     firsts = {name.removeprefix(f"{prefix}/").split("/")[0] for name in contents.objects.list(prefix)}
     left = Ranges.of(int(first) for first in firsts if first.isdecimal())
@@ -330,7 +333,7 @@ def remove_settled(contents: JobContents) -> None:
         if here := left & Ranges(ref.ranges):
             segment = contents.read(number)
             for index in here:
-                if OUTCOMES[segment.status[segment.row_of(index)]] == ReplicateStatus.SUCCEEDED:
+                if STORED[segment.status[segment.row_of(index)]] in _OVER:
                     contents.objects.remove_folder(f"{prefix}/{index}")
 
 

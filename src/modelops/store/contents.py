@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from modelops.states import OUTCOMES, JobState, ReplicateStatus
+from modelops.states import STORED, JobState, ReplicateStatus
 from modelops.store.parameter_view import ParameterView
 from modelops.store.parameters import Parameters
 from modelops.store.segment_table import SegmentTable, StoredOutput, decoded, read_segment
@@ -109,7 +109,7 @@ class JobContents:
         for number, ref in enumerate(self.segments):
             if any(lo <= index < hi for lo, hi in ref.ranges):
                 segment = self.read(number)
-                status = OUTCOMES[segment.status[segment.row_of(index)]]
+                status = STORED[segment.status[segment.row_of(index)]]
                 break
         else:
             status = ReplicateStatus.RUNNING if index in self.running else self.rest

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.errors import IntegrityError
-from modelops.states import FAILURES, OUTCOMES, ReplicateStatus
+from modelops.states import FAILURES, STORED, ReplicateStatus
 from modelops.store import columns
 from modelops.store.order import places
 from modelops.store.replicate_rows import replicate_statuses, row_seeds
@@ -53,7 +53,7 @@ SUMMARY_SCHEMA: Final = pa.schema(
         ("command", pa.string()),
     ]
 )
-_SUCCEEDED: Final = OUTCOMES.index(ReplicateStatus.SUCCEEDED)
+_NO_FAILURE: Final = [code for code, status in enumerate(STORED) if status not in FAILURES]
 _ERROR_FIELDS: Final = (
     ("error_type", "type"),
     ("message", "message"),
@@ -108,10 +108,10 @@ def failure_summary(failures: pa.Table, command: Callable[[dict[str, Any]], str]
 
 def _failed(contents: JobContents) -> Iterator[pa.Table]:
     for number, ref in enumerate(contents.segments):
-        if not any(n for status, n in ref.counts.items() if status != ReplicateStatus.SUCCEEDED):
+        if not any(n for status, n in ref.counts.items() if status in FAILURES):
             continue
         segment = contents.read(number)
-        bad = np.flatnonzero(segment.status != _SUCCEEDED)
+        bad = np.flatnonzero(~np.isin(segment.status, _NO_FAILURE))
         at = columns.fixed(bad, pa.int64())
         error = columns.only_chunk(segment.table, "error").take(at)
         named = {theirs: error.field(ours) for theirs, ours in _ERROR_FIELDS}

@@ -39,7 +39,7 @@ from modelops.store.rows import (
     update_job,
 )
 from modelops.store.runs import BEGINS_RUN, VOIDED, Runs, expect
-from modelops.store.withdrawal import drop_stale
+from modelops.store.withdrawal import Kept, drop_stale, trim
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
 from modelops.study.spec import decode_spec
@@ -258,6 +258,26 @@ class Records(DrivingRecords, Runs):
         columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": ref.execution}
         ranges = Ranges(ref.ranges)
         return self._commit(sql, job, epoch, ref, ranges, columns, _SEGMENTS)
+
+    def commit_not_needed(
+        self, job: JobId, epoch: int, ref: SegmentRef, kept: Mapping[AttemptId, Kept]
+    ) -> bool:
+        """Make a segment count that says what is not needed, in place of outcomes of such that count already.
+
+        Parameters
+        ----------
+        kept
+            What counts from now on of each segment that has such outcomes. By the rules of `commit_segment` otherwise.
+        """
+        columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": None}
+        with self._database.writing() as sql:
+            hold(sql, job, epoch)
+            trim(sql, job, kept)
+            return self._commit(sql, job, epoch, ref, Ranges(ref.ranges), columns, _SEGMENTS)
+
+    def segments_over(self, job: JobId, indices: Ranges) -> list[SegmentRef]:
+        """Return the committed segments that hold any of these indices, by their smallest index."""
+        return [ref for ref in self.segments(job) if not indices.isdisjoint(Ranges(ref.ranges))]
 
     def commit_aggregates(self, job: JobId, epoch: int, ref: AggregateRef) -> bool:
         """Make a stored aggregate segment count, by the rules of `commit_segment`.

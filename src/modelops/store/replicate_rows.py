@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from modelops.states import OUTCOMES, ReplicateStatus
+from modelops.states import OUTCOMES, STORED, ReplicateStatus
 from modelops.store import columns
 from modelops.store.gather import Cover, Stored, cells_of
 from modelops.store.order import ResultOrder, Rows
@@ -77,7 +77,7 @@ def row_seeds(
 
 def replicate_statuses(contents: JobContents) -> tuple[list[str], int, int]:
     """Return the words of the status column, and the codes of ``rest`` and ``running``; outcomes first."""
-    return [*OUTCOMES, contents.rest, ReplicateStatus.RUNNING], len(OUTCOMES), len(OUTCOMES) + 1
+    return [*STORED, contents.rest, ReplicateStatus.RUNNING], len(STORED), len(STORED) + 1
 
 
 def status_column(contents: JobContents, codes: npt.NDArray[np.int64]) -> pa.Array:

@@ -13,7 +13,7 @@ from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.store import columns
 from modelops.store.segment_body import StoredError
-from modelops.store.segments import FLOATS_FORMAT, OUTCOME_CODE, PackSlice, job_folder, ranges_of
+from modelops.store.segments import NOT_NEEDED_FORMAT, OUTCOME_CODE, PackSlice, job_folder, ranges_of
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class SegmentTable:
     table
         The Arrow table as stored.
     index, status
-        Its first columns as arrays: int64, sorted; positions in ``OUTCOMES``.
+        Its first columns as arrays: int64, sorted; positions in ``STORED``.
     """
 
     def __init__(self, objects: Objects, job: JobId, ref: SegmentRef, table: pa.Table) -> None:
@@ -206,9 +206,9 @@ def open_table(data: bytes, name: str) -> pa.Table:
         found = int((table.schema.metadata or {}).get(b"modelops.format", b"0"))
     except (pa.ArrowException, OSError, ValueError) as e:
         raise IntegrityError(f"{name} is damaged: {e}") from e
-    if found > FLOATS_FORMAT:
+    if found > NOT_NEEDED_FORMAT:
         raise RequestError(
-            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FLOATS_FORMAT}); "
+            f"{name} was written by a newer ModelOps (format {found}, this one reads up to {NOT_NEEDED_FORMAT}); "
             "upgrade modelops"
         )
     return table

@@ -8,6 +8,7 @@ an orphan that harms nobody. Its name has a part of its digest, so that it can b
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.errors import IntegrityError, InternalError
-from modelops.states import OUTCOMES, AggregateStatus, ReplicateStatus
+from modelops.states import STORED, AggregateStatus, ReplicateStatus
 from modelops.store import columns
 from modelops.store.objects import COPY_BYTES, AlreadyExistsError, Objects
 from modelops.store.segment_body import (
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1
 FLOATS_FORMAT: Final = 2  # of segments with outputs of kind `f8`, which a reader of format 1 does not know
+NOT_NEEDED_FORMAT: Final = 3  # of segments that say of replicates that they are not needed
 DIGITS_IN_NAME: Final = 32  # of the SHA-256 of a segment
 AGGREGATE_OUTCOMES: Final = tuple(AggregateStatus)  # the position is the code in the file, never renumbered
-OUTCOME_CODE: Final = {status: code for code, status in enumerate(OUTCOMES)}
+OUTCOME_CODE: Final = {status: code for code, status in enumerate(STORED)}
 AGGREGATE_CODE: Final = {status: code for code, status in enumerate(AGGREGATE_OUTCOMES)}
 
 
@@ -124,6 +126,8 @@ class SegmentWriter:
     ----------
     worker, host, pid
         Who ran the replicates; stored with the execution data.
+    watches
+        Whether each outcome comes with a number for the driver, see `modelops.store.watched`.
     """
 
     def __init__(
@@ -135,7 +139,9 @@ class SegmentWriter:
         worker: str = "",
         host: str = "",
         pid: int = 0,
+        watches: bool = False,
     ) -> None:
+        self._watched: dict[int, float] | None = {} if watches else None
         self._objects, self._job, self._attempt = objects, job, attempt
         self._who = {"modelops.worker": worker, "modelops.host": host, "modelops.pid": str(pid)}
         self._parts: list[list[_Row] | FloatRows] = []
@@ -157,6 +163,7 @@ class SegmentWriter:
         outputs: Sequence[Output],
         error: StoredError | None = None,
         execution: Execution | None = None,
+        watched: float = math.nan,
     ) -> None:
         """Take the final outcome of one replicate; the order of calls does not matter.
 
@@ -165,16 +172,22 @@ class SegmentWriter:
         outputs
             ``(name, kind, data)`` in the order of the model's dict, kinds as in docs/reference/values.md.
             Kept as it is: it must not change until `finish`.
+        watched
+            The number of the output that ``until`` watches.
         """
         if not self._parts or type(self._parts[-1]) is not list:
             self._parts.append([])
         self._parts[-1].append((index, status, returned_dict, outputs, error))  # type: ignore[union-attr]
         self._n += 1
+        if self._watched is not None:
+            self._watched[index] = watched
         if execution is not None:
             self.add_execution_only(index, status, execution)
 
-    def add_floats(self, rows: FloatRows) -> None:
-        """Take the outcomes of many replicates that returned nothing but floats."""
+    def add_floats(self, rows: FloatRows, watched: Iterable[float] = ()) -> None:
+        """Take the outcomes of many replicates that returned nothing but floats. ``watched``: as in `add`, of each."""
+        if self._watched is not None:
+            self._watched.update(zip(rows.indices, watched, strict=True))
         self._parts.append(rows)
         self._executions.append(rows)
         self._n += len(rows.indices)
@@ -236,18 +249,25 @@ class SegmentWriter:
             FLOATS_FORMAT if any(isinstance(part, FloatRows) for part in parts) else FORMAT,
         )
         body.remove_spooled()
-        counts = np.bincount(codes, minlength=len(OUTCOMES)).tolist()
+        counts = np.bincount(codes, minlength=len(STORED)).tolist()
         return SegmentRef(
             attempt=self._attempt,
             name=stored.name,
             digest=stored.digest,
             n_bytes=stored.n_bytes,
             ranges=ranges_of(indices).pairs,
-            counts={status: n for status, n in zip(OUTCOMES, counts, strict=True) if n},
+            counts={status: n for status, n in zip(STORED, counts, strict=True) if n},
             pack=body.pack,
             pack_bytes=body.pack_bytes,
             execution=execution,
+            watched=None if self._watched is None else self._pack(codes, indices, self._watched),
         )
+
+    @staticmethod
+    def _pack(
+        codes: npt.NDArray[np.uint8], indices: npt.NDArray[np.int64], numbers: dict[int, float]
+    ) -> bytes:
+        return watched_bytes(codes, np.array([numbers[k] for k in indices.tolist()], np.float64))
 
     def _store_executions(self) -> str | None:
         if not self._executions:
@@ -272,6 +292,32 @@ class SegmentWriter:
             data = _table_bytes(self._job, self._attempt, table, self._who)
             self._objects.put_new(f"{job_folder(self._job)}/{name}", data)
         return name
+
+
+def store_not_needed(objects: Objects, job: JobId, attempt: AttemptId, indices: Ranges) -> SegmentRef:
+    """Store a segment that says of these replicates, and of no others, that they are not needed."""
+    n = len(indices)
+    index = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in indices.pairs])
+    codes = np.full(n, OUTCOME_CODE[ReplicateStatus.NOT_NEEDED], np.uint8)
+    named = {
+        "index": columns.fixed(index, pa.int64()),
+        "status": columns.fixed(codes, pa.uint8()),
+        **Body(objects, job_folder(job), "", [Floats(n, (), b"")]).columns,
+    }
+    stored = _store_table(objects, job, attempt, "segments", named, NOT_NEEDED_FORMAT)
+    return SegmentRef(
+        attempt=attempt,
+        name=stored.name,
+        digest=stored.digest,
+        n_bytes=stored.n_bytes,
+        ranges=indices.pairs,
+        counts={ReplicateStatus.NOT_NEEDED: n},
+    )
+
+
+def watched_bytes(codes: npt.NDArray[np.uint8], numbers: npt.NDArray[np.float64]) -> bytes:
+    """Return what `modelops.driver.needs` reads: a code for each outcome, then a number for each outcome."""
+    return codes.astype(np.uint8).tobytes() + numbers.astype("<f8").tobytes()
 
 
 class AggregateRow(NamedTuple):

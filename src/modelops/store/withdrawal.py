@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from modelops.states import ReplicateStatus
 from modelops.store import schema
 from modelops.study.ids import AttemptId
 from modelops.study.ranges import Range, Ranges
@@ -21,9 +22,9 @@ from modelops.study.ranges import Range, Ranges
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from modelops.states import ReplicateStatus
     from modelops.study.ids import JobId
     from modelops.study.index_line import IndexLine
+    from modelops.worker.messages import SegmentRef
 
 
 class Kept(NamedTuple):
@@ -84,6 +85,32 @@ def stale_aggregates(
         return False
 
     return [attempt for attempt, params, inputs in aggregates if is_stale(params, set(inputs))]
+
+
+def no_longer_unneeded(
+    line: IndexLine, segments: Iterable[SegmentRef], lost: Ranges
+) -> dict[AttemptId, Kept]:
+    """Return what is left of the segments that say what is not needed, when these outcomes do not count any more.
+
+    What a parameter set needs was decided by its outcomes, so it is decided anew.
+    """
+    undecided = Ranges(pair for lo, hi in line.params_of(lost).pairs for pair in line.of_params(lo, hi).pairs)
+    out = {}
+    for ref in segments:
+        if set(ref.counts) == {ReplicateStatus.NOT_NEEDED}:
+            before = Ranges(ref.ranges)
+            kept = before - undecided
+            if len(kept) < len(before):
+                out[ref.attempt] = (
+                    Kept(kept.pairs, {ReplicateStatus.NOT_NEEDED: len(kept)}) if kept else NOTHING
+                )
+    return out
+
+
+def trim(sql: sa.Connection, job: JobId, kept: Mapping[AttemptId, Kept]) -> None:
+    """Let only this count of these segments."""
+    for attempt, what in kept.items():
+        _trim(sql, job, attempt, what)
 
 
 def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class _AggregateRun:
     def _one(self, param: int, target: str, log: LogSink) -> bool:
         spec = self.context.spec
         n, n_succeeded = len(spec.line.of_param(param)), self.reader.count(param, ReplicateStatus.SUCCEEDED)
+        if spec.until is not None:
+            n -= self.reader.count(param, ReplicateStatus.NOT_NEEDED)
         needed = spec.needed(n)
         if n_succeeded < needed:
             reason = f"{n_succeeded} of {n} replicates succeeded, min_success needs {needed}"

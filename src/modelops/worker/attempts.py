@@ -45,6 +45,7 @@ NO_HOPE: Final = (
     StartFailedError,
 )
 MAX_REMEMBERED: Final = 10_000  # stops of attempts that have not begun; jobs whose drivers are known
+SOON_S: Final = 1.0  # until a replicate that nobody needs is killed
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024  # of receipts that nobody has acknowledged
 
 
@@ -207,14 +208,14 @@ class AttemptTable:
                 *(held for held in self._kept.values() if held.job == job),
             ]
 
-    def stop(self, job: JobId, attempt: AttemptId) -> None:
-        """Stop it now, or as soon as it would start."""
+    def stop(self, job: JobId, attempt: AttemptId, *, soon: bool = False) -> None:
+        """Stop it now, or as soon as it would start. ``soon``: what runs has little time to end."""
         with self._lock:
             running = self._running.get((job, attempt))
             if running is None and (job, attempt) not in self._kept:
                 self._not_to_begin((job, attempt))
         if running is not None:
-            running.stop.stop()
+            running.stop.stop(grace_s=SOON_S if soon else None)
 
     def has_begun(self, job: JobId, attempt: AttemptId) -> bool:
         """Say whether an attempt runs here or has ended here; otherwise it waits, or never came."""

@@ -43,7 +43,8 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: object name below ``v1/jobs/<job>/``. ``digest``: SHA-256 of the object, hexadecimal.
     ``pack``: name of the object that holds its large outputs, or None; ``execution``: name of the object
-    with durations and hosts.
+    with durations and hosts. ``watched``: for the driver of a job with ``until``, how each replicate ended and the
+    number of the output that decides, see `modelops.driver.needs`; not part of what is committed.
     """
 
     attempt: AttemptId
@@ -55,6 +56,7 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
     pack: str | None = None
     pack_bytes: int = 0
     execution: str | None = None
+    watched: bytes | None = None
 
 
 class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +85,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
     ``wall_seconds``: what running them took, without what a chunk of any size costs (loading the job, storing).
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
+    ``unusable``: likewise, that ``until`` cannot go by what the model returns.
     ``part_of``: the attempt that handed this in and goes on with one replicate, which is not in it. ``parts``: what an
     attempt that has ended now had handed in that way, in case it was not heard of.
     """
@@ -100,6 +103,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     model_seconds: float = 0.0
     wall_seconds: float = 0.0
     missing_import: str | None = None
+    unusable: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelops.processes import FileSlice, Row
-from modelops.states import OUTCOMES
+from modelops.states import STORED
 from modelops.store import PackSlice
 from modelops.study.ranges import Ranges
 
@@ -45,7 +45,7 @@ class ReplicateReader:
 
     def count(self, param: int, status: ReplicateStatus) -> int:
         """Return how many replicates of a parameter set have this status."""
-        code = OUTCOMES.index(status)
+        code = STORED.index(status)
         n = 0
         for table, indices in self._tables(self._line.of_param(param)):
             for lo, hi in indices.pairs:

@@ -40,7 +40,7 @@ def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt) -> Re
 def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt) -> Receipt:
     desk = runtime.desk(chunk, attempt)
     snapshot = context.runner.snapshot
-    sorter = Sorter(runtime, chunk, stop=attempt.stop, snapshot=snapshot, desk=desk)
+    sorter = Sorter(runtime, chunk, context.spec, stop=attempt.stop, snapshot=snapshot, desk=desk)
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log, contextlib.closing(desk):
         parts = Parts(runtime, chunk, attempt, sorter, job_log)
         began = time.perf_counter()
@@ -64,6 +64,7 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
         unstarted=unstarted.pairs,
         wall_seconds=wall_seconds,
         missing_import=sorter.missing_import,
+        unusable=sorter.unusable,
         notes=(
             *filter(None, [runtime.pool.not_forked(context.runner)]),
             *runtime.take_notes(chunk.job),

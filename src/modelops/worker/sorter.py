@@ -5,6 +5,7 @@ What has ended may be taken out while the chunk goes on, see `parts`; whatever e
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -17,14 +18,18 @@ from modelops.bundles.missing import line_to_add
 from modelops.environments import dependency_inputs
 from modelops.states import FAILURES, ReplicateStatus
 from modelops.store import Execution, FloatRows, SegmentWriter
+from modelops.store.watched import NoNumberError, number_in, numbers_in
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import ErrorExample, FailureCount, Receipt
 from modelops.worker.stored import stored_error, stored_outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from modelops.processes import FloatOutcomes, Outcome
     from modelops.processes.stop import StopSignal
     from modelops.study.ids import AttemptId
+    from modelops.study.spec import JobSpec
     from modelops.worker.desk import Desk
     from modelops.worker.messages import Chunk
     from modelops.worker.runtime import WorkerRuntime
@@ -83,15 +88,24 @@ class Sorter:
     """Takes the outcomes of one chunk, in order of index. `take` and `cut` may be called from different threads."""
 
     def __init__(
-        self, runtime: WorkerRuntime, chunk: Chunk, *, stop: StopSignal, snapshot: str, desk: Desk
+        self,
+        runtime: WorkerRuntime,
+        chunk: Chunk,
+        spec: JobSpec,
+        *,
+        stop: StopSignal,
+        snapshot: str,
+        desk: Desk,
     ) -> None:
+        self._spec = spec
         self._runtime, self.chunk, self.desk = runtime, chunk, desk
         self._stop, self._snapshot = stop, snapshot
         self._lock = threading.Lock()
         self.indices = Ranges(chunk.ranges)  # what this attempt is to give outcomes of; shrinks by `cut`
         self._given_back = EMPTY
-        self.lacking: list[int] = []  # replicates that found a module missing
+        self.lacking: list[int] = []  # replicates that ended as none of this job can
         self.missing_import: str | None = None
+        self.unusable: str | None = None
         self.tally = self._new_tally(chunk.attempt)
 
     def _new_tally(self, attempt: AttemptId) -> Tally:
@@ -103,6 +117,7 @@ class Sorter:
             worker=runtime.address,
             host=runtime.host,
             pid=os.getpid(),
+            watches=self._spec.until is not None,
         )
         return Tally(attempt, writer, began=time.perf_counter())
 
@@ -137,6 +152,13 @@ class Sorter:
             self.lacking.append(outcome.index)
             self._stop.stop(hard=True)
             return
+        watched = math.nan
+        if self._spec.until is not None and outcome.status is ReplicateStatus.SUCCEEDED:
+            try:
+                watched = number_in(stored_outputs(outcome.outputs), self._spec.until.of)
+            except NoNumberError as no:
+                self._cannot_use([outcome.index], no)
+                return
         tally.ended.append(outcome.index)
         if outcome.status in FAILURES:
             tally.count_failure(outcome)
@@ -158,6 +180,7 @@ class Sorter:
                 stored_outputs(outcome.outputs),
                 stored_error(error),
                 execution,
+                watched,
             )
 
     def take_floats(self, batch: FloatOutcomes) -> None:
@@ -168,24 +191,38 @@ class Sorter:
                 if not kept:
                     return
                 batch = batch.of(kept)
+            rows = FloatRows(
+                batch.names,
+                batch.indices,
+                batch.values,
+                batch.started_at,
+                batch.seconds,
+                batch.cpu_seconds,
+                batch.max_rss_bytes,
+                self.chunk.attempt_number,
+            )
             tally = self.tally
             tally.model_seconds += sum(batch.seconds)
             tally.last_ended = time.perf_counter()
             if self.desk.current in batch.indices:
                 self.desk.ended(succeeded=True)
+            watched: list[float] = []
+            if self._spec.until is not None:
+                try:
+                    watched = numbers_in(rows, self._spec.until.of)
+                except NoNumberError as no:
+                    self._cannot_use(batch.indices, no)
+                    return
             tally.ended += batch.indices
-            tally.writer.add_floats(
-                FloatRows(
-                    batch.names,
-                    batch.indices,
-                    batch.values,
-                    batch.started_at,
-                    batch.seconds,
-                    batch.cpu_seconds,
-                    batch.max_rss_bytes,
-                    self.chunk.attempt_number,
-                )
-            )
+            tally.writer.add_floats(rows, watched)
+
+    def _cannot_use(self, indices: Sequence[int], no: NoNumberError) -> None:
+        """Stop, as ``until`` has nothing to go by in these replicates."""
+        param, replicate = self._spec.line.locate(indices[0])
+        of = self._spec.until.of if self._spec.until is not None else ""
+        self.unusable = f"until goes by {of!r}, and replicate {replicate} of parameter set {param} {no}"
+        self.lacking += indices
+        self._stop.stop(hard=True)
 
     def cut(self, part: AttemptId) -> tuple[Tally, Ranges] | None:
         """Take out what has ended, and give back all but the replicate that is next: it runs, or is about to.

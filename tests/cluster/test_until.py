@@ -1,0 +1,230 @@
+"""``mo.until``: as many replicates as each parameter set needs, the same ones whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack, closing
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+import pytest
+from driving import submitted, wait_for
+
+import modelops as mo
+from modelops.client.run import Watcher
+from modelops.server.extend import extend_job
+from modelops.server.supervisor import Supervisor
+from modelops.states import JobState
+from modelops.store import Objects, Records
+from modelops.store.contents import JobContents
+from modelops.store.leases import FileLeases
+from modelops.store.results import aggregates_table, replicates_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pyarrow as pa
+
+    from modelops.client.job import Job
+    from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.driver.machine import Machine
+    from modelops.study.ids import JobId
+    from modelops.study.stopping import Until
+
+NOISY = """
+import os, random, time
+
+def simulate(params, seed):
+    time.sleep(random.SystemRandom().choice([0, 0, 0, params.get("slow", 0.02)]))  # no part of the result
+    if seed % 50 == 0:
+        raise ValueError("unlucky")
+    return {"x": random.Random(seed).gauss(1.0, params["spread"]), "word": "a", "none": None}
+
+def count(replicates):
+    return {"n": len(replicates)}
+"""
+TABLE = 'model = "model:simulate"\naggregate = "model:count"\n'
+SETS = [{"spread": 0.0}, {"spread": 0.3}, {"spread": 0.6}, {"spread": 9.0}]
+
+
+def rule(**said: Any) -> Until:
+    return mo.until(**{"half_width": 0.1, "of": "x", "min": 10, "max": 150, **said})
+
+
+def study_of(bundle: Path, **said: Any) -> mo.Study:
+    return mo.Study(
+        **{"bundle": bundle, "parameters": SETS, "replicates": rule(), "min_success": 0.5, "seed": 3, **said}
+    )
+
+
+@pytest.fixture
+def bundle(write_bundle: Callable[..., Path]) -> Path:
+    return write_bundle(NOISY, table=TABLE)
+
+
+def values(table: pa.Table, param: int) -> list[float | None]:
+    """Return the outputs of a parameter set's replicates, up to the first that is not needed."""
+    rows = table.filter(pc.equal(table["param"], param))
+    statuses = rows["status"].to_pylist()
+    n = statuses.index("not_needed") if "not_needed" in statuses else len(statuses)
+    assert set(statuses[n:]) <= {"not_needed"}
+    return [
+        None if s == "failed" else x for s, x in zip(statuses[:n], rows["x"].to_pylist()[:n], strict=True)
+    ]
+
+
+class KillsOne(Watcher):
+    """Kills a worker when the job is under way."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.killed = pid, False
+
+    def changed(self, machine: Machine) -> None:
+        if not self.killed and machine.progress > 0.02:
+            self.killed = True
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def digests(job: Job) -> list[str]:
+    files = job.result_files()
+    return [
+        sha256(files[name].read_bytes()).hexdigest() for name in ("replicates.parquet", "aggregates.parquet")
+    ]
+
+
+def test_each_set_gets_what_the_rule_says_and_a_killed_worker_changes_no_byte(
+    cluster: EmbeddedCluster, bundle: Path
+) -> None:
+    everything = mo.run(study_of(bundle, replicates=150), cluster=cluster).results()
+    job = mo.run(study_of(bundle), cluster=cluster)
+    results, n_needed = job.results(), []
+    for param in range(4):
+        got, all_of_it = values(results, param), values(everything, param)
+        assert got == all_of_it[: len(got)]
+        assert rule().needed(all_of_it) == len(got)
+        n_needed.append(len(got))
+    assert n_needed[0] <= n_needed[1] < n_needed[2] <= n_needed[3] == 150
+    status, n = job.status(), sum(n_needed)
+    assert (status.counts["not_needed"], sum(status.counts.values())) == (600 - n, 600)
+    assert job.aggregates()["n_replicates"].to_pylist() == n_needed
+    assert job.aggregates()["n"].to_pylist() == [
+        sum(x is not None for x in values(results, p)) for p in range(4)
+    ]
+    assert job.failures().num_rows == status.counts["failed"]
+    assert [e.text.split()[1:] for e in job.events() if e.kind == "surplus"] == [
+        ["replicates", "were", "run", "to", "their", "end", "that", "are", "not", "needed"]
+    ]
+
+    watcher = KillsOne(next(iter(cluster.client.run(os.getpid).values())))
+    again = mo.run(study_of(bundle), cluster=cluster, watcher=watcher)
+    assert watcher.killed
+    assert digests(again) == digests(job)
+
+
+class Server:
+    """The part of a server that drives, over a database of its own."""
+
+    def __init__(self, cluster: EmbeddedCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.url = f"sqlite:///{folder}/modelops.db"
+        self.records = Records.open(self.url)
+        self.objects = Objects.open(cluster.home.storage)
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        driving = Supervisor(
+            records=self.records,
+            objects=self.objects,
+            cache=self.cluster.home.cache,
+            pool=self.cluster,
+            leases=FileLeases(self.records, self.folder / "leases"),
+            who="test",
+        )
+        driving.start()
+        self._stack.callback(driving.stop)
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def n_known(self, job: JobId) -> int:
+        return sum(self.records.counts(job).values())
+
+    def finished(self, job: JobId) -> tuple[pa.Table, pa.Table]:
+        wait_for(
+            lambda: self.records.job(job).state in (JobState.PARTIAL, JobState.SUCCEEDED), "it has ended"
+        )
+        contents = JobContents.of(self.objects, self.records, job)
+        return replicates_table(contents), aggregates_table(contents)
+
+
+@pytest.fixture
+def server(cluster: EmbeddedCluster, tmp_path: Path) -> Iterator[Server]:
+    server = Server(cluster, tmp_path)
+    with closing(server.records):
+        yield server
+        server.stop()
+
+
+def test_a_driver_that_takes_over_and_an_extended_job_decide_as_one_that_ran_through(
+    cluster: EmbeddedCluster, server: Server, bundle: Path
+) -> None:
+    short = submitted(study_of(bundle, replicates=rule(max=40)), cluster.home, database=server.url)
+    for n in (30, 60):
+        server.start()
+        wait_for(lambda n=n: server.n_known(short) >= n, "some have ended")  # type: ignore[misc]
+        server.stop()
+    server.start()
+    first, _ = server.finished(short)
+    assert len(values(first, 2)) == len(values(first, 3)) == 40
+
+    extend_job(server.records, server.objects, short, "user", replicates=150)
+    extended = server.finished(short)
+    fresh = submitted(study_of(bundle), cluster.home, database=server.url)
+    assert server.finished(fresh) == extended
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ("y", "has no output 'y'; it has: x, word, none"),
+        ("word", "has an output 'word' that is no number"),
+        ("none", "has an output 'none' that is no number"),
+    ],
+)
+def test_an_output_that_is_missing_or_no_number_stops_the_job_and_is_named(
+    cluster: EmbeddedCluster, bundle: Path, of: str, said: str
+) -> None:
+    status = mo.run(study_of(bundle, replicates=rule(of=of)), cluster=cluster).status()
+    assert status.state == JobState.FAILED
+    assert f"until goes by {of!r}, and replicate " in status.reason
+    assert said in status.reason
+
+
+SURPLUS_NEVER_ENDS = """
+import os, time
+from pathlib import Path
+
+def simulate(params, seed, context):
+    pid = Path(params["folder"]) / "pid"
+    if context.replicate >= 10:
+        pid.with_suffix(".new").write_text(str(os.getpid()))
+        pid.with_suffix(".new").rename(pid)
+        time.sleep(3600)
+    while context.replicate == 9 and not pid.exists():  # so it is run ahead
+        time.sleep(0.01)
+    return {"x": 1}
+"""
+
+
+def test_what_is_run_beyond_what_is_needed_is_stopped(
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = write_bundle(SURPLUS_NEVER_ENDS)
+    study = mo.Study(bundle=bundle, parameters=[{"folder": str(tmp_path)}], replicates=rule(max=20))
+    job = mo.run(study, cluster=cluster)
+    assert job.status().counts == {"succeeded": 10, "not_needed": 10}
+    pid = (tmp_path / "pid").read_text()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the replicate that is not needed has been stopped")
