@@ -32,6 +32,7 @@ NAMES: Final = (
     "host",
     "port",
     "allowed_hosts",
+    "http_port",
 )
 SECRET: Final = frozenset({"token", "database"})  # a URL of a database may hold a password
 OTHERS_MAY_READ: Final = 0o077
@@ -142,8 +143,13 @@ class Settings:
 
     @property
     def allowed_hosts(self) -> tuple[str, ...]:
-        """The names by which clients may call the server, besides the one it listens on."""
+        """The names by which clients may call the server, besides the one it listens on; ``*`` is any."""
         return self._parsed("allowed_hosts", _names, ())
+
+    @property
+    def http_port(self) -> int | None:
+        """The port where a scheduler or worker says how it is; None: a scheduler takes any, a worker says nothing."""
+        return self._parsed("http_port", _whole(0, 65_535), None)
 
     def _parsed(self, name: str, parse: Callable[[Any], T], default: D) -> T | D:
         setting = self.found(name)
@@ -280,6 +286,8 @@ def _host(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     names = value.replace(",", " ").split() if isinstance(value, str) else value
+    if names in (["*"], ("*",)):
+        return ("*",)  # what asks for a token is enough: behind a proxy, or where names are not known
     if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
         raise ValueError("it must be host names, separated by commas")
     return tuple(_host(name) for name in names)

@@ -399,3 +399,24 @@ def test_the_server_says_what_it_is_connected_to(
     assert (server["scheduler"], server["workers"]) == ("away", [])
     assert overview.n_unfinished(service.records) == 1
     assert JobState.QUEUED in service.jobs_by_state()
+
+
+def test_metrics_say_how_much_waits(client: Client, service: JobService, bundle: str) -> None:
+    def metric(name: str) -> float:
+        text = client("GET", "/metrics").data.decode()
+        (line,) = [x for x in text.splitlines() if x.startswith(f"{name} ")]
+        return float(line.split()[1])
+
+    assert (metric("modelops_replicates_pending"), metric("modelops_queue_wait_seconds")) == (0, 0)
+    job = client.submit(request_for(bundle))["job"]
+    other = client.submit(request_for(bundle))["job"]
+    assert metric("modelops_replicates_pending") == 24
+    assert metric("modelops_queue_wait_seconds") > 0
+    run_some(service, job, dict.fromkeys(range(5), ReplicateStatus.SUCCEEDED))
+    assert metric("modelops_replicates_pending") == 19
+    run_some(service, job, dict.fromkeys(range(5, 12), ReplicateStatus.FAILED), end=JobEvent.SOME_SUCCEEDED)
+    assert metric("modelops_replicates_pending") == 12
+    assert metric("modelops_jobs_stalled") == 0
+    service.records.record_stalled(JobId(other), "no worker", who="a watch", text="it does not get on")
+    assert metric("modelops_jobs_stalled") == 1
+    assert metric("modelops_environment_build_failures_total") >= 0

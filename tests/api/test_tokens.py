@@ -211,7 +211,7 @@ def test_while_the_store_is_away_a_named_token_is_told_to_wait_and_not_that_it_i
 
     sent: list[Any] = []
 
-    async def ask(door: Door, token: str) -> int:
+    async def ask(door: Door, token: str, path: str = "/v1/jobs") -> int:
         headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())]
         sent.clear()
 
@@ -221,7 +221,7 @@ def test_while_the_store_is_away_a_named_token_is_told_to_wait_and_not_that_it_i
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await door({"type": "http", "path": "/v1/jobs", "method": "GET", "headers": headers}, receive, send)
+        await door({"type": "http", "path": path, "method": "GET", "headers": headers}, receive, send)
         return int(sent[0]["status"])
 
     import asyncio
@@ -232,6 +232,9 @@ def test_while_the_store_is_away_a_named_token_is_told_to_wait_and_not_that_it_i
     assert b"postgresql://db failed" in sent[1]["body"]
     assert asyncio.run(ask(door, TOKEN)) == 503
     assert asyncio.run(ask(door, "wrong")) == 401
+    assert asyncio.run(ask(door, "", "/health")) == 200
+    assert asyncio.run(ask(door, "", "/ready")) == 503
+    assert b"postgresql" not in sent[1]["body"]  # who has no token learns that, and not why
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,22 +38,54 @@ def run(home: PoolHome, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([COMMAND, *arguments], env=home.environ, stderr=subprocess.PIPE)
 
 
+def asked(port: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError:
+            return 0, ""
+
+
 def test_workers_find_their_scheduler_again_and_end_with_their_command(home: PoolHome) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with contextlib.ExitStack() as free:
+        ports = [
+            free.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)
+        ]
+    port, scheduler_http, crew_http = map(str, ports)
     address = f"tls://127.0.0.1:{port}"
-    scheduler = run(home, "scheduler", "--port", str(port))
-    crew = run(home, "worker", "--scheduler", address, "--slots", "2", "--host", "127.0.0.1")
+    begin = ("scheduler", "--port", port, "--http-port", scheduler_http)
+    scheduler = run(home, *begin)
+    crew = run(
+        home,
+        "worker",
+        "--scheduler",
+        address,
+        "--slots",
+        "2",
+        "--host",
+        "127.0.0.1",
+        "--http-port",
+        crew_http,
+    )
     try:
+        wait_for(lambda: asked(scheduler_http, "/health")[0] == 200, "the scheduler says that it lives")
+        assert asked(scheduler_http, "/json/counts.json")[0] == 404
+        wait_for(lambda: asked(crew_http, "/ready")[0] == 200, "the crew says that a worker has joined")
         with ConnectedCluster(lambda: address, home.home.run / "tls") as cluster:
             assert cluster.wait_for_workers(2, DEADLINE_S)
             first = set(cluster.workers())
             assert len(set(cluster.client.run(os.getpid).values())) == 2
 
+            wait_for(lambda: "processes_joined 2" in asked(crew_http, "/metrics")[1], "both have joined")
             scheduler.kill()
             scheduler.communicate()
             wait_for(lambda: not cluster.connected, "the scheduler is gone")
-            scheduler = run(home, "scheduler", "--port", str(port))
+            wait_for(lambda: asked(crew_http, "/ready")[0] == 503, "the crew says that none has joined")
+            assert asked(crew_http, "/health")[0] == 200
+            scheduler = run(home, *begin)
             assert cluster.wait_for_workers(2, DEADLINE_S)
             assert not first & set(cluster.workers())
 
@@ -60,6 +94,15 @@ def test_workers_find_their_scheduler_again_and_end_with_their_command(home: Poo
             wait_for(lambda: len(cluster.workers()) == 1, "one is dead")
             assert cluster.wait_for_workers(2, DEADLINE_S)
             assert set(cluster.client.run(os.getpid).values()) - set(pids)
+            metrics = asked(crew_http, "/metrics")[1]
+            assert 'modelops_worker_process_ends_total{how="unasked"} 1' in metrics
+            assert 'modelops_worker_process_ends_total{how="scheduler_gone"} 2' in metrics
+            assert "modelops_worker_process_starts_total 5" in metrics
+            page = (Path(__file__).parents[2] / "docs/reference/http-api.md").read_text("utf-8")
+            names = re.findall(r"^# TYPE (\S+)", metrics, re.MULTILINE)
+            assert names
+            assert [name for name in names if f"`{name}`" not in page] == []
+            assert asked(crew_http, "/nothing")[0] == 404
 
             crew.kill()
             wait_for(lambda: not cluster.workers(), "the workers have ended with their command")

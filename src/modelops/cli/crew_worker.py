@@ -1,4 +1,4 @@
-"""The program of one worker of `modelops worker`: ``python -m modelops.cli.crew_worker SCHEDULER TLS HOST``."""
+"""The program of one worker of `modelops worker`: ``python -m modelops.cli.crew_worker SCHEDULER TLS HOST FD``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelops.logs import set_up_logging
 def main() -> int:
     """Be a worker until told otherwise; return the exit code."""
     set_up_logging()
-    scheduler, tls, host = sys.argv[1:]
+    scheduler, tls, host, fd = sys.argv[1:]  # fd: where it says that it has joined
     try:
         from modelops.cluster.place import Place
         from modelops.cluster.worker import run_worker_of_crew
@@ -24,6 +24,7 @@ def main() -> int:
         return run_worker_of_crew(
             Home.from_environ(os.environ),
             Place(scheduler, Path(tls) if tls else None, slots=1, host=host or None),
+            int(fd),
         )
     except RequestError as error:
         logging.getLogger(__name__).critical("%s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,9 @@ DEFAULT_SERVER_PORT = 8785
 
 Host = Annotated[str | None, typer.Option(help="Host name or address to listen on; default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
+HttpPort = Annotated[
+    int | None, typer.Option(help="Port where it says over plain HTTP how it is, for those who watch it.")
+]
 Tls = Annotated[
     Path | None, typer.Option(help="Folder of ca.pem, cert.pem and key.pem; default: that of this home.")
 ]
@@ -78,14 +82,14 @@ def server(
     raise typer.Exit(code)
 
 
-def scheduler(host: Host = None, port: Port = None, tls: Tls = None) -> None:
+def scheduler(host: Host = None, port: Port = None, tls: Tls = None, http_port: HttpPort = None) -> None:
     """Run a Dask scheduler in the foreground. It talks TLS only, to those who have the certificates."""
     import logging
 
     from modelops.cluster.run_folder import RunFolder
     from modelops.cluster.scheduler import run_scheduler
 
-    settings, home = _begin(host=host, port=port, tls=tls and str(tls))
+    settings, home = _begin(host=host, port=port, tls=tls and str(tls), http_port=http_port)
     folder = _certificates(settings, RunFolder(home))
     log = logging.getLogger(__name__)
     run_scheduler(
@@ -97,6 +101,7 @@ def scheduler(host: Host = None, port: Port = None, tls: Tls = None) -> None:
             address,
             f" --tls {folder}" if folder else "",
         ),
+        http_port=settings.http_port or 0,
     )
 
 
@@ -113,18 +118,25 @@ def worker(
     ] = None,
     storage: Storage = None,
     tls: Tls = None,
+    http_port: HttpPort = None,
 ) -> None:
     """Run workers in the foreground, and again when they end, until told to stop.
 
     When the scheduler goes away they look for it until it is back.
     """
     from modelops.cluster.crew import Crew
+    from modelops.cluster.crew_http import answering
     from modelops.cluster.place import Place
     from modelops.cluster.run_folder import RunFolder
     from modelops.errors import RequestError
 
     settings, home = _begin(
-        host=host, storage=storage, scheduler=scheduler, tls=tls and str(tls), workers=slots
+        host=host,
+        storage=storage,
+        scheduler=scheduler,
+        tls=tls and str(tls),
+        workers=slots,
+        http_port=http_port,
     )
     run = RunFolder(home)
     address = settings.scheduler or run.scheduler_address()
@@ -140,7 +152,11 @@ def worker(
     environ = dict(os.environ)
     if storage is not None:
         environ["MODELOPS_STORAGE"] = home.storage
-    Crew(place, environ=environ).work()
+    crew = Crew(place, environ=environ)
+    with contextlib.ExitStack() as stack:
+        if settings.http_port is not None:
+            stack.enter_context(answering(crew, settings.host if listen else "", settings.http_port))
+        crew.work()
 
 
 def _begin(**flags: object) -> tuple[Settings, Home]:

@@ -22,6 +22,7 @@ from modelops.cluster.announce import WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.listeners import Listeners
 from modelops.cluster.tls import security
+from modelops.counters import Counted, count
 from modelops.errors import ClusterError
 from modelops.logs import quiet_dask
 
@@ -176,6 +177,7 @@ class ConnectedCluster:
         if not self._closing.is_set():
             log.warning("the scheduler went away, and with it %s workers", len(gone))
         for worker in gone:
+            count(Counted.WORKERS_LEFT)
             self._listeners.left(worker, False)
         _close(client)
 
@@ -190,12 +192,15 @@ class ConnectedCluster:
             known = self._workers.pop(worker, None) is not None
             self._changed.notify_all()
         if known:
+            count(Counted.WORKERS_DIED if message["died"] else Counted.WORKERS_LEFT)
             self._listeners.left(worker, bool(message["died"]))
 
     def _join(self, worker: str, slots: int) -> None:
         with self._changed:
             if slots == 0 and worker not in self._workers:
                 return  # its own last word, which came later than what the scheduler said of its end
+            if worker not in self._workers:
+                count(Counted.WORKERS_JOINED)
             new = self._workers.get(worker) != slots
             self._workers[worker] = slots
             self._changed.notify_all()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -42,6 +43,22 @@ class Crew:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._asked = ""
         self._wrong = ""
+        self._said: dict[str, int] = {}  # where a process says that it has joined
+        self._looked_at = time.monotonic()
+        self.n_starts = 0
+        self.ends = {"told": 0, "scheduler_gone": 0, "unasked": 0}
+
+    def idle_s(self) -> float:
+        """Return how long ago it looked at its workers."""
+        return time.monotonic() - self._looked_at
+
+    def n_wanted(self) -> int:
+        """Return how many workers shall run; none any more when it was told to end."""
+        return 0 if self._asked else self._place.slots
+
+    def n_ready(self) -> int:
+        """Return how many have joined a scheduler, and were not told to end."""
+        return 0 if self._asked else sum(life.ready for life in tuple(self._mind.lives.values()))
 
     def work(self) -> None:
         """Keep the workers until SIGTERM or SIGINT."""
@@ -67,7 +84,11 @@ class Crew:
         self._asked = f"told by {signal.Signals(number).name}"
 
     def _step(self) -> bool:
-        now = time.monotonic()
+        self._looked_at = now = time.monotonic()
+        for role, fd in self._said.items():
+            with contextlib.suppress(BlockingIOError):
+                if os.read(fd, 100):
+                    self._mind.is_ready(role)
         if self._asked and not self._mind.stopping:
             log.info("the workers end: %s", self._asked)
             self._mind.stop(self._asked, now)
@@ -93,17 +114,31 @@ class Crew:
 
     def _start(self, role: str) -> None:
         place = self._place
-        arguments = [place.scheduler, str(place.tls or ""), place.host or ""]
-        self._running[role] = subprocess.Popen(
-            [sys.executable, "-P", "-m", PROGRAM, *arguments],
-            stdin=subprocess.PIPE,
-            env=self._environ,
-            start_new_session=True,  # Ctrl-C is for us; we tell them
-        )
+        joined, says = os.pipe()
+        os.set_blocking(joined, False)
+        arguments = [place.scheduler, str(place.tls or ""), place.host or "", str(says)]
+        try:
+            self._running[role] = subprocess.Popen(
+                [sys.executable, "-P", "-m", PROGRAM, *arguments],
+                stdin=subprocess.PIPE,
+                env=self._environ,
+                pass_fds=(says,),
+                start_new_session=True,  # Ctrl-C is for us; we tell them
+            )
+        except BaseException:
+            os.close(joined)
+            raise
+        finally:
+            os.close(says)
+        self._said[role] = joined
+        self.n_starts += 1
 
     def _ended(self, role: str, process: subprocess.Popen[bytes], now: float) -> None:
         if process.stdin is not None:
             process.stdin.close()
+        os.close(self._said.pop(role))
+        gone = process.returncode == ExitCode.SCHEDULER_GONE
+        self.ends["told" if self._asked else "scheduler_gone" if gone else "unasked"] += 1
         how = describe_exit(process.returncode)
         self._mind.ended(role, process.returncode, how, now)
         if process.returncode == ExitCode.WRONG_SETTINGS:

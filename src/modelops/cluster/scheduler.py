@@ -43,7 +43,13 @@ def run_kept_scheduler(run: RunFolder) -> int:
 
 
 def run_scheduler(
-    host: str, port: int, tls: Path | None, listening: Callable[[str], None], *, or_any_port: bool = False
+    host: str,
+    port: int,
+    tls: Path | None,
+    listening: Callable[[str], None],
+    *,
+    or_any_port: bool = False,
+    http_port: int = 0,
 ) -> int:
     """Be a scheduler until SIGTERM or SIGINT.
 
@@ -53,6 +59,8 @@ def run_scheduler(
         Called with the address as soon as it listens.
     or_any_port
         Take another port if this one stays taken.
+    http_port
+        Where ``/health`` is answered.
 
     Raises
     ------
@@ -61,17 +69,23 @@ def run_scheduler(
     """
     quiet_dask()
     with dask.config.set(DASK_SETTINGS):
-        asyncio.run(_serve(host, port, tls, listening, or_any_port=or_any_port))
+        asyncio.run(_serve(host, port, tls, listening, or_any_port=or_any_port, http_port=http_port))
     return 0
 
 
 async def _serve(
-    host: str, port: int, tls: Path | None, listening: Callable[[str], None], *, or_any_port: bool
+    host: str,
+    port: int,
+    tls: Path | None,
+    listening: Callable[[str], None],
+    *,
+    or_any_port: bool,
+    http_port: int,
 ) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    scheduler = await _started(host, port, tls, or_any_port=or_any_port)
+    scheduler = await _started(host, port, tls, or_any_port=or_any_port, http_port=http_port)
     log.info("the scheduler listens at %s", scheduler.address)
     listening(scheduler.address)
     await told.wait()
@@ -79,12 +93,12 @@ async def _serve(
     await scheduler.close(reason="told to end")
 
 
-async def _started(host: str, port: int, tls: Path | None, *, or_any_port: bool) -> Scheduler:
+async def _started(host: str, port: int, tls: Path | None, *, or_any_port: bool, http_port: int) -> Scheduler:
     deadline = asyncio.get_running_loop().time() + SAME_PORT_S
     while True:
         scheduler = Scheduler(
             host=host, port=port, protocol="tls://", security=security(tls, "scheduler"), dashboard=False,
-            dashboard_address=f"{host}:0", plugins=[AnnounceWorkers()],
+            dashboard_address=f"{host}:{http_port}", plugins=[AnnounceWorkers()],
         )  # fmt: skip
         try:
             await scheduler

@@ -8,6 +8,7 @@ because a Dask worker cannot come back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -60,9 +61,15 @@ def run_kept_worker(home: Home, run: RunFolder, *, name: str) -> int:
     return run_worker(settings, place, joined)
 
 
-def run_worker_of_crew(home: Home, place: Place) -> int:
-    """Be a worker that ends when its stdin does: whoever started it has died."""
-    return run_worker(WorkerSettings.of_home(home), lambda: place, until_eof_of=0)
+def run_worker_of_crew(home: Home, place: Place, fd: int) -> int:
+    """Be a worker that ends when its stdin does: whoever started it has died. It says at ``fd`` that it has joined."""
+    os.set_inheritable(fd, False)
+
+    def joined(_address: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more: stdin ends as well
+            os.write(fd, b"joined\n")
+
+    return run_worker(WorkerSettings.of_home(home), lambda: place, joined, until_eof_of=0)
 
 
 def run_worker(

@@ -379,17 +379,25 @@ class _NotePid:
 
     def __call__(self, pid: int) -> None:
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{pid} {start_time(pid)}".encode(), 0)
+        os.pwrite(self._fd, f"{pid} {start_time(pid)} {_pid_namespace()}".encode(), 0)
 
 
 def _stop_orphan(fd: int) -> None:
     """Stop a uv that outlived the builder that started it: it would write into the next build."""
     noted = os.pread(fd, 100, 0).decode().split()
-    if len(noted) == 2 and start_time(int(noted[0])) == noted[1]:
+    # In another container the number is that of another process; and there all ends with the container.
+    if len(noted) == 3 and noted[2] == _pid_namespace() and start_time(int(noted[0])) == noted[1]:
         kill_tree(int(noted[0]))
         deadline = time.monotonic() + 10
         while start_time(int(noted[0])) == noted[1] and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  it is no path
+    except OSError:
+        return "-"
 
 
 def _read_lock(file: Path) -> Lock | None:

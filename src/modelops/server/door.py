@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 
 from modelops.errors import StorageError
 from modelops.server.http.access import Keys
-from modelops.server.http.guard import OPEN_PATHS, Guard
+from modelops.server.http.guard import HEALTH, OPEN_PATHS, Guard
 from modelops.server.http.problems import problem_response
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class Door:
     async def _wait_outside(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        known = scope["path"] in OPEN_PATHS
-        response = JSONResponse({"status": "ok"}) if known else problem_response(StorageError(self._why))
-        await response(scope, receive, send)
+        if scope["path"] == HEALTH:
+            await JSONResponse({"status": "ok"})(scope, receive, send)
+            return
+        # Who has no token learns that it is not ready, and not why.
+        why = "the server is not ready" if scope["path"] in OPEN_PATHS else self._why
+        await problem_response(StorageError(why))(scope, receive, send)

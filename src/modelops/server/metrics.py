@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelops.counters import Counted, counted
+from modelops.metrics_text import family
 from modelops.server.reconcile import Mismatch
 from modelops.states import OUTCOMES, JobState
 from modelops.store import overview
+from modelops.store.waiting_work import waiting_work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from modelops.server.service import JobService
 
@@ -26,35 +29,90 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
     replicates = overview.replicates_by_status(service.records)
     workers = service.supervisor.workers()
     mismatches = service.records.mismatches()
+    waiting = waiting_work(service.records)
     return "".join(
         (
-            _family("modelops_build_info", "gauge", "The version that runs.", [({"version": version}, 1)]),
-            _family(
+            family("modelops_build_info", "gauge", "The version that runs.", [({"version": version}, 1)]),
+            family(
                 "modelops_jobs",
                 "gauge",
                 "Jobs by state.",
                 [({"state": state}, jobs.get(state, 0)) for state in JobState],
             ),
-            _family(
+            family(
                 "modelops_replicates_total",
                 "counter",
                 "Replicates whose outcome is committed, by status.",
                 [({"status": status}, replicates.get(status, 0)) for status in OUTCOMES],
             ),
-            _family(
+            family(
                 "modelops_status_mismatches_total",
                 "counter",
                 "Times that something was not as recorded, and was repaired; the goal is 0.",
                 [({"kind": kind}, mismatches.get(kind, 0)) for kind in Mismatch],
             ),
-            _family("modelops_workers", "gauge", "Workers that are connected.", [({}, len(workers))]),
-            _family(
+            family(
+                "modelops_replicates_pending",
+                "gauge",
+                "Replicates without an outcome, of jobs that have not ended.",
+                [({}, waiting.replicates)],
+            ),
+            family(
+                "modelops_jobs_stalled",
+                "gauge",
+                "Jobs that do not get on though they should.",
+                [({}, waiting.stalled)],
+            ),
+            family(
+                "modelops_queue_wait_seconds",
+                "gauge",
+                "How long the job has waited that waits longest to run replicates.",
+                [({}, round(waiting.longest_wait_s, 3))],
+            ),
+            family(
+                "modelops_scheduler_connected",
+                "gauge",
+                "Whether this server is connected to the Dask scheduler.",
+                [({}, int(service.supervisor.connected()))],
+            ),
+            family(
+                "modelops_environment_build_failures_total",
+                "counter",
+                "Jobs that ended because their environment could not be built, since this server began.",
+                [({}, counted(Counted.ENVIRONMENT_FAILURES))],
+            ),
+            family(
+                "modelops_store_errors_total",
+                "counter",
+                "Times that the database or the storage failed, since this server began.",
+                [
+                    ({"store": "database"}, counted(Counted.DATABASE_ERRORS)),
+                    ({"store": "storage"}, counted(Counted.STORAGE_ERRORS)),
+                ],
+            ),
+            family(
+                "modelops_workers_joined_total",
+                "counter",
+                "Workers that came, since this server began.",
+                [({}, counted(Counted.WORKERS_JOINED))],
+            ),
+            family(
+                "modelops_workers_lost_total",
+                "counter",
+                "Workers that went, by whether they died or left, since this server began.",
+                [
+                    ({"how": "died"}, counted(Counted.WORKERS_DIED)),
+                    ({"how": "left"}, counted(Counted.WORKERS_LEFT)),
+                ],
+            ),
+            family("modelops_workers", "gauge", "Workers that are connected.", [({}, len(workers))]),
+            family(
                 "modelops_worker_slots",
                 "gauge",
                 "Replicates that the workers can run at a time.",
                 [({}, sum(workers.values()))],
             ),
-            _family(
+            family(
                 "modelops_http_requests_total",
                 "counter",
                 "Requests that this server has answered.",
@@ -62,15 +120,3 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
             ),
         )
     )
-
-
-def _family(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> str:
-    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-    for labels, value in samples:
-        inside = ",".join(f'{key}="{_escaped(str(v))}"' for key, v in labels.items())
-        lines.append(f"{name}{{{inside}}} {value}" if inside else f"{name} {value}")
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

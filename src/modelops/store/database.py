@@ -18,6 +18,7 @@ from filelock import FileLock
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
+from modelops.counters import Counted, count
 from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.home import make_private
 from modelops.store.objects import volume_of
@@ -134,6 +135,7 @@ class Database:
         except DBAPIError as e:
             raise StorageError(self._explained(e.orig)) from e
         except sqlite3.Error as e:
+            count(Counted.DATABASE_ERRORS)
             raise StorageError(self._explained(e)) from e
 
     def _explained(self, error: BaseException | None) -> str:

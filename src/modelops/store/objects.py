@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Final
 from uuid import uuid4
 
+from modelops.counters import Counted, count
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
 from modelops.home import make_private
 
@@ -270,6 +271,7 @@ class FolderObjects(Objects):
         ):
             return NotFoundError(f"there is no object {name} in {self.root}")
         said = f"{error.strerror or error} ({volume_of(self.root)}); {_advice(error)}"
+        count(Counted.STORAGE_ERRORS)
         return StorageError(f"{doing} {name} in {self.root} failed: {said}")
 
 

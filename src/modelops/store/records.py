@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
+from modelops.counters import Counted, count
 from modelops.errors import InternalError
 from modelops.states import JobEvent, JobState, ReplicateStatus, next_state
 from modelops.store import schema
@@ -178,6 +179,8 @@ class Records(DrivingRecords, Runs):
         InternalError
             The table has no such transition.
         """
+        if event is JobEvent.ENVIRONMENT_FAILED:
+            count(Counted.ENVIRONMENT_FAILURES)
         if event in BEGINS_RUN:
             return self.begin_run(
                 job, event, who=who, why=why, epoch=epoch, expected_version=expected_version,

@@ -16,6 +16,7 @@ from obstore.exceptions import BaseError
 from obstore.exceptions import NotFoundError as ObstoreNotFoundError
 from obstore.store import from_url
 
+from modelops.counters import Counted, count
 from modelops.errors import NotFoundError, StorageError
 from modelops.store.objects import (
     COPY_BYTES,
@@ -168,6 +169,7 @@ def _as_ours(doing: str, name: str, where: str) -> Iterator[None]:
     except ObstoreAlreadyExistsError as e:
         raise AlreadyExistsError(f"{name} exists in {where}") from e
     except (BaseError, OSError) as e:
+        count(Counted.STORAGE_ERRORS)
         raise StorageError(
             f"{doing} {name} in {where} failed: {_first_lines(e)}; see whether that service is up and lets this "
             "machine in (address and credentials come from the environment, e.g. AWS_ENDPOINT_URL)"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from modelops.server.http.access import Access, Keys
 
 ACCESS: Final = "modelops.access"  # where the scope of a request has its `Access`
-OPEN_PATHS: Final = frozenset({"/health"})  # it says nothing but that the server lives
+HEALTH: Final = "/health"
+OPEN_PATHS: Final = frozenset({HEALTH, "/ready"})  # they say nothing but that the server lives, or answers
 LINGER_BYTES: Final = 16 << 20
 LINGER_S: Final = 5.0
 

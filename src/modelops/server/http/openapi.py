@@ -101,7 +101,7 @@ def _operation(op: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
 def problems_of(op: Operation) -> set[int]:
     """Return every status of a problem that a route may answer."""
     if op.open:
-        return {400, 500}
+        return {400, 500, *op.problems}
     scoped = () if op.scope is TokenScope.READ else (403,)
     return {*_OF_ALL, *scoped, *op.problems, *(_OF_BODIES if op.body is not None else ())}
 

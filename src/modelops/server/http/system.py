@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from modelops.errors import ClusterError
+from modelops.metrics_text import PROMETHEUS
 from modelops.server.http.api import json_response
 from modelops.server.http.operations import JSON, Answer, Operation
 from modelops.server.metrics import metrics_text
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from modelops.states import JobState
 
 PROTOCOL: Final = 1
-PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Health(msgspec.Struct, frozen=True):
     """The server lives."""
 
     status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """The server has opened its database and storage, and answers requests."""
+
+    status: Literal["ready"] = "ready"
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -73,6 +79,11 @@ async def health(_api: Api, _call: Call) -> Response:
     return json_response(Health())
 
 
+async def ready(_api: Api, _call: Call) -> Response:
+    """Say that the server answers requests; before it can, `modelops.server.door` says that it cannot."""
+    return json_response(Readiness())
+
+
 async def schema(api: Api, _call: Call) -> Response:
     """Send the OpenAPI document."""
     return Response(api.schema, media_type=JSON)
@@ -117,6 +128,10 @@ def _server(api: Api) -> ServerView:
 OPERATIONS: Final[tuple[Any, ...]] = (
     Operation(
         "GET", "/health", "health", "Say that the server lives.", health, {200: Answer("It does.", Health)}, open=True
+    ),
+    Operation(
+        "GET", "/ready", "ready", "Say that database and storage were opened, so that requests are answered.", ready,
+        {200: Answer("They are.", Readiness)}, problems=(503,), open=True,
     ),
     Operation(
         "GET", "/v1/openapi.json", "schema", "Read this document.", schema,
