@@ -92,7 +92,7 @@ async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAtte
     return runtime_of(dask_worker).attempts.of_job(job, epoch)
 
 
-async def stop(job: JobId, attempt: AttemptId, soon: bool, dask_worker: Worker) -> None:
+async def stop(job: JobId, attempt: AttemptId, soon: bool = False, *, dask_worker: Worker) -> None:
     """Stop an attempt, or make sure that it will not start. Runs on the event loop, beside the task.
 
     ``soon``: nobody needs what it does.
