@@ -5,20 +5,56 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
-from modelops.cluster.connected import ConnectedCluster
+from modelops.cluster.announce import WORKERS_TOPIC
+from modelops.cluster.connected import ConnectedCluster, _Connection
 from modelops.cluster.run_folder import SCHEDULER
+from modelops.cluster.tls import ensure_certificates
 from modelops.errors import ClusterError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+
+
+def test_a_client_that_is_connected_misses_no_worker_that_joins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the list of workers and the subscription to those who join there is no gap, however slow that is."""
+    send: Any = _Connection._send_to_scheduler
+
+    def slowly(self: _Connection, message: dict[str, Any]) -> None:
+        if message["op"] == "subscribe-topic":
+            loop: Any = self.loop
+            loop.add_callback(loop.call_later, 3.0, lambda: send(self, message))
+        else:
+            send(self, message)
+
+    monkeypatch.setattr(_Connection, "_send_to_scheduler", slowly)
+
+    def subscribed(dask_scheduler: Any) -> bool:
+        return bool(dask_scheduler._broker._topics[WORKERS_TOPIC].subscribers)
+
+    pool = PoolHome.at(tmp_path / "home")
+    tls = pool.run.path / "tls"
+    ensure_certificates(tls)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("modelops")), "scheduler", "--port", str(port)]
+    scheduler = subprocess.Popen(command, env=pool.environ, stderr=subprocess.PIPE)
+    try:
+        with ConnectedCluster(lambda: f"tls://127.0.0.1:{port}", tls) as cluster:
+            wait_for(lambda: cluster.connected, "it is connected")
+            assert cluster.client.run_on_scheduler(subscribed)
+    finally:
+        scheduler.terminate()
+        scheduler.communicate()
 
 
 def test_workers_come_and_go_and_the_scheduler_is_found_again(tmp_path: Path) -> None:

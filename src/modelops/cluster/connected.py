@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 10.0
 AGAIN_S: Final = 0.2
+HELLO_S: Final = 0.05
 CLOSE_S: Final = 5.0
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,9 @@ class ConnectedCluster:
             scheduler = client.scheduler
             if scheduler is None:
                 raise ClusterError(f"the scheduler {address} went away at once")
+            _wait_until_subscribed(
+                client
+            )  # a worker that joins from here on is heard of; others are in the list
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
             found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
         except BaseException:
@@ -222,6 +226,23 @@ class _Connection(Client):
         self.futures.clear()
         self.lost.set()
         self.status = "closing"
+
+
+def _wait_until_subscribed(client: Client) -> None:
+    """Return when the scheduler has this client's subscriptions; they travel on another connection than questions do.
+
+    What is subscribed to last is heard last: so when a topic of its own is heard, all are.
+    """
+    topic, heard = f"modelops-hello-{client.id}", threading.Event()
+    client.subscribe_topic(topic, lambda _event: heard.set())
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        client.log_event(topic, "hello")
+        if heard.wait(HELLO_S):
+            break
+        if time.monotonic() > deadline:
+            raise TimeoutError("the scheduler answers, and sends no events")
+    client.unsubscribe_topic(topic)
 
 
 def _knock(address: str) -> None:
