@@ -218,12 +218,14 @@ class Environments:
                 root, python, key, manifest.interpreter, built, seconds, damage, manifest_mark(root)
             )
 
+        before = manifest_mark(root)
         if manifest := self._whole(root):
             return environment(manifest, built=False)
         if on_progress is not None:
             on_progress(f"preparing environment {key}")
         with self._storage(), self._building(key) as note_pid:
-            if manifest := self._whole(root):
+            # Many may have waited, and they come in one after another: what was built meanwhile needs no second look.
+            if manifest := self._whole(root, fresh=manifest_mark(root) != before):
                 return environment(manifest, built=False)
             if retry_failed:
                 self._failures.forget(key)
@@ -316,10 +318,10 @@ class Environments:
                     shutil.rmtree(folder, ignore_errors=True)
         return collected
 
-    def _whole(self, root: Path) -> Manifest | None:
-        """Return the manifest of a valid environment, and mark it as used now."""
+    def _whole(self, root: Path, *, fresh: bool = False) -> Manifest | None:
+        """Return the manifest of a valid environment, and mark it as used now. ``fresh``: it was built this moment."""
         manifest = read_manifest(root)
-        if manifest is None or next(stat_damage(root, manifest), None) is not None:
+        if manifest is None or (not fresh and next(stat_damage(root, manifest), None) is not None):
             return None
         with contextlib.suppress(OSError):  # a read-only cache serves as well; only gc knows less
             os.utime(root / IN_USE)
