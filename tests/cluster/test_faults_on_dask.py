@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import pytest
 
 import modelops as mo
+from modelops.cluster.embedded import EmbeddedCluster
 from modelops.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from modelops.cluster.embedded import EmbeddedCluster
 
 N = 12  # replicates; number 5 misbehaves
 
@@ -106,6 +107,29 @@ def test_a_dependency_that_does_not_exist_fails_the_job_once_and_no_replicate(
     assert status.state == JobState.FAILED
     assert "no-such-package-modelops-test" in status.reason
     assert status.counts == {"not_run": 50}
+
+
+def test_no_worker_is_started_for_what_is_known_to_be_impossible(
+    tmp_path: Path, shared_cache: Path, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_self: EmbeddedCluster) -> EmbeddedCluster:
+        raise AssertionError("a cluster was started")
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cache").symlink_to(shared_cache)
+    monkeypatch.setenv("MODELOPS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(EmbeddedCluster, "__enter__", start)
+    # So that nothing needs to be remembered. In its package, the name of the module is that of the function.
+    monkeypatch.setattr(import_module("modelops.client.run"), "LOOK_FIRST_S", 60.0)
+    bundle = write_bundle(
+        "def simulate(params, seed):\n    return {}\n", dependencies='"no-such-package-modelops-test==9.9"'
+    )
+    job = mo.run(mo.Study(bundle=bundle, parameters=[{"a": 1}], replicates=50), workers=1)
+    status = job.status()
+    assert status.state == JobState.FAILED
+    assert "no-such-package-modelops-test" in status.reason
+    assert status.counts == {"not_run": 50}
+    assert [e.kind for e in job.events()] == ["created", "lease_taken", "started", "environment_failed"]
 
 
 def test_what_the_bundle_prints_is_in_the_jobs_log_with_its_replicate(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+LOOK_FIRST_S = (
+    0.3  # for a failure that is remembered, before workers are started; what is prepared takes less
+)
 MAX_S_WITHOUT_WORKER = 300.0  # a worker that died is started again in seconds
 
 
@@ -167,6 +170,8 @@ def _run(
             # Resolving and installing, and starting Dask, have nothing to do with each other.
             driver.begin_preparing()
             if cluster is None:
+                if driver.fails_at_once(LOOK_FIRST_S):
+                    return job
                 cluster = stack.enter_context(EmbeddedCluster(home, n_workers=workers))
             interrupts.drive(driver)
             driver.run(cluster)

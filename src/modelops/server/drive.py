@@ -12,10 +12,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.driver import events as e
-from modelops.driver.commands import Note
+from modelops.driver.commands import ChangeState, Note
 from modelops.driver.loop import DriverLoop
 from modelops.driver.machine import Machine
-from modelops.errors import IntegrityError, NotFoundError, StorageError
+from modelops.errors import IntegrityError, ModelOpsError, NotFoundError, StorageError
 from modelops.server.job_files import JobFiles
 from modelops.server.mend import mend_job
 from modelops.server.store_ledger import StoreLedger
@@ -302,6 +302,29 @@ class JobDriver:
                 threading.Thread(
                     target=self._prepare, args=args, name="modelops-prepare", daemon=True
                 ).start()
+
+    def fails_at_once(self, wait_s: float) -> bool:
+        """End the job, which needs no workers for that, if preparing has failed by then; say whether it has.
+
+        A failure that is remembered is known in a moment, and workers take seconds to start.
+        """
+        preparing = self._preparing
+        try:
+            error = None if preparing is None else preparing.exception(wait_s)
+        except TimeoutError:
+            return False
+        if not isinstance(error, ModelOpsError):
+            return False
+        row = self._records.job(self.job)
+        spec = decode_spec(row.spec)
+        ledger = StoreLedger(self.job, spec, self._records, self._objects, self.epoch, self._who, row.version)
+        machine = Machine(spec, self.job, epoch=self.epoch)
+        failed = e.EnvironmentFailed(type(error).__name__, str(error))
+        for command in (*machine.start(0.0), *machine.handle(failed, 0.0)):
+            if isinstance(command, ChangeState):
+                ledger.change_state(command)
+        self._changed(machine)
+        return True
 
     def _prepared(self, ledger: StoreLedger) -> None:
         self.begin_preparing()
