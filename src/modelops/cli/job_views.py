@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from modelops.states import OUTCOMES
+from modelops.states import OUTCOMES, ReplicateStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,7 +92,8 @@ def show_list(summaries: Iterable[Summary], now: datetime | None = None) -> list
         done = sum(s.counts.get(status, 0) for status in OUTCOMES)  # what did not run is not done
         age = duration((now - s.created_at).total_seconds()) if s.created_at else ""
         state = f"{s.state}, stalled" if s.stalled else str(s.state)
-        rows.append((s.job, state, f"{done:,}/{s.size:,}" if s.size else "", age, s.name))
+        needed = s.size - s.counts.get(ReplicateStatus.NOT_NEEDED, 0)
+        rows.append((s.job, state, f"{done:,}/{needed:,}" if s.size else "", age, s.name))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return ["  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]).rstrip() for row in rows]
 

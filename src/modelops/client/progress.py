@@ -120,6 +120,7 @@ class ProgressBar(Watcher):
         if self._ended:
             return
         self._ended = state in FINAL_JOB_STATES
+        total = self._total - counts.get(ReplicateStatus.NOT_NEEDED, 0)
         done = self._total - sum(counts.get(s, 0) for s in (*_WAITING, *_NEVER_RAN))
         now = time.monotonic()
         if self._first_done is None or done <= self._first_done:
@@ -128,17 +129,17 @@ class ProgressBar(Watcher):
         elapsed = now - self._began
         rate = f"{(done - self._first_done) / elapsed:,.0f}/s" if elapsed > 0.2 else ""
         shown = "  ".join(f"{n:,} {status}" for status, n in counts.items() if n and status not in _WAITING)
-        left = f"{_duration(eta)} left" if eta is not None and done < self._total else ""
+        left = f"{_duration(eta)} left" if eta is not None and done < total else ""
         if not self.plain:
             text = self._stage if state in ("queued", "preparing") and self._stage else str(state)
             self._progress.update(
-                self._task, description=text, completed=done, rate=rate, counts=shown, left=left
+                self._task, description=text, completed=done, total=total, rate=rate, counts=shown, left=left
             )
             lines = [Text(f"  {r}", no_wrap=True, overflow="ellipsis") for r in reported[:MAX_REPORTED]]
             self._live.update(Group(self._progress, *lines))
         elif self._ended or ((done or reported) and now - self._plain_at > PLAIN_EVERY_S):
             self._plain_at = now
-            self._line("  ".join(filter(None, [f"{state}: {done:,}/{self._total:,}", rate, shown, left])))
+            self._line("  ".join(filter(None, [f"{state}: {done:,}/{total:,}", rate, shown, left])))
             for r in [] if self._ended else reported[:MAX_REPORTED]:
                 self._line(f"  {r}")
 

@@ -93,6 +93,7 @@ class Machine:
         self._expired = self._started = False
         self._used_s = used_s
         self._n_attempts = 0
+        self._n_surplus = 0  # attempts that were stopped because of what is not needed
         self._outbox = Outbox()
         self._course = Course(self._outbox, state, reason)
         self._roster = Roster()
@@ -444,6 +445,7 @@ class Machine:
 
     def _stop_surplus(self, indices: Ranges) -> None:
         for attempt in self._places.doubles(Work(_SIMULATE, indices)):
+            self._n_surplus += not attempt.stopping
             self._stop_attempt(attempt, soon=True)
 
     def _abandon(self) -> None:
@@ -523,6 +525,12 @@ class Machine:
         else:
             self._stop_attempts()  # only doubles of what is committed
             self._course.change(JobEvent.SETTLED)
+        if self._n_surplus:
+            n, self._n_surplus = self._n_surplus, 0
+            attempts = "an attempt was" if n == 1 else f"{n} attempts were"
+            self._outbox.write(
+                c.Note("surplus", f"{attempts} stopped because of replicates that are not needed")
+            )
         self._course.finalize()
 
     def _on_finalized(self, reason: str) -> None:

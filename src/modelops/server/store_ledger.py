@@ -176,8 +176,9 @@ class StoreLedger:
         files = finalize(contents)
         self.records.record_results(self.job, self.who, files, epoch=self.epoch)
         if self.spec.until is not None:
-            text = f"{n_surplus(contents)} replicates were run to their end that are not needed"
-            self.note(Note("surplus", text), again=True)
+            n = n_surplus(contents)
+            ran = "1 replicate was" if n == 1 else f"{n:,} replicates were"
+            self.note(Note("surplus", f"{ran} run to the end that {'is' if n == 1 else 'are'} not needed"))
         try:
             remove_settled(contents)
         except StorageError as error:  # it may be allowed to write and not to delete; the results are there
