@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from struct import iter_unpack
+
 from modelops_runner import values
 from modelops_runner.entrypoints import resolve
 from modelops_runner.spool import read_output
@@ -52,6 +54,17 @@ class Aggregate:
         if state is not None:
             self._state = state
 
+    def add_floats(self, names: list[str], text: str) -> None:
+        """Take the outputs of replicates that returned floats of these names and nothing else."""
+        rows = (dict(zip(names, row)) for row in iter_unpack(f"<{len(names)}d", bytes.fromhex(text)))
+        if not self._incremental:
+            self._rows.extend(rows)
+            return
+        for replicate in rows:
+            state = self._function.add(self._state, replicate)
+            if state is not None:
+                self._state = state
+
     def finish(self) -> Any:
         """Return what the aggregate returns."""
         if self._incremental:
@@ -60,18 +73,26 @@ class Aggregate:
         if self._wire:
             args = (rows, self._target_data) if _takes_two(self._function) else (rows,)
             return _with_loss(self._function(*args))
-        names = _parameter_names(self._function)
         offered = {"params": self._params, "target_data": self._target_data}
-        return self._function(rows, **{name: value for name, value in offered.items() if name in names[1:]})
+        wanted = _parameter_names(self._function)[1:]
+        return self._function(rows, **{name: value for name, value in offered.items() if name in wanted})
 
 
-def _parameter_names(function: Any) -> list[str]:
-    import inspect
+def _parameter_names(function: Any) -> tuple[str, ...]:
+    """Return the names of what a function takes; the last one asked for is known, as it takes long to find out."""
+    global _last
+    if _last[0] is not function:
+        import inspect
 
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a builtin without a signature
-        return []
+        try:
+            names = tuple(inspect.signature(function).parameters)
+        except (TypeError, ValueError):  # a builtin without a signature
+            names = ()
+        _last = function, names
+    return _last[1]
+
+
+_last: tuple[Any, tuple[str, ...]] = None, ()
 
 
 def _takes_two(target: Any) -> bool:

@@ -74,6 +74,7 @@ class Server:
             "aggregate/start": self._aggregate_start,
             "aggregate/add": self._aggregate_add,
             "aggregate/finish": self._aggregate_finish,
+            "aggregates/run": self._aggregates_run,
             "function/call": self._call,
         }
 
@@ -243,6 +244,38 @@ class Server:
         returned, outputs = replicates.called(lambda: replicates.outputs(aggregate.finish()))
         seconds, cpu = perf_counter() - before, process_time() - cpu_before
         return f'{{"returned":"{returned}","outputs":{outputs},"seconds":{seconds:.9f},"cpu":{cpu:.9f}}}'
+
+    def _aggregates_run(self, identifier: object, params: dict[str, Any]) -> str:
+        """Make one aggregate after another; the first one that fails is made again by itself, to say how."""
+        replicates, channel = self._ready(), self._channel
+        function = replicates.imported(aggregates.find, need(params, "entry", str), wire=False)
+        sets, target_data = need(params, "sets", list), params.get("target_data")
+        cpu_before = process_time()
+        for finished, one in enumerate(sets):
+            before = perf_counter()
+            try:
+                returned, outputs = replicates.called(self._aggregate_of, function, one, target_data)
+            except RpcError:
+                return f'{{"finished":{finished},"stopped":true}}'
+            cpu_now, after = process_time(), perf_counter()
+            seconds, cpu, cpu_before = after - before, cpu_now - cpu_before, cpu_now
+            channel.send(
+                f'{{"jsonrpc":"2.0","method":"aggregate/finished","params":{{"param":{one["param"]}'
+                f',"returned":"{returned}","outputs":{outputs},"seconds":{seconds:.9f},"cpu":{cpu:.9f}}}}}'
+            )
+            if identifier in channel.cancelled or channel.ended:
+                return f'{{"finished":{finished + 1},"stopped":true}}'
+        return f'{{"finished":{len(sets)},"stopped":false}}'
+
+    def _aggregate_of(self, function: Any, one: dict[str, Any], target_data: object) -> tuple[str, str]:
+        own_params = values.untagged(need(one, "params", dict))
+        aggregate = aggregates.Aggregate(function, False, own_params, values.untagged(target_data))
+        if "floats" in one:
+            aggregate.add_floats(need(one, "names", list), need(one, "floats", str))
+        else:
+            for index, returned, outputs in need(one, "rows", list):
+                aggregate.add(index, returned, outputs)
+        return self._ready().outputs(aggregate.finish())
 
     def _aggregate(self, identifier: object) -> aggregates.Aggregate:
         try:

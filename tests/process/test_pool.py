@@ -20,6 +20,7 @@ import pytest
 
 from modelops.errors import HandshakeError, ProcessError, ProcessExitedError, ProcessTimeoutError, RemoteError
 from modelops.processes import (
+    AggregateSet,
     FileSlice,
     FloatOutcomes,
     Outcome,
@@ -62,6 +63,17 @@ CODE = """
         def add(self, state, r): state["n"] += 1; state["bytes"] += len(r["data"])
         def finish(self, state): return state
     counted = Counted()
+    def seen(replicates, params):
+        return {"k": params["k"], "ids": [r["id"] for r in replicates], "y": [r["y"] for r in replicates]}
+    class Seen:
+        def start(self, params): return {"k": params["k"], "ids": [], "y": []}
+        def add(self, state, r): state["ids"].append(r["id"]); state["y"].append(r["y"])
+        def finish(self, state): return state
+    def up_to_five(replicates, params):
+        if params["k"] < 5: return params["k"]
+        if params["how"] == "raises": raise ValueError
+        if params["how"] == "dies": os._exit(3)
+        return {"odd": {1}}
     def raises(replicates): raise ZeroDivisionError("here")
     def dies(replicates): print("last words", flush=True); os._exit(9)
     def slow(replicates): threading.Event().wait()
@@ -537,3 +549,52 @@ def test_floats_come_many_at_once_if_somebody_takes_them(pool: ProcessPool, spec
         assert all(0 <= cpu < 60 for cpu in batch.cpu_seconds)
         assert batch.started_at == sorted(batch.started_at)
     assert len(floats) <= 54
+
+
+def aggregate_sets(n: int) -> list[AggregateSet]:
+    return [
+        AggregateSet(
+            param=p,
+            params=msgspec.Raw(b'{"k":%d}' % p),
+            names=("id", "y"),
+            floats=struct.pack("<4d", p, 0.5, p + 0.25, -0.0).hex(),
+        )
+        if p % 2
+        else AggregateSet(
+            param=p,
+            params=msgspec.Raw(b'{"k":%d}' % p),
+            rows=(
+                (
+                    7,
+                    "dict",
+                    (("id", "json", msgspec.Raw(b"%d" % p)), ("y", "f8", msgspec.Raw(b'"AAAAAAAA8D8="'))),
+                ),
+            ),
+        )
+        for p in range(n)
+    ]
+
+
+def test_many_aggregates_are_made_in_one_request(pool: ProcessPool, spec: RunnerSpec) -> None:
+    for entry in ("m:seen", "m:Seen"):
+        outcomes = pool.aggregates(spec, entry, aggregate_sets(40))
+        assert [outcome.status for outcome in outcomes] == [Status.SUCCEEDED] * 40
+        made = [{name: msgspec.json.decode(data) for name, _, data in one.outputs} for one in outcomes]  # type: ignore[arg-type]
+        assert made == [
+            {"k": p, "ids": [p, p + 0.25] if p % 2 else [p], "y": [0.5, -0.0] if p % 2 else [1.0]}
+            for p in range(40)
+        ]
+    assert pool.starts == 1
+
+
+@pytest.mark.parametrize("how", ["raises", "is odd", "dies"])
+def test_aggregates_are_made_up_to_the_first_that_does_not_succeed(
+    how: str, pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    sets = [
+        msgspec.structs.replace(one, params=msgspec.Raw(msgspec.json.encode({"k": one.param, "how": how})))
+        for one in aggregate_sets(9)
+    ]
+    outcomes = pool.aggregates(spec, "m:up_to_five", sets)
+    assert [outcome.outputs for outcome in outcomes] == [(("value", "json", b"%d" % p),) for p in range(5)]
+    assert len(pool.aggregates(spec, "m:up_to_five", sets[:3])) == 3

@@ -83,6 +83,7 @@ def test_the_worker_sends_these_bytes_and_understands_the_answers() -> None:
         wire.AggregateResult(
             returned="value", outputs=(("value", "json", msgspec.Raw(b"7.5")),), seconds=0.25, cpu=0.125
         ),
+        wire.RunResult(finished=2, stopped=False),
         wire.FunctionResult(value=("json", msgspec.Raw(b"2.0"))),
         None,
     ]
@@ -97,6 +98,7 @@ def test_every_message_to_the_runner_occurs() -> None:
     said = {json.loads(body_of(frame)).get("method") for who, frame in CONVERSATION if who == "worker"}
     assert said == {kind.METHOD for kind in SENT.values()} - {
         "replicate/finished",
+        "aggregate/finished",
         "context/progress",
         "context/checkpoint",
         "context/restore",

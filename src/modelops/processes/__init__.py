@@ -16,10 +16,11 @@ from modelops.processes.outcome import (
 )
 from modelops.processes.pool import ProcessPool
 from modelops.processes.stop import StopSignal
-from modelops.rpc import ReplicateSet
+from modelops.rpc import AggregateSet, ReplicateSet
 
 __all__ = [
     "AggregateOutcome",
+    "AggregateSet",
     "ContextDesk",
     "FileSlice",
     "FloatOutcomes",

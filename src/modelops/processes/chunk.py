@@ -74,6 +74,14 @@ class PartEnd:
     not_begun: bool = False
 
 
+def inline_json(output: tuple[str, str, msgspec.Raw]) -> Output | None:
+    """Return an output that is inline JSON; None if it is anything else. The hot path: most outputs are."""
+    name, kind, data = output
+    if kind == "json" and not (raw := bytes(data)).startswith(FILE_HEAD):
+        return name, kind, raw
+    return None
+
+
 def output_of(name: str, kind: str, data: msgspec.Raw) -> Output:
     """Return an output as the protocol carries it: inline, or in a file."""
     file = spool_file(data)
@@ -337,15 +345,7 @@ class ChunkRun:
         self._ended = ended = max(self._read_at, self._ended + finished.seconds) if n else now
         if self._conversation.due is not None:
             self._conversation.ended(finished.index)
-        # The hot path: a small output that is JSON needs no look at what else it could be.
-        outputs = tuple(
-            [
-                (name, kind, raw)
-                if kind == "json" and not (raw := bytes(data)).startswith(FILE_HEAD)
-                else self._other_output(name, kind, data)
-                for name, kind, data in finished.outputs
-            ]
-        )
+        outputs = tuple([inline_json(output) or self._other_output(*output) for output in finished.outputs])
         error, status = None, _STATUS[finished.status]
         if status is not ReplicateStatus.SUCCEEDED:
             process.drain.wait_closed(finished.index, DRAIN_S)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.errors import ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
+from modelops.processes.aggregates import make_aggregates
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.context import Conversation
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         Row,
         RunnerSpec,
     )
-    from modelops.rpc import ReplicateSet
+    from modelops.rpc import AggregateSet, ReplicateSet
 
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
@@ -270,6 +271,34 @@ class ProcessPool:
             run = AggregateRun(process, entry, stop=stop, start_timeout_s=self._start_timeout_s)
             wire = spec.wire if target is None else target
             return run.run(params=params, param=param, n=n, rows=rows, wire=wire, target_data=target_data)
+
+    def aggregates(
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        sets: Sequence[AggregateSet],
+        *,
+        target_data: Any = None,
+        stop: StopSignal | None = None,
+        log: LogSink | None = None,
+    ) -> list[AggregateOutcome]:
+        """Make the aggregates of many parameter sets at once, as long as they succeed.
+
+        Returns
+        -------
+            The outcomes of the first sets, in order: of all of them, or up to one that is to be made by `aggregate`,
+            which tells how it fails.
+        """
+        stop = stop if stop is not None else StopSignal()
+        with self._process(spec, [], log) as process:
+            return make_aggregates(
+                process,
+                entry,
+                sets,
+                target_data=target_data,
+                stop=stop,
+                start_timeout_s=self._start_timeout_s,
+            )
 
     def call(
         self,

@@ -3,7 +3,10 @@
 from modelops.rpc.messages import (
     AggregateAdd,
     AggregateFinish,
+    AggregateFinished,
     AggregateResult,
+    AggregateSet,
+    AggregatesRun,
     AggregateStart,
     Cancel,
     ErrorObject,
@@ -29,8 +32,11 @@ from modelops.rpc.peer import Answer, Asked, Failure, FinishedFloats, Message, P
 __all__ = [
     "AggregateAdd",
     "AggregateFinish",
+    "AggregateFinished",
     "AggregateResult",
+    "AggregateSet",
     "AggregateStart",
+    "AggregatesRun",
     "Answer",
     "Asked",
     "Cancel",

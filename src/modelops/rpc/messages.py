@@ -94,6 +94,29 @@ class AggregateFinish(Wire, frozen=True, kw_only=True):
     id: int
 
 
+class AggregateSet(msgspec.Struct, frozen=True, kw_only=True):
+    """All succeeded replicates of one parameter set, in order.
+
+    Either ``rows``, as in `AggregateAdd`; or ``names`` and ``floats``: the outputs of each are floats of these names,
+    hexadecimal, 8 bytes each, IEEE 754, little-endian.
+    """
+
+    param: int
+    params: msgspec.Raw
+    rows: tuple[tuple[int, str, tuple[Output, ...]], ...] | msgspec.UnsetType = msgspec.UNSET
+    names: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    floats: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class AggregatesRun(Wire, frozen=True, kw_only=True):
+    """Make the aggregates of these sets in order, up to the first one that fails."""
+
+    METHOD: ClassVar[str] = "aggregates/run"
+    entry: str
+    sets: tuple[AggregateSet, ...]
+    target_data: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class FunctionCall(Wire, frozen=True, kw_only=True):
     """Call a function of the bundle. ``args``: (kind, data) each."""
 
@@ -151,6 +174,17 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 class AggregateResult(msgspec.Struct, frozen=True, kw_only=True):
     """Result of `AggregateFinish`."""
 
+    returned: Literal["dict", "value"]
+    outputs: tuple[Output, ...]
+    seconds: float
+    cpu: float
+
+
+class AggregateFinished(Wire, frozen=True, kw_only=True):
+    """One aggregate of `AggregatesRun` is made."""
+
+    METHOD: ClassVar[str] = "aggregate/finished"
+    param: int
     returned: Literal["dict", "value"]
     outputs: tuple[Output, ...]
     seconds: float

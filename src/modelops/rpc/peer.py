@@ -16,7 +16,9 @@ import msgspec
 from modelops.errors import ProtocolError
 from modelops.rpc.messages import (
     AggregateFinish,
+    AggregateFinished,
     AggregateResult,
+    AggregatesRun,
     AggregateStart,
     ErrorObject,
     Finished,
@@ -80,18 +82,19 @@ class Asked(msgspec.Struct, frozen=True):
     request: RestoreCheckpoint | KeepCheckpoint
 
 
-Message: TypeAlias = Finished | FinishedFloats | ProgressNote | Asked | Answer | Failure
+Message: TypeAlias = Finished | FinishedFloats | AggregateFinished | ProgressNote | Asked | Answer | Failure
 
 _RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
     Initialize: msgspec.json.Decoder(Initialized),
     ReplicatesRun: msgspec.json.Decoder(RunResult),
     AggregateStart: msgspec.json.Decoder(None),
     AggregateFinish: msgspec.json.Decoder(AggregateResult),
+    AggregatesRun: msgspec.json.Decoder(RunResult),
     FunctionCall: msgspec.json.Decoder(FunctionResult),
     Shutdown: msgspec.json.Decoder(None),
 }
-_NOTES: Final[dict[str, msgspec.json.Decoder[Finished | ProgressNote]]] = {
-    note.METHOD: msgspec.json.Decoder(note) for note in (Finished, ProgressNote)
+_NOTES: Final[dict[str, msgspec.json.Decoder[Finished | AggregateFinished | ProgressNote]]] = {
+    note.METHOD: msgspec.json.Decoder(note) for note in (Finished, AggregateFinished, ProgressNote)
 }
 _WISHES: Final[dict[str, msgspec.json.Decoder[RestoreCheckpoint | KeepCheckpoint]]] = {
     wish.METHOD: msgspec.json.Decoder(wish) for wish in (RestoreCheckpoint, KeepCheckpoint)

@@ -50,6 +50,15 @@ class ResultOrder:
                 self._bands.append(_Band(self.size, lo, tuple(inside), per_param))
                 self.size += per_param * (hi - lo)
 
+    def first_row(self, param: int) -> int:
+        """Return the first row of a parameter set, or where it would be."""
+        at = bisect_right(self._bands, param, key=lambda band: band.first_param) - 1
+        if at < 0:
+            return 0
+        band = self._bands[at]
+        end = self._bands[at + 1].first_row if at + 1 < len(self._bands) else self.size
+        return min(end, band.first_row + (param - band.first_param) * band.per_param)
+
     def rows(self, lo: int, hi: int) -> Rows:
         """Return the rows ``lo <= row < hi``."""
         hi = min(hi, self.size)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow as pa
 from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.store import columns
-from modelops.store.segment_body import StoredError
+from modelops.store.segment_body import FLOAT, FLOAT_BYTES, StoredError
 from modelops.store.segments import NOT_NEEDED_FORMAT, OUTCOME_CODE, PackSlice, job_folder, ranges_of
 from modelops.study.ranges import Ranges
 
@@ -74,6 +75,18 @@ class OutputsColumn:
         """Return where the bytes of a large output lie."""
         o = self._struct[i].as_py()
         return PackSlice(self.pack, o["offset"], o["length"], o["digest"])
+
+
+class FloatTable(NamedTuple):
+    """Rows whose outputs are floats of the same names.
+
+    ``bits``: of each float, shape ``(n_succeeded, n_names)``. ``place``: for each row of the segment that succeeded,
+    where it is in ``bits``.
+    """
+
+    names: tuple[str, ...]
+    bits: npt.NDArray[np.uint64]
+    place: npt.NDArray[np.int64]
 
 
 class SegmentTable:
@@ -151,6 +164,33 @@ class SegmentTable:
         if name is not None and name not in (found := [output[0] for output in outputs]):
             raise KeyError(f"there is no output {name!r}; there are: {', '.join(found) or 'none'}")
         return one["returned"][0].as_py(), [o for o in outputs if name is None or o[0] == name]
+
+    @cached_property
+    def floats(self) -> FloatTable | None:
+        """The outputs of the succeeded rows, if all of these are floats of the same names; None if not."""
+        outputs = OutputsColumn(self.table, self.pack)
+        lengths = np.diff(outputs.ends)
+        has = self.status == OUTCOME_CODE[ReplicateStatus.SUCCEEDED]
+        k = int(lengths.max(initial=0))
+        if not k or outputs.data.null_count or (lengths != np.where(has, k, 0)).any():
+            return None
+        names = outputs.name.reshape(-1, k)
+        _, sizes = columns.starts_and_sizes(outputs.data)
+        kinds = np.unique(outputs.kind).tolist()
+        if (
+            [outputs.kinds[kind] for kind in kinds] != [FLOAT]
+            or (sizes != FLOAT_BYTES).any()
+            or (names != names[0]).any()
+            or not columns.bool_values(columns.only_chunk(self.table, "returned"))[has].all()
+        ):
+            return None
+        starts, _ = columns.starts_and_sizes(outputs.data)
+        bits = outputs.data.buffers()[2].slice(int(starts[0]), len(starts) * FLOAT_BYTES)
+        return FloatTable(
+            tuple(outputs.names[code] for code in names[0].tolist()),
+            np.frombuffer(bits, "<u8").reshape(-1, k),
+            np.cumsum(has) - 1,
+        )
 
     def error_of(self, index: int) -> StoredError | None:
         """Return why a replicate did not succeed; None if it did. Raises KeyError."""

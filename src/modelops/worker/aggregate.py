@@ -16,7 +16,10 @@ from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
 from modelops.worker.replicates import ReplicateReader
+from modelops.worker.small_sets import MAX_REPLICATES, SmallSets
 from modelops.worker.stored import stored_error, stored_outputs
+
+MAX_AT_ONCE = 1_000  # parameter sets
 
 if TYPE_CHECKING:
     from modelops.processes import AggregateOutcome, LogSink, ReplicateError
@@ -80,42 +83,99 @@ class _AggregateRun:
         self.reader = ReplicateReader(
             runtime.objects, runtime.segments, chunk.job, chunk.segments, context.spec.line
         )
+        self.small = SmallSets(self.reader, context.parameters)
+        self._at_once = MAX_AT_ONCE  # few after one that failed: those behind it may fail, too
         self.failures: dict[str, FailureCount] = {}
 
     def all(self, log: LogSink) -> bool:
         """Make them all; False if the attempt was stopped."""
-        for param in Ranges(self.chunk.params):
-            for target in self.context.spec.aggregates:
-                if self.attempt.stop.stopped or not self._one(param, target, log):
+        for lo, hi in Ranges(self.chunk.params).pairs:
+            at = lo
+            while at < hi:
+                if self.attempt.stop.stopped:
                     return False
+                end = self._end_of_batch(at, hi)
+                if end - at > 1:
+                    n = self._many(at, end, log)
+                    self._at_once = 1 if n < end - at else min(2 * self._at_once, MAX_AT_ONCE)
+                    at += n
+                else:
+                    if not self._each(at, log):
+                        return False
+                    self._at_once, at = min(2 * self._at_once, MAX_AT_ONCE), at + 1
         return True
+
+    def _end_of_batch(self, lo: int, hi: int) -> int:
+        """Return up to where the sets from ``lo`` on are made at once."""
+        if self.context.runner.isolation == "spawn" or any(
+            map(self.context.manifest.is_target, self.context.spec.aggregates)
+        ):
+            return lo + 1
+        n = min(hi - lo, self._at_once)
+        while n > 1 and self.small.n_replicates(lo, lo + n) > MAX_REPLICATES:
+            n //= 2
+        return lo + n
+
+    def _many(self, lo: int, hi: int, log: LogSink) -> int:
+        """Make all aggregates of these sets; return for how many sets they were made, up to one that needs care."""
+        sets = self.small.read(lo, hi)
+        n_made = next((i for i, one in enumerate(sets) if one.data is None), len(sets))
+        made: list[AggregateRow] = []
+        for target in self.context.spec.aggregates:
+            chosen = [one for one in sets[:n_made] if one.n_succeeded >= self._needed(one.n_replicates)]
+            outcomes = iter(
+                self.runtime.pool.aggregates(
+                    self.context.runner,
+                    target,
+                    [one.data for one in chosen if one.data is not None],
+                    target_data=self.context.manifest.target_data,
+                    stop=self.attempt.stop,
+                    log=log,
+                )
+                if chosen
+                else ()
+            )
+            for i, one in enumerate(sets[:n_made]):
+                if one.n_succeeded < self._needed(one.n_replicates):
+                    made.append(self._skipped(one.param, target, one.n_succeeded, one.n_replicates))
+                elif (outcome := next(outcomes, None)) is not None:
+                    made.append(_succeeded(one.param, target, one.n_succeeded, one.n_replicates, outcome))
+                else:
+                    n_made = i
+                    break
+        for row in made:
+            if row.param < lo + n_made:
+                self.writer.add(row)
+        return n_made
+
+    def _needed(self, n: int) -> int:
+        return self.context.spec.needed(n)
+
+    def _skipped(self, param: int, target: str, n_succeeded: int, n: int) -> AggregateRow:
+        reason = f"{n_succeeded} of {n} replicates succeeded, min_success needs {self._needed(n)}"
+        return AggregateRow(param, target, AggregateStatus.SKIPPED, n_succeeded, n, reason)
+
+    def _each(self, param: int, log: LogSink) -> bool:
+        """Make the aggregates of one parameter set; False if the attempt was stopped."""
+        return all(
+            not self.attempt.stop.stopped and self._one(param, target, log)
+            for target in self.context.spec.aggregates
+        )
 
     def _one(self, param: int, target: str, log: LogSink) -> bool:
         spec = self.context.spec
         n, n_succeeded = len(spec.line.of_param(param)), self.reader.count(param, ReplicateStatus.SUCCEEDED)
         if spec.until is not None:
             n -= self.reader.count(param, ReplicateStatus.NOT_NEEDED)
-        needed = spec.needed(n)
-        if n_succeeded < needed:
-            reason = f"{n_succeeded} of {n} replicates succeeded, min_success needs {needed}"
-            self.writer.add(AggregateRow(param, target, AggregateStatus.SKIPPED, n_succeeded, n, reason))
+        if n_succeeded < self._needed(n):
+            self.writer.add(self._skipped(param, target, n_succeeded, n))
             return True
         outcome = self._call(param, target, n_succeeded, log)
         if outcome.stopped:
             return False
         error = outcome.error
         if error is None:
-            self.writer.add(
-                AggregateRow(
-                    param,
-                    target,
-                    AggregateStatus.SUCCEEDED,
-                    n_succeeded,
-                    n,
-                    returned_dict=outcome.returned_dict,
-                    outputs=stored_outputs(outcome.outputs),
-                )
-            )
+            self.writer.add(_succeeded(param, target, n_succeeded, n, outcome))
         else:
             reason = self._reason(error)
             row = AggregateRow(
@@ -160,6 +220,18 @@ class _AggregateRun:
         self.failures[error.fingerprint] = FailureCount(
             example=before.example if before else example, count=(before.count if before else 0) + 1
         )
+
+
+def _succeeded(param: int, target: str, n_succeeded: int, n: int, outcome: AggregateOutcome) -> AggregateRow:
+    return AggregateRow(
+        param,
+        target,
+        AggregateStatus.SUCCEEDED,
+        n_succeeded,
+        n,
+        returned_dict=outcome.returned_dict,
+        outputs=stored_outputs(outcome.outputs),
+    )
 
 
 def _receipt(runtime: WorkerRuntime, chunk: AggregateChunk, **what: object) -> AggregateReceipt:

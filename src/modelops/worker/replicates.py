@@ -40,14 +40,14 @@ class ReplicateReader:
         refs: Sequence[SegmentRef],
         line: IndexLine,
     ) -> None:
-        self._objects, self._segments, self._job, self._line = objects, segments, job, line
+        self._objects, self._segments, self._job, self.line = objects, segments, job, line
         self._refs = [(Ranges(ref.ranges), ref) for ref in refs]
 
     def count(self, param: int, status: ReplicateStatus) -> int:
         """Return how many replicates of a parameter set have this status."""
         code = STORED.index(status)
         n = 0
-        for table, indices in self._tables(self._line.of_param(param)):
+        for table, indices in self.tables(self.line.of_param(param)):
             for lo, hi in indices.pairs:
                 first, last = np.searchsorted(table.index, (lo, hi))
                 n += int(np.count_nonzero(table.status[first:last] == code))
@@ -55,12 +55,13 @@ class ReplicateReader:
 
     def rows(self, param: int) -> Iterator[Row]:
         """Yield the succeeded replicates of a parameter set in replicate order."""
-        for _param, _first, index, n in self._line.ordered(param, param + 1):
-            parts = [table.rows(indices) for table, indices in self._tables(Ranges([(index, index + n)]))]
+        for _param, _first, index, n in self.line.ordered(param, param + 1):
+            parts = [table.rows(indices) for table, indices in self.tables(Ranges([(index, index + n)]))]
             for at, returned_dict, outputs in heapq.merge(*parts, key=itemgetter(0)):
                 yield Row(at, returned_dict, [self._for_runner(o) for o in outputs])
 
-    def _tables(self, wanted: Ranges) -> Iterator[tuple[SegmentTable, Ranges]]:
+    def tables(self, wanted: Ranges) -> Iterator[tuple[SegmentTable, Ranges]]:
+        """Yield the segments that hold some of these indices, and which."""
         for held, ref in self._refs:
             if here := held & wanted:
                 yield self._segments.read(self._job, ref), here
