@@ -112,10 +112,10 @@ class AggregateRows:
             cells |= {prefix + name: found for name, found in cells_of(pieces).items()}
             if first is not None:
                 self._first.setdefault(prefix, [prefix + name for name in first])
-        sets, parameters = contents.view.read(int(params[0]), int(params[-1]) + 1)
+        ids, parameters = contents.view.read(int(params[0]), int(params[-1]) + 1)
         base = {
             "param": columns.fixed(params, pa.int64()),
-            "param_id": columns.text([s.param_id for s in sets]),
+            "param_id": ids,
             **{self._names[name]: column for name, column in parameters.items()},
             "status": columns.text(_statuses(codes, contents.rest)),
             "n_succeeded": columns.fixed(n_succeeded, pa.int64(), known),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 from modelops.store import columns
+from modelops.store.parameters import ROW_GROUP
 from modelops.store.views import ARROW_TYPES
 
 if TYPE_CHECKING:
-    from modelops.store.parameters import Parameters, ParameterSet
+    from modelops.store.parameters import Parameters
 
 _CANONICAL = "canonical"
+KEPT_BYTES: Final = 64 << 20
 
 
 class ParameterView:
@@ -29,27 +32,83 @@ class ParameterView:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self._kept: dict[int, _Group] = {}
         found: defaultdict[str, set[str]] = defaultdict(set)
-        for sets in parameters.groups():
-            raws = [s.raw() for s in sets]
-            for name in set().union(*raws):
-                found[name] |= _kinds([raw[name] for raw in raws if name in raw])
+        n_bytes = 0
+        for number in range(parameters.n_groups):
+            group = _Group.of(*parameters.texts(number))
+            for name, kinds in group.kinds.items():
+                found[name] |= kinds
+            if n_bytes <= KEPT_BYTES:  # to be written soon; verifying and parsing them again takes long
+                n_bytes += group.n_bytes
+                self._kept[number] = group
         self.kinds = {
             name: next(iter(kinds)) if len(kinds) == 1 else _CANONICAL
             for name, kinds in sorted(found.items())
         }
+        self._last: tuple[int, _Group] | None = None
 
     def types(self) -> dict[str, pa.DataType]:
         """Return the Arrow type of each column."""
         return {name: ARROW_TYPES.get(kind, pa.large_string()) for name, kind in self.kinds.items()}
 
-    def read(self, lo: int, hi: int) -> tuple[list[ParameterSet], dict[str, pa.Array]]:
-        """Return the sets ``lo <= param < hi``, and their columns; a name that a set lacks is null."""
-        sets = self._parameters.read(lo, hi)
-        raws = [s.raw() for s in sets]
-        return sets, {
-            name: _column(kind, [raw.get(name, _ABSENT) for raw in raws]) for name, kind in self.kinds.items()
-        }
+    def read(self, lo: int, hi: int) -> tuple[pa.Array, dict[str, pa.Array]]:
+        """Return the ids of the sets ``lo <= param < hi``, and their columns; a name that a set lacks is null."""
+        ids: list[pa.Array] = [columns.text([])]
+        parts: dict[str, list[pa.Array]] = {name: [pa.nulls(0, kind)] for name, kind in self.types().items()}
+        while lo < min(hi, len(self._parameters)):
+            number, at = divmod(lo, ROW_GROUP)
+            group = self._group(number)
+            n = min(hi - lo, len(group.ids) - at)
+            ids.append(group.ids.slice(at, n))
+            for name, kind in self.kinds.items():
+                parts[name].append(group.column(name, kind).slice(at, n))
+            lo += n
+        return pa.concat_arrays(ids), {name: pa.concat_arrays(arrays) for name, arrays in parts.items()}
+
+    def _group(self, number: int) -> _Group:
+        if number in self._kept:
+            return self._kept[number]
+        if self._last is None or self._last[0] != number:
+            self._last = number, _Group.of(*self._parameters.texts(number))
+        return self._last[1]
+
+
+class _Group:
+    """A row group of parameter sets as columns.
+
+    ``kinds``: what the values of each name are. ``n_bytes``: about what it takes.
+    """
+
+    def __init__(
+        self, ids: pa.Array, texts: list[bytes], kinds: dict[str, set[str]], made: dict[str, pa.Array]
+    ) -> None:
+        self.ids, self._texts, self.kinds, self._made = ids, texts, kinds, made
+        self.n_bytes = ids.nbytes + sum(array.nbytes for array in made.values())
+        if texts:
+            self.n_bytes += sum(map(len, texts)) + 40 * len(texts)
+
+    @classmethod
+    def of(cls, ids: list[str], texts: list[bytes]) -> _Group:
+        raws = _parsed(texts)
+        kinds = {name: _kinds([raw[name] for raw in raws if name in raw]) for name in set().union(*raws)}
+        plain = {name: next(iter(found)) for name, found in kinds.items() if len(found) == 1}
+        made = {name: _column(kind, [raw.get(name, _ABSENT) for raw in raws]) for name, kind in plain.items()}
+        # The texts are needed again only if another group makes of a column something else.
+        return cls(columns.text(ids), [] if len(plain) == len(kinds) == 0 else texts, kinds, made)
+
+    def column(self, name: str, kind: str) -> pa.Array:
+        """Return a column as what it is in all groups together."""
+        if name not in self.kinds:
+            return pa.nulls(len(self.ids), ARROW_TYPES.get(kind, pa.large_string()))
+        if self.kinds[name] == {kind}:
+            return self._made[name]
+        return _column(kind, [raw.get(name, _ABSENT) for raw in _parsed(self._texts)])
+
+
+def _parsed(texts: list[bytes]) -> list[dict[str, Any]]:
+    """Return canonical JSON as parsed, tags and all."""
+    return msgspec.json.decode(b"[%b]" % b",".join(texts), type=list[dict[str, Any]])
 
 
 _ABSENT: Any = object()

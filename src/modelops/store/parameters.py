@@ -22,7 +22,7 @@ from modelops.errors import IntegrityError, RequestError
 from modelops.store import columns
 from modelops.store.objects import AlreadyExistsError, pieces_of
 from modelops.store.segments import FORMAT, job_folder
-from modelops.study.canonical import param_id, parse_canonical
+from modelops.study.canonical import param_ids, parse_canonical
 from modelops.study.ids import ParamId
 from modelops.study.spec import FIRST_PARAMETERS
 
@@ -97,7 +97,7 @@ def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
     with pq.ParquetWriter(file, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
         while group := list(islice(it, ROW_GROUP)):
             params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
-            ids = columns.text([param_id(c) for c in group])
+            ids = columns.text(param_ids(group))
             texts = columns.binary(group).cast(pa.large_string())
             writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
             n += len(group)
@@ -173,6 +173,15 @@ class Parameters:
         for group in range(self._file.num_row_groups):
             self._columns(group)
 
+    def texts(self, group: int) -> tuple[list[str], list[bytes]]:
+        """Return the ids and the canonical forms of a row group."""
+        return self._columns(group)
+
+    @property
+    def n_groups(self) -> int:
+        """How many row groups there are."""
+        return int(self._file.num_row_groups)
+
     def _read_group(self, group: int) -> list[ParameterSet]:
         first = group * ROW_GROUP
         both = zip(*self._columns(group, locked=True), strict=True)
@@ -184,13 +193,14 @@ class Parameters:
             with contextlib.nullcontext() if locked else self._lock:
                 table = self._file.read_row_group(group).combine_chunks()
             numbers = columns.fixed_values(columns.only_chunk(table, "param"))
-            ids = table["param_id"].to_pylist()
+            stored = columns.only_chunk(table, "param_id")
             texts = columns.binary_values(columns.only_chunk(table, "canonical").view(pa.large_binary()))
         except (pa.ArrowException, OSError, ValueError, LookupError) as e:
             raise IntegrityError(f"{self._name} is damaged: {e}; {_ADVICE}") from e
         first = group * ROW_GROUP
         whole = np.array_equal(numbers, np.arange(first, min(first + ROW_GROUP, len(self))))
-        if not whole or ids != [param_id(text) for text in texts]:
+        ids = param_ids(texts)
+        if not whole or not stored.equals(columns.text(ids)):
             raise IntegrityError(
                 f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
             )

@@ -15,7 +15,7 @@ from modelops.store.order import ResultOrder, Rows
 from modelops.store.segment_table import OutputsColumn, SegmentTable
 from modelops.store.view_writer import ROW_GROUP, Group
 from modelops.store.views import column_names
-from modelops.study.seeds import seed_key, seeds_at
+from modelops.study.seeds import seed_key, seed_keys, seeds_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,16 +47,14 @@ def base_columns(contents: JobContents, rows: Rows, status: pa.Array) -> dict[st
     """Return the columns of `replicate_fields` for some rows."""
     _, names = replicate_fields(contents)
     lo, hi = (int(rows.param.min()), int(rows.param.max()) + 1) if len(rows.param) else (0, 0)
-    sets, parameters = contents.view.read(lo, hi)
+    ids, parameters = contents.view.read(lo, hi)
     nth = rows.param - lo
     at = columns.fixed(nth, pa.int64())
     return {
         "param": columns.fixed(rows.param, pa.int64()),
-        "param_id": columns.text([s.param_id for s in sets]).take(at),
+        "param_id": ids.take(at),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
-        "seed": columns.fixed(
-            row_seeds(contents.spec, [s.param_id for s in sets], nth, rows.replicate), pa.int64()
-        ),
+        "seed": columns.fixed(row_seeds(contents.spec, ids.to_pylist(), nth, rows.replicate), pa.int64()),
         "status": status,
         **{names[name]: column.take(at) for name, column in parameters.items()},
     }
@@ -71,7 +69,7 @@ def row_seeds(
     if spec.common_random_numbers:
         key = seed_key(spec.study_seed, None)
         return seeds_at(np.uint32(key.a), np.uint32(key.b), replicate)
-    keys = np.array([seed_key(spec.study_seed, p) for p in param_ids], np.uint32).reshape(-1, 2)
+    keys = seed_keys(spec.study_seed, param_ids)
     return seeds_at(keys[nth, 0], keys[nth, 1], replicate)
 
 

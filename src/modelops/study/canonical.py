@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -53,6 +53,11 @@ def parse_canonical(data: bytes | str) -> dict[str, Any]:
 def param_id(canonical: bytes) -> ParamId:
     """Return the id of a parameter set from its canonical form."""
     return ParamId(blake2b(canonical, digest_size=16, person=_PERSON).hexdigest())
+
+
+def param_ids(canonicals: Iterable[bytes]) -> list[str]:
+    """Return the ids of many parameter sets."""
+    return [blake2b(canonical, digest_size=16, person=_PERSON).hexdigest() for canonical in canonicals]
 
 
 def _untag(obj: dict[str, Any]) -> Any:

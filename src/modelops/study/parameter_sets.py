@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from modelops.errors import RequestError
-from modelops.study.canonical import RESERVED, canonical_json, param_id
+from modelops.study.canonical import RESERVED, canonical_json, param_ids
 
 ROW_GROUP = 65_536
 FORMAT = b"1"
+ID_TYPE = "S32"  # of an array of ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def distinct_canonicals(sets: ParameterSets) -> list[bytes]:
     if not len(sets):
         raise RequestError("the study has no parameter sets; give at least one, e.g. parameters=[{}]")
     canonicals = sets.canonical()
-    refuse_duplicates([param_id(c) for c in canonicals], lambda i: sets[i])
+    refuse_duplicates(param_ids(canonicals), lambda i: sets[i])
     return canonicals
 
 
@@ -178,7 +179,7 @@ def parameter_table(sets: ParameterSets) -> pa.Table:
     ids: list[str] = []
     for lo in range(0, len(sets), ROW_GROUP):
         canonical = sets.canonical(lo, lo + ROW_GROUP)
-        part = [param_id(c) for c in canonical]
+        part = param_ids(canonical)
         ids += part
         batches.append(
             pa.record_batch(
@@ -195,12 +196,14 @@ def parameter_table(sets: ParameterSets) -> pa.Table:
     return table.replace_schema_metadata({b"modelops.format": FORMAT})
 
 
-def refuse_duplicates(ids: Sequence[str], set_at: Callable[[int], Mapping[str, Any]]) -> None:
+def refuse_duplicates(
+    ids: Sequence[str] | npt.NDArray[np.bytes_], set_at: Callable[[int], Mapping[str, Any]]
+) -> None:
     """Refuse parameter sets of which two have the same id, naming both. Raises RequestError.
 
     ``set_at`` returns the values of a set by its position.
     """
-    digests = np.array(ids, dtype="S32")
+    digests = np.asarray(ids, dtype=ID_TYPE)
     order = np.argsort(digests, kind="stable")
     same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
     if len(same):

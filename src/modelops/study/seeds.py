@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from modelops.study.ids import ParamId
@@ -36,6 +38,16 @@ def seed_key(study_seed: int, param_id: ParamId | None) -> SeedKey:
     """Derive the constants of a parameter set; ``param_id`` None means common random numbers."""
     digest = blake2b(_key_material(study_seed, param_id), digest_size=8, person=_SEED_PERSON).digest()
     return SeedKey(int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
+
+
+def seed_keys(study_seed: int, param_ids: Sequence[str]) -> npt.NDArray[np.uint32]:
+    """Return the constants of many parameter sets. Shape ``(n, 2)``."""
+    seed = _key_material(study_seed, None)
+    digests = [
+        blake2b(seed + bytes.fromhex(param_id), digest_size=8, person=_SEED_PERSON).digest()
+        for param_id in param_ids
+    ]
+    return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32, copy=False).reshape(-1, 2)
 
 
 def entropy_key(study_seed: int, param_id: ParamId | None) -> bytes:

@@ -16,7 +16,7 @@ from modelops.store.segments import job_folder
 from modelops.study.ids import BundleDigest
 from modelops.study.spec import JobSpec, decode_spec
 from modelops.worker.job_lock import read_lock
-from modelops.worker.sets import replicate_set
+from modelops.worker.sets import replicate_sets
 
 if TYPE_CHECKING:
     from modelops.environments import Environment
@@ -45,20 +45,7 @@ class JobContext:
 
     def sets(self, indices: Ranges) -> list[ReplicateSet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
-        spec, line = self.spec, self.spec.line
-        sets = []
-        for lo, hi in indices.pairs:
-            k = lo
-            while k < hi:
-                block = line.block_of(k)
-                param, replicate = line.locate(k)
-                n = min(hi - k, block.r0 + block.n_replicates - replicate)
-                row = self.parameters[param]
-                sets.append(
-                    replicate_set(spec, param, row.param_id, row.canonical, index=k, replicate=replicate, n=n)
-                )
-                k += n
-        return sets
+        return replicate_sets(self.spec, self.parameters, indices)
 
 
 def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str = "") -> JobContext:
