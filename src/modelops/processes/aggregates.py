@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from modelops.rpc import AggregateSet
 
 
+GATHER_S = 0.002  # let some arrive: a runner whose every message wakes its reader waits for it each time
+
+
 def make_aggregates(
     process: RunnerProcess,
     entry: str,
@@ -50,7 +53,7 @@ def make_aggregates(
         while True:
             if stop.stopped:
                 process.kill(Kill("cancelled", "the run was stopped"))
-            messages = process.receive(deadline, many=True)
+            messages = process.receive(deadline)
             dead = not messages and process.dead
             if dead:
                 messages = process.receive_rest()
@@ -66,6 +69,8 @@ def make_aggregates(
                     return outcomes
             if dead:
                 return outcomes
+            if messages:
+                time.sleep(GATHER_S)
             if not messages and deadline is not None and time.monotonic() >= deadline:
                 process.kill(Kill("timeout", ""))
 
