@@ -3,9 +3,9 @@
 A model that does nothing, five floats out, on a running warm server with two workers of one thread each: from
 `mo.submit` to `results()` in hand, outcomes stored and in result files. All are compared by value afterwards. Wall
 seconds say little on a machine that does other things meanwhile; so CPU seconds are shown too, by process. Also how
-much memory server (which holds the driver) and scheduler took above idle, finalizing included (goal: 200 MB), and how many
-files the job left (goal: 2,000). Beside it `multiprocessing.Pool.map` of the same function with its automatic chunks:
-no isolation, nothing kept, the honest floor.
+much memory server (which holds the driver) and scheduler took above idle, finalizing included (goal: 200 MB), and how
+many files the job left (goal: 2,000). Beside it `multiprocessing.Pool.map` of the same function with its automatic
+chunks: no isolation, nothing kept, the honest floor.
 
 Usage: python bench/million.py [N] [SHAPES], shapes out of: sets-and-replicates sets replicates aggregates
 """
