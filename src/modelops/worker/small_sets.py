@@ -15,7 +15,7 @@ import numpy as np
 
 from modelops.processes import AggregateSet
 from modelops.rpc.messages import encode_output
-from modelops.states import OUTCOMES, ReplicateStatus
+from modelops.states import STORED, ReplicateStatus
 from modelops.store import PackSlice
 from modelops.store.order import ResultOrder
 from modelops.store.segments import ranges_of
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 MAX_REPLICATES: Final = 2_000  # of sets that are read at once
 MAX_BYTES: Final = 1 << 20  # of the outputs of a small set, as they travel
 MAX_BYTES_AT_ONCE: Final = 8 << 20  # which is what the protocol lets a frame of rows have
-_SUCCEEDED: Final = OUTCOMES.index(ReplicateStatus.SUCCEEDED)
-_NOT_NEEDED: Final = OUTCOMES.index(ReplicateStatus.NOT_NEEDED)
+_SUCCEEDED: Final = STORED.index(ReplicateStatus.SUCCEEDED)
+_NOT_NEEDED: Final = STORED.index(ReplicateStatus.NOT_NEEDED)
 
 
 @dataclass(frozen=True)
