@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 # The machine's own trust store: what pip and the browser trust, uv trusts, behind a company's proxy too.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: demo test lint bench chaos docs lock clean help
+.PHONY: demo test lint bench chaos k8s-check docs lock clean help
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -32,6 +32,13 @@ lint: $(VENV)/dev.stamp ## style, types, import contracts
 
 chaos: $(VENV)/dev.stamp ## kill and stop what runs jobs, for an hour or so; JOBS=20 for a shorter one
 	$(BIN)/python tests/chaos/soak.py --jobs $(or $(JOBS),100)
+
+k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; needs kubectl
+	@test -x $(VENV)/k8s/bin/checkov || { $(UV) venv --quiet $(VENV)/k8s && \
+		$(UV) pip install --quiet --python $(VENV)/k8s/bin/python 'checkov==3.3.30'; }
+	@for o in k8s/overlays/*; do echo "== $$o"; kubectl kustomize $$o > $(VENV)/k8s/rendered.yaml && \
+		$(VENV)/k8s/bin/checkov --skip-download --quiet --compact --framework kubernetes -f $(VENV)/k8s/rendered.yaml \
+		|| exit 1; done
 
 bench: $(VENV)/dev.stamp ## measure; nothing here passes or fails
 	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

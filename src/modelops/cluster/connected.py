@@ -154,9 +154,8 @@ class ConnectedCluster:
             scheduler = client.scheduler
             if scheduler is None:
                 raise ClusterError(f"the scheduler {address} went away at once")
-            _wait_until_subscribed(
-                client
-            )  # a worker that joins from here on is heard of; others are in the list
+            # A worker that joins from here on is heard of; all others are in the list.
+            _wait_until_subscribed(client)
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
             found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
         except BaseException:

@@ -1,0 +1,198 @@
+"""The manifests of Kubernetes: rendered as an operator does, valid, and in agreement with themselves and the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
+import pytest
+import yaml  # type: ignore[import-untyped]  # it has no types
+
+from modelops.settings import NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+K8S = Path(__file__).parents[2] / "k8s"
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+VERSIONS = ("1.32", "1.37")
+kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the overlays")
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool checks the rules")
+
+
+@cache
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        ["kubectl", "kustomize", K8S / "overlays" / overlay], capture_output=True, text=True, check=True
+    )
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def of_kind(overlay: str, *kinds: str) -> Iterator[dict[str, Any]]:
+    return (found for found in rendered(overlay) if found["kind"] in kinds)
+
+
+def pods(overlay: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for found in of_kind(overlay, "Deployment", "DaemonSet"):
+        yield found["metadata"]["name"], found["spec"]["template"]
+
+
+@kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_manifest_is_valid_and_has_nothing_that_kubernetes_does_not_know(
+    overlay: str, version: str
+) -> None:
+    for found in rendered(overlay):
+        kubernetes_validate.validate(found, version, strict=True)
+
+
+@kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_selector_finds_a_pod_and_every_reference_something(overlay: str) -> None:
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(overlay)}
+
+    def fits(selector: dict[str, Any]) -> set[str]:
+        wanted = selector.get("matchLabels", {}).items()
+        lists = [(e["key"], e["values"]) for e in selector.get("matchExpressions", [])]
+        return {
+            name for name, has in labels.items()
+            if wanted <= has.items() and all(has.get(key) in values for key, values in lists)
+        }  # fmt: skip
+
+    for found in of_kind(overlay, "Deployment", "DaemonSet"):
+        assert fits(found["spec"]["selector"]) == {found["metadata"]["name"]}
+    for found in of_kind(overlay, "Service"):
+        (name,) = fits({"matchLabels": found["spec"]["selector"]})
+        ports = {
+            p["name"]
+            for _, pod in pods(overlay)
+            for c in pod["spec"]["containers"]
+            for p in c.get("ports", [])
+        }
+        assert {p["targetPort"] for p in found["spec"]["ports"]} <= ports, name
+        assert all(p["protocol"] == "TCP" for p in found["spec"]["ports"])
+    for found in of_kind(overlay, "PodDisruptionBudget"):
+        assert len(fits(found["spec"]["selector"])) == 1
+    for found in of_kind(overlay, "NetworkPolicy"):
+        assert fits(found["spec"]["podSelector"])
+        for rule in (*found["spec"].get("ingress", ()), *found["spec"].get("egress", ())):
+            for other in (*rule.get("from", ()), *rule.get("to", ())):
+                assert "podSelector" not in other or fits(other["podSelector"])
+    there = {(f["kind"], f["metadata"]["name"]) for f in rendered(overlay)}
+    for found in of_kind(overlay, "HorizontalPodAutoscaler"):
+        target = found["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) in there
+        (worker,) = [d for d in of_kind(overlay, "Deployment") if d["metadata"]["name"] == target["name"]]
+        assert "replicas" not in worker["spec"]  # else every apply would undo what the autoscaler did
+    for _, pod in pods(overlay):
+        assert ("ServiceAccount", pod["spec"]["serviceAccountName"]) in there
+        for container in pod["spec"]["containers"]:
+            for source in container.get("envFrom", ()):
+                if "configMapRef" in source:
+                    assert ("ConfigMap", source["configMapRef"]["name"]) in there
+    assert not any(kind in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding") for kind, _ in there)
+
+
+@kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_may_do_more_than_it_needs_and_each_says_how_it_is(overlay: str) -> None:
+    for name, pod in pods(overlay):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False  # their variables would be taken for settings
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"]["drop"] == ["ALL"]
+            if name != "modelops-node-cache":  # which explains itself
+                assert spec["securityContext"]["runAsNonRoot"] is True
+                assert "add" not in context["capabilities"]
+                ports = {p["name"] for p in container["ports"]}
+                for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                    assert container[probe]["httpGet"]["port"] in ports
+            resources = container["resources"]
+            assert {"cpu", "memory"} <= resources["requests"].keys() & resources["limits"].keys()
+        assert all("sizeLimit" in v["emptyDir"] for v in spec["volumes"] if "emptyDir" in v)
+
+
+@kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_manifests_set_are_settings_and_the_readme_makes_every_secret(overlay: str) -> None:
+    readme = (K8S / "README.md").read_text("utf-8")
+    known = {f"MODELOPS_{name.upper()}" for name in NAMES}
+    names: set[str] = set()
+    secrets: set[str] = set()
+    for found in of_kind(overlay, "ConfigMap"):
+        names |= found["data"].keys()
+    for _, pod in pods(overlay):
+        secrets |= {v["secret"]["secretName"] for v in pod["spec"]["volumes"] if "secret" in v}
+        for container in pod["spec"]["containers"]:
+            names |= {e["name"] for e in container.get("env", ())}
+            refs = [e["valueFrom"]["secretKeyRef"] for e in container.get("env", ()) if "valueFrom" in e]
+            refs += [e["secretRef"] for e in container.get("envFrom", ()) if "secretRef" in e]
+            secrets |= {ref["name"] for ref in refs}
+    for found in of_kind(overlay, "Ingress"):
+        secrets |= {tls["secretName"] for tls in found["spec"]["tls"]}
+    assert {n for n in names if n.startswith("MODELOPS_")} <= known
+    assert not {"MODELOPS_TOKEN", "MODELOPS_DATABASE"} & {
+        k for f in of_kind(overlay, "ConfigMap") for k in f["data"]
+    }
+    assert [s for s in secrets if s.partition("-tls")[0] not in readme] == []
+    assert not list(of_kind(overlay, "Secret"))
+
+
+@kubectl
+def test_workers_know_no_database_and_no_token() -> None:
+    for overlay in OVERLAYS:
+        for name, pod in pods(overlay):
+            if name in ("modelops-worker", "modelops-scheduler"):
+                said = json.dumps(pod)
+                assert "MODELOPS_DATABASE" not in said
+                assert "MODELOPS_TOKEN" not in said
+
+
+def test_every_metric_that_a_rule_or_a_panel_asks_for_is_one() -> None:
+    page = (K8S.parent / "docs/reference/http-api.md").read_text("utf-8")
+    asked = {}
+    files = [
+        *(K8S / "monitoring").glob("*.yml"),
+        K8S / "monitoring/dashboard.json",
+        *K8S.rglob("autoscaling.yaml"),
+    ]
+    for file in files:
+        asked[file.name] = set(re.findall(r"\bmodelops_[a-z_]+\b", file.read_text("utf-8")))
+    assert asked["alerts.yml"]
+    assert asked["dashboard.json"]
+    known = set(re.findall(r"`(modelops_[a-z_]+)`", page))
+    assert {name: found - known for name, found in asked.items() if found - known} == {}
+    dashboard = json.loads((K8S / "monitoring/dashboard.json").read_text("utf-8"))
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_every_alert_has_a_test_in_which_it_fires() -> None:
+    rules = yaml.safe_load((K8S / "monitoring/alerts.yml").read_text("utf-8"))
+    tests = yaml.safe_load((K8S / "monitoring/alerts.test.yml").read_text("utf-8"))["tests"]
+    fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    quiet = {
+        case["alertname"] for test in tests for case in test["alert_rule_test"] if not case["exp_alerts"]
+    }
+    assert {rule["alert"] for group in rules["groups"] for rule in group["rules"]} == fired
+    assert fired == quiet
+
+
+@promtool
+def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+    for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]):
+        done = subprocess.run(
+            ["promtool", *command], cwd=K8S / "monitoring", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
