@@ -30,7 +30,7 @@ lint: $(VENV)/dev.stamp ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-chaos: $(VENV)/dev.stamp ## kill and stop what runs jobs, for an hour or so; JOBS=20 for a shorter one
+chaos: $(VENV)/dev.stamp ## kill and stop what runs jobs, for half an hour or so; JOBS=20 is what CI does
 	$(BIN)/python tests/chaos/soak.py --jobs $(or $(JOBS),100)
 
 k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; needs kubectl

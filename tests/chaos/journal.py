@@ -1,4 +1,4 @@
-"""What a model's journal says: which replicates were begun and ended, when, in which process."""
+"""What a model's journal says: which replicates were begun, ended and failed, when, in which process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Replicate = tuple[int, int]  # ordinal of the parameter set, number
 
 @dataclass(frozen=True)
 class Line:
-    """A replicate was begun or ended in a process, at a time of this machine's clock."""
+    """A replicate was begun, ended or failed in a process, at a time of this machine's clock."""
 
     what: str
     replicate: Replicate
@@ -35,12 +35,12 @@ def read_journal(path: Path) -> list[Line]:
     return [Line.of(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def in_flight(lines: list[Line]) -> dict[int, Replicate]:
-    """Return by process the replicate that was begun last in it and not ended (failures write no end)."""
-    open_: dict[int, Replicate] = {}
+def in_flight(lines: list[Line]) -> dict[int, Line]:
+    """Return by process the beginning of the replicate that was begun last in it and neither ended nor failed."""
+    open_: dict[int, Line] = {}
     for line in lines:
         if line.what == "begin":
-            open_[line.pid] = line.replicate
-        elif open_.get(line.pid) == line.replicate:
+            open_[line.pid] = line
+        elif line.pid in open_ and open_[line.pid].replicate == line.replicate:
             del open_[line.pid]
     return open_

@@ -1,4 +1,8 @@
-"""Strike a random process of the pool every little while: kill it, or stop it and let it go on later."""
+"""Strike a random process of the pool every little while: kill it, or stop it and let it go on later.
+
+A kind that was struck is left alone until it is back and the jobs go on, however long that takes here: so a slow
+machine makes a slower killer and not another outcome. Only live work is struck.
+"""
 
 from __future__ import annotations
 
@@ -8,78 +12,209 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
+
+from processes import process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-KINDS = ("runner", "worker", "server", "client", "postgres")
+    from journal import Replicate
+    from plans import Plan
+
+KINDS: Final = ("runner", "worker", "server", "client", "postgres")
+OF_THE_POOL: Final = ("runner", "worker", "server", "postgres")  # a client only looks on
+DEADLY: Final = ("runner", "worker")  # to the replicate that is in it
+STOP_FIRST_S: Final = 5.0
+LONG_ENOUGH_S: Final = 10.0
+MOST_STOPS: Final = 2  # of a replicate that is long without them
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A replicate that runs now. ``pid``: the process it runs in. ``plan``: of its job. ``seconds``: for how long."""
+
+    job: str
+    replicate: Replicate
+    pid: int
+    plan: Plan
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Strike:
-    """What was done to which process, and the jobs whose live work it hit."""
+    """What was done to which process, and the live work that was hit. ``at``: seconds since the first moment."""
 
     at: float
     kind: str
     pid: int
     how: str
-    jobs: tuple[str, ...]
+    hit: tuple[Flight, ...]
+
+    @property
+    def jobs(self) -> frozenset[str]:
+        """The jobs whose live work it hit."""
+        return frozenset(flight.job for flight in self.hit)
 
     def __str__(self) -> str:
-        return f"{self.at:8.2f} s  {self.how} {self.kind} {self.pid}, hit {', '.join(self.jobs) or 'no live work'}"
+        hit = ", ".join(f"{f.job[-6:]}/{f.replicate[0]}.{f.replicate[1]}" for f in self.hit)
+        return f"{self.at:7.1f} s  {self.how} {self.kind} {self.pid}: hit {hit}"
+
+
+class Ground(Protocol):
+    """Where the killer goes about."""
+
+    def flights(self, kind: str, pid: int | None = None) -> dict[int, list[Flight]]:
+        """Return the processes of a kind (or that one) and the live work in each."""
+
+    def is_back(self, kind: str, struck_at: float) -> bool:
+        """Whether a kind that was struck at a time of `time.monotonic` does its work again."""
+
+    def crash_postgres(self) -> None:
+        """Kill the database server as a whole, and start it again."""
+
+    def struck(self, strike: Strike) -> None:
+        """Hear of a strike."""
 
 
 @dataclass
 class Killer:
-    """Strikes until it is told to stop.
-
-    ``targets`` returns the pids of each kind; ``hit`` the jobs whose live work is in a process of that kind;
-    ``crash_postgres`` kills that server as a whole and starts it again.
-    """
+    """Strikes, in a thread, from `start` until `end`."""
 
     seed: int
     every_s: float
-    targets: Callable[[], Mapping[str, Sequence[int]]]
-    hit: Callable[[str, int], tuple[str, ...]]
-    crash_postgres: Callable[[], None]
+    ground: Ground
     strikes: list[Strike] = field(default_factory=list)
+    error: BaseException | None = None  # what ended it before its time
+    _began: float = field(default_factory=time.monotonic)
     _ended: threading.Event = field(default_factory=threading.Event)
-    _stopped: list[tuple[float, int]] = field(default_factory=list)
+    _stopped: list[tuple[float, str, int]] = field(default_factory=list)  # until when, kind, pid
+    _struck_at: dict[str, float] = field(default_factory=dict)
+    _died_of: Counter[tuple[str, str, Replicate]] = field(default_factory=Counter)
 
-    def run(self) -> None:
-        """Strike; the thread's whole work."""
-        rng, began = random.Random(self.seed), time.monotonic()
-        while not self._ended.wait(self.every_s * (0.5 + rng.random())):
-            self._let_go_on(time.monotonic())
-            targets = self.targets()
-            kind = rng.choice(KINDS)
-            pids = targets.get(kind, ())
-            if not pids:
-                continue
-            pid = rng.choice(list(pids))
-            how = "SIGSTOP" if rng.random() < 0.3 and kind != "postgres" else "SIGKILL"
-            jobs = self.hit(kind, pid)
-            if kind == "postgres":
-                self.crash_postgres()
-            else:
-                try:
-                    os.kill(pid, getattr(signal, how))
-                except ProcessLookupError:
-                    continue  # it ended while we looked
-                if how == "SIGSTOP":
-                    self._stopped.append((time.monotonic() + 0.5 + 4 * rng.random(), pid))
-            self.strikes.append(Strike(time.monotonic() - began, kind, pid, how, jobs))
-        self._let_go_on(float("inf"))
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._run, name="killer")
+        self._thread.start()
 
     def end(self) -> None:
         """Strike no more, and let all that is stopped go on."""
         self._ended.set()
+        self._thread.join()
+
+    def kills(self, job: str, *kinds: str) -> int:
+        """Return how many kills of these kinds hit live work of a job."""
+        return sum(s.how == "SIGKILL" and s.kind in kinds and job in s.jobs for s in list(self.strikes))
+
+    def deaths(self, job: str, replicate: Replicate, *kinds: str) -> int:
+        """Return how many processes of these kinds were killed while they ran this replicate."""
+        return sum(self._died_of[kind, job, replicate] for kind in kinds)
+
+    def stops(self, job: str, replicate: Replicate, *kinds: str) -> int:
+        """Return how often processes of these kinds were stopped while they ran this replicate."""
+        stops = [s.hit for s in self.strikes if s.how == "SIGSTOP" and s.kind in kinds]
+        return sum((flight.job, flight.replicate) == (job, replicate) for hit in stops for flight in hit)
+
+    def _run(self) -> None:
+        rng = random.Random(self.seed)
+        try:
+            while self._waited(self.every_s * (0.5 + rng.random())):
+                stopped = {kind for _, kind, _ in self._stopped}
+                free = [kind for kind in KINDS if kind not in stopped and self._is_back(kind)]
+                if free:
+                    self._strike(rng.choice(free), rng)
+        except BaseException as error:  # noqa: BLE001  the top of a thread; whoever waits for the jobs raises it
+            self.error = error
+        finally:
+            self._let_go_on(float("inf"))
+
+    def _waited(self, seconds: float) -> bool:
+        """Let pass so much time, and go on what was stopped for long enough; False if it is the end."""
+        until = time.monotonic() + seconds
+        while (now := time.monotonic()) < until:
+            self._let_go_on(now)
+            if self._ended.wait(min([until, *(due for due, _, _ in self._stopped)]) - now):
+                return False
+        return not self._ended.is_set()
+
+    def _is_back(self, kind: str) -> bool:
+        return kind not in self._struck_at or self.ground.is_back(kind, self._struck_at[kind])
+
+    def _strike(self, kind: str, rng: random.Random) -> None:
+        how = "SIGSTOP" if rng.random() < 0.25 and kind != "postgres" else "SIGKILL"
+        found = self.ground.flights(kind)
+        pids = [pid for pid, hit in found.items() if hit and not self._spared(kind, how, hit)]
+        # A replicate of a minute would seldom be chosen by chance, and is to meet one death.
+        eager = [pid for pid in pids if kind == "runner" and any(f.plan.is_long for f in found[pid])]
+        if not pids:
+            return
+        pid = rng.choice(eager or pids)
+        try:
+            hit = self._hit(kind, pid, how)
+        except ProcessLookupError:
+            return  # it ended while we looked
+        if not hit:
+            return
+        now = time.monotonic()
+        self._struck_at[kind] = now
+        if how == "SIGSTOP":
+            until = now + 0.5 + 3 * rng.random()
+            self._stopped.append((until, kind, pid))
+            self._struck_at[kind] = until
+        elif kind in DEADLY:
+            self._died_of.update((kind, flight.job, flight.replicate) for flight in hit)
+        self.strikes.append(strike := Strike(now - self._began, kind, pid, how, tuple(hit)))
+        self.ground.struck(strike)
+
+    def _hit(self, kind: str, pid: int, how: str) -> Sequence[Flight]:
+        """Do it, and return the live work that was hit; nothing if it was not done."""
+        if kind == "postgres":
+            hit = self.ground.flights(kind, pid)[pid]
+            if hit:
+                self.ground.crash_postgres()
+            return hit
+        if kind != "runner":
+            hit = self.ground.flights(kind, pid).get(pid, [])
+            if hit and not self._spared(kind, how, hit):
+                os.kill(pid, getattr(signal, how))
+                return hit
+            return []
+        # It goes from one replicate to the next in no time: look only when it holds still.
+        os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + STOP_FIRST_S
+        while (found := process(pid)) is not None and found.state != "T" and time.monotonic() < deadline:
+            threading.Event().wait(0.001)
+        hit = self.ground.flights(kind, pid).get(pid, [])
+        if not hit or self._spared(kind, how, hit):
+            os.kill(pid, signal.SIGCONT)
+            return []
+        if how == "SIGKILL":
+            os.kill(pid, signal.SIGKILL)
+        return hit
+
+    def _spared(self, kind: str, how: str, hit: Sequence[Flight]) -> bool:
+        """Whether a replicate in it has had its share: workers die of it, retries end, a minute is long."""
+        if kind not in DEADLY:
+            return False
+        if how == "SIGSTOP":
+            return any(f.plan.is_long and self.stops(f.job, f.replicate, *DEADLY) >= MOST_STOPS for f in hit)
+        return any(self._has_had_its_share(kind, flight) for flight in hit)
+
+    def _has_had_its_share(self, kind: str, flight: Flight) -> bool:
+        if self.deaths(flight.job, flight.replicate, *DEADLY) >= flight.plan.bearable:
+            return True
+        if (
+            flight.plan.is_long
+        ):  # the first death in its job is to be that of a runner which has done something
+            return flight.seconds < LONG_ENOUGH_S or (
+                kind == "worker" and not self.kills(flight.job, "runner")
+            )
+        return kind == "worker" and self.deaths(flight.job, flight.replicate, "worker") > 0
 
     def _let_go_on(self, now: float) -> None:
-        for due, pid in list(self._stopped):
-            if due <= now:
-                self._stopped.remove((due, pid))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+        for due in [one for one in self._stopped if one[0] <= now]:
+            self._stopped.remove(due)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(due[2], signal.SIGCONT)

@@ -59,21 +59,14 @@ class Postgres:
             os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
 
     def __enter__(self) -> Self:
-        data = self._folder / "data"
-        self._run(
-            "initdb",
-            "-D",
-            str(data),
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        )
-        self.start()
+        data = str(self._folder / "data")
+        options = ("-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C")
+        try:
+            self._run("initdb", "-D", data, *options)
+            self.start()
+        except BaseException:  # a signal, perhaps
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
