@@ -10,11 +10,11 @@ import subprocess
 from pathlib import Path
 
 
-def show(what: str, seconds: list[float]) -> float:
+def show(what: str, measured: list[float], unit: str = " s") -> float:
     """Print the repeats of a measurement; return the median."""
-    median = statistics.median(seconds)
-    every = " ".join(f"{s:.3f}" for s in seconds)
-    print(f"{what}: median {median:.3f} s, min {min(seconds):.3f}, max {max(seconds):.3f}  ({every})")
+    median = statistics.median(measured)
+    every = " ".join(f"{x:.3f}" for x in measured)
+    print(f"{what}: median {median:.3f}{unit}, min {min(measured):.3f}, max {max(measured):.3f}  ({every})")
     return median
 
 
@@ -74,6 +74,19 @@ def _cpu_seconds() -> dict[int, tuple[str, float]]:
         if at == os.getpid():
             tree[pid] = ("driver and scheduler", found[pid][1]) if pid == os.getpid() else found[pid]
     return tree
+
+
+def peak_bytes() -> dict[str, int]:
+    """Return the highest resident size that any process of each role has had; see `CpuOfTree` for the roles."""
+    peaks: dict[str, int] = {}
+    for pid, (role, _) in _cpu_seconds().items():
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")]
+        peaks[role] = max(peaks.get(role, 0), *found, 0)
+    return peaks
 
 
 def _role(command_line: str) -> str:

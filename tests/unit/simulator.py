@@ -396,6 +396,8 @@ class World:
         command, items = task.command, task.items
         if not worker.alive or task.attempt not in worker.running or not isinstance(command, c.SubmitChunk):
             return
+        if task.parts:
+            return
         n = int(self.random() * len(items))
         rest = [*items[:n], *items[n + 1 :]]
         if not self.s.poison.isdisjoint(items[:n]) or self.s.missing_import_at in items[:n]:
@@ -421,7 +423,7 @@ class World:
             self._answer(task, event, 0.01 + self.random() * 2)
 
     def do_recall(self, asked: tuple[Driver, c.RecallAttempt]) -> None:
-        """Give an attempt back that has not begun."""
+        """Give an attempt back that has not begun, or what of it has not."""
         driver, recall = asked
         worker = self.workers.get(recall.worker)
         if worker is None:
@@ -429,6 +431,9 @@ class World:
         task = next((t for t in worker.waiting if t.attempt == recall.attempt), None)
         if task is None:
             driver.tell(e.AttemptBegun(recall.attempt))
+            task = worker.running.get(recall.attempt)
+            if task is not None and len(task.items) > 1:
+                self.later_by_chance(0.3, self._part, (worker, task))
             return
         worker.waiting.remove(task)
         driver.tell(e.AttemptRecalled(recall.attempt))

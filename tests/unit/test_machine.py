@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 from simulator import JOB, World
 from simulator_scenario import Scenario
@@ -18,7 +19,7 @@ from modelops.driver import events as e
 from modelops.driver.blame import DEADLY_AT_LAST
 from modelops.driver.machine import Machine
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
-from modelops.study.ids import attempt_id
+from modelops.study.ids import attempt_id, part_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
@@ -799,3 +800,54 @@ def test_a_repaired_run_runs_what_was_damaged_and_leaves_the_rest(aggregates: tu
     assert ran == Ranges([(2, 4)])
     assert finalized(machine).state is JobState.PARTIAL
     assert machine.counts()[ReplicateStatus.NOT_RUN] == 6
+
+
+def two_workers_of_which_one_is_done(seconds: float) -> tuple[Machine, Chunk, list[c.Command]]:
+    """Return the chunk of three replicates that the other one has, and what is ordered then."""
+    machine = Machine(spec(1, 6), JOB, replicates_per_chunk=3)
+    machine.start(0.0)
+    machine.handle(e.EnvironmentReady(), 0.0)
+    first, second = (
+        only(machine.handle(e.WorkerJoined(worker, 1), 0.0), c.SubmitChunk)[0].chunk
+        for worker in ("w0", "w1")
+    )
+    return machine, second, machine.handle(e.ChunkDone(receipt(first, seconds=seconds)), 3 * seconds)
+
+
+def test_an_idle_worker_gets_what_has_not_begun_of_the_chunk_of_another() -> None:
+    machine, second, orders = two_workers_of_which_one_is_done(1.0)
+    assert only(orders, c.RecallAttempt) == [c.RecallAttempt(second.attempt, "w1")]
+    assert machine.handle(e.AttemptBegun(second.attempt), 3.0) == []
+    finished, runs, unstarted = ((k, k + 1) for k in range(3, 6))
+    part = msgspec.structs.replace(
+        receipt(second),
+        attempt=part_id(second.attempt),
+        part_of=second.attempt,
+        segment=segment(msgspec.structs.replace(second, ranges=(finished,))),
+        unstarted=(unstarted,),
+    )
+    (given,) = only(machine.handle(e.ChunkDone(part), 3.3), c.SubmitChunk)
+    assert (given.worker, given.chunk.ranges) == ("w0", (unstarted,))
+    assert machine.running == Ranges([runs, unstarted])
+
+
+def test_what_is_done_before_it_could_be_elsewhere_is_not_asked_for() -> None:
+    assert not only(two_workers_of_which_one_is_done(0.01)[2], c.RecallAttempt)
+
+
+def test_what_waits_behind_a_chunk_of_this_job_is_recalled_as_soon_as_a_worker_is_idle() -> None:
+    machine, commands = running(spec(1, 400, fail_fast=False), workers=2)
+    taken: dict[str, list[Chunk]] = {"w0": [], "w1": []}
+    recalled: list[c.RecallAttempt] = []
+    now = 0.0
+    while not recalled:  # only the first worker ever finishes anything
+        for command in only(commands, c.SubmitChunk):
+            taken[command.worker].append(command.chunk)
+        chunk = taken["w0"].pop(0)
+        now += 0.3
+        commands = machine.handle(e.ChunkDone(receipt(chunk, seconds=0.3)), now)
+        commands += machine.handle(e.Committed(chunk.attempt), now)
+        recalled = only(commands, c.RecallAttempt)
+    assert {order.attempt for order in recalled} <= {chunk.attempt for chunk in taken["w1"]}
+    (back,) = only(machine.handle(e.AttemptRecalled(recalled[0].attempt), now), c.SubmitChunk)
+    assert back.worker == "w0"

@@ -191,6 +191,55 @@ def test_an_attempt_that_has_handed_in_a_part_is_left_with_the_rest_and_both_are
     assert names(table.of_job(JOB, 2)) == [one.attempt]
 
 
+def test_an_attempt_that_runs_gives_back_what_has_not_begun_when_it_is_recalled() -> None:
+    table, runs = AttemptTable(), attempt()
+    table.enter(runs)
+    assert not runs.stop.gives_back
+    assert not table.recall(JOB, runs.attempt)
+    assert runs.recalled
+    assert runs.stop.gives_back
+    assert not runs.stop.stopped
+
+
+def begins(table: AttemptTable, one: Attempt) -> threading.Event:
+    """Let an attempt begin in a thread of its own; the event says that it has."""
+    begun = threading.Event()
+
+    def enter() -> None:
+        assert table.enter(one)
+        begun.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    return begun
+
+
+def test_while_an_attempt_is_stored_another_has_its_slot_unless_storage_is_away() -> None:
+    table = AttemptTable(slots=1)
+    one, two, three = attempt(1), attempt(2), attempt(3)
+    assert table.enter(one)
+    second = begins(table, two)
+    assert not second.wait(0.05)
+    table.step_aside(one)
+    assert second.wait(60)
+    one.storing = True  # and storage does not take it
+    table.step_aside(two)
+    third = begins(table, three)
+    assert not third.wait(0.05)
+    table.leave(one)
+    assert third.wait(60)
+
+
+def test_no_more_attempts_are_stored_at_once_than_there_are_slots() -> None:
+    table, (one, two, three) = AttemptTable(slots=1), (attempt(n) for n in (1, 2, 3))
+    for x in (one, two):
+        assert begins(table, x).wait(60)
+        table.step_aside(x)
+    third = begins(table, three)
+    assert not third.wait(0.05)
+    table.leave(two)
+    assert third.wait(60)
+
+
 def test_only_an_attempt_that_has_not_begun_is_recalled_and_then_it_never_begins() -> None:
     table, runs, ended, waits = AttemptTable(), attempt(1), attempt(2), attempt(3)
     table.enter(runs)

@@ -163,7 +163,7 @@ async def _leave(worker: Worker) -> None:
     # A receipt is Dask's result of the task: it is here until the driver has fetched it.
     try:
         async with asyncio.timeout(HAND_OVER_S):
-            while worker.data or worker.state.executing_count:
+            while worker.data or worker.state.executing_count or worker.state.long_running:
                 await asyncio.sleep(POLL_S)
     except TimeoutError:  # nothing is lost by it: their segments are stored, and will be found
         log.info("nobody has fetched the receipts of %s attempts", len(worker.data))

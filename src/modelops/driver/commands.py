@@ -49,7 +49,10 @@ class StopAttempt(msgspec.Struct, frozen=True):
 
 
 class RecallAttempt(msgspec.Struct, frozen=True):
-    """Take it back from this worker if it has not begun; then answer AttemptRecalled."""
+    """Take back from this worker what of it has not begun.
+
+    If nothing has, answer AttemptRecalled. Otherwise AttemptBegun, and the rest comes back with its receipt or a part.
+    """
 
     attempt: AttemptId
     worker: str

@@ -149,7 +149,11 @@ class Machine:
         )
 
         self._recall = Recall(
-            roster=self._roster, places=self._places, backlogs=self._backlogs, outbox=self._outbox
+            roster=self._roster,
+            places=self._places,
+            backlogs=self._backlogs,
+            meter=self._dispatcher.meters[_SIMULATE],
+            outbox=self._outbox,
         )
         self._roll_call = RollCall(
             wanted=adopt,

@@ -65,6 +65,7 @@ class Roster:
         self._reserved: dict[str, Worker] = {}
         self.n_waits = 0  # indices of attempts that are known to wait
         self._waits: dict[AttemptId, Attempt] = {}
+        self._unasked: dict[AttemptId, Attempt] = {}  # plain chunks, the youngest last; see `with_queues`
         self._idle: dict[str, Worker] = {}  # a slot is free
         self._taken: dict[str, Worker] = {}  # likewise, but others are thought to have it
         self._roomy: dict[str, Worker] = {}  # all slots run something, and fewer than that wait
@@ -93,6 +94,7 @@ class Roster:
             for attempts in (worker.running, worker.waiting):
                 for attempt in attempts.values():
                     del self.attempts[attempt.id]
+                    self._unasked.pop(attempt.id, None)
                     self._waits_no_more(attempt)
                     self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
         return worker
@@ -103,6 +105,8 @@ class Roster:
         self.attempts[attempt.id] = attempt
         self.n_live[attempt.work.kind] += len(attempt.work.ranges)
         worker.waiting[attempt.id] = attempt
+        if attempt.work.kind is Kind.SIMULATE and not attempt.work.suspect:
+            self._unasked[attempt.id] = attempt
         self._promote(worker)
         self._sort_in(worker)
 
@@ -113,6 +117,7 @@ class Roster:
             return None
         self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
         self._waits_no_more(attempt)
+        self._unasked.pop(attempt_id, None)
         worker = self.workers[attempt.worker]
         worker.taken_until = 0.0
         if worker.running.pop(attempt_id, None) is None:
@@ -165,6 +170,25 @@ class Roster:
         n_free = sum(w.slots - w.load for w in self._idle.values())
         found = [a for a in self._waits.values() if not (a.recalled or a.stopping or a.work.suspect)]
         return found[:n_free]
+
+    @property
+    def n_idle(self) -> int:
+        """How many workers have a free slot."""
+        return len(self._idle)
+
+    def with_queues(self, n: int, *, worth: int) -> list[Attempt]:
+        """Return up to ``n`` attempts that hold what others could do, each only once, the youngest first.
+
+        Those that wait, and those that run and have ``worth`` items or more. Costs nothing but for what it returns and
+        for what can be returned never again.
+        """
+        found: list[Attempt] = []
+        while self._unasked and len(found) < n:
+            _, attempt = self._unasked.popitem()
+            waits = attempt.id in self.workers[attempt.worker].waiting
+            if not (attempt.recalled or attempt.stopping) and (waits or len(attempt.work.ranges) >= worth):
+                found.append(attempt)
+        return found
 
     def _wait(self, attempt: Attempt) -> None:
         attempt.waits = True

@@ -55,7 +55,8 @@ class Attempt:
 
     ``ranges``: shrinks when a part is handed in, which is in ``parts`` then. ``alone``: nothing may run beside it.
     ``storing``: it is done, and storage does not take it. ``asked_for``: its driver has asked for the table since it
-    began, so Dask perhaps hands its result to nobody.
+    began, so Dask perhaps hands its result to nobody. ``recalled``: its driver wants back what has not begun.
+    ``aside``: its replicates have ended, and the next attempt may begin in its slot while it stores.
     """
 
     job: JobId
@@ -68,6 +69,8 @@ class Attempt:
     stop: StopSignal = field(default_factory=StopSignal)
     storing: bool = False
     asked_for: bool = False
+    recalled: bool = False
+    aside: bool = False
     parts: tuple[Receipt, ...] = ()
 
     def held(self, receipt: Receipt | None = None, error: TaskError | None = None) -> HeldAttempt:
@@ -89,7 +92,8 @@ class Attempt:
 class AttemptTable:
     """Thread-safe: tasks enter and leave on worker threads, all else comes from the event loop."""
 
-    def __init__(self, *, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
+    def __init__(self, *, slots: int | None = None, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
+        self._slots = slots
         self._lock = threading.Condition()
         self._n_waiting_alone = 0
         self._running: dict[tuple[JobId, AttemptId], Attempt] = {}
@@ -101,7 +105,7 @@ class AttemptTable:
     def enter(self, attempt: Attempt) -> bool:
         """Record that an attempt begins; False if it was stopped before it began, or its driver was replaced.
 
-        Waits while it, or what runs already, must be alone.
+        Waits while it, or what runs already, must be alone, and while too much is being stored.
         """
         with self._lock:
             self._n_waiting_alone += attempt.alone
@@ -127,7 +131,20 @@ class AttemptTable:
     def _has_room(self, attempt: Attempt) -> bool:
         if attempt.alone:
             return not self._running
-        return not self._n_waiting_alone and not any(other.alone for other in self._running.values())
+        others = self._running.values()
+        if self._n_waiting_alone or any(other.alone for other in others):
+            return False
+        if self._slots is None or len(others) < self._slots:
+            return True
+        # Those that have stepped aside store what they have. While storage is away they keep their slots.
+        n_busy = sum(not other.aside or other.storing for other in others)
+        return n_busy < self._slots and len(others) < 2 * self._slots
+
+    def step_aside(self, attempt: Attempt) -> None:
+        """Let another attempt begin while this one stores what it has."""
+        with self._lock:
+            attempt.aside = True
+            self._lock.notify_all()
 
     def leave(self, attempt: Attempt) -> None:
         """Record that an attempt is over."""
@@ -223,12 +240,16 @@ class AttemptTable:
             return (job, attempt) in self._running or (job, attempt) in self._kept
 
     def recall(self, job: JobId, attempt: AttemptId) -> bool:
-        """Make sure that an attempt does not begin here; False if it has."""
+        """Make sure that an attempt does not begin here; False if it has: what of it has not is given back soon."""
         with self._lock:
-            if (job, attempt) in self._running or (job, attempt) in self._kept:
-                return False
-            self._not_to_begin((job, attempt))
-            return True
+            running = self._running.get((job, attempt))
+            if running is None and (job, attempt) not in self._kept:
+                self._not_to_begin((job, attempt))
+                return True
+        if running is not None:
+            running.recalled = True
+            running.stop.give_back()
+        return False
 
     def _not_to_begin(self, key: tuple[JobId, AttemptId]) -> None:
         self._stopped_before_start[key] = None

@@ -3,7 +3,8 @@
 A chunk is meant to take about a second, and is committed as a whole. If one of its replicates takes an hour, those
 before it would be neither stored nor seen, and those behind it would wait. So after a while the runner is asked to
 begin nothing more of it; if that replicate still runs a little later, all else of the chunk is handed in under an id of
-its own, and the attempt goes on with this one alone. One thread per worker looks after that.
+its own, and the attempt goes on with this one alone. Likewise when a driver asks for it, as another worker is idle. One
+thread per worker looks after that.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 SAY_BEGUN_AFTER_S: Final = 1.0  # by then a driver wants to know whether it waits
 GIVE_BACK_AFTER_S: Final = 2.0
 HAND_IN_AFTER_S: Final = 3.0
-LOOK_EVERY_S: Final = 0.25
+LOOK_EVERY_S: Final = 0.25  # so much later, too, what a driver asks back is handed in
 
 
 class Parts:
@@ -46,7 +47,7 @@ class Parts:
         self._runtime, self._chunk, self._attempt = runtime, chunk, attempt
         self._sorter, self._log = sorter, log
         self._began = time.monotonic()
-        self._said_begun = self._cut = False
+        self._said_begun = self._cut = self._recalled = False
         self._handing_in = threading.Lock()
         self._error: Exception | None = None
         self.lost = EMPTY  # ended, and not stored because the attempt was stopped meanwhile
@@ -60,7 +61,8 @@ class Parts:
             self._runtime.announce(BEGUN_TOPIC, message)
         if age >= GIVE_BACK_AFTER_S and not self._attempt.stop.gives_back:
             self._attempt.stop.give_back()
-        if age >= HAND_IN_AFTER_S and not self._cut:
+        recalled, self._recalled = self._recalled, self._attempt.recalled
+        if (age >= HAND_IN_AFTER_S or recalled) and not self._cut:
             with self._handing_in:
                 self._hand_in()
 

@@ -64,7 +64,7 @@ class WorkerRuntime:
         self.environments = Environments(settings.cache)
         self.pool = ProcessPool(self.root, slots=slots)
         self.segments = SegmentCache(self.objects)
-        self.attempts = AttemptTable()
+        self.attempts = AttemptTable(slots=slots)
         self.parts = PartWatch()
         self.settled = SettledCheckpoints(self.objects)
         self._jobs: OrderedDict[_Key, JobContext] = OrderedDict()

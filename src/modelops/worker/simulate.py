@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.errors import RemoteError, StorageError
 from modelops.study.ranges import Ranges
@@ -15,29 +15,42 @@ from modelops.worker.sorter import Sorter, missing_import
 from modelops.worker.storage_wait import FIRST_WAIT_S, LONGEST_WAIT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelops.worker.attempts import Attempt
     from modelops.worker.job_context import JobContext
     from modelops.worker.runtime import WorkerRuntime
 
+WORTH_STEPPING_ASIDE_S: Final = 0.05  # after less, storing it is not worth a thread of its own
 
-def simulate_chunk(runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt) -> Receipt:
+
+def simulate_chunk(
+    runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt, *, step_aside: Callable[[], None] = lambda: None
+) -> Receipt:
     """Run the replicates of a chunk and store its segment; the receipt says what became of each index.
 
     While storage is away, what is finished stays here; if the attempt is stopped meanwhile, all is given back.
+    ``step_aside`` is called when the replicates have ended: the next chunk may begin while this one is stored.
     """
     if not runtime.attempts.enter(attempt):
         return _untouched(runtime, attempt)
     runtime.say_begun(attempt)
     try:
         with runtime.using(chunk, attempt) as context:
-            return _simulate(runtime, context, chunk, attempt)
+            return _simulate(runtime, context, chunk, attempt, step_aside)
     except StorageError:
         if not attempt.stop.stopped:
             raise
         return _untouched(runtime, attempt)
 
 
-def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt: Attempt) -> Receipt:
+def _simulate(
+    runtime: WorkerRuntime,
+    context: JobContext,
+    chunk: Chunk,
+    attempt: Attempt,
+    step_aside: Callable[[], None],
+) -> Receipt:
     desk = runtime.desk(chunk, attempt)
     snapshot = context.runner.snapshot
     sorter = Sorter(runtime, chunk, context.spec, stop=attempt.stop, snapshot=snapshot, desk=desk)
@@ -52,6 +65,9 @@ def _simulate(runtime: WorkerRuntime, context: JobContext, chunk: Chunk, attempt
                     raise
                 sorter.missing_import = missing_import(error.missing_module, error.traceback, snapshot)
             wall_seconds = time.perf_counter() - began
+        if wall_seconds >= WORTH_STEPPING_ASIDE_S and not attempt.alone:
+            runtime.attempts.step_aside(attempt)
+            step_aside()
         unstarted = sorter.indices - Ranges.of(sorter.tally.ended) | parts.lost
         runtime.when_storage_allows(job_log.store, attempt)
     runtime.settled.remember(chunk.job, chunk.attempt, desk.settled)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from distributed import get_worker
+from distributed import get_worker, secede
 
 from modelops.errors import InternalError
 from modelops.worker.attempts import Attempt, task_error
@@ -49,7 +49,7 @@ def simulate(chunk: Chunk) -> Receipt:
     known = runtime_of(get_worker()).attempts.receipt(chunk.job, chunk.attempt)
     if known is not None:  # Dask lost the result on its way, and wants it again
         return known
-    return _run(chunk, attempt, lambda runtime: simulate_chunk(runtime, chunk, attempt))
+    return _run(chunk, attempt, lambda runtime: simulate_chunk(runtime, chunk, attempt, step_aside=secede))
 
 
 def aggregate(chunk: AggregateChunk) -> AggregateReceipt:
@@ -106,7 +106,7 @@ async def has_begun(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool
 
 
 async def recall(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
-    """Make sure that an attempt does not begin here, and say so; False if it has."""
+    """Make sure that an attempt does not begin here, and say so; False if it has, then the rest of it comes back."""
     return runtime_of(dask_worker).attempts.recall(job, attempt)
 
 
