@@ -220,6 +220,25 @@ def test_two_clusters_and_thirty_two_threads_build_a_new_environment_once(tmp_pa
     assert [job.status().counts for job in jobs] == [{"succeeded": 64}] * 2
 
 
+def test_the_environment_is_being_built_while_the_cluster_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster here waits for the environment: one after the other would never come to an end."""
+    monkeypatch.setenv("MODELOPS_HOME", str(tmp_path / "home"))
+    start = EmbeddedCluster.start
+
+    def start_behind_the_environment(self: EmbeddedCluster) -> EmbeddedCluster:
+        deadline = time.monotonic() + DEADLINE_S
+        while not Environments(self.home.cache).list():
+            assert time.monotonic() < deadline, "nothing was built before the cluster had started"
+            threading.Event().wait(0.02)
+        return start(self)
+
+    monkeypatch.setattr(EmbeddedCluster, "start", start_behind_the_environment)
+    job = mo.run(mo.Study(bundle=with_dependencies(tmp_path / "bundle"), replicates=2), workers=1)
+    assert job.status().state == JobState.SUCCEEDED
+
+
 def test_two_jobs_that_begin_together_on_two_clusters_build_a_new_environment_once(tmp_path: Path) -> None:
     text = project(dependencies='"six==1.17.0", "idna==3.10"')
     bundle = write(tmp_path / "bundle", model__py=MODEL, pyproject__toml=text)

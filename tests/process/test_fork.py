@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.process.pool_bench import Bench, value
 
-from modelops.processes import ProcessPool
+from modelops.processes import ProcessPool, Row
 from modelops.states import ReplicateStatus as Status
 
 if TYPE_CHECKING:
@@ -139,3 +139,23 @@ def test_a_fork_that_works_or_waits_for_a_child_is_no_hung_one(bench: Bench) -> 
         Status.SUCCEEDED, Status.SUCCEEDED, Status.TIMED_OUT, Status.SUCCEEDED,
     ]  # fmt: skip
     assert (bench.pool.starts, bench.pool.not_forked(spec)) == (1, None)
+
+
+def test_a_replicate_sees_nothing_of_an_aggregate_either(bench: Bench) -> None:
+    code = """
+    import threading
+    MADE = []
+    def model(params, seed): return len(MADE)
+    def total(replicates):
+        MADE.append(1)
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        return len(MADE)
+    """
+    spec = bench.spec(code, isolation="fork")
+    for n_aggregates in (1, 2):
+        outcomes = bench.run(spec)
+        assert [value(o) for o in outcomes] == [0, 0, 0, 0]
+        rows = [Row(o.index, returned_dict=False, outputs=o.outputs) for o in outcomes]
+        total = bench.pool.aggregate(spec, "m:total", params=b"{}", param=0, n=4, rows=iter(rows))
+        assert total.outputs == (("value", "json", b"%d" % n_aggregates),)
+    assert (bench.pool.starts, bench.pool.not_forked(spec)) == (2, None)

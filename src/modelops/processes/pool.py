@@ -70,7 +70,7 @@ class ProcessPool:
         Folder for working directories, spooled outputs and logs; several pools may share it. What pools that
         were killed left there is removed.
     slots
-        How many idle processes are kept warm.
+        How many idle processes of each isolation are kept.
     log
         Folder for the rotating stderr logs of the processes; None: below ``root``.
     idle_s
@@ -267,6 +267,8 @@ class ProcessPool:
             A fresh process could not be brought to the point where it has imported the entry point.
         """
         stop = stop if stop is not None else StopSignal()
+        if spec.isolation == "fork":  # the process that replicates are forked from runs nothing itself
+            spec = replace(spec, isolation="warm")
         with self._process(spec, [], log) as process:
             run = AggregateRun(process, entry, stop=stop, start_timeout_s=self._start_timeout_s)
             wire = spec.wire if target is None else target
@@ -429,9 +431,14 @@ class ProcessPool:
 
     def _surplus(self, now: float) -> list[RunnerProcess]:
         old = [p for p in self._idle if now - p.idle_since > self._idle_s]
-        kept = [p for p in self._idle if p not in old]
-        over = kept[: max(0, len(kept) - self._slots)]
-        self._idle = kept[len(over) :]
+        over: list[RunnerProcess] = []
+        for isolation in (
+            "warm",
+            "fork",
+        ):  # apart, as the aggregates of a bundle with forks use a warm process
+            alike = [p for p in self._idle if p.spec.isolation == isolation and p not in old]
+            over += alike[: max(0, len(alike) - self._slots)]
+        self._idle = [p for p in self._idle if p not in old and p not in over]
         return old + over
 
     def trim(self) -> None:
