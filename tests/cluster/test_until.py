@@ -15,13 +15,15 @@ from driving import submitted, wait_for
 
 import modelops as mo
 from modelops.client.run import Watcher
-from modelops.server.extend import extend_job
+from modelops.server.extend import extend_job, resume_job
+from modelops.server.mend import mend_job
 from modelops.server.supervisor import Supervisor
 from modelops.states import JobState
 from modelops.store import Objects, Records
 from modelops.store.contents import JobContents
 from modelops.store.leases import FileLeases
 from modelops.store.results import aggregates_table, replicates_table
+from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -182,6 +184,42 @@ def test_a_driver_that_takes_over_and_an_extended_job_decide_as_one_that_ran_thr
     extended = server.finished(short)
     fresh = submitted(study_of(bundle), cluster.home, database=server.url)
     assert server.finished(fresh) == extended
+
+
+FAILS_AT_FIRST = """
+import random
+from pathlib import Path
+
+def simulate(params, seed):
+    if seed % 5 == 0 and not Path(params["mended"]).exists():
+        raise ValueError("not mended")
+    return {"x": random.Random(seed).gauss(1.0, 0.4)}
+"""
+
+
+def test_what_outcomes_decided_is_decided_anew_when_they_count_no_more(
+    cluster: EmbeddedCluster, server: Server, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Once because failed replicates are tried again, once because stored outcomes are lost."""
+    sets = [{"mended": str(tmp_path / "mended"), "n": n} for n in range(3)]
+    study = study_of(write_bundle(FAILS_AT_FIRST), parameters=sets)
+    job = submitted(study, cluster.home, database=server.url)
+    server.start()
+    first, _ = server.finished(job)
+    (tmp_path / "mended").touch()
+    resume_job(server.records, server.objects, job, "user", failed=True)
+    mended = server.finished(job)
+    assert [len(values(mended[0], p)) for p in range(3)] != [len(values(first, p)) for p in range(3)]
+    fresh = submitted(study, cluster.home, database=server.url)
+    assert server.finished(fresh) == mended
+
+    server.stop()
+    lost = next(ref for ref in server.records.segments(job) if "not_needed" not in ref.counts)
+    server.objects.delete(f"{job_folder(job)}/{lost.name}")
+    epoch = server.records.take_lease(job, "test")
+    assert mend_job(server.records, server.objects, job, epoch, "test", deep=True)
+    server.start()
+    assert server.finished(job) == mended
 
 
 @pytest.mark.parametrize(
