@@ -16,6 +16,7 @@ from modelops.server.service import JobService
 from modelops.store.results import replicates_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from modelops.server.views import Live
@@ -39,6 +40,9 @@ class Idle(Nobody):
 
     def connected(self) -> bool:
         return True
+
+    def listen(self, listener: Callable[[JobId], None]) -> None:
+        pass
 
 
 def test_a_damaged_segment_is_repaired_and_what_is_left_is_told(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from modelops.server.service import JobService
 
@@ -72,9 +72,13 @@ class Drivers:
     pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
     scheduler: bool = True
     abandoned: list[str] = field(default_factory=list)
+    tell: Callable[[JobId], None] = lambda _job: None
 
     def wake(self) -> None:
         self.woken += 1
+
+    def listen(self, listener: Callable[[JobId], None]) -> None:
+        self.tell = listener
 
     def abandon(self, job: str, who: str) -> None:
         self.abandoned.append(job)

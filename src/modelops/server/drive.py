@@ -86,6 +86,8 @@ class JobDriver:
     on_change, on_stage, on_waiting
         Told what happens, for a progress bar: the machine after events, what is done before replicates run, and what
         database or storage said when the job waits for one of them (default: that goes into the log).
+    on_recorded
+        Told after each change of the job's state.
     max_s_without_worker
         Raise ClusterError when there has been no worker for so long; default: wait for one as long as it takes.
     """
@@ -103,8 +105,10 @@ class JobDriver:
         on_change: Callable[[Machine], None] = lambda _machine: None,
         on_stage: Callable[[str], None] = lambda _text: None,
         on_waiting: Callable[[str], None] | None = None,
+        on_recorded: Callable[[], None] = lambda: None,
         max_s_without_worker: float | None = None,
     ) -> None:
+        self._on_recorded = on_recorded
         self.job, self.epoch, self.lease_lost = job, epoch, False
         self._leases, self._records, self._objects, self._cache = leases, records, objects, cache
         self._who, self._on_change, self._on_stage = who, on_change, on_stage
@@ -196,7 +200,15 @@ class JobDriver:
     def _begin(self, row: JobRow, pool: Pool) -> tuple[StoreLedger, DriverLoop | None]:
         spec, records, job = decode_spec(row.spec), self._records, self.job
         ledger = StoreLedger(
-            job, spec, records, self._objects, self.epoch, self._who, row.version, self._bundle_changes
+            job,
+            spec,
+            records,
+            self._objects,
+            self.epoch,
+            self._who,
+            row.version,
+            self._bundle_changes,
+            on_recorded=self._on_recorded,
         )
         known = self._patiently(
             lambda: (records.segments(job), records.aggregates(job), records.retried(job), records.scope(job))

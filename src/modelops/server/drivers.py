@@ -52,6 +52,7 @@ class Drivers:
         self._supervisor: Supervisor | None = None
         self._reconciler: Reconciler | None = None
         self._stall_watch: StallWatch | None = None
+        self._listener: Callable[[JobId], None] = lambda _job: None
         self._thread = threading.Thread(target=self._begin, name="modelops-drivers", daemon=True)
 
     def start(self) -> None:
@@ -91,6 +92,10 @@ class Drivers:
         """Say whether the Dask scheduler answers."""
         return self._pool is not None and self._pool.connected
 
+    def listen(self, listener: Callable[[JobId], None]) -> None:
+        """Let this one be told, on any thread, of each change of a job's state."""
+        self._listener = listener
+
     def run(self, job: JobId | None) -> Sequence[Finding]:
         """Compare records, stored bytes and what runs; see `modelops.server.reconciler.Reconciler.run`."""
         self._thread.join()
@@ -113,6 +118,7 @@ class Drivers:
                 pool=pool,
                 leases=leases_for(self._records, self._home.state / "leases"),
                 who=this_process(),
+                on_recorded=lambda job: self._listener(job),
             )
             self._pool = pool.start()
             supervisor.start()

@@ -45,7 +45,8 @@ class StoreLedger:
 
     ``version``: of the job's row, as this driver found it; every change of state counts it up, and only the driver
     changes the state of a job that has not ended. ``bundle_changes`` returns how the bundle's snapshot differs from
-    what it was at the beginning. ``voided``: it did, and nothing of this run of the job counts.
+    what it was at the beginning.
+    ``on_recorded``: told after each change of state. ``voided``: it did, and nothing of this run of the job counts.
     """
 
     job: JobId
@@ -57,6 +58,7 @@ class StoreLedger:
     version: int
     bundle_changes: Callable[[], list[str]] = list
     voided: bool = False
+    on_recorded: Callable[[], None] = lambda: None
 
     def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]:
         """Write the rows of segments in one transaction; False for each whose indices are covered already."""
@@ -131,6 +133,7 @@ class StoreLedger:
             if (row.version, row.state, row.epoch) != (self.version + 1, command.state, self.epoch):
                 raise LeaseLostError(self.job, self.epoch) from None
         self.version = row.version
+        self.on_recorded()
 
     def note(self, command: Note, *, again: bool = False) -> None:
         """Append to the job's story; if it may be there already (``again``), only if it is not."""

@@ -21,7 +21,7 @@ from modelops.store.leases import RENEW_EVERY_S
 from modelops.store.rows import LeaseLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from modelops.driver.hands import Pool
@@ -67,6 +67,8 @@ class Supervisor:
         Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait.
     renew_every_s
         How often it says that it lives.
+    on_recorded
+        Told of each change of a job's state, on the thread of its driver.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Supervisor:
         who: str,
         max_driven: int = MAX_DRIVEN,
         renew_every_s: float = RENEW_EVERY_S,
+        on_recorded: Callable[[JobId], None] = lambda _job: None,
     ) -> None:
         self._records, self._objects, self._cache = records, objects, cache
         self._pool, self._leases, self._who, self._max_driven = pool, leases, who, max_driven
@@ -94,6 +97,7 @@ class Supervisor:
         self._to_release: set[JobId] = set()
         self._workers: dict[str, int] = {}
         self._news = threading.Event()
+        self._on_recorded = on_recorded
         self._stopping = False
         self._renew_at = 0.0
         self._stack = contextlib.ExitStack()
@@ -279,6 +283,7 @@ class Supervisor:
                 objects=self._objects,
                 cache=self._cache,
                 who=self._who,
+                on_recorded=lambda: self._on_recorded(job.job),
             )
             thread = threading.Thread(
                 target=self._drive, args=(driver,), name=f"modelops-drive-{job.job}", daemon=True

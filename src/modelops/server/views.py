@@ -19,7 +19,7 @@ from modelops.store.contents import rest_of
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from modelops.store.overview import Picture
     from modelops.study.ids import JobId
@@ -74,6 +74,9 @@ class Driving(Protocol):
 
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""
+
+    def listen(self, listener: Callable[[JobId], None]) -> None:
+        """Let this one be told, on any thread, of each change of a job's state."""
 
 
 # After a restart of the server the workers go on; until a driver has asked them, nobody here knows with what.

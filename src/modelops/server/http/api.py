@@ -52,6 +52,7 @@ class Api:
         self.service, self.keys = service, keys
         self.version, self.requests, self.schema = version, requests, schema
         self.waiting = Waiting(self.look, longest_s=longest_wait_s)
+        service.supervisor.listen(self.waiting.poke)
         self._quick = anyio.CapacityLimiter(QUICK_THREADS)
         self._slow = anyio.CapacityLimiter(SLOW_THREADS)
 

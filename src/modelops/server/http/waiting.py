@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,8 @@ class _Watched:
     """A job that somebody waits for. ``next``: becomes what the next look finds, or the error it meets."""
 
     next: asyncio.Future[JobView]
+    loop: asyncio.AbstractEventLoop
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     n_waiting: int = 0
     looking: asyncio.Task[None] | None = field(default=None)
 
@@ -31,7 +34,7 @@ class Waiting:
     ----------
     look
         Returns a job as it is now. What other servers and drivers did is seen at the next look, so at most
-        ``poll_s`` late.
+        ``poll_s`` late; of what happens here `poke` tells.
     longest_s
         Nobody waits longer, whatever is asked for: clients and what stands between have time limits of their own, and
         asking again costs little.
@@ -43,6 +46,12 @@ class Waiting:
         self._look, self._poll_s, self._longest_s = look, poll_s, longest_s
         self._watched: dict[str, _Watched] = {}
 
+    def poke(self, job: str) -> None:
+        """Look at a job now, if anybody waits for it: it has changed. May be called from any thread."""
+        if (watched := self._watched.get(job)) is not None:
+            with contextlib.suppress(RuntimeError):  # the server ends, and its loop is closed
+                watched.loop.call_soon_threadsafe(watched.news.set)
+
     async def until(self, job: str, enough: Callable[[JobView], bool], wait_s: float) -> JobView:
         """Return the job as soon as it is as wanted, or after ``wait_s`` at most as it then is.
 
@@ -51,14 +60,16 @@ class Waiting:
         ModelOpsError
             It cannot be looked at.
         """
-        view = await self._look(job)
-        if wait_s <= 0 or enough(view):
-            return view
+        if wait_s <= 0:
+            return await self._look(job)
         watched = self._join(job)
         try:
+            coming = watched.next  # of what is found from now on, nothing is missed
+            view = await self._look(job)
             async with asyncio.timeout(min(wait_s, self._longest_s)):
                 while not enough(view):
-                    view = await asyncio.shield(watched.next)
+                    view = await asyncio.shield(coming)
+                    coming = watched.next
         except TimeoutError:
             pass
         finally:
@@ -68,7 +79,8 @@ class Waiting:
     def _join(self, job: str) -> _Watched:
         watched = self._watched.get(job)
         if watched is None:
-            watched = self._watched[job] = _Watched(asyncio.get_running_loop().create_future())
+            loop = asyncio.get_running_loop()
+            watched = self._watched[job] = _Watched(loop.create_future(), loop)
             watched.looking = asyncio.create_task(self._look_on(job, watched))
         watched.n_waiting += 1
         return watched
@@ -82,7 +94,9 @@ class Waiting:
 
     async def _look_on(self, job: str, watched: _Watched) -> None:
         while True:
-            await asyncio.sleep(self._poll_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(watched.news.wait(), self._poll_s)
+            watched.news.clear()
             found, watched.next = watched.next, asyncio.get_running_loop().create_future()
             try:
                 found.set_result(await self._look(job))

@@ -1,0 +1,56 @@
+"""Who waits for news of a job hears of it when it is recorded, not at the next look."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from modelops.server.http.waiting import Waiting
+
+DEADLINE_S = 60.0
+
+
+def test_what_is_recorded_here_ends_the_wait_at_once() -> None:
+    state = {"value": 0}
+
+    async def look(_job: str) -> Any:
+        return dict(state)
+
+    async def main() -> Any:
+        waiting = Waiting(look, poll_s=10 * DEADLINE_S, longest_s=10 * DEADLINE_S)
+
+        def change() -> None:
+            state["value"] += 1
+            waiting.poke("job")
+
+        changes = [threading.Timer(0.01 * n, change) for n in range(3)]
+        for thread in changes:
+            thread.start()
+        waits = [waiting.until("job", lambda view: view["value"] == 3, 10 * DEADLINE_S) for _ in range(2)]  # type: ignore[index]
+        found = await asyncio.wait_for(asyncio.gather(*waits), DEADLINE_S)
+        waiting.poke("job")  # nobody waits any more
+        return found
+
+    assert asyncio.run(main()) == [{"value": 3}] * 2
+
+
+def test_a_change_during_the_first_look_is_not_missed() -> None:
+    state = {"value": 0}
+
+    async def main() -> Any:
+        waiting: Waiting
+
+        async def look(_job: str) -> Any:
+            view = dict(state)
+            if not state["value"]:
+                state["value"] = 1
+                waiting.poke("job")
+                await asyncio.sleep(0)
+            return view
+
+        waiting = Waiting(look, poll_s=10 * DEADLINE_S, longest_s=10 * DEADLINE_S)
+        enough: Any = lambda view: view["value"] == 1  # noqa: E731
+        return await asyncio.wait_for(waiting.until("job", enough, 10 * DEADLINE_S), DEADLINE_S)
+
+    assert asyncio.run(main()) == {"value": 1}
