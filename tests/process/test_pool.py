@@ -63,6 +63,8 @@ CODE = """
         def add(self, state, r): state["n"] += 1; state["bytes"] += len(r["data"])
         def finish(self, state): return state
     counted = Counted()
+    def parent(params, seed): return {"pid": os.getppid()}
+    def own_pid(replicates): return os.getpid()
     def seen(replicates, params):
         return {"k": params["k"], "ids": [r["id"] for r in replicates], "y": [r["y"] for r in replicates]}
     class Seen:
@@ -598,3 +600,13 @@ def test_aggregates_are_made_up_to_the_first_that_does_not_succeed(
     outcomes = pool.aggregates(spec, "m:up_to_five", sets)
     assert [outcome.outputs for outcome in outcomes] == [(("value", "json", b"%d" % p),) for p in range(5)]
     assert len(pool.aggregates(spec, "m:up_to_five", sets[:3])) == 3
+
+
+def test_many_aggregates_do_not_run_where_replicates_are_forked_from(
+    pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    forks = replace(spec, isolation="fork")
+    parents = {value["pid"] for value in run(pool, forks, "m:parent")}
+    made = {one.outputs[0][2] for one in pool.aggregates(forks, "m:own_pid", aggregate_sets(3))}
+    assert len(parents) == len(made) == 1
+    assert made.isdisjoint(b"%d" % pid for pid in parents)

@@ -267,9 +267,7 @@ class ProcessPool:
             A fresh process could not be brought to the point where it has imported the entry point.
         """
         stop = stop if stop is not None else StopSignal()
-        if spec.isolation == "fork":  # the process that replicates are forked from runs nothing itself
-            spec = replace(spec, isolation="warm")
-        with self._process(spec, [], log) as process:
+        with self._process(_for_aggregates(spec), [], log) as process:
             run = AggregateRun(process, entry, stop=stop, start_timeout_s=self._start_timeout_s)
             wire = spec.wire if target is None else target
             return run.run(params=params, param=param, n=n, rows=rows, wire=wire, target_data=target_data)
@@ -292,7 +290,7 @@ class ProcessPool:
             which tells how it fails.
         """
         stop = stop if stop is not None else StopSignal()
-        with self._process(spec, [], log) as process:
+        with self._process(_for_aggregates(spec), [], log) as process:
             return make_aggregates(
                 process,
                 entry,
@@ -474,6 +472,11 @@ class ProcessPool:
         os.close(self._lock_fd)
         if not busy:
             _remove_pool(self.folder)
+
+
+def _for_aggregates(spec: RunnerSpec) -> RunnerSpec:
+    """Return what aggregates run in: the process that replicates are forked from runs nothing itself."""
+    return replace(spec, isolation="warm") if spec.isolation == "fork" else spec
 
 
 def first_frame(sets: list[ReplicateSet], limit_bytes: int) -> list[ReplicateSet]:
