@@ -9,6 +9,7 @@ from modelops_runner.entrypoints import resolve
 from modelops_runner.spool import read_output
 from modelops_runner.values import InvalidOutputError
 
+_INCREMENTAL = ("start", "add", "finish")
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -26,7 +27,8 @@ class Aggregate:
       ``target_data``, it gets those too.
     - an object with ``start``, ``add`` and ``finish``: ``state = start(params)``,
       ``state = add(state, replicate)`` for each (None: it changed the state in place), ``finish(state)``.
-      A class is made an instance first. Memory does not grow with the replicates.
+      A class is made an instance first. Memory does not grow with the replicates. Whatever else it has, ``merge``
+      for instance, is not used: one state takes all replicates, in their order.
     - by the wire convention ``target(sim_returns, target_data)``.
     """
 
@@ -34,8 +36,8 @@ class Aggregate:
         self._function = function
         self._wire, self._params, self._target_data = wire, params, target_data
         self._rows: list[Any] = []
-        self._incremental = not wire and all(hasattr(self._function, n) for n in ("start", "add", "finish"))
-        if self._incremental:
+        self.incremental = not wire and _is_incremental(function)
+        if self.incremental:
             if isinstance(self._function, type):
                 self._function = self._function()
             self._state = self._function.start(params)
@@ -47,7 +49,7 @@ class Aggregate:
             self._rows.append(_sim_return(index, decoded))
             return
         replicate = decoded["value"] if returned == "value" else decoded
-        if not self._incremental:
+        if not self.incremental:
             self._rows.append(replicate)
             return
         state = self._function.add(self._state, replicate)
@@ -57,7 +59,7 @@ class Aggregate:
     def add_floats(self, names: list[str], text: str) -> None:
         """Take the outputs of replicates that returned floats of these names and nothing else."""
         rows = (dict(zip(names, row)) for row in iter_unpack(f"<{len(names)}d", bytes.fromhex(text)))
-        if not self._incremental:
+        if not self.incremental:
             self._rows.extend(rows)
             return
         for replicate in rows:
@@ -67,7 +69,7 @@ class Aggregate:
 
     def finish(self) -> Any:
         """Return what the aggregate returns."""
-        if self._incremental:
+        if self.incremental:
             return self._function.finish(self._state)
         rows, self._rows = self._rows, []
         if self._wire:
@@ -76,6 +78,21 @@ class Aggregate:
         offered = {"params": self._params, "target_data": self._target_data}
         wanted = _parameter_names(self._function)[1:]
         return self._function(rows, **{name: value for name, value in offered.items() if name in wanted})
+
+
+def _is_incremental(function: Any) -> bool:
+    """Say whether an aggregate is fed replicate by replicate; refuse one that only looks like it."""
+    has = [name for name in _INCREMENTAL if hasattr(function, name)]
+    if len(has) == len(_INCREMENTAL):
+        return True
+    if has and (isinstance(function, type) or not callable(function)):
+        lacks = " and ".join(name for name in _INCREMENTAL if name not in has)
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"an incremental aggregate has start(params), add(state, replicate) and finish(state); "
+            f"{name} has no {lacks}"
+        )
+    return False
 
 
 def _parameter_names(function: Any) -> tuple[str, ...]:

@@ -243,7 +243,8 @@ class Server:
         before, cpu_before = perf_counter(), process_time()
         returned, outputs = replicates.called(lambda: replicates.outputs(aggregate.finish()))
         seconds, cpu = perf_counter() - before, process_time() - cpu_before
-        return f'{{"returned":"{returned}","outputs":{outputs},"seconds":{seconds:.9f},"cpu":{cpu:.9f}}}'
+        fed = ',"incremental":true' if aggregate.incremental else ""
+        return f'{{"returned":"{returned}","outputs":{outputs},"seconds":{seconds:.9f},"cpu":{cpu:.9f}{fed}}}'
 
     def _aggregates_run(self, identifier: object, params: dict[str, Any]) -> str:
         """Make one aggregate after another; the first one that fails is made again by itself, to say how."""

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,14 @@ CODE = """
         if params["how"] == "raises": raise ValueError
         if params["how"] == "dies": os._exit(3)
         return {"odd": {1}}
+    class Unfinished:
+        def start(self, params): return 0
+        def add(self, state, r): return state + 1
+    def memory(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+    class Peaks:
+        def start(self, params): return {"before": memory(), "bytes": 0}
+        def add(self, state, r): return {**state, "bytes": state["bytes"] + len(r["data"])}
+        def finish(self, state): return {**state, "grew": memory() - state["before"]}
     def raises(replicates): raise ZeroDivisionError("here")
     def dies(replicates): print("last words", flush=True); os._exit(9)
     def slow(replicates): threading.Event().wait()
@@ -300,6 +309,42 @@ def test_an_aggregate_sees_all_rows_in_order(pool: ProcessPool, spec: RunnerSpec
     again = aggregate(pool, spec, "m:counted", rows(n, b"x" * size), n)
     assert [data for _, _, data in again.outputs] == [b"%d" % n, b"%d" % (n * size)]
     assert pool.starts == 1
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["of a local pack", "read from elsewhere"])
+def test_an_incremental_aggregate_of_large_outputs_holds_no_more_than_a_few_of_them(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path, local: bool
+) -> None:
+    n, size = 60, 5_000_000
+    path = tmp_path / "pack"
+    path.write_bytes(bytes(size))
+
+    def source() -> Iterator[Row]:
+        for i in range(n):
+            data = FileSlice(str(path), 0, size) if local else path.read_bytes()
+            yield Row(i, returned_dict=True, outputs=[("data", "bytes", data)])
+
+    tracemalloc.start()
+    try:
+        outcome = aggregate(pool, spec, "m:Peaks", source(), n)
+        peak_here = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert outcome.status is Status.SUCCEEDED, outcome.error
+    assert outcome.incremental
+    got = {name: msgspec.json.decode(data) for name, _, data in outcome.outputs}
+    assert got["bytes"] == n * size
+    assert got["grew"] < 10 * size
+    assert peak_here < 10 * size
+
+
+def test_an_aggregate_that_looks_incremental_and_is_not_is_told_what_it_lacks(
+    pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    outcome = aggregate(pool, spec, "m:Unfinished", rows(2, b"x"), 2)
+    assert outcome.status is Status.FAILED
+    assert outcome.error is not None
+    assert "Unfinished has no finish" in outcome.error.message
 
 
 def test_an_aggregate_reads_values_from_a_pack(pool: ProcessPool, spec: RunnerSpec, tmp_path: Path) -> None:

@@ -325,8 +325,9 @@ class _Looker:
             return failed(name, f"{entry} of {len(rows)} replicates: {e}", "mend the aggregate")
         if outcome.error is None:
             names = [name for name, _, _ in outcome.outputs]
-            return ok(name, f"{entry} of {len(rows)} replicates gives {', '.join(names) or 'nothing'}",
-                      outputs=names, seconds=outcome.seconds)  # fmt: skip
+            fed = ", fed one by one" if outcome.incremental else ""
+            return ok(name, f"{entry} of {len(rows)} replicates{fed} gives {', '.join(names) or 'nothing'}",
+                      outputs=names, seconds=outcome.seconds, incremental=outcome.incremental)  # fmt: skip
         error = outcome.error
         place = f" at {error.file}:{error.line}" if error.file else ""
         advice = "mend the aggregate; it gets the list of what the model returned, in order"

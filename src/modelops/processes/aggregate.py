@@ -198,6 +198,7 @@ class AggregateRun:
             outputs=outputs,
             seconds=result.seconds,
             cpu_seconds=result.cpu,
+            incremental=result.incremental,
         )
 
     def _raised(self, failure: Failure) -> AggregateOutcome:

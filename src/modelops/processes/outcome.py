@@ -164,7 +164,10 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class AggregateOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How one aggregate ended; ``status`` is one of `modelops.states.OUTCOMES`."""
+    """How one aggregate ended; ``status`` is one of `modelops.states.OUTCOMES`.
+
+    ``incremental``: it was fed replicate by replicate, and holds no list of them.
+    """
 
     status: ReplicateStatus
     returned_dict: bool = True
@@ -173,6 +176,7 @@ class AggregateOutcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     stopped: bool = False
+    incremental: bool = False
 
 
 class RunEnd(msgspec.Struct, frozen=True, kw_only=True):

@@ -172,12 +172,13 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AggregateResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of `AggregateFinish`."""
+    """Result of `AggregateFinish`. ``incremental``: it was fed replicate by replicate."""
 
     returned: Literal["dict", "value"]
     outputs: tuple[Output, ...]
     seconds: float
     cpu: float
+    incremental: bool = False
 
 
 class AggregateFinished(Wire, frozen=True, kw_only=True):
