@@ -14,10 +14,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import modelops as mo
@@ -78,6 +80,9 @@ def of_parsl() -> float:
     parsl = importlib.import_module("parsl")
     executors = importlib.import_module("parsl.executors")
     providers = importlib.import_module("parsl.providers")
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of its own programs
+    )
     with tempfile.TemporaryDirectory() as folder:
         executor = executors.HighThroughputExecutor(
             max_workers_per_node=2,

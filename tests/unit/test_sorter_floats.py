@@ -1,0 +1,53 @@
+"""Floats that come many at once, when a part of the chunk was handed in and the rest given back meanwhile."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+from modelops.processes import FloatOutcomes, StopSignal
+from modelops.store import Objects, read_segment
+from modelops.study.ids import AttemptId, JobId
+from modelops.worker.messages import Chunk
+from modelops.worker.sorter import Sorter
+
+JOB, ATTEMPT, PART = JobId("job_1"), AttemptId("0001-000001"), AttemptId("0001-000001-p1")
+
+
+def floats(indices: list[int]) -> FloatOutcomes:
+    n = len(indices)
+    data = b"".join(struct.pack("<2d", index, -index) for index in indices)
+    return FloatOutcomes(
+        names=("a", "b"),
+        indices=indices,
+        values=data,
+        seconds=[0.5] * n,
+        cpu_seconds=[0.25] * n,
+        started_at=[1.0 * index for index in indices],
+    )
+
+
+def held(objects: Objects, writer: Any) -> dict[int, dict[str, float]]:
+    ref = writer.finish()
+    segment = read_segment(objects, JOB, ref)
+    return {index: segment.outputs_of(index) for index in segment.index.tolist()}
+
+
+def test_floats_of_replicates_that_were_given_back_are_somebody_elses() -> None:
+    objects = Objects.open("memory:///")
+    runtime: Any = SimpleNamespace(objects=objects, address="w", host="h")
+    desk: Any = SimpleNamespace(current=None, settled=[])
+    spec: Any = SimpleNamespace(until=None)
+    chunk = Chunk(job=JOB, attempt=ATTEMPT, epoch=1, ranges=((0, 9),))
+    sorter = Sorter(runtime, chunk, spec, stop=StopSignal(), snapshot="", desk=desk)
+    sorter.take_floats(floats([0, 1, 2]))
+    cut = sorter.cut(PART)
+    assert cut is not None
+    handed_in, given_back = cut
+    assert given_back.pairs == ((4, 9),)
+    sorter.take_floats(floats([3, 4, 5]))  # 4 and 5 had ended before they were given back
+    sorter.take_floats(floats([6]))
+    assert held(objects, handed_in.writer) == {i: {"a": i, "b": -i} for i in range(3)}
+    assert held(objects, sorter.tally.writer) == {3: {"a": 3, "b": -3}}
+    assert (sorter.tally.ended, sorter.tally.model_seconds, len(sorter.left())) == ([3], 0.5, 0)
