@@ -47,6 +47,7 @@ SUCCEEDED, CRASHED, NOT_NEEDED = (
     ReplicateStatus.NOT_NEEDED,
 )
 MAX_STEPS = 30_000
+SAY_BEGUN_AFTER_S = 1.0  # as workers do
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
 
 
@@ -321,6 +322,8 @@ class World:
                 for k in items:
                     duration += seconds[k]
                 self.begun.update(items)
+                if duration > SAY_BEGUN_AFTER_S:
+                    self.later(SAY_BEGUN_AFTER_S, self._say, (worker, task, e.AttemptBegun(task.attempt)))
                 if len(items) > 1 and self.wrong("many"):
                     self.later_by_chance(duration, self._part, (worker, task))
             else:
@@ -328,9 +331,7 @@ class World:
                 duration += 0.001 * len(items)
             if wrong := self.wrong("begin"):
                 if "checkpoint" in wrong and is_chunk:
-                    kept = e.Checkpointed(items[-1])
-                    for driver in task.drivers:
-                        self.later(duration / 2, driver.deliver, kept)
+                    self.later(duration / 2, self._say, (worker, task, e.Checkpointed(items[-1])))
                 if "death" in wrong:
                     self.later_by_chance(duration, self._die, worker)
                 elif "partition" in wrong:
@@ -339,6 +340,13 @@ class World:
                 self.n_faults += 1
                 self.later_by_chance(duration, self._die, worker)
             self.later(duration, self._end, (worker, task))
+
+    def _say(self, said: tuple[Worker, Task, e.Event]) -> None:
+        """Let a worker say something of an attempt that runs."""
+        worker, task, event = said
+        if worker.alive and task.attempt in worker.running:
+            for driver in task.drivers:
+                driver.deliver(event)
 
     def _die(self, worker: Worker) -> None:
         if not worker.alive:
@@ -417,7 +425,9 @@ class World:
         event = e.ChunkDone(receipt)
         worker.table[part] = (other, event)
         wrong = self.wrong("receipt")
-        if "never" not in wrong:
+        if (
+            "never" not in wrong and self.random() < 0.7
+        ):  # an announcement gets lost more easily than a result
             self._answer(task, event, self.random() * 2 if "late" in wrong else 0.0)
         if "twice" in wrong:
             self._answer(task, event, 0.01 + self.random() * 2)
@@ -617,20 +627,20 @@ class World:
         chunk, spec, params = command.chunk, self.s.spec, task.items
         stored = None
         if n == len(params):
-            rows: Counter[str] = Counter()
+            rows: dict[str, int] = {}
             for p in params:
                 indices = [k for k in self.line.of_param(p) if self.outcomes[k] is not NOT_NEEDED]
                 ok = [self.outcomes[k] for k in indices].count(SUCCEEDED)
                 enough = ok >= spec.needed(len(indices))
                 status = AggregateStatus.SUCCEEDED if enough else AggregateStatus.SKIPPED
-                rows[status] += len(spec.aggregates)
+                rows[status] = rows.get(status, 0) + len(spec.aggregates)
             stored = AggregateRef(
                 attempt=chunk.attempt,
                 name="a",
                 digest=f"digest {chunk.attempt}",
                 n_bytes=1,
                 params=chunk.params,
-                counts=dict(rows),
+                counts=rows,
                 inputs=tuple(s.digest for s in chunk.segments),
             )
         return AggregateReceipt(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from simulator_store import OF_OUTCOMES, committed_attempt, committed_items, integers
@@ -49,6 +49,8 @@ class Driver:
         self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
         self.state = self.store.state
         self.receipted: set[AttemptId] = set()
+        self.handed_in: set[int] = set()  # while nothing could run twice, and not refused by the store since
+        self.doubles = False  # something may run twice: an attempt was given up, and its worker lives perhaps
         self.live: dict[AttemptId, tuple[str, bool, Sequence[int]]] = {}  # worker, whether a chunk, items
         self.load: dict[str, int] = {}
         self.asked: set[str] = set()
@@ -57,8 +59,8 @@ class Driver:
         self.not_before = dict(self.store.not_before)
         self.holders: dict[int, AttemptId] = {}
         self.param_holders: dict[int, AttemptId] = {}
-        self.deaths: Counter[int] = Counter()  # at which it was alone
-        self.param_deaths: Counter[int] = Counter()
+        self.deaths: defaultdict[int, int] = defaultdict(int)  # at which it was alone
+        self.param_deaths: defaultdict[int, int] = defaultdict(int)
 
     # What it is told.
 
@@ -107,16 +109,20 @@ class Driver:
         self.has_lease = False
 
     def _note_chunk(self, event: e.ChunkDone) -> None:
-        for receipt in (*event.receipt.parts, event.receipt):
-            self._note_receipt(receipt)
+        for part in event.receipt.parts:
+            self._note_receipt(part)
+        self._note_receipt(event.receipt)
 
     def _note_receipt(self, receipt: Receipt) -> None:
         self.receipted.add(receipt.attempt)
         is_part = receipt.part_of is not None and receipt.attempt not in self.live
         attempt = receipt.part_of if is_part and receipt.part_of else receipt.attempt
         if attempt not in self.live:
+            self.doubles = True
             return
         worker, is_chunk, items = self.live[attempt]
+        if receipt.segment is not None and not self.doubles:
+            self.handed_in.update(integers(receipt.segment.ranges))
         for _, ranges in receipt.retry:
             for k in Ranges(ranges):
                 if k in items:
@@ -140,6 +146,7 @@ class Driver:
 
     def _note_lost(self, event: e.AttemptLost) -> None:
         if not event.worker_died:
+            self.doubles = True
             self._forget(event.attempt)
         elif event.attempt in self.live:
             self._forget_worker(self.live[event.attempt][0], died=True)
@@ -149,6 +156,7 @@ class Driver:
 
     def _note_left(self, event: e.WorkerLeft) -> None:
         self.asked.discard(event.worker)
+        self.doubles = self.doubles or not event.died
         (self.cut_off.discard if event.died else self.cut_off.add)(event.worker)
         self._forget_worker(event.worker, died=event.died)
 
@@ -173,6 +181,7 @@ class Driver:
     def _note_found(self, event: e.AttemptsFound) -> None:
         """Expect that it adopts what nobody else has."""
         self.asked.discard(event.worker)
+        self.doubles = self.doubles or bool(event.attempts)
         if event.worker not in self.load:
             return
         commits = self.unanswered.values()
@@ -198,9 +207,13 @@ class Driver:
 
     def _note_committed(self, event: e.Committed) -> None:
         commit = self.unanswered.pop(event.attempt, None)
-        if commit is not None and event.accepted:
-            command, items = commit
+        if commit is None:
+            return
+        command, items = commit
+        if event.accepted:
             (self.told if isinstance(command, OF_OUTCOMES) else self.told_params).update(items)
+        elif isinstance(command, OF_OUTCOMES):
+            self.handed_in.difference_update(items)
 
     def _forget(self, attempt: AttemptId) -> None:
         entry = self.live.pop(attempt, None)
@@ -221,7 +234,7 @@ class Driver:
             if worker == name:
                 self._forget(attempt)
                 if died and alone and len(items) == 1:
-                    (self.deaths if is_chunk else self.param_deaths).update(items)
+                    (self.deaths if is_chunk else self.param_deaths)[items[0]] += 1
         del self.load[name]
 
     # What it orders.
@@ -256,7 +269,8 @@ class Driver:
     def _record_retry(self, command: c.RecordRetry) -> None:
         self.world.check(self.store_up, "recorded a retry while the store is away")
         self.store.record_retry(self.epoch, command, self.world.now)
-        self.failed_attempts.update(command.indices)
+        for k in command.indices:
+            self.failed_attempts[k] += 1
 
     def _note(self, _: c.Note) -> None:
         self.store.hold(self.epoch)
@@ -326,9 +340,10 @@ class Driver:
         if self.store.left and not self.store.left.isdisjoint(items):
             broken("ran what this run was to leave")
         soon = self.world.now + _EPSILON
-        told, failed_attempts, not_before = self.told, self.failed_attempts, self.not_before
+        told, handed_in = self.told, self.handed_in
+        failed_attempts, not_before = self.failed_attempts, self.not_before
         for k in items:
-            if k in told:
+            if k in told or k in handed_in:
                 broken("a replicate has its outcome and is run again")
             if k in holders:
                 broken("a replicate runs twice at once")

@@ -67,7 +67,7 @@ FAULTS = {
 }
 OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
-LONG = range(38, 45)  # replicates: makes about 200 events
+LONG = range(34, 41)  # replicates: makes about 200 events
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 

@@ -6,7 +6,7 @@ In every tenth schedule the real records (SQLite in memory) are given each write
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -49,10 +49,10 @@ class Store:
         self.segments: dict[AttemptId, SegmentRef] = {}
         self.aggregated: dict[int, AttemptId] = {}
         self.aggregates: dict[AttemptId, AggregateRef] = {}
-        self.aggregate_rows: Counter[str] = Counter()
+        self.aggregate_rows: defaultdict[str, int] = defaultdict(int)
         self.numbers: dict[AttemptId, int] = {}  # of attempts, for the truth about outcomes
         self.retried: list[tuple[Ranges, int]] = []
-        self.failed_attempts: Counter[int] = Counter()
+        self.failed_attempts: defaultdict[int, int] = defaultdict(int)
         self.not_before: dict[int, float] = {}
         self.left: set[int] = set()  # what this run is not to run, as it only repairs
 
@@ -98,7 +98,8 @@ class Store:
         self._add_aggregates(epoch, stored)
         self.aggregated.update((p, attempt) for p in items)
         self.aggregates[attempt] = stored
-        self.aggregate_rows.update(stored.counts)
+        for row, n in stored.counts.items():
+            self.aggregate_rows[row] += n
         return True, None
 
     def _commit_outcomes(
@@ -190,7 +191,8 @@ class Store:
             touched = self._spec.line.params_of(Ranges(damaged.ranges))
             for stale in [a for a in self.aggregates.values() if touched & Ranges(a.params)]:
                 del self.aggregates[stale.attempt]
-                self.aggregate_rows.subtract(stale.counts)
+                for row, n in stale.counts.items():
+                    self.aggregate_rows[row] -= n
                 for p in integers(stale.params):
                     del self.aggregated[p]
         self._begin(JobEvent.REPAIRED)

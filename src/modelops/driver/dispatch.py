@@ -35,10 +35,23 @@ class Dispatcher:
         self._max_retries, self._retry_on = retry.max_retries, tuple(sorted(retry.on))
         self.backlogs = {kind: Backlog(kind) for kind in Kind}
         self.meters = {kind: Meter() for kind in Kind}
+        self._simulate, self._aggregate = self.backlogs[_SIMULATE], self.backlogs[_AGGREGATE]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `placements` has anything to do."""
+        simulate, aggregate = self._simulate, self._aggregate
+        return bool(
+            simulate.n_ready
+            or aggregate.n_ready
+            or simulate.suspects
+            or aggregate.suspects
+            or self._roster.has_reserved
+        )
 
     def placements(self) -> Iterator[tuple[Work, Worker]]:
         """Yield what to submit where. Each must be in the roster before the next is asked for."""
-        simulate, aggregate = self.backlogs.values()
+        simulate, aggregate = self._simulate, self._aggregate
         if simulate.suspects or aggregate.suspects:
             yield from self._suspects()
         else:
@@ -103,7 +116,7 @@ class Dispatcher:
         return self._next_aggregates() or self._next_chunk()
 
     def _next_chunk(self) -> Work | None:
-        backlog = self.backlogs[_SIMULATE]
+        backlog = self._simulate
         n = backlog.n_ready
         if not n:
             return None
@@ -112,21 +125,22 @@ class Dispatcher:
     def _next_to_queue(self) -> Work | None:
         """Return work that may wait behind other work on a worker."""
         slots = self._roster.slots
-        n = self.backlogs[_AGGREGATE].n_ready
+        n = self._aggregate.n_ready
         if (
             n
             and may_queue(self.meters[_AGGREGATE], n, slots)
             and (work := self._next_aggregates()) is not None
         ):
             return work
-        n = self.backlogs[_SIMULATE].n_ready
+        n = self._simulate.n_ready
         return self._next_chunk() if n and may_queue(self.meters[_SIMULATE], n, slots) else None
 
     def _next_aggregates(self) -> Work | None:
-        backlog, meter = self.backlogs[_AGGREGATE], self.meters[_AGGREGATE]
+        backlog = self._aggregate
         n = backlog.n_ready
         if not n:
             return None
+        meter = self.meters[_AGGREGATE]
         slots, cost = self._roster.slots, meter.seconds_per_item
         is_little = cost is None or n * cost < WORTH_SHARING_S
         if is_little and self._roster.n_live[_AGGREGATE] and self._ledger.n_open:

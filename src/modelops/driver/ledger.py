@@ -5,7 +5,7 @@ Nothing enters it before the store said so.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.driver.backlog import Kind
 from modelops.driver.coverage import Coverage, SegmentMap
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, SegmentRef
+
+_NO_OUTCOMES: Final = dict.fromkeys(
+    (ReplicateStatus.SUCCEEDED, *sorted(FAILURES), ReplicateStatus.NOT_NEEDED), 0
+)
+_NO_AGGREGATES: Final = dict.fromkeys(AggregateStatus, 0)
 
 
 class Ledger:
@@ -32,9 +37,8 @@ class Ledger:
         self._aggregated = RangeSet()
         self.n_open = self._size  # replicates without a final outcome
         self.n_open_params = self._n_params  # parameter sets that lack their aggregates
-        known = (ReplicateStatus.SUCCEEDED, *sorted(FAILURES), ReplicateStatus.NOT_NEEDED)
-        self.counts = dict.fromkeys(known, 0)
-        self.aggregate_counts = dict.fromkeys(AggregateStatus, 0)
+        self.counts = _NO_OUTCOMES.copy()
+        self.aggregate_counts = _NO_AGGREGATES.copy()
 
     def adopt(self, segments: Iterable[SegmentRef], aggregates: Iterable[AggregateRef]) -> Ranges:
         """Take in what earlier runs left, and return the parameter sets that lack only their aggregate.

@@ -265,7 +265,8 @@ class Machine:
         self._on(event, now)
         if not self.over:
             if self._course.may_run and not self._roll_call.is_open:
-                self._dispatch()
+                if self._dispatcher.has_work:
+                    self._dispatch()
                 if self._plan is not None and self._probe.passed and self._run_ahead():
                     self._dispatch()
                 self._recall.order()
@@ -505,13 +506,9 @@ class Machine:
         return attempt_id(self.epoch, self._n_attempts)
 
     def _set_retry_timer(self) -> None:
-        due = None
-        for backlog in self._backlogs.values():
-            at = backlog.next_at
-            if at is not None and (due is None or at < due):
-                due = at
-        if due is not None and not self._course.draining:
-            self._outbox.set_timer("retry", due)
+        dues = [b.next_at for b in self._backlogs.values() if b.next_at is not None]
+        if dues and not self._course.draining:
+            self._outbox.set_timer("retry", min(dues))
 
     # The end.
 

@@ -100,7 +100,9 @@ class Places:
 
     def may_have_begun(self, work: Work) -> bool:
         """Say whether an attempt that came to nothing may have begun with some of this."""
-        return work.kind is Kind.SIMULATE and bool(self._begun) and not self._begun.isdisjoint(work.ranges)
+        return (
+            work.kind is Kind.SIMULATE and bool(self._begun.pairs) and not self._begun.isdisjoint(work.ranges)
+        )
 
     def requeue(self, work: Work, at: float | None = None) -> None:
         """Put work that ended without an outcome back; what somebody else has by now is left out."""

@@ -47,6 +47,7 @@ class Worker:
     waiting: dict[AttemptId, Attempt] = field(default_factory=dict)
     reserved: bool = False
     taken_until: float = 0.0
+    among: dict[str, Worker] | None = None  # those of the roster that have as much room
 
     @property
     def load(self) -> int:
@@ -87,10 +88,10 @@ class Roster:
         worker = self.workers.pop(name, None)
         if worker is not None:
             self.slots -= worker.slots
-            self._idle.pop(name, None)
-            self._roomy.pop(name, None)
             self._reserved.pop(name, None)
-            self._taken.pop(name, None)
+            if worker.among is not None:
+                del worker.among[name]
+                worker.among = None
             for attempts in (worker.running, worker.waiting):
                 for attempt in attempts.values():
                     del self.attempts[attempt.id]
@@ -104,10 +105,10 @@ class Roster:
         worker = self.workers[attempt.worker]
         self.attempts[attempt.id] = attempt
         self.n_live[attempt.work.kind] += len(attempt.work.ranges)
-        worker.waiting[attempt.id] = attempt
+        has_slot = len(worker.running) < worker.slots
+        (worker.running if has_slot else worker.waiting)[attempt.id] = attempt
         if attempt.work.kind is Kind.SIMULATE and not attempt.work.suspect:
             self._unasked[attempt.id] = attempt
-        self._promote(worker)
         self._sort_in(worker)
 
     def remove(self, attempt_id: AttemptId) -> Attempt | None:
@@ -116,13 +117,15 @@ class Roster:
         if attempt is None:
             return None
         self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
-        self._waits_no_more(attempt)
+        if attempt.waits:
+            self._waits_no_more(attempt)
         self._unasked.pop(attempt_id, None)
         worker = self.workers[attempt.worker]
         worker.taken_until = 0.0
         if worker.running.pop(attempt_id, None) is None:
             del worker.waiting[attempt_id]
-        self._promote(worker)
+        elif worker.waiting:
+            self._promote(worker)
         self._sort_in(worker)
         return attempt
 
@@ -205,9 +208,10 @@ class Roster:
 
     def idle(self) -> Worker | None:
         """Return a worker with a free slot, the one that was served longest ago; one that others have comes last."""
-        for workers in (self._idle, self._taken):
-            for worker in workers.values():
-                return worker
+        for worker in self._idle.values():
+            return worker
+        for worker in self._taken.values():
+            return worker
         return None
 
     def roomy(self) -> Worker | None:
@@ -215,6 +219,11 @@ class Roster:
         for worker in self._roomy.values():
             return worker
         return None
+
+    @property
+    def has_reserved(self) -> bool:
+        """Whether workers are kept for suspects."""
+        return bool(self._reserved)
 
     def reserve(self, n: int) -> list[Worker]:
         """Keep ``n`` workers (one or more, at most half) for suspects; return those that are empty."""
@@ -247,15 +256,17 @@ class Roster:
             worker.running[chosen.id] = chosen
 
     def _sort_in(self, worker: Worker, now: float = 0.0) -> None:
-        name, load = worker.name, len(worker.running) + len(worker.waiting)
-        self._idle.pop(name, None)
-        self._taken.pop(name, None)
-        self._roomy.pop(name, None)
+        if worker.among is not None:
+            del worker.among[worker.name]
+        load, among = len(worker.running) + len(worker.waiting), None
         if not worker.reserved:
             if load < worker.slots:
-                (self._taken if worker.taken_until > now else self._idle)[name] = worker
+                among = self._taken if worker.taken_until > now else self._idle
             elif load < 2 * worker.slots:
-                self._roomy[name] = worker
+                among = self._roomy
+        worker.among = among
+        if among is not None:
+            among[worker.name] = worker
 
 
 def _load(worker: Worker) -> int:

@@ -27,9 +27,10 @@ RETRY: Final = "retry"  # the kind of event by which a driver records that repli
 def _retried() -> sa.Select[tuple[Any]]:
     e = schema.events.c
     job: sa.BindParameter[str] = sa.bindparam("of_job")
-    began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(
-        e.job == job, e.kind.in_([str(event) for event in BEGINS_RUN])
-    )
+    begins = sa.or_(
+        *(e.kind == str(event) for event in sorted(BEGINS_RUN))
+    )  # an IN is expanded at each execution
+    began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(e.job == job, begins)
     query = sa.select(e.data).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
     return query.order_by(e.number)
 
