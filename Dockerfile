@@ -30,6 +30,7 @@ COPY src ./src
 RUN --mount=type=secret,id=ca,required=false \
     set -eu; if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
     /tmp/first/bin/uv pip install --quiet --python /opt/modelops/bin/python --no-deps .; \
+    cd /opt/modelops/lib/python3*/site-packages/modelops-*.dist-info; rm uv_cache.json; sed -i /uv_cache.json/d RECORD; cd /; \
     find /opt/modelops -depth -type d \( -name tests -o -name __pycache__ \) -path '*/site-packages/*' -exec rm -rf {} +; \
     rm -rf /opt/modelops/lib/python3*/site-packages/pyarrow/include; \
     python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/modelops/lib
