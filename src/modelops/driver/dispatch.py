@@ -108,8 +108,12 @@ class Dispatcher:
     def _suspects(self) -> Iterator[tuple[Work, Worker]]:
         n = sum(len(backlog.suspects) for backlog in self.backlogs.values())
         for worker in self._roster.reserve(n):
-            held = next((b for b in self.backlogs.values() if b.suspects), None)
-            if held is not None:
+            while (
+                not worker.load
+            ):  # what is not needed any more is not placed: then it is the turn of the next
+                held = next((b for b in self.backlogs.values() if b.suspects), None)
+                if held is None:
+                    return
                 yield held.suspects.popleft(), worker
 
     def _next_work(self) -> Work | None:
