@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import textwrap
 import threading
@@ -115,3 +116,22 @@ def no_process_left() -> Iterator[None]:
             break
         threading.Event().wait(0.02)
     assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """Collect what ModelOps warns of in this process.
+
+    Not ``caplog``: a `LocalCluster` sets the level of the handlers that pytest hangs on Dask's logger, and
+    these are the ones of ``caplog``.
+    """
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    messages: list[str] = []
+    collector = Collector(logging.WARNING)
+    logging.getLogger("modelops").addHandler(collector)
+    yield messages
+    logging.getLogger("modelops").removeHandler(collector)

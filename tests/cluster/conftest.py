@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -41,22 +40,3 @@ def cluster(session_cluster: EmbeddedCluster) -> Iterator[EmbeddedCluster]:
     while len(session_cluster.client.run(os.getpid, on_error="ignore")) < 2:
         assert time.monotonic() < deadline, "a killed worker was not started again"
         threading.Event().wait(0.05)
-
-
-@pytest.fixture
-def warned() -> Iterator[list[str]]:
-    """Collect what ModelOps warns of in this process.
-
-    Not ``caplog``: a `LocalCluster` sets the level of the handlers that pytest hangs on Dask's logger, and
-    these are the ones of ``caplog``.
-    """
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    messages: list[str] = []
-    collector = Collector(logging.WARNING)
-    logging.getLogger("modelops").addHandler(collector)
-    yield messages
-    logging.getLogger("modelops").removeHandler(collector)
