@@ -114,6 +114,9 @@ class Driver:
         self._note_receipt(event.receipt)
 
     def _note_receipt(self, receipt: Receipt) -> None:
+        is_new = (
+            receipt.attempt not in self.receipted
+        )  # a part comes again with the whole, refused perhaps meanwhile
         self.receipted.add(receipt.attempt)
         is_part = receipt.part_of is not None and receipt.attempt not in self.live
         attempt = receipt.part_of if is_part and receipt.part_of else receipt.attempt
@@ -121,7 +124,7 @@ class Driver:
             self.doubles = True
             return
         worker, is_chunk, items = self.live[attempt]
-        if receipt.segment is not None and not self.doubles:
+        if receipt.segment is not None and is_new and not self.doubles:
             self.handed_in.update(integers(receipt.segment.ranges))
         for _, ranges in receipt.retry:
             for k in Ranges(ranges):
