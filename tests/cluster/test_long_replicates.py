@@ -3,17 +3,15 @@ behind it moves."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import driving
 import pytest
 from driving import submitted, wait_for
 
 import modelops as mo
-from modelops.server.supervisor import Supervisor
 from modelops.states import JobState, ReplicateStatus
-from modelops.store import Objects, Records
-from modelops.store.leases import FileLeases
 from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.server.supervisor import Supervisor
     from modelops.study.ids import JobId
 
 ONE_WAITS = """
@@ -38,32 +37,7 @@ def simulate(params, seed):
 """
 
 
-class Server:
-    """The part of a server that drives, over a database of its own."""
-
-    def __init__(self, cluster: EmbeddedCluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
-        self.url = f"sqlite:///{folder}/modelops.db"
-        self.records = Records.open(self.url)
-        self.objects = Objects.open(cluster.home.storage)
-        self._stack = ExitStack()
-
-    def start(self) -> Supervisor:
-        driving = Supervisor(
-            records=self.records,
-            objects=self.objects,
-            cache=self.cluster.home.cache,
-            pool=self.cluster,
-            leases=FileLeases(self.records, self.folder / "leases"),
-            who="test",
-        )
-        driving.start()
-        self._stack.callback(driving.stop)
-        return driving
-
-    def stop(self) -> None:
-        self._stack.close()
-
+class Server(driving.Server):
     def submit(self, bundle: Path, folder: Path, long: list[int], **study: Any) -> JobId:
         folder.mkdir(exist_ok=True)
         sets = [{"folder": str(folder), "long": long}]
@@ -73,9 +47,6 @@ class Server:
 
     def n_succeeded(self, job: JobId) -> int:
         return self.records.counts(job).get(ReplicateStatus.SUCCEEDED, 0)
-
-    def wait_for(self, job: JobId, state: JobState) -> None:
-        wait_for(lambda: self.records.job(job).state == state, f"{job} is {state}")
 
 
 @pytest.fixture

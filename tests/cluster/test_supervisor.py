@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import driving
 import pytest
 from driving import submitted, wait_for
 
@@ -14,10 +15,7 @@ import modelops as mo
 from modelops.driver import machine
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
-from modelops.server.supervisor import Supervisor
 from modelops.states import JobState, ReplicateStatus
-from modelops.store import Objects, Records
-from modelops.store.leases import FileLeases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,33 +26,7 @@ if TYPE_CHECKING:
     from modelops.worker.messages import HeldAttempt
 
 
-class Server:
-    """The part of a server that drives, over a database of its own."""
-
-    def __init__(self, cluster: EmbeddedCluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
-        self.url = f"sqlite:///{folder}/modelops.db"
-        self.records = Records.open(self.url)
-        self._stack = ExitStack()
-
-    def start(self, max_driven: int = 64) -> Supervisor:
-        home = self.cluster.home
-        driving = Supervisor(
-            records=self.records,
-            objects=Objects.open(home.storage),
-            cache=home.cache,
-            pool=self.cluster,
-            leases=FileLeases(self.records, self.folder / "leases"),
-            who="test",
-            max_driven=max_driven,
-        )
-        driving.start()
-        self._stack.callback(driving.stop)
-        return driving
-
-    def stop(self) -> None:
-        self._stack.close()
-
+class Server(driving.Server):
     def submit(self, bundle: Path, **study: Any) -> JobId:
         defaults: dict[str, Any] = {"parameters": [{"folder": str(self.folder)}], "aggregate": []}
         return submitted(
@@ -63,9 +35,6 @@ class Server:
 
     def state(self, job: JobId) -> JobState:
         return self.records.job(job).state
-
-    def wait_for(self, job: JobId, state: JobState) -> None:
-        wait_for(lambda: self.state(job) == state, f"{job} is {state}")
 
 
 @pytest.fixture

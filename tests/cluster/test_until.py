@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import ExitStack, closing
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import driving
 import pyarrow.compute as pc
 import pytest
 from driving import submitted, wait_for
@@ -17,11 +18,8 @@ import modelops as mo
 from modelops.client.run import Watcher
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.mend import mend_job
-from modelops.server.supervisor import Supervisor
 from modelops.states import JobState
-from modelops.store import Objects, Records
 from modelops.store.contents import JobContents
-from modelops.store.leases import FileLeases
 from modelops.store.results import aggregates_table, replicates_table
 from modelops.store.segments import job_folder
 
@@ -124,31 +122,7 @@ def test_each_set_gets_what_the_rule_says_and_a_killed_worker_changes_no_byte(
     assert digests(again) == digests(job)
 
 
-class Server:
-    """The part of a server that drives, over a database of its own."""
-
-    def __init__(self, cluster: EmbeddedCluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
-        self.url = f"sqlite:///{folder}/modelops.db"
-        self.records = Records.open(self.url)
-        self.objects = Objects.open(cluster.home.storage)
-        self._stack = ExitStack()
-
-    def start(self) -> None:
-        driving = Supervisor(
-            records=self.records,
-            objects=self.objects,
-            cache=self.cluster.home.cache,
-            pool=self.cluster,
-            leases=FileLeases(self.records, self.folder / "leases"),
-            who="test",
-        )
-        driving.start()
-        self._stack.callback(driving.stop)
-
-    def stop(self) -> None:
-        self._stack.close()
-
+class Server(driving.Server):
     def n_known(self, job: JobId) -> int:
         return sum(self.records.counts(job).values())
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +24,7 @@ from modelops.cluster.listeners import Listeners
 from modelops.home import Home
 from modelops.server.supervisor import Supervisor
 from modelops.store import Objects, Records
-from modelops.store.leases import ClockLeases, leases_for
+from modelops.store.leases import ClockLeases, FileLeases, leases_for
 from modelops.study.ranges import Ranges
 from modelops.who import this_process
 
@@ -33,10 +33,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.states import JobState
     from modelops.study import Study
     from modelops.study.ids import JobId
 
 DEADLINE_S = 120.0
+
+
+class Server:
+    """The part of a server that drives, in this process, over a database of its own."""
+
+    def __init__(self, cluster: EmbeddedCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.url = f"sqlite:///{folder}/modelops.db"
+        self.records = Records.open(self.url)
+        self.objects = Objects.open(cluster.home.storage)
+        self._stack = ExitStack()
+
+    def start(self, max_driven: int = 64) -> Supervisor:
+        driving = Supervisor(
+            records=self.records,
+            objects=self.objects,
+            cache=self.cluster.home.cache,
+            pool=self.cluster,
+            leases=FileLeases(self.records, self.folder / "leases"),
+            who="test",
+            max_driven=max_driven,
+        )
+        driving.start()
+        self._stack.callback(driving.stop)
+        return driving
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def wait_for(self, job: JobId, state: JobState) -> None:
+        wait_for(lambda: self.records.job(job).state == state, f"{job} is {state}")
 
 
 class AttachedPool:

@@ -108,9 +108,8 @@ class Dispatcher:
     def _suspects(self) -> Iterator[tuple[Work, Worker]]:
         n = sum(len(backlog.suspects) for backlog in self.backlogs.values())
         for worker in self._roster.reserve(n):
-            while (
-                not worker.load
-            ):  # what is not needed any more is not placed: then it is the turn of the next
+            # What is not needed any more is not placed; then it is the turn of the next.
+            while not worker.load:
                 held = next((b for b in self.backlogs.values() if b.suspects), None)
                 if held is None:
                     return

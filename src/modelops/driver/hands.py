@@ -115,7 +115,7 @@ class Hands:
         self._holders: dict[AttemptId, str] = {}  # the worker of every attempt whose receipt has not come
         self._adopted: dict[AttemptId, str] = {}  # those of them that Dask will not tell us of
         self._poll_at = 0.0
-        self._unbegun: dict[AttemptId, float] = {}  # until when to be asked next
+        self._unbegun: dict[AttemptId, float] = {}  # how long to wait between asking whether it has begun
         self._asks: list[tuple[float, AttemptId]] = []  # a heap: when to ask after which attempt
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
