@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelops.environments import Interpreters
+from modelops.environments.interpreters import Interpreter
 from modelops.errors import BundleError, NoInterpreterError
 
 OWN = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -125,3 +126,46 @@ def test_others_are_found_newest_first_and_by_their_version(tmp_path: Path) -> N
             interpreters.find(f"=={interpreter.python_version}.*").python_version
             == interpreter.python_version
         )
+
+
+def test_what_was_listed_once_is_looked_at_again_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(path: Path) -> Interpreter:
+        return Interpreter(str(path), "3.12.1", "cpython", "linux-x86_64", "2.36", "abi", str(path))
+
+    monkeypatch.setattr("modelops.environments.interpreters._ask", asked)
+    listed: list[str] = []
+    list_folder = os.listdir
+
+    def listing(folder: str | Path) -> list[str]:
+        listed.append(str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    path, elsewhere = tmp_path / "path", tmp_path / "elsewhere"
+    script(elsewhere / "launcher", "#!/bin/sh\n")
+    path.mkdir()
+    (path / "python3").symlink_to(elsewhere / "launcher")
+    os.utime(path, (1, 1))  # long ago
+    interpreters = only(tmp_path)
+    interpreters._environ = {**interpreters._environ, "PATH": str(path)}
+
+    def found() -> list[str]:
+        listed.clear()
+        return [Path(i.executable).name for i in interpreters.all() if i.executable.startswith(str(tmp_path))]
+
+    assert found() == []
+    assert str(path) in listed
+    assert found() == []
+    assert str(path) not in listed
+
+    (elsewhere / "launcher").unlink()  # where a link leads: the folder of the link stays as it is
+    script(elsewhere / "launcher", "\x7fELF")
+    assert found() == ["launcher"]
+    script(path / "python3.14", "\x7fELF")
+    assert found() == ["launcher", "python3.14"]
+    script(path / "python3.15", "\x7fELF")  # within a tick of the one before
+    assert found() == ["launcher", "python3.14", "python3.15"]
+    (path / "python3").unlink()
+    assert found() == ["python3.14", "python3.15"]

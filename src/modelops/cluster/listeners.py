@@ -21,6 +21,7 @@ class Listeners:
         self._workers: list[tuple[Callable[[str, int], None], Callable[[str, bool], None]]] = []
         self._topics: dict[str, list[Callable[[Any], None]]] = {}
         self._client: Client | None = None
+        self._subscribed: set[str] = set()  # of the topics, those that the client was told of
 
     @contextlib.contextmanager
     def on_workers(
@@ -42,8 +43,7 @@ class Listeners:
         with self._lock:
             handlers = self._topics.setdefault(topic, [])
             handlers.append(handler)
-            if len(handlers) == 1 and self._client is not None:
-                self._client.subscribe_topic(topic, partial(self._heard, topic))
+            self._subscribe(topic)
         try:
             yield
         finally:
@@ -54,9 +54,15 @@ class Listeners:
         """Hear through this client from now on; None: there is none just now."""
         with self._lock:
             self._client = client
-            if client is not None:
-                for topic in self._topics:
-                    client.subscribe_topic(topic, partial(self._heard, topic))
+            self._subscribed.clear()
+            for topic in self._topics:
+                self._subscribe(topic)
+
+    def _subscribe(self, topic: str) -> None:
+        """Have a topic told by the client, once for as long as it lives: each time is a message to the scheduler."""
+        if self._client is not None and topic not in self._subscribed:
+            self._client.subscribe_topic(topic, partial(self._heard, topic))
+            self._subscribed.add(topic)
 
     def joined(self, worker: str, slots: int) -> None:
         """Tell everybody of a worker, or of its new number of slots."""

@@ -1,5 +1,7 @@
 """The Pythons of this machine: found and probed once, remembered by path, size and mtime.
 
+Where they are looked for are folders of thousands of files, so a process lists one again only when it has changed.
+
 uv is always given an absolute path. Its own search starts every launcher it meets, which takes seconds
 where pyenv's shims are on the PATH and fails for versions that are installed but not selected.
 """
@@ -13,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 OLDEST: Final = Version("3.9")  # the runner's floor
 PROBE_TIMEOUT_S: Final = 20.0
+SETTLED_NS: Final = (
+    2 * 10**9
+)  # a folder that changed so recently may change again within one tick of its mtime
 FORMAT: Final = 1
 _NAME: Final = re.compile(r"(python(3(\.\d+t?)?)?|pypy3?(\.\d+)?)")
 _log = logging.getLogger(__name__)
@@ -81,6 +87,24 @@ class _Memory(msgspec.Struct):
     probed: dict[str, _Remembered] = {}
 
 
+class _Listed(NamedTuple):
+    """What a folder was when it was listed, and the names of interpreters in it."""
+
+    inode: int
+    mtime_ns: int
+    names: list[str]
+
+
+class _Known(NamedTuple):
+    """What a look has found, and all that it went by."""
+
+    candidates: list[tuple[Path, _Stat | None]]
+    found: list[Interpreter]
+
+
+_Stat = tuple[int, int, int, int, int]  # device, inode, size, mtime, ctime
+
+
 class Interpreters:
     """Finds the interpreters of this machine.
 
@@ -96,6 +120,8 @@ class Interpreters:
         self._memory_file = memory
         self._mutex = threading.Lock()  # many threads begin at once; one probes, the others read its memory
         self._environ = os.environ if environ is None else environ
+        self._listed: dict[Path, _Listed] = {}
+        self._known = _Known([], [])
 
     def all(self) -> list[Interpreter]:
         """Return every interpreter found, the running one first, then newest first; one per prefix."""
@@ -103,16 +129,21 @@ class Interpreters:
             return self._look()
 
     def _look(self) -> list[Interpreter]:
+        candidates = [(path, _stat(path)) for path in self._candidates()]
+        if candidates == self._known.candidates:
+            return list(self._known.found)
         memory = self._read()
         before = dict(memory.probed)
         found: dict[str, Interpreter] = {}
-        for path in self._candidates():
+        for path, _ in candidates:
             interpreter = _probe(path, memory.probed)
             if interpreter is not None:
                 found.setdefault(interpreter.prefix, interpreter)
         if memory.probed != before:
             self._write(memory)
-        return sorted(found.values(), key=_preference)
+        ordered = sorted(found.values(), key=_preference)
+        self._known = _Known(candidates, ordered)
+        return list(ordered)
 
     def find(self, requires_python: str | None, pin: str | None = None) -> Interpreter:
         """Return the interpreter to use: the running X.Y if it fits, otherwise the newest that does.
@@ -145,7 +176,7 @@ class Interpreters:
                 yield from (
                     [Path(entry)]
                     if not Path(entry).is_dir()
-                    else _pythons_in(Path(entry, "bin"), Path(entry))
+                    else self._pythons_in(Path(entry, "bin"), Path(entry))
                 )
         home = Path(self._environ.get("HOME") or Path.home())
         pyenv = Path(self._environ.get("PYENV_ROOT") or home / ".pyenv")
@@ -155,9 +186,27 @@ class Interpreters:
         )
         for versions in (pyenv / "versions", managed):
             if versions.is_dir():
-                yield from _pythons_in(*(v / "bin" for v in sorted(versions.iterdir())))
+                yield from self._pythons_in(*(v / "bin" for v in sorted(versions.iterdir())))
         path = self._environ.get("PATH", os.defpath).split(os.pathsep)
-        yield from _pythons_in(*(Path(p) for p in [*path, "/usr/bin", "/usr/local/bin"] if p))
+        yield from self._pythons_in(*(Path(p) for p in [*path, "/usr/bin", "/usr/local/bin"] if p))
+
+    def _pythons_in(self, *folders: Path) -> Iterator[Path]:
+        for folder in folders:
+            try:
+                names = self._names_in(folder)
+            except OSError:
+                continue  # PATH may name folders that are not there
+            yield from (folder / name for name in names)
+
+    def _names_in(self, folder: Path) -> list[str]:
+        now = os.stat(folder)  # noqa: PTH116  half the time of Path.stat, for every folder of the PATH
+        known = self._listed.get(folder)
+        if known is not None and (known.inode, known.mtime_ns) == (now.st_ino, now.st_mtime_ns):
+            return known.names
+        names = sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n))  # noqa: PTH208  names are enough
+        if time.time_ns() - now.st_mtime_ns > SETTLED_NS:
+            self._listed[folder] = _Listed(now.st_ino, now.st_mtime_ns, names)
+        return names
 
     def _read(self) -> _Memory:
         try:
@@ -204,13 +253,13 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def _pythons_in(*folders: Path) -> Iterator[Path]:
-    for folder in folders:
-        try:
-            names = sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n))  # noqa: PTH208  names are enough
-        except OSError:
-            continue  # PATH may name folders that are not there
-        yield from (folder / name for name in names)
+def _stat(path: Path) -> _Stat | None:
+    """Return what tells a file from another one in its place, links followed; None if there is none."""
+    try:
+        s = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
 def _probe(path: Path, remembered: dict[str, _Remembered]) -> Interpreter | None:

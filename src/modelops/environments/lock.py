@@ -12,7 +12,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NewType
 
 from packaging.utils import canonicalize_name
@@ -99,6 +99,7 @@ def _sealed(text: str) -> str:
     return f'{text}{_DIGEST_KEY}"{hashlib.sha256(text.encode()).hexdigest()}"\n'
 
 
+@lru_cache(maxsize=64)  # jobs that follow each other mostly have the same one, and tomllib takes milliseconds
 def parse_lock(text: str) -> Lock:
     """Read a lock from a job's record; the inverse of ``lock.text``.
 

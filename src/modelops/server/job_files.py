@@ -7,6 +7,7 @@ snapshot as an earlier driver used it; if that was changed, outcomes of this run
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 from modelops.bundles import snapshot_changed, snapshot_mark
@@ -54,7 +55,7 @@ class JobFiles:
         digest = BundleDigest(self._place.name)
         snapshot = fetch_snapshot(self._objects, digest, self._cache / "bundles")
         self._mark = snapshot_mark(snapshot)
-        environments = Environments(self._cache)
+        environments = _environments(self._cache)
         lock = self._lock(environments, snapshot, say)
         return environments.ensure(lock, bundle_root=snapshot, on_progress=say)
 
@@ -78,3 +79,9 @@ class JobFiles:
         if snapshot_mark(self._place) != self._mark:
             return ["it was made anew meanwhile, as another job had found it changed"]
         return snapshot_changed(self._place)
+
+
+@functools.lru_cache(maxsize=8)
+def _environments(cache: Path) -> Environments:
+    """Return what knows the Pythons of this machine already, if a job before needed them."""
+    return Environments(cache)
