@@ -41,7 +41,7 @@ class Idle(Nobody):
     def connected(self) -> bool:
         return True
 
-    def listen(self, listener: Callable[[JobId], None]) -> None:
+    def listen(self, listener: Callable[[JobId, bool], None]) -> None:
         pass
 
 

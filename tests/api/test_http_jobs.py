@@ -122,6 +122,22 @@ def test_ten_watches_are_answered_when_something_changes(service: JobService, bu
     assert {answer["state"] for answer in answers} <= {"queued", "preparing", "running"}
 
 
+def test_who_waits_for_the_end_is_answered_by_nothing_else(service: JobService, bundle: str) -> None:
+    with serving(service, longest_wait_s=600) as client:
+        job, answers = client.submit(request_for(bundle))["job"], []
+        watcher = threading.Thread(
+            target=lambda: answers.append(client.get(f"/v1/jobs/{job}?wait_s=60&ended=true"))
+        )
+        watcher.start()
+        run_some(service, job, {0: GOOD})
+        assert client.get(f"/v1/jobs/{job}?wait_s=0&ended=true")["state"] == "running"
+        assert not answers
+        for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+            service.records.change_state(JobId(job), event, who="me")
+        watcher.join(60)
+    assert [answer["state"] for answer in answers] == ["cancelled"]
+
+
 def test_a_watch_of_what_does_not_change_ends_and_says_so(service: JobService, bundle: str) -> None:
     with serving(service, longest_wait_s=0.1) as client:
         status = client.submit(request_for(bundle))

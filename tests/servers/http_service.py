@@ -72,12 +72,12 @@ class Drivers:
     pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
     scheduler: bool = True
     abandoned: list[str] = field(default_factory=list)
-    tell: Callable[[JobId], None] = lambda _job: None
+    tell: Callable[[JobId, bool], None] = lambda _job, _ended: None
 
     def wake(self) -> None:
         self.woken += 1
 
-    def listen(self, listener: Callable[[JobId], None]) -> None:
+    def listen(self, listener: Callable[[JobId, bool], None]) -> None:
         self.tell = listener
 
     def abandon(self, job: str, who: str) -> None:

@@ -293,6 +293,14 @@ def test_waiting_lets_the_server_say_when_something_has_changed(server: Scripted
     ]
 
 
+def test_waiting_for_the_end_is_one_question_whatever_else_changes(
+    server: Scripted, source: HttpSource
+) -> None:
+    server.last = summary("succeeded")
+    assert source.wait_for_end(JOB, 25.0).state == JobState.SUCCEEDED
+    assert [path for _, path, _, _ in server.heard] == [f"/v1/jobs/{JOB}?wait_s=25.000&ended=true"]
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "", "http://"])
 def test_what_is_no_address_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(RequestError, match=r"https://modelops\.example\.org"):

@@ -35,6 +35,37 @@ def test_what_is_recorded_here_ends_the_wait_at_once() -> None:
     assert asyncio.run(main()) == [{"value": 3}] * 2
 
 
+def test_who_waits_for_the_end_alone_causes_no_look_before_it() -> None:
+    looks: list[str] = []
+
+    async def main() -> Any:
+        state, changed = "running", asyncio.Event()
+
+        async def look(_job: str) -> Any:
+            looks.append(state)
+            changed.set()
+            return state
+
+        waiting = Waiting(look, poll_s=10 * DEADLINE_S, longest_s=10 * DEADLINE_S)
+        ended: Any = lambda view: view == "succeeded"  # noqa: E731
+        for_end = asyncio.create_task(waiting.until("job", ended, 10 * DEADLINE_S, for_end=True))
+        await changed.wait()
+        changed.clear()
+        waiting.poke("job", False)
+        different: Any = lambda view: view != "running"  # noqa: E731
+        for_change: Any = asyncio.create_task(waiting.until("job", different, 10 * DEADLINE_S))
+        await changed.wait()
+        state = "finalizing"
+        waiting.poke("job", False)
+        assert await for_change == "finalizing"
+        state = "succeeded"
+        waiting.poke("job", True)
+        return await asyncio.wait_for(for_end, DEADLINE_S)
+
+    assert asyncio.run(main()) == "succeeded"
+    assert looks == ["running", "running", "finalizing", "succeeded"]
+
+
 def test_a_change_during_the_first_look_is_not_missed() -> None:
     state = {"value": 0}
 

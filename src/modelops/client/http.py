@@ -65,7 +65,6 @@ _NAMED: Final = {
 }  # fmt: skip
 _TO_UPLOAD: Final = frozenset({"BundleMissingError", "ParametersMissingError"})
 log = logging.getLogger(__name__)
-log = logging.getLogger(__name__)
 Query = Sequence[tuple[str, str | int | float | None]]
 T = TypeVar("T")
 
@@ -148,8 +147,7 @@ class Http:
 
     def __init__(self, find: Callable[[], Address], *, patience_s: float = PATIENCE_S) -> None:
         self._find, self._patience_s = find, patience_s
-        self._met = False
-        self._met = False
+        self.met = False  # whether the server has ever answered here
         self._pool = urllib3.PoolManager(num_pools=4, maxsize=8, retries=False)
 
     def close(self) -> None:
@@ -197,7 +195,7 @@ class Http:
         began, pause, said = time.monotonic(), FIRST_PAUSE_S, False
         while isinstance(answer := self._try(method, target, body, given, read_s), _Silence):
             waited_s = time.monotonic() - began
-            if answer.no_connection and not self._met:
+            if answer.no_connection and not self.met:
                 patience_s = min(patience_s, NEVER_MET_S)
             if not (repeatable or answer.did_nothing) or answer.final or waited_s + pause > patience_s:
                 raise answer.error
@@ -226,7 +224,7 @@ class Http:
         except _InterruptedError as e:
             error = ServerUnreachableError(address.name, e.why, address.advice)
             return _Silence(error, did_nothing=not e.sent, no_connection=not e.sent, final=e.final)
-        self._met = True
+        self.met = True
         if answer.status not in _AWAY:
             if answer.status >= 400:
                 raise error_of(answer, address)

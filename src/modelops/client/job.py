@@ -80,10 +80,10 @@ class Job:
             Its server has not answered for a minute; says what to do.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        status, away = None, None
+        away = None
         while True:
             left = LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic()))
-            status = self.source.wait_for_change(self.id, status, left)
+            status = self.source.wait_for_end(self.id, left)
             if status.final:
                 return status
             now = time.monotonic()

@@ -181,6 +181,11 @@ class HttpSource:
         asked_s = min(int(wait_s), MAX_WAIT_S)
         return self._look(job, (("wait_s", asked_s), ("tag", known[2])), asked_s + STATUS_READ_S)
 
+    def wait_for_end(self, job: JobId, wait_s: float) -> JobStatus:
+        """Let the server answer when the job has ended; what happens before costs neither of us anything."""
+        asked_s = max(0.0, min(wait_s, MAX_WAIT_S))
+        return self._look(job, (("wait_s", f"{asked_s:.3f}"), ("ended", "true")), asked_s + STATUS_READ_S)
+
     def _look(
         self, job: JobId, query: Sequence[tuple[str, str | int | float | None]], read_s: float
     ) -> JobStatus:

@@ -7,6 +7,7 @@ is known then.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -83,16 +84,34 @@ def connect(
     settings = Settings.read(environ, server=None if url is None else checked_url(url), token=token)
     home = Home.of(settings)
     if settings.server is not None:
-        return HttpSource(Http(remote(settings.server, settings.token)), home)
+        return HttpSource(_elsewhere(os.getpid(), settings.server, settings.token), home)
     return served_at(home)
 
 
 def served_at(home: Home) -> HttpSource:
-    """Return the jobs of the server of this home, started unless one runs."""
-    from modelops.cluster.launch import ensure_server
+    """Return the jobs of the server of this home, started unless one runs.
 
-    ensure_server(home)
-    return HttpSource(Http(Local(home)), home)
+    One that has answered here before, and whose process lives, is not asked whether it answers: the request shows it.
+    """
+    from modelops.cluster.launch import ensure_server, is_running
+
+    here = _here(os.getpid(), home)
+    if not here.met or not is_running(home):
+        ensure_server(home)
+    return HttpSource(here, home)
+
+
+# A process has one set of connections to a server, and its jobs share it; a fork of it has its own.
+
+
+@functools.lru_cache(maxsize=8)
+def _here(_pid: int, home: Home) -> Http:
+    return Http(Local(home))
+
+
+@functools.lru_cache(maxsize=8)
+def _elsewhere(_pid: int, url: str, token: str | None) -> Http:
+    return Http(remote(url, token))
 
 
 def is_elsewhere(environ: Mapping[str, str] = os.environ) -> bool:
@@ -106,7 +125,7 @@ def running(environ: Mapping[str, str] = os.environ) -> HttpSource | None:
     if settings.server is not None:
         return connect(environ)
     home = Home.of(settings)
-    return HttpSource(Http(Local(home)), home) if Local(home).runs() else None
+    return HttpSource(_here(os.getpid(), home), home) if Local(home).runs() else None
 
 
 # Looking while no server runs

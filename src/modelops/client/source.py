@@ -32,6 +32,9 @@ class JobSource(Protocol):
     def wait_for_change(self, job: JobId, since: JobStatus | None, wait_s: float) -> JobStatus:
         """Return the status as soon as it differs from ``since``, or after about ``wait_s``."""
 
+    def wait_for_end(self, job: JobId, wait_s: float) -> JobStatus:
+        """Return the status as soon as it is final, or after about ``wait_s`` at most as it then is."""
+
     def spec(self, job: JobId) -> JobSpec:
         """Return the frozen record of what the job is."""
 

@@ -84,6 +84,16 @@ class StoredSource:
                 return status
             time.sleep(min(POLL_S, left))
 
+    def wait_for_end(self, job: JobId, wait_s: float) -> JobStatus:
+        """Look again and again until it has ended."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            status = self.status(job)
+            left = deadline - time.monotonic()
+            if status.final or left <= 0:
+                return status
+            time.sleep(min(POLL_S, left))
+
     def spec(self, job: JobId) -> JobSpec:
         """Return the record of what the job is."""
         from modelops.study.spec import decode_spec

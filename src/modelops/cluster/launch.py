@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import signal
@@ -28,7 +29,7 @@ POLL_S: Final = 0.02
 IDLE_S: Final = 30 * 60.0
 END_S: Final = 60.0
 
-__all__ = ["ServerAddress", "ensure_server", "find_server", "start_pool", "stop_pool"]
+__all__ = ["ServerAddress", "ensure_server", "find_server", "is_running", "start_pool", "stop_pool"]
 
 
 def ensure_server(home: Home, *, environ: Mapping[str, str] = os.environ) -> ServerAddress:
@@ -146,8 +147,26 @@ def is_healthy(url: str, timeout_s: float = HEALTH_S) -> bool:
         connection.close()
 
 
+def is_running(home: Home) -> bool:
+    """Say whether the process of this home's server lives and is looked after; it is not asked.
+
+    Raises
+    ------
+    ClusterError
+        It is of another version of ModelOps.
+    """
+    run = RunFolder.if_there(home)
+    return run is not None and _registered(run) is not None
+
+
 def _answering(run: RunFolder) -> ServerAddress | None:
     """Return the server if it answers and somebody looks after it, or a person has started it."""
+    address = _registered(run)
+    return address if address is not None and is_healthy(address.url) else None
+
+
+def _registered(run: RunFolder) -> ServerAddress | None:
+    """Return the server if its process lives and somebody looks after it, or a person has started it."""
     pid = run.holder(SERVER)
     said = run.read("server.json")
     if pid is None or said.get("pid") != pid or "url" not in said:
@@ -155,16 +174,21 @@ def _answering(run: RunFolder) -> ServerAddress | None:
     _check_version(run, said)
     if run.holder(KEEPER) is None and run.held_by_hand(SERVER) is None:
         return None  # its keeper was killed, and another one shall take it over
-    return ServerAddress(said["url"], run.token()) if is_healthy(said["url"]) else None
+    return ServerAddress(said["url"], run.token())
 
 
 def _check_version(run: RunFolder, said: Mapping[str, Any]) -> None:
-    ours = version("modelops")
+    ours = _ours()
     if said.get("version") not in (None, ours) and said.get("pid") == run.holder(SERVER):
         raise ClusterError(
             f"the server that runs for {run.home.data} is of ModelOps {said['version']}, and this is {ours}. "
             "'modelops down' ends it; the next command starts the new one, which goes on with its jobs"
         )
+
+
+@functools.cache
+def _ours() -> str:
+    return version("modelops")
 
 
 def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str]) -> ServerAddress:

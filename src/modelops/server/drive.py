@@ -87,7 +87,7 @@ class JobDriver:
         Told what happens, for a progress bar: the machine after events, what is done before replicates run, and what
         database or storage said when the job waits for one of them (default: that goes into the log).
     on_recorded
-        Told after each change of the job's state.
+        Told after each change of the job's state, and whether it has ended.
     max_s_without_worker
         Raise ClusterError when there has been no worker for so long; default: wait for one as long as it takes.
     """
@@ -105,7 +105,7 @@ class JobDriver:
         on_change: Callable[[Machine], None] = lambda _machine: None,
         on_stage: Callable[[str], None] = lambda _text: None,
         on_waiting: Callable[[str], None] | None = None,
-        on_recorded: Callable[[], None] = lambda: None,
+        on_recorded: Callable[[bool], None] = lambda _ended: None,
         max_s_without_worker: float | None = None,
     ) -> None:
         self._on_recorded = on_recorded

@@ -52,7 +52,7 @@ class Drivers:
         self._supervisor: Supervisor | None = None
         self._reconciler: Reconciler | None = None
         self._stall_watch: StallWatch | None = None
-        self._listener: Callable[[JobId], None] = lambda _job: None
+        self._listener: Callable[[JobId, bool], None] = lambda _job, _ended: None
         self._thread = threading.Thread(target=self._begin, name="modelops-drivers", daemon=True)
 
     def start(self) -> None:
@@ -92,8 +92,8 @@ class Drivers:
         """Say whether the Dask scheduler answers."""
         return self._pool is not None and self._pool.connected
 
-    def listen(self, listener: Callable[[JobId], None]) -> None:
-        """Let this one be told, on any thread, of each change of a job's state."""
+    def listen(self, listener: Callable[[JobId, bool], None]) -> None:
+        """Let this one be told, on any thread, of each change of a job's state, and whether it has ended."""
         self._listener = listener
 
     def run(self, job: JobId | None) -> Sequence[Finding]:
@@ -118,7 +118,7 @@ class Drivers:
                 pool=pool,
                 leases=leases_for(self._records, self._home.state / "leases"),
                 who=this_process(),
-                on_recorded=lambda job: self._listener(job),
+                on_recorded=lambda job, ended: self._listener(job, ended),
             )
             self._pool = pool.start()
             supervisor.start()

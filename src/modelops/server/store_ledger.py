@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from modelops.driver.events import Finalized, ResultsVoided
 from modelops.errors import InternalError, StorageError
-from modelops.states import STORED, AggregateStatus, ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, STORED, AggregateStatus, ReplicateStatus
 from modelops.store import read_segment
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
 from modelops.store.segment_body import StoredError
@@ -46,7 +46,8 @@ class StoreLedger:
     ``version``: of the job's row, as this driver found it; every change of state counts it up, and only the driver
     changes the state of a job that has not ended. ``bundle_changes`` returns how the bundle's snapshot differs from
     what it was at the beginning.
-    ``on_recorded``: told after each change of state. ``voided``: it did, and nothing of this run of the job counts.
+    ``on_recorded``: told after each change of state, and whether it is final. ``voided``: it did; nothing of this run
+    of the job counts.
     """
 
     job: JobId
@@ -58,7 +59,7 @@ class StoreLedger:
     version: int
     bundle_changes: Callable[[], list[str]] = list
     voided: bool = False
-    on_recorded: Callable[[], None] = lambda: None
+    on_recorded: Callable[[bool], None] = lambda _ended: None
 
     def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]:
         """Write the rows of segments in one transaction; False for each whose indices are covered already."""
@@ -133,7 +134,7 @@ class StoreLedger:
             if (row.version, row.state, row.epoch) != (self.version + 1, command.state, self.epoch):
                 raise LeaseLostError(self.job, self.epoch) from None
         self.version = row.version
-        self.on_recorded()
+        self.on_recorded(row.state in FINAL_JOB_STATES)
 
     def note(self, command: Note, *, again: bool = False) -> None:
         """Append to the job's story; if it may be there already (``again``), only if it is not."""

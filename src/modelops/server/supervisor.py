@@ -68,7 +68,7 @@ class Supervisor:
     renew_every_s
         How often it says that it lives.
     on_recorded
-        Told of each change of a job's state, on the thread of its driver.
+        Told of each change of a job's state and whether it has ended, on the thread of its driver.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Supervisor:
         who: str,
         max_driven: int = MAX_DRIVEN,
         renew_every_s: float = RENEW_EVERY_S,
-        on_recorded: Callable[[JobId], None] = lambda _job: None,
+        on_recorded: Callable[[JobId, bool], None] = lambda _job, _ended: None,
     ) -> None:
         self._records, self._objects, self._cache = records, objects, cache
         self._pool, self._leases, self._who, self._max_driven = pool, leases, who, max_driven
@@ -283,7 +283,7 @@ class Supervisor:
                 objects=self._objects,
                 cache=self._cache,
                 who=self._who,
-                on_recorded=lambda: self._on_recorded(job.job),
+                on_recorded=lambda ended: self._on_recorded(job.job, ended),
             )
             thread = threading.Thread(
                 target=self._drive, args=(driver,), name=f"modelops-drive-{job.job}", daemon=True

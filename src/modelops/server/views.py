@@ -75,8 +75,8 @@ class Driving(Protocol):
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""
 
-    def listen(self, listener: Callable[[JobId], None]) -> None:
-        """Let this one be told, on any thread, of each change of a job's state."""
+    def listen(self, listener: Callable[[JobId, bool], None]) -> None:
+        """Let this one be told, on any thread, of each change of a job's state, and whether it has ended."""
 
 
 # After a restart of the server the workers go on; until a driver has asked them, nobody here knows with what.

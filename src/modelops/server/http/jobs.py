@@ -18,7 +18,7 @@ from modelops.server.requests import (
 )
 from modelops.server.service import Reconciled
 from modelops.server.views import JobView
-from modelops.states import JobState
+from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store.rows import EventRow
 from modelops.store.tokens import TokenScope
 from modelops.study.spec import JobSpec
@@ -106,13 +106,14 @@ class List(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """One job, at once or when it has changed."""
+    """One job, at once, when it has changed, or when it has ended."""
 
     job: JobText
     wait_s: WaitS = 0.0
     tag: Annotated[
         str, at(Place.QUERY, "Wait until the job's `tag` is another one than this.", max_length=64)
     ] = ""
+    ended: Annotated[bool, at(Place.QUERY, "Wait until the job has ended, whatever else changes.")] = False
 
 
 class ReadEvents(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,10 +176,16 @@ async def list_jobs(api: Api, call: Call) -> Response:
 
 
 async def status(api: Api, call: Call) -> Response:
-    """Return a job, at once or when its tag is another."""
+    """Return a job, at once, when its tag is another, or when it has ended."""
     given = call.given
+    if given.ended:
+        return json_response(await api.waiting.until(given.job, _ended, given.wait_s, for_end=True))
     wait_s = given.wait_s if given.tag else 0.0
     return json_response(await api.waiting.until(given.job, lambda view: view.tag != given.tag, wait_s))
+
+
+def _ended(view: JobView) -> bool:
+    return view.state in FINAL_JOB_STATES
 
 
 async def events(api: Api, call: Call) -> Response:

@@ -18,12 +18,17 @@ LONGEST_S: Final = 8.0
 
 @dataclass
 class _Watched:
-    """A job that somebody waits for. ``next``: becomes what the next look finds, or the error it meets."""
+    """A job that somebody waits for.
+
+    ``next``: becomes what the next look finds, or the error it meets. ``n_for_end``: of those who wait, how many want
+    to hear of nothing but its end.
+    """
 
     next: asyncio.Future[JobView]
     loop: asyncio.AbstractEventLoop
     news: asyncio.Event = field(default_factory=asyncio.Event)
     n_waiting: int = 0
+    n_for_end: int = 0
     looking: asyncio.Task[None] | None = field(default=None)
 
 
@@ -46,14 +51,19 @@ class Waiting:
         self._look, self._poll_s, self._longest_s = look, poll_s, longest_s
         self._watched: dict[str, _Watched] = {}
 
-    def poke(self, job: str) -> None:
-        """Look at a job now, if anybody waits for it: it has changed. May be called from any thread."""
-        if (watched := self._watched.get(job)) is not None:
+    def poke(self, job: str, ended: bool = True) -> None:
+        """Look at a job now, if anybody waits for this: it has changed, or even ended. From any thread."""
+        watched = self._watched.get(job)
+        if watched is not None and (ended or watched.n_waiting > watched.n_for_end):
             with contextlib.suppress(RuntimeError):  # the server ends, and its loop is closed
                 watched.loop.call_soon_threadsafe(watched.news.set)
 
-    async def until(self, job: str, enough: Callable[[JobView], bool], wait_s: float) -> JobView:
+    async def until(
+        self, job: str, enough: Callable[[JobView], bool], wait_s: float, *, for_end: bool = False
+    ) -> JobView:
         """Return the job as soon as it is as wanted, or after ``wait_s`` at most as it then is.
+
+        ``for_end``: it is never as wanted before it has ended.
 
         Raises
         ------
@@ -62,7 +72,7 @@ class Waiting:
         """
         if wait_s <= 0:
             return await self._look(job)
-        watched = self._join(job)
+        watched = self._join(job, for_end)
         try:
             coming = watched.next  # of what is found from now on, nothing is missed
             view = await self._look(job)
@@ -73,20 +83,22 @@ class Waiting:
         except TimeoutError:
             pass
         finally:
-            self._leave(job, watched)
+            self._leave(job, watched, for_end)
         return view
 
-    def _join(self, job: str) -> _Watched:
+    def _join(self, job: str, for_end: bool) -> _Watched:
         watched = self._watched.get(job)
         if watched is None:
             loop = asyncio.get_running_loop()
             watched = self._watched[job] = _Watched(loop.create_future(), loop)
             watched.looking = asyncio.create_task(self._look_on(job, watched))
         watched.n_waiting += 1
+        watched.n_for_end += for_end
         return watched
 
-    def _leave(self, job: str, watched: _Watched) -> None:
+    def _leave(self, job: str, watched: _Watched, for_end: bool) -> None:
         watched.n_waiting -= 1
+        watched.n_for_end -= for_end
         if not watched.n_waiting and watched.looking is not None:
             watched.looking.cancel()
             if self._watched.get(job) is watched:
