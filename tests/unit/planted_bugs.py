@@ -39,12 +39,19 @@ if TYPE_CHECKING:
 
 _SIMULATE = Kind.SIMULATE
 BUGS: list[Plant] = []
+OF_UNTIL: set[Plant] = set()  # of those, such as only jobs with ``until`` can have
 
 
 def bug(plant: Plant) -> Plant:
     """Add a bug to the list."""
     BUGS.append(plant)
     return plant
+
+
+def bug_of_until(plant: Plant) -> Plant:
+    """Add one that only jobs with ``until`` can have."""
+    OF_UNTIL.add(plant)
+    return bug(plant)
 
 
 def _nothing(*_args: Any, **_kwargs: Any) -> None:
@@ -128,7 +135,7 @@ def forgets_what_waited_on_a_worker_that_left(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Roster, "leave", wrong)
 
 
-@bug
+@bug_of_until
 def decides_by_those_that_were_fast(patch: pytest.MonkeyPatch) -> None:
     put = _Set.put
 
@@ -139,7 +146,7 @@ def decides_by_those_that_were_fast(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Set, "put", wrong)
 
 
-@bug
+@bug_of_until
 def aggregates_what_was_run_too_much(patch: pytest.MonkeyPatch) -> None:
     def wrong(self: Plan, indices: Ranges, counts: Any, segment: Any) -> Ranges:
         settle(self, indices, counts, segment)
@@ -152,12 +159,12 @@ def aggregates_what_was_run_too_much(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Plan, "settle", wrong)
 
 
-@bug
+@bug_of_until
 def commits_what_is_not_needed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Needs, "cut_segment", lambda _self, ref: ref)
 
 
-@bug
+@bug_of_until
 def forgets_what_an_earlier_driver_decided(patch: pytest.MonkeyPatch) -> None:
     adopt = Needs.adopt
 

@@ -67,7 +67,8 @@ FAULTS = {
 }
 OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
-LONG = range(34, 41)  # replicates: makes about 200 events
+# Mean seconds of a replicate -> how many make 200 events or so: what takes longer says more, what is short goes together.
+LONG = {1e-3: range(30, 45), 1.0: range(35, 40), 3.0: range(33, 38), 60.0: range(29, 33)}
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 
@@ -161,8 +162,9 @@ def draw_scenario(seed: int) -> Scenario:
     rng = random.Random(seed)
     chance = rng.random
     real_store = seed % 10 == 9
-    line = _draw_line(rng, small=real_store)
-    until, line = _draw_until(random.Random(~seed), line)
+    mean = rng.choice([1e-3, 1.0, 1.0, 3.0, 60.0])
+    line = _draw_line(rng, LONG[mean], small=real_store)
+    until = _draw_until(random.Random(~seed), line)
     size = line.size
     retry = RetryPolicy(max_retries=0)
     if chance() < 0.6:
@@ -173,7 +175,6 @@ def draw_scenario(seed: int) -> Scenario:
             max_delay=rng.choice([None, 40.0]),
             on=frozenset({CRASHED} if chance() < 0.7 else {CRASHED, FAILED}),
         )
-    mean = rng.choice([1e-3, 1.0, 1.0, 3.0, 60.0])
     seconds = [mean * (0.1 + 2 * chance() ** 2) for _ in range(size)]
     failing: frozenset[int] = frozenset()
     if chance() < 0.03:
@@ -216,16 +217,13 @@ def draw_scenario(seed: int) -> Scenario:
     )
 
 
-def _draw_until(rng: random.Random, line: IndexLine) -> tuple[Until | None, IndexLine]:
-    """Draw, for one schedule in six, when parameter sets have enough replicates, and reserve twice as many for them."""
-    if rng.random() > 1 / 6 or not line.size or len({n for _, _, n in line.replicates()}) > 1:
-        return None, line
-    double = IndexLine(
-        tuple(Block(2 * b.base, b.p0, b.n_params, 2 * b.r0, 2 * b.n_replicates) for b in line.blocks)
-    )
-    most = double.replicates()[0][2]
+def _draw_until(rng: random.Random, line: IndexLine) -> Until | None:
+    """Draw, for one schedule in sixteen whose sets are alike, when a parameter set has enough replicates."""
+    most = {n for _, _, n in line.replicates()}
+    if rng.random() > 1 / 16 or len(most) != 1 or min(most) < 2:
+        return None
     half_width = rng.choice([0.4, 0.7, 1.0, 2.0, 4.0])
-    return Until(half_width=half_width, of="x", level=0.8, min=rng.randint(2, min(most, 6)), max=most), double
+    return Until(half_width=half_width, of="x", level=0.8, min=rng.randint(2, min(6, *most)), max=most.pop())
 
 
 def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
@@ -247,15 +245,15 @@ def _draw_some(rng: random.Random, size: int) -> frozenset[int]:
     return frozenset(rng.randrange(size) for _ in range(rng.randint(1, 2))) if size else frozenset()
 
 
-def _draw_line(rng: random.Random, *, small: bool) -> IndexLine:
+def _draw_line(rng: random.Random, long: range, *, small: bool) -> IndexLine:
     """Draw a line that is long enough for a story, but not longer; one in eight is short."""
     if small:
         return _draw_blocks(rng, rng.randint(1, 3))
-    if rng.random() < 1 / 8:
-        return _draw_blocks(rng, rng.randint(1, 20))
+    if rng.random() < 1 / 16:
+        return _draw_blocks(rng, rng.randint(1, 16))
     while True:
         line = _draw_blocks(rng, rng.randint(18, 44))
-        if line.size in LONG:
+        if line.size in long:
             return line
 
 

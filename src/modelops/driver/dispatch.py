@@ -40,14 +40,10 @@ class Dispatcher:
     @property
     def has_work(self) -> bool:
         """Whether `placements` has anything to do."""
-        simulate, aggregate = self._simulate, self._aggregate
-        return bool(
-            simulate.n_ready
-            or aggregate.n_ready
-            or simulate.suspects
-            or aggregate.suspects
-            or self._roster.has_reserved
-        )
+        simulate, aggregate, roster = self._simulate, self._aggregate, self._roster
+        if (simulate.n_ready or aggregate.n_ready) and roster.has_room:
+            return True
+        return bool(simulate.suspects or aggregate.suspects) or roster.has_reserved
 
     def placements(self) -> Iterator[tuple[Work, Worker]]:
         """Yield what to submit where. Each must be in the roster before the next is asked for."""

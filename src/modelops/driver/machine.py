@@ -506,8 +506,13 @@ class Machine:
         return attempt_id(self.epoch, self._n_attempts)
 
     def _set_retry_timer(self) -> None:
-        dues = [b.next_at for b in self._backlogs.values() if b.next_at is not None]
-        if dues and not self._course.draining:
+        for backlog in self._backlogs.values():
+            if backlog.next_at is not None:
+                break
+        else:  # nearly always
+            return
+        if not self._course.draining:
+            dues = (b.next_at for b in self._backlogs.values() if b.next_at is not None)
             self._outbox.set_timer("retry", min(dues))
 
     # The end.

@@ -64,8 +64,11 @@ class Recall:
     def order(self) -> None:
         """Ask for what waits, if workers are idle and nothing else is left to give them."""
         roster = self._roster
-        if not roster.n_idle or any(backlog.n_ready for backlog in self._backlogs.values()):
+        if not roster.n_idle:
             return
+        for backlog in self._backlogs.values():
+            if backlog.n_ready:
+                return
         if roster.has_waiting:
             self._ask(roster.recallable())
         cost = self._meter.seconds_per_item

@@ -221,6 +221,11 @@ class Roster:
         return None
 
     @property
+    def has_room(self) -> bool:
+        """Whether a worker can be given more: `idle` or `roomy` has one."""
+        return bool(self._idle or self._roomy or self._taken)
+
+    @property
     def has_reserved(self) -> bool:
         """Whether workers are kept for suspects."""
         return bool(self._reserved)
