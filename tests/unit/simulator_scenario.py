@@ -67,7 +67,7 @@ FAULTS = {
 }
 OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
-# Mean seconds of a replicate -> how many make 200 events or so: what takes longer says more, what is short goes together.
+# Mean seconds of a replicate -> how many make 200 events: what takes longer says more, what is short goes together.
 LONG = {1e-3: range(30, 45), 1.0: range(35, 40), 3.0: range(33, 38), 60.0: range(29, 33)}
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
