@@ -15,8 +15,9 @@ Messages on the socket are a length (4 bytes, big-endian) and JSON; descriptors 
 
 - to it: ``{"op": "spawn", "id", "argv", "env", "cwd", "cgroup": folder or null, "oom_score_adj", "n_fds"}``
   with the descriptors for 0, 1, 2 and any number that the runner just holds; ``{"op": "kill", "id"}``
-- from it: ``{"event": "ready"}``, ``{"event": "spawned", "id", "pid"}``, ``{"event": "refused", "id",
-  "message"}``, ``{"event": "exited", "id", "returncode", "max_rss_bytes", "cpu_seconds"}``
+- from it: ``{"event": "ready"}``, ``{"event": "spawned", "id", "pid", "held"}``, where ``held`` are the numbers
+  that the descriptors behind the first three have there; ``{"event": "refused", "id", "message"}``,
+  ``{"event": "exited", "id", "returncode", "max_rss_bytes", "cpu_seconds"}``
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Reaper:
             except OSError as error:
                 self.socket.send({"event": "refused", "id": message["id"], "message": str(error)})
             else:
-                self.socket.send({"event": "spawned", "id": message["id"], "pid": pid})
+                self.socket.send({"event": "spawned", "id": message["id"], "pid": pid, "held": fds[3:]})
             finally:
                 for fd in fds:
                     os.close(fd)

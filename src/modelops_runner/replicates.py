@@ -18,6 +18,7 @@ from modelops_runner.frames import MAX_BODY_BYTES
 from modelops_runner.isolation import ProcessState
 from modelops_runner.reports import Reports
 from modelops_runner.shapes import Shapes
+from modelops_runner.sheet import Sheet
 from modelops_runner.spool import INLINE_TOTAL, Spool, SpoolError
 from modelops_runner.values import InvalidOutputError, to_json
 
@@ -34,6 +35,7 @@ _MAX_OUTPUTS_BYTES = MAX_BODY_BYTES - 65_536  # the rest of the message needs fa
 _POLLNVAL = 0x20
 _QUICK_S = 100e-6  # the clock of CPU time is a system call: what is quicker than this has used what it took
 _CLOCK_SLACK_S = 200e-6  # how old a reading may be; what has passed since was spent in this thread
+_SILENT_S = 5e-3  # so long after a message, what is written to the sheet needs none of its own
 
 
 class Replicates:
@@ -45,10 +47,20 @@ class Replicates:
         Descriptor that marks are written to.
     marker
         Text of the marks; empty: none are written.
+    sheet
+        Descriptor of the memory that outcomes may be written to; None: there is none.
     """
 
     def __init__(
-        self, channel: Channel, workspace: Workspace, spool: Spool, *, snapshot: str, marks: int, marker: str
+        self,
+        channel: Channel,
+        workspace: Workspace,
+        spool: Spool,
+        *,
+        snapshot: str,
+        marks: int,
+        marker: str,
+        sheet: int | None = None,
     ) -> None:
         self._channel, self._workspace, self._spool = channel, workspace, spool
         self._snapshot = snapshot
@@ -62,6 +74,7 @@ class Replicates:
             channel.poll.register(fd, 0)  # no events, but it says when one of them is closed
         self._reports = Reports(channel)
         self._shapes = Shapes(channel)
+        self._sheet = Sheet(sheet) if sheet is not None else None
         self._inotify: Any = None
         self._watch()
         self._in_child = False  # of the model's; it must not go on with our work
@@ -136,9 +149,13 @@ class Replicates:
         model, takes_context = entry
         channel, send, mark = self._channel, self._channel.send, self._mark
         reports, restore, arrived = self._reports, self._state.restore, self._channel.poll.poll
-        packed = self._shapes.packed if floats else _never
+        shape_of = self._shapes.of if floats else _never
+        put = None
+        if floats and self._sheet is not None:
+            self._sheet.begin()
+            put = self._sheet.put
         finished = 0
-        after, cpu_at, read_at = 0.0, 0.0, 0.0
+        after, cpu_at, read_at, told_at = 0.0, 0.0, 0.0, 0.0
         for one in sets:
             raw, index = one["params"], one["index"]
             flat = _SCALARS.issuperset(map(type, raw.values()))
@@ -155,7 +172,7 @@ class Replicates:
                 before = perf_counter()
                 if before - read_at > _CLOCK_SLACK_S:
                     cpu_at, read_at = process_time(), before
-                values_text, outcome = None, ""
+                shape, outcome = None, ""
                 try:
                     result = model(*args)
                 except BaseException as e:  # noqa: BLE001  the bundle's code
@@ -175,22 +192,27 @@ class Replicates:
                         cpu_at, read_at = cpu_now, after
                     if self._in_child:
                         _leave_child(None)
-                    values_text = packed(result)
-                    if values_text is None:
+                    shape = shape_of(result)
+                    if shape is None:
                         outcome = self._returned(result)
-                    result = None  # it may be large, and the next one too
+                        result = None  # it may be large, and the next one too
                 if reports.waits:
                     reports.end()
-                if values_text is not None:
-                    send(
-                        f'{{"jsonrpc":"2.0","method":"replicate/floats","params":[{index},{values_text}'
-                        f",{seconds:.9f},{cpu:.9f}]}}"
-                    )
+                if shape is not None:
+                    quick = put is not None and after - told_at < _SILENT_S
+                    if not (quick and put(shape, index, seconds, cpu, result)):  # type: ignore[misc]
+                        send(
+                            f'{{"jsonrpc":"2.0","method":"replicate/floats","params":[{index},{shape.text(result)}'
+                            f",{seconds:.9f},{cpu:.9f}]}}"
+                        )
+                        told_at = after
+                    result = None
                 else:
                     send(
                         f'{{"jsonrpc":"2.0","method":"replicate/finished","params":{{"index":{index},{outcome}'
                         f',"seconds":{seconds:.9f},"cpu":{cpu:.9f}}}}}'
                     )
+                    told_at = after
                     if mark and outcome[10] != "s":
                         self.mark_end()
                 finished += 1
@@ -438,7 +460,7 @@ class Replicates:
 
 
 def _never(_result: object) -> None:
-    """Pack nothing: the parent takes outputs one by one only."""
+    """See no floats: the parent takes outputs one by one only."""
 
 
 def _unsuccessful(status: str, error: dict[str, Any]) -> str:

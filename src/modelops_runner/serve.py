@@ -143,6 +143,7 @@ class Server:
             snapshot=snapshot,
             marks=self._marks,
             marker=need(params, "marker", str, ""),
+            sheet=need(params, "sheet", int) if "sheet" in params else None,
         )
         for entry in need(params, "preload", list, []):
             self._replicates.model(entry, wire=need(params, "wire", bool, False))

@@ -20,16 +20,28 @@ MAX_FLOATS = 4_096  # of one replicate; more of them are better off in an array
 _FLOAT, _TEXT = frozenset({float}), frozenset({str})
 
 
+class Shape:
+    """A list of ``n`` names, the number that stands for it, and how values are written in `replicate/floats`."""
+
+    def __init__(self, number: int, n: int) -> None:
+        self.number, self.n = number, n
+        self._pack = Struct(f"<{n}d").pack
+
+    def text(self, result: dict[Any, Any]) -> str:
+        """Return number and values as they stand there."""
+        return f'{self.number},"{self._pack(*result.values()).hex()}"'
+
+
 class Shapes:
     """The lists of names that the parent has been told, each under a number."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._known: dict[tuple[Any, ...], tuple[str, Any] | None] = {}
+        self._known: dict[tuple[Any, ...], Shape | None] = {}
         self._n = 0
 
-    def packed(self, result: Any) -> str | None:
-        """Return number and values as they stand in `replicate/floats`; None if it is no dict of floats."""
+    def of(self, result: Any) -> Shape | None:
+        """Return the shape of what a model returned; None if it is no dict of floats, or of too many."""
         if (
             type(result) is not dict
             or not _FLOAT.issuperset(map(type, result.values()))
@@ -38,15 +50,11 @@ class Shapes:
             return None
         names = tuple(result)
         try:
-            shape = self._known[names]
+            return self._known[names]
         except KeyError:
-            shape = self._announced(names)
-        if shape is None:
-            return None
-        head, pack = shape
-        return f'{head}"{pack(*result.values()).hex()}"'
+            return self._announced(names)
 
-    def _announced(self, names: tuple[Any, ...]) -> tuple[str, Any] | None:
+    def _announced(self, names: tuple[Any, ...]) -> Shape | None:
         """Tell the parent of a new shape; None if it must not be one."""
         good = 0 < len(names) <= MAX_FLOATS and all(map(is_unicode, names))
         if not good or self._n >= MAX_SHAPES:
@@ -55,5 +63,5 @@ class Shapes:
             return None
         self._n += 1
         self._channel.notify("replicate/shape", {"shape": self._n, "names": names})
-        self._known[names] = shape = (f"{self._n},", Struct(f"<{len(names)}d").pack)
+        self._known[names] = shape = Shape(self._n, len(names))
         return shape

@@ -594,7 +594,7 @@ def test_floats_come_many_at_once_if_somebody_takes_them(pool: ProcessPool, spec
             expected = {"x": s / 3, "y": -0.0} if s % 2 else {"\u00e9": s / 3}
             assert dict(zip(batch.names, numbers[i * n : (i + 1) * n], strict=True)) == expected
         assert all(0 <= cpu < 60 for cpu in batch.cpu_seconds)
-        assert batch.started_at == sorted(batch.started_at)
+        assert batch.started_at.tolist() == sorted(batch.started_at)
     assert len(floats) <= 54
 
 

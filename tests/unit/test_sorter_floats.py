@@ -6,6 +6,8 @@ import struct
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from modelops.processes import FloatOutcomes, StopSignal
 from modelops.store import Objects, read_segment
 from modelops.study.ids import AttemptId, JobId
@@ -20,11 +22,11 @@ def floats(indices: list[int]) -> FloatOutcomes:
     data = b"".join(struct.pack("<2d", index, -index) for index in indices)
     return FloatOutcomes(
         names=("a", "b"),
-        indices=indices,
+        indices=np.array(indices),
         values=data,
-        seconds=[0.5] * n,
-        cpu_seconds=[0.25] * n,
-        started_at=[1.0 * index for index in indices],
+        seconds=np.full(n, 0.5),
+        cpu_seconds=np.full(n, 0.25),
+        started_at=np.array(indices) * 1.0,
     )
 
 
@@ -50,4 +52,9 @@ def test_floats_of_replicates_that_were_given_back_are_somebody_elses() -> None:
     sorter.take_floats(floats([6]))
     assert held(objects, handed_in.writer) == {i: {"a": i, "b": -i} for i in range(3)}
     assert held(objects, sorter.tally.writer) == {3: {"a": 3, "b": -3}}
-    assert (sorter.tally.ended, sorter.tally.model_seconds, len(sorter.left())) == ([3], 0.5, 0)
+    assert (sorter.n_ended, sorter.tally.ended, sorter.tally.model_seconds, len(sorter.left())) == (
+        1,
+        [(3, 4)],
+        0.5,
+        0,
+    )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
+import numpy as np
 
 from modelops.errors import ProcessError, describe_exit
 from modelops.processes.context import GivenUpError
@@ -43,6 +43,8 @@ from modelops.states import OUTCOMES, ReplicateStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from modelops.processes.context import Conversation
     from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
@@ -53,6 +55,7 @@ FORK_SLACK_S = 1.0
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
 PAUSE_S = 0.05  # at most, in which messages gather; far below what a deadline or a person notices
 SHORT_PAUSE_S = 0.002
+LOOK_AFTER_MESSAGE_S = 0.05  # what is written to the sheet behind a message has none of its own
 GATHERED_BYTES = 16 * 1024  # at most, in that time: far less than a pipe holds, so that nobody waits to write
 
 
@@ -163,6 +166,8 @@ class ChunkRun:
         self._start_timeout_s = start_timeout_s
         self._conversation = conversation
         self._indices = indices(sets)
+        self._index_array = np.array(self._indices, np.int64)
+        self._sheet = process.sheet if on_floats is not None else None
         self._n = 0
         self._cancelled = self._has_asked = False
         self._model_s = 0.0
@@ -177,6 +182,8 @@ class ChunkRun:
         process.new_oom_kills()  # a model may have survived the death of its child in an earlier request
         self._received_before = process.n_received_bytes
         self._since = self._sent = time.monotonic()
+        if self._sheet is not None:
+            self._sheet.begin()
         request_id = process.request(
             ReplicatesRun(
                 entry=self._entry,
@@ -199,11 +206,13 @@ class ChunkRun:
                 if dead:
                     messages = process.receive_rest()
                 now = time.monotonic()
+                news = self._take_sheet(now) or bool(messages)
                 for message in messages:
                     if type(message) is FinishedFloats:
                         self._finished_floats(message, now)
                     elif type(message) is Finished:
                         self._finished(message, now)
+                        self._take_sheet(now)
                     elif type(message) is ProgressNote:
                         self._conversation.take(message)
                     elif type(message) is Asked:
@@ -217,10 +226,10 @@ class ChunkRun:
                 if dead:
                     return self._died()
                 self._conversation.pass_on()
-                if not messages:
+                if not news:
                     self._enforce()
                 hurried, self._read_at = now - self._read_at < SHORT_PAUSE_S, now
-                if messages and not self._has_asked and not self._cancelled:
+                if news and not self._has_asked and not self._cancelled:
                     self._pause(hurried=hurried)
 
     def _pause(self, *, hurried: bool) -> None:
@@ -233,7 +242,7 @@ class ChunkRun:
         if not n_left or not self._n:
             return
         each_s = self._model_s / self._n
-        each_bytes = (self._process.n_received_bytes - self._received_before) / self._n
+        each_bytes = max(1, self._process.n_received_bytes - self._received_before) / self._n
         seconds = min(PAUSE_S, each_s * min(n_left / 2, GATHERED_BYTES / each_bytes))
         if seconds < SHORT_PAUSE_S and hurried:
             seconds = SHORT_PAUSE_S
@@ -279,6 +288,11 @@ class ChunkRun:
         ]
         if (self._stop.gives_back and not self._cancelled) or (self._importing and deadlines):
             deadlines.append(time.monotonic() + LOOK_S)
+        if self._sheet is not None and self._sheet.shape:
+            # Seldom if nothing comes: a runner that was interrupted may write long after its last message.
+            deadlines.append(
+                time.monotonic() + max(LOOK_AFTER_MESSAGE_S, (time.monotonic() - self._since) / 2)
+            )
         return min(deadlines, default=None)
 
     def _replicate_deadline(self) -> float | None:
@@ -305,32 +319,84 @@ class ChunkRun:
 
     # --- outcomes --------------------------------------------------------------------------------------
 
+    def _take_sheet(self, now: float) -> bool:
+        """Take what the runner has written to the sheet, up to where a message comes between; say if it was any."""
+        sheet = self._sheet
+        if sheet is None or not (n := sheet.n_waiting):
+            return False
+        names = self._process.shape(sheet.shape)
+        if names is None:
+            return False  # its message has not been read yet
+        records = sheet.waiting(len(names), n)
+        expected = self._index_array[self._n : self._n + n]
+        m = len(expected)
+        if m < n or not np.array_equal(records.indices, expected):
+            differs = np.flatnonzero(records.indices[:m] != expected)
+            m = int(differs[0]) if len(differs) else m
+        if m:
+            self._floats(
+                names,
+                records.indices[:m],
+                records.values[: 8 * len(names) * m],
+                records.seconds[:m],
+                records.cpu_seconds[:m],
+                now,
+            )
+            sheet.take(m)
+        return m > 0
+
     def _finished_floats(self, finished: FinishedFloats, now: float) -> None:
-        process, n, m = self._process, self._n, len(finished.indices)
-        if finished.indices != self._indices[n : n + m]:
-            expected = [*self._indices[n : n + m], None]
-            self._unexpected(next(k for k, e in zip(finished.indices, expected, strict=False) if k != e))
-        if self._on_floats is None:
-            self._unexpected(finished.indices[0])
+        given, at = finished.indices, 0
+        while at < len(given):
+            expected = self._indices[self._n : self._n + len(given) - at]
+            n = len(expected)
+            if given[at:] != expected:
+                n = next((i for i, k in enumerate(expected) if k != given[at + i]), n)
+            if not n or self._on_floats is None:
+                self._unexpected(given[at])
+            part = finished if n == len(given) else finished.cut(at, at + n)
+            self._floats(
+                part.names,
+                np.array(part.indices, np.int64),
+                part.values,
+                np.array(part.seconds, np.float64),
+                np.array(part.cpu, np.float64),
+                now,
+            )
+            at += n
+            self._take_sheet(now)  # these may have stood between two messages that were read at once
+
+    def _floats(
+        self,
+        names: tuple[str, ...],
+        found: npt.NDArray[np.int64],
+        values: bytes,
+        seconds: npt.NDArray[np.float64],
+        cpu_seconds: npt.NDArray[np.float64],
+        now: float,
+    ) -> None:
+        """Hand on the next replicates, which returned nothing but floats."""
+        process, n, total_s = self._process, self._n, float(seconds.sum())
         if self._conversation.due is not None:
-            for index in finished.indices:
+            for index in found.tolist():
                 self._conversation.ended(index)
-        began = max(self._ended, self._read_at - finished.seconds[0]) if n else now - sum(finished.seconds)
-        *started, ended = accumulate(finished.seconds, initial=began + self._clock)
-        self._ended = ended - self._clock
+        began = max(self._ended, self._read_at - float(seconds[0])) if n else now - total_s
+        ends = np.cumsum(seconds)
+        self._ended = began + total_s
+        assert self._on_floats is not None
         self._on_floats(
             FloatOutcomes(
-                names=finished.names,
-                indices=finished.indices,
-                values=finished.values,
-                seconds=finished.seconds,
-                cpu_seconds=finished.cpu,
-                started_at=started,
-                max_rss_bytes=process.max_rss_bytes(now, max(finished.seconds)),
+                names=names,
+                indices=found,
+                values=values,
+                seconds=seconds,
+                cpu_seconds=cpu_seconds,
+                started_at=ends - seconds + (began + self._clock),
+                max_rss_bytes=process.max_rss_bytes(now, float(seconds.max())),
             )
         )
-        self._model_s += sum(finished.seconds)
-        self._n, self._since, self._importing = n + m, now, False
+        self._model_s += total_s
+        self._n, self._since, self._importing = n + len(found), now, False
 
     def _unexpected(self, index: int) -> NoReturn:
         expected = self._indices[self._n] if self._n < len(self._indices) else "none"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from modelops.states import ReplicateStatus
 
@@ -135,23 +137,23 @@ class FloatOutcomes(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     names: tuple[str, ...]
-    indices: Sequence[int]
+    indices: npt.NDArray[np.int64]
     values: bytes
-    seconds: Sequence[float]
-    cpu_seconds: Sequence[float]
-    started_at: Sequence[float]
+    seconds: npt.NDArray[np.float64]
+    cpu_seconds: npt.NDArray[np.float64]
+    started_at: npt.NDArray[np.float64]
     max_rss_bytes: int | None = None
 
     def of(self, positions: Sequence[int]) -> FloatOutcomes:
         """Return those at these positions."""
-        width = 8 * len(self.names)
+        values = np.frombuffer(self.values, np.uint64).reshape(len(self.indices), -1)
         return msgspec.structs.replace(
             self,
-            indices=[self.indices[i] for i in positions],
-            values=b"".join([self.values[i * width : (i + 1) * width] for i in positions]),
-            seconds=[self.seconds[i] for i in positions],
-            cpu_seconds=[self.cpu_seconds[i] for i in positions],
-            started_at=[self.started_at[i] for i in positions],
+            indices=self.indices[positions],
+            values=values[positions].tobytes(),
+            seconds=self.seconds[positions],
+            cpu_seconds=self.cpu_seconds[positions],
+            started_at=self.started_at[positions],
         )
 
 

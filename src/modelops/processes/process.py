@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from modelops.errors import (
     HandshakeError,
     ProcessExitedError,
@@ -34,6 +36,7 @@ from modelops.errors import (
 from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
+from modelops.processes.sheet import Sheet
 from modelops.processes.watch import (
     Watch,
     Watched,
@@ -149,6 +152,10 @@ class RunnerProcess:
             self.drain.begin(sink)
             fds = [stdin_r, stdout_w, stderr_w]
             try:
+                self.sheet = Sheet.new()
+                if self.sheet is not None:
+                    theirs.callback(self.sheet.handed_over)
+                    fds.append(self.sheet.fd)
                 if spec.environment_dir is not None:
                     lock = os.open(Path(spec.environment_dir, ".in-use"), os.O_RDWR | os.O_CREAT, 0o666)
                     theirs.callback(os.close, lock)
@@ -199,6 +206,7 @@ class RunnerProcess:
                 marker=self._marker,
                 isolation=self.spec.isolation,
                 inline_limit=INLINE_LIMIT,
+                sheet=msgspec.UNSET if self.sheet is None else self._child.held[0],
                 preload=tuple(preload),
                 wire=self.spec.wire,
             )
@@ -377,6 +385,10 @@ class RunnerProcess:
         """Queue a frame and send what the pipe takes; `receive` sends the rest."""
         self._outgoing += frame
         self._flush()
+
+    def shape(self, number: int) -> tuple[str, ...] | None:
+        """Return the names that the process has given this number to; None if it has not been read yet."""
+        return self._peer.shape(number)
 
     @property
     def unsent(self) -> int:

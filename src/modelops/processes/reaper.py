@@ -40,11 +40,15 @@ class Exit:
 
 @dataclass(eq=False)
 class Child:
-    """A process that the reaper started. ``exit`` is set, then ``exited``, then ``on_exit`` is called."""
+    """A process that the reaper started. ``exit`` is set, then ``exited``, then ``on_exit`` is called.
+
+    ``held``: the numbers there of the descriptors that it was given to hold.
+    """
 
     id: int
     pid: int
     on_exit: Callable[[], None]
+    held: tuple[int, ...] = ()
     exited: threading.Event = field(default_factory=threading.Event)
     exit: Exit | None = None
 
@@ -104,8 +108,8 @@ class Reaper:
         Parameters
         ----------
         fds
-            The descriptors that become 0, 1 and 2 there, and others that it shall just hold (same numbers
-            are not promised). The caller keeps and closes its own copies.
+            The descriptors that become 0, 1 and 2 there, and others that it shall just hold (`Child.held` tells
+            their numbers). The caller keeps and closes its own copies.
         on_exit
             Called by the listening thread once the process has ended and what it left behind is killed.
 
@@ -181,7 +185,9 @@ class Reaper:
         event = message["event"]
         if event == "spawned":
             starting = self._waiting.pop(runner_id)
-            child = Child(runner_id, int(str(message["pid"])), starting.on_exit)
+            held = message["held"]
+            assert isinstance(held, list)
+            child = Child(runner_id, int(str(message["pid"])), starting.on_exit, tuple(held))
             self._children[runner_id] = child
             starting.child = child
             starting.done.set()

@@ -27,7 +27,10 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Initialize(Wire, frozen=True, kw_only=True):
-    """The handshake. Paths are absolute; ``workdir``, ``tmpdir`` are empty and private to the process."""
+    """The handshake. Paths are absolute; ``workdir``, ``tmpdir`` are empty and private to the process.
+
+    ``sheet``: a descriptor that the runner holds, of memory that it may write outcomes to.
+    """
 
     METHOD: ClassVar[str] = "initialize"
     bundle_digest: str
@@ -40,6 +43,7 @@ class Initialize(Wire, frozen=True, kw_only=True):
     inline_limit: int = 65_536
     preload: tuple[str, ...] = ()
     wire: bool = False
+    sheet: int | msgspec.UnsetType = msgspec.UNSET
     protocol: int = PROTOCOL
 
 

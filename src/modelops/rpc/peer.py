@@ -74,6 +74,17 @@ class FinishedFloats(msgspec.Struct, frozen=True):
     seconds: list[float]
     cpu: list[float]
 
+    def cut(self, lo: int, hi: int) -> FinishedFloats:
+        """Return those at the positions ``lo <= i < hi``."""
+        width = 8 * len(self.names)
+        return FinishedFloats(
+            self.names,
+            self.indices[lo:hi],
+            self.values[lo * width : hi * width],
+            self.seconds[lo:hi],
+            self.cpu[lo:hi],
+        )
+
 
 class Asked(msgspec.Struct, frozen=True):
     """The runner wants something done; answer with `Peer.done` or `Peer.not_done`."""
@@ -149,6 +160,10 @@ class Peer:
     def open_requests(self) -> dict[int, Wire]:
         """The requests that have no answer yet, by id, oldest first."""
         return dict(self._open)
+
+    def shape(self, number: int) -> tuple[str, ...] | None:
+        """Return the names that the runner has given this number to; None if it has not."""
+        return self._shapes.get(number)
 
     def request(self, params: Wire) -> tuple[int, bytes]:
         """Return the id and the frame of a request."""

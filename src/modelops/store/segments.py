@@ -110,11 +110,11 @@ class FloatRows(NamedTuple):
     """
 
     names: tuple[str, ...]
-    indices: Sequence[int]
+    indices: Sequence[int] | npt.NDArray[np.int64]
     values: bytes
-    started_unix_s: Sequence[float]
-    seconds: Sequence[float]
-    cpu_seconds: Sequence[float]
+    started_unix_s: Sequence[float] | npt.NDArray[np.float64]
+    seconds: Sequence[float] | npt.NDArray[np.float64]
+    cpu_seconds: Sequence[float] | npt.NDArray[np.float64]
     max_rss_bytes: int | None = None
     attempt_number: int = 1
 
@@ -187,7 +187,7 @@ class SegmentWriter:
     def add_floats(self, rows: FloatRows, watched: Iterable[float] = ()) -> None:
         """Take the outcomes of many replicates that returned nothing but floats. ``watched``: as in `add`, of each."""
         if self._watched is not None:
-            self._watched.update(zip(rows.indices, watched, strict=True))
+            self._watched.update(zip(np.asarray(rows.indices).tolist(), watched, strict=True))
         self._parts.append(rows)
         self._executions.append(rows)
         self._n += len(rows.indices)
@@ -482,7 +482,7 @@ def _in_order(parts: Sequence[_Part]) -> list[_Row]:
         if isinstance(part, FloatRows):
             outputs = Floats(len(part.indices), part.names, part.values).listed().outputs
             rows += [
-                (index, ReplicateStatus.SUCCEEDED, True, out, None)
+                (int(index), ReplicateStatus.SUCCEEDED, True, out, None)
                 for index, out in zip(part.indices, outputs, strict=True)
             ]
         else:

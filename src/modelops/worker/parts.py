@@ -88,12 +88,12 @@ class Parts:
         self._cut = True
         tally, rest = cut
         runtime, job = self._runtime, self._chunk.job
-        log = self._log.split(tally.attempt, tally.ended)
+        log = self._log.split(tally.attempt, Ranges(tally.ended))
         try:
             runtime.when_storage_allows(log.store, self._attempt)
             segment = runtime.when_storage_allows(tally.writer.finish, self._attempt)
         except StorageError as error:
-            self.lost = Ranges.of(tally.ended) | rest
+            self.lost = Ranges(tally.ended) | rest
             if not self._attempt.stop.stopped:
                 self._error = error
             return

@@ -68,7 +68,7 @@ def _simulate(
         if wall_seconds >= WORTH_STEPPING_ASIDE_S and not attempt.alone:
             runtime.attempts.step_aside(attempt)
             step_aside()
-        unstarted = sorter.indices - Ranges.of(sorter.tally.ended) | parts.lost
+        unstarted = sorter.indices - Ranges(sorter.tally.ended) | parts.lost
         runtime.when_storage_allows(job_log.store, attempt)
     runtime.settled.remember(chunk.job, chunk.attempt, desk.settled)
     tally = sorter.tally

@@ -18,6 +18,7 @@ from modelops.bundles.missing import line_to_add
 from modelops.environments import dependency_inputs
 from modelops.states import FAILURES, ReplicateStatus
 from modelops.store import Execution, FloatRows, SegmentWriter
+from modelops.store.segments import ranges_of
 from modelops.store.watched import NoNumberError, number_in, numbers_in
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import ErrorExample, FailureCount, Receipt
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from modelops.processes import FloatOutcomes, Outcome
     from modelops.processes.stop import StopSignal
     from modelops.study.ids import AttemptId
+    from modelops.study.ranges import Range
     from modelops.study.spec import JobSpec
     from modelops.worker.desk import Desk
     from modelops.worker.messages import Chunk
@@ -39,18 +41,30 @@ MAX_FINGERPRINTS = 100  # in one receipt; the segment holds every error
 
 @dataclass
 class Tally:
-    """What has ended and was not handed in yet. ``settled``: checkpoints that are of no use once it counts."""
+    """What has ended and was not handed in yet.
+
+    ``ended``: in the order in which they did, consecutive ones together. ``settled``: checkpoints that are of no use
+    once it counts.
+    """
 
     attempt: AttemptId
     writer: SegmentWriter
     began: float
-    ended: list[int] = field(default_factory=list)
+    ended: list[Range] = field(default_factory=list)
+    n_ended: int = 0
     retry: dict[ReplicateStatus, list[int]] = field(default_factory=dict)
     examples: dict[str, ErrorExample] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     settled: list[str] = field(default_factory=list)
     model_seconds: float = 0.0
     last_ended: float = 0.0
+
+    def note_ended(self, lo: int, hi: int) -> None:
+        """Note that these have ended."""
+        self.n_ended += hi - lo
+        if self.ended and self.ended[-1][1] == lo:
+            lo = self.ended.pop()[0]
+        self.ended.append((lo, hi))
 
     def count_failure(self, outcome: Outcome) -> None:
         """Count a failure by its fingerprint, and keep the first one of each."""
@@ -124,11 +138,11 @@ class Sorter:
     @property
     def n_ended(self) -> int:
         """How many have ended and were not taken out."""
-        return len(self.tally.ended)
+        return self.tally.n_ended
 
     def left(self) -> Ranges:
         """Return the indices without an outcome."""
-        return self.indices - Ranges.of([*self.tally.ended, *self.lacking])
+        return self.indices - (Ranges(self.tally.ended) | Ranges.of(self.lacking))
 
     def take(self, outcome: Outcome) -> None:
         """Take the outcome of the next replicate."""
@@ -159,7 +173,7 @@ class Sorter:
             except NoNumberError as no:
                 self._cannot_use([outcome.index], no)
                 return
-        tally.ended.append(outcome.index)
+        tally.note_ended(outcome.index, outcome.index + 1)
         if outcome.status in FAILURES:
             tally.count_failure(outcome)
         execution = Execution(
@@ -187,7 +201,7 @@ class Sorter:
         """Take the outcomes of the next replicates, which returned nothing but floats."""
         with self._lock:
             if self._given_back:
-                kept = [i for i, index in enumerate(batch.indices) if index not in self._given_back]
+                kept = [i for i, k in enumerate(batch.indices.tolist()) if k not in self._given_back]
                 if not kept:
                     return
                 batch = batch.of(kept)
@@ -202,18 +216,19 @@ class Sorter:
                 self.chunk.attempt_number,
             )
             tally = self.tally
-            tally.model_seconds += sum(batch.seconds)
+            tally.model_seconds += float(batch.seconds.sum())
             tally.last_ended = time.perf_counter()
-            if self.desk.current in batch.indices:
+            if self.desk.current is not None and self.desk.current in batch.indices:
                 self.desk.ended(succeeded=True)
             watched: list[float] = []
             if self._spec.until is not None:
                 try:
                     watched = numbers_in(rows, self._spec.until.of)
                 except NoNumberError as no:
-                    self._cannot_use(batch.indices, no)
+                    self._cannot_use(batch.indices.tolist(), no)
                     return
-            tally.ended += batch.indices
+            for lo, hi in ranges_of(batch.indices).pairs:
+                tally.note_ended(lo, hi)
             tally.writer.add_floats(rows, watched)
 
     def _cannot_use(self, indices: Sequence[int], no: NoNumberError) -> None:
