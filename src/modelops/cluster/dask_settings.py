@@ -20,6 +20,8 @@ DASK_SETTINGS: Final[dict[str, Any]] = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.admin.tick.limit": "30s",
+    # How late the loop is matters in seconds here; the default looks fifty times in each, in every process.
+    "distributed.admin.tick.interval": "1s",
     "distributed.comm.timeouts.connect": "60s",
     # A nanny starts its worker again, however often it dies and however long that takes. With the default the
     # cluster gives up a worker, for good, that happens to be down some time after an earlier death.
