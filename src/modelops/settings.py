@@ -17,6 +17,8 @@ from modelops.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from modelops.study.pools import Aliases, Membership
+
 T = TypeVar("T")
 D = TypeVar("D")
 
@@ -33,6 +35,9 @@ NAMES: Final = (
     "port",
     "allowed_hosts",
     "http_port",
+    "pool",
+    "pool_labels",
+    "pool_aliases",
 )
 SECRET: Final = frozenset({"token", "database"})  # a URL of a database may hold a password
 OTHERS_MAY_READ: Final = 0o077
@@ -88,7 +93,8 @@ class Settings:
     def found(self, name: str) -> Setting | None:
         """Return a setting as it was written, None if nobody wrote it."""
         if self.flags.get(name) is not None:
-            return Setting(self.flags[name], f"--{name.replace('_', '-')}")
+            flag = "pool-label" if name == "pool_labels" else name.replace("_", "-")
+            return Setting(self.flags[name], f"--{flag}")
         variable = f"MODELOPS_{name.upper()}"
         if self.environ.get(variable, "").strip():
             return Setting(self.environ[variable].strip(), f"the environment variable {variable}")
@@ -150,6 +156,32 @@ class Settings:
     def http_port(self) -> int | None:
         """The port where a scheduler or worker says how it is; None: a scheduler takes any, a worker says nothing."""
         return self._parsed("http_port", _whole(0, 65_535), None)
+
+    @property
+    def membership(self) -> Membership:
+        """The pool that workers are in, with its labels."""
+        from modelops.study.pools import Membership  # with it comes all that makes a study
+
+        return Membership(self._parsed("pool", _pool, ""), self._parsed("pool_labels", _labels, {}))
+
+    @property
+    def pool_aliases(self) -> Aliases:
+        """Which names of pools mean the same: a table of ``config.toml``, or a TOML file that has nothing else."""
+        from modelops.study.pools import NO_ALIASES, Aliases
+
+        setting = self.found("pool_aliases")
+        if setting is None:
+            return NO_ALIASES
+        if isinstance(setting.value, dict):
+            return Aliases.of_table(setting.value, setting.where)
+        path = Path(self._parsed("pool_aliases", _text, "")).expanduser()
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise RequestError(f"{setting.where}: {path} is not TOML: {error}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{setting.where}: {path} cannot be read: {error}") from None
+        return Aliases.of_table(table, str(path))
 
     def _parsed(self, name: str, parse: Callable[[Any], T], default: D) -> T | D:
         setting = self.found(name)
@@ -282,6 +314,27 @@ def _host(value: Any) -> str:
     if not all(c.isalnum() or c in ".-:_%" for c in text):
         raise ValueError("it must be a host name or an address, without a port")
     return text
+
+
+def _pool(value: Any) -> str:
+    from modelops.study.pools import checked_name
+
+    try:
+        return checked_name("", _text(value))
+    except RequestError as error:
+        raise ValueError(str(error).strip()) from None
+
+
+def _labels(value: Any) -> dict[str, str]:
+    from modelops.study.pools import checked_labels
+
+    texts = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        raise ValueError("it must be labels such as region=eu, separated by commas")
+    try:
+        return checked_labels(texts)
+    except RequestError as error:
+        raise ValueError(str(error)) from None
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +13,9 @@ import pyarrow as pa
 import pytest
 from http_service import Client, Drivers, Seen, SeenReplicate, request_for, run_some, serving
 
+from modelops.cli.job_views import show_list, show_status
+from modelops.client.served import Summary
+from modelops.server.drive import LivePool
 from modelops.server.http import waiting
 from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import overview
@@ -71,6 +75,49 @@ def test_counts_are_of_what_is_committed_and_of_what_runs(
     assert status["counts"] == {"succeeded": 2, "failed": 1, "pending": 9}
     assert status["driven"] is False
     assert "which of the pending replicates run is not known" in status["doing"]
+
+
+def test_a_pool_without_workers_is_seen_in_status_list_and_show(
+    client: Client, service: JobService, bundle: str, drivers: Drivers
+) -> None:
+    job = client.submit(request_for(bundle, format=4, pools=("eu-west", "us")))["job"]
+    run_some(service, job, {0: GOOD, 1: BAD})
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    drivers.seen[job] = Seen(
+        Ranges([(3, 7)]),
+        pools=[LivePool("eu-west", 2, 3, running=4), LivePool("us", 0, 0, 0, waiting_since=since)],
+    )
+    pools = client.get(f"/v1/jobs/{job}")["pools"]
+    nothing = {"asked": True, "workers": 0, "slots": 0, "counts": {}}
+    assert pools == [
+        {
+            "name": "eu-west",
+            "asked": True,
+            "workers": 2,
+            "slots": 3,
+            "counts": {"running": 4},
+            "waiting_since": None,
+        },
+        {"name": "us", **nothing, "waiting_since": "2026-01-02T03:04:05Z"},
+    ]
+    summary = msgspec.convert(client.get("/v1/jobs")["jobs"][0], Summary, strict=False)
+    assert any("running, waits for a pool" in line for line in show_list([summary]))
+    shown = show_status(job, summary.status())
+    assert "pool:       eu-west: 2 workers; 4 running" in shown
+    assert f"pool:       us: waits for a worker since {since.astimezone():%Y-%m-%d %H:%M:%S}" in shown
+    assert [pool.name for pool in summary.status().waiting_pools] == ["us"]
+    del drivers.seen[job]  # driven by nobody: nothing is known of workers
+    assert [pool["waiting_since"] for pool in client.get(f"/v1/jobs/{job}")["pools"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("form", "pools", "status"), [(3, ["us"], 409), (4, ["u s"], 422), (4, ["us", "US"], 422)]
+)
+def test_pools_that_cannot_be_are_refused(
+    client: Client, bundle: str, form: int, pools: list[str], status: int
+) -> None:
+    request = request_for(bundle, format=form, pools=tuple(pools))
+    assert "pool" in detail(client("POST", "/v1/jobs", json=request), status)
 
 
 def test_counts_of_an_ended_job_say_what_did_not_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import driving
@@ -16,12 +17,15 @@ from modelops.driver import machine
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
 from modelops.states import JobState, ReplicateStatus
+from modelops.store.overview import picture
+from modelops.study.pools import Aliases, Membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from modelops.cluster.embedded import EmbeddedCluster
+    from modelops.server.supervisor import Supervisor
     from modelops.study.ids import JobId
     from modelops.worker.messages import HeldAttempt
 
@@ -249,3 +253,46 @@ def test_a_driver_that_was_cut_off_goes_on_with_what_the_workers_run(
     (server.folder / "go").touch()
     server.wait_for(job, JobState.SUCCEEDED)
     assert n_starts(server.folder) == 2
+
+
+def test_a_job_waits_for_a_worker_of_its_pools_through_restarts_and_says_so(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = sorted(server.cluster.workers())
+    homes = {first: Membership("asia"), second: Membership("eu_west_1", {"region": "europe"})}
+    monkeypatch.setattr(server.cluster, "membership", lambda worker: homes[worker])
+    (server.folder / "go").touch()
+    job = server.submit(write_bundle(WAITS), seeds=[*range(20)], pools=["us", "EU"])
+    since = []
+    for _ in range(2):
+        supervisor = server.start(aliases=Aliases.of_table({"us": ["usa"]}, "aliases"))
+        since += waiting(supervisor, job)
+        wait_for(lambda: len(told(server, job)) == 2, "its story says so")
+        assert not supervisor.attempts(job)
+        server.stop()
+    server.start(aliases=Aliases.of_table({"eu": ["eu-west-1"]}, "aliases"))
+    server.wait_for(job, JobState.SUCCEEDED)
+    assert len(since) == 4
+    assert max(since) - min(since) < timedelta(seconds=2)  # not since each restart
+    assert picture(server.records, job).pools == {"EU": {"succeeded": 20}}
+    assert [text for kind, text in told(server, job) if kind == "pool_joined"] == [
+        "a worker of the pool EU is connected"
+    ]
+
+
+def waiting(supervisor: Supervisor, job: JobId) -> list[datetime]:
+    """Return since when the job waits for each pool, once it is known that it could run and does not."""
+
+    def looks() -> bool:
+        view = supervisor.view(job)
+        return view is not None and view.state is JobState.RUNNING and view.pools != ()
+
+    wait_for(looks, "its driver looks at the pools")
+    view = supervisor.view(job)
+    assert view is not None
+    return [pool.waiting_since for pool in view.pools if pool.waiting_since is not None]
+
+
+def told(server: Server, job: JobId) -> list[tuple[str, str]]:
+    """Return what the job's story says of pools."""
+    return [(e.kind, e.text) for e in server.records.events(job) if e.kind.startswith("pool_")]

@@ -18,6 +18,7 @@ from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
 from modelops.cluster.connected import ConnectedCluster
 from modelops.cluster.tls import ensure_certificates
+from modelops.study.pools import Membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +70,7 @@ def test_workers_find_their_scheduler_again_and_end_with_their_command(home: Poo
         "127.0.0.1",
         "--http-port",
         crew_http,
+        *("--pool", "EU_West", "--pool-label", "region=eu", "--pool-label", "kind=gpu"),
     )
     try:
         wait_for(lambda: asked(scheduler_http, "/health")[0] == 200, "the scheduler says that it lives")
@@ -77,6 +79,8 @@ def test_workers_find_their_scheduler_again_and_end_with_their_command(home: Poo
         with ConnectedCluster(lambda: address, home.home.run / "tls") as cluster:
             assert cluster.wait_for_workers(2, DEADLINE_S)
             first = set(cluster.workers())
+            of = Membership("EU_West", {"region": "eu", "kind": "gpu"})
+            assert [cluster.membership(worker) for worker in first] == [of, of]
             assert len(set(cluster.client.run(os.getpid).values())) == 2
 
             wait_for(lambda: "processes_joined 2" in asked(crew_http, "/metrics")[1], "both have joined")
@@ -88,6 +92,7 @@ def test_workers_find_their_scheduler_again_and_end_with_their_command(home: Poo
             scheduler = run(home, *begin)
             assert cluster.wait_for_workers(2, DEADLINE_S)
             assert not first & set(cluster.workers())
+            assert [cluster.membership(worker) for worker in cluster.workers()] == [of, of]
 
             (one, _) = pids = sorted(cluster.client.run(os.getpid).values())
             os.kill(one, signal.SIGKILL)
@@ -113,10 +118,13 @@ def test_workers_find_their_scheduler_again_and_end_with_their_command(home: Poo
 
 
 def test_a_scheduler_that_is_not_known_or_no_address_is_refused(home: PoolHome) -> None:
+    there = ("--scheduler", "tls://127.0.0.1:1")
     for arguments, why in [
         ((), b"no scheduler is known"),
         (("--scheduler", "tcp://127.0.0.1:1"), b"--scheduler is 'tcp://127.0.0.1:1': it must be an address"),
         (("--scheduler", "tls://127.0.0.1:1", "--tls", "/nowhere"), b"has no ca.pem"),
+        ((*there, "--pool", "eu west"), b"--pool is 'eu west': 'eu west' is no name of a pool"),
+        ((*there, "--pool-label", "region"), b"must be KEY=VALUE, as in region=eu"),
         (
             ("--scheduler", "tls://192.0.2.77:8786"),
             b"set MODELOPS_STORAGE, or --storage, to the storage that",

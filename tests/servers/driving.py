@@ -25,6 +25,7 @@ from modelops.home import Home
 from modelops.server.supervisor import Supervisor
 from modelops.store import Objects, Records
 from modelops.store.leases import ClockLeases, FileLeases, leases_for
+from modelops.study.pools import NO_ALIASES, NO_POOL, Aliases, Membership
 from modelops.study.ranges import Ranges
 from modelops.who import this_process
 
@@ -50,7 +51,7 @@ class Server:
         self.objects = Objects.open(cluster.home.storage)
         self._stack = ExitStack()
 
-    def start(self, max_driven: int = 64) -> Supervisor:
+    def start(self, max_driven: int = 64, aliases: Aliases = NO_ALIASES) -> Supervisor:
         driving = Supervisor(
             records=self.records,
             objects=self.objects,
@@ -59,6 +60,7 @@ class Server:
             leases=FileLeases(self.records, self.folder / "leases"),
             who="test",
             max_driven=max_driven,
+            aliases=aliases,
         )
         driving.start()
         self._stack.callback(driving.stop)
@@ -85,6 +87,9 @@ class AttachedPool:
         assert self.client.scheduler is not None
         found = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
         return {address: int(info["nthreads"]) for address, info in found.items()}
+
+    def membership(self, worker: str) -> Membership:
+        return NO_POOL
 
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]

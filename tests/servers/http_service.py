@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from modelops.server.service import JobService
+    from modelops.server.views import LivePool
 
 TOKEN = "a-token-that-only-tests-know"
 PYPROJECT = """\
@@ -61,6 +62,7 @@ class Seen:
     progress: Sequence[SeenReplicate] = ()
     waiting_for: str = ""
     doing: str = ""
+    pools: Sequence[LivePool] = ()
 
 
 @dataclass

@@ -20,12 +20,14 @@ from modelops.driver.machine import Machine
 from modelops.driver.needs import Needs, _Set
 from modelops.driver.places import Commit, Places
 from modelops.driver.plan import Plan
+from modelops.driver.pools import Pools
 from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
 from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id
+from modelops.study.pools import Aliases
 from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
@@ -474,3 +476,14 @@ def takes_back_what_it_has_only_asked_for(patch: pytest.MonkeyPatch) -> None:
             self.recalled(attempt.id, 0.0)
 
     patch.setattr(Recall, "order", wrong)
+
+
+@bug
+def uses_workers_of_all_pools(patch: pytest.MonkeyPatch) -> None:
+    join = Pools.join
+    patch.setattr(Pools, "join", lambda self, event, now: join(self, event, now) or True)
+
+
+@bug
+def knows_only_one_spelling(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Aliases, "canonical", lambda self, name: name)

@@ -69,10 +69,10 @@ class Task:
 class Worker:
     """A worker, its tasks, and the receipts that nobody took."""
 
-    __slots__ = ("alive", "busy", "name", "running", "slots", "table", "waiting")
+    __slots__ = ("alive", "busy", "home", "name", "running", "slots", "table", "waiting")
 
-    def __init__(self, name: str, slots: int) -> None:
-        self.name, self.slots, self.alive = name, slots, True
+    def __init__(self, name: str, slots: int, home: str) -> None:
+        self.name, self.slots, self.home, self.alive = name, slots, home, True
         self.busy = 0  # slots that another job has
         self.running: dict[AttemptId, Task] = {}
         self.waiting: list[Task] = []
@@ -128,8 +128,8 @@ class World:
         self.began = self.now
         self.store.up = True
         self.cancelled = self.ended = False
-        for _ in range(self.s.n_workers):
-            self.later_by_chance(0.1, self._hire, None)
+        for n in range(self.s.n_workers):
+            self.later_by_chance(0.1, self._hire, self.s.homes[n % len(self.s.homes)])
         for at in self.s.cancels:
             self.later(at, self._cancel, None)
         self._take_over()
@@ -170,7 +170,7 @@ class World:
         self.drivers.append(driver)
         self.check(self.machine.counts()[SUCCEEDED] == store.n_succeeded, "does not know what is committed")
         for worker in self.workers.values():
-            self.later(0.0, driver.deliver, e.WorkerJoined(worker.name, worker.slots))
+            self.later(0.0, driver.deliver, self._joined(worker))
         driver.perform(self.machine.start(self.now))
 
     @property
@@ -279,16 +279,28 @@ class World:
 
     # Workers.
 
-    def _hire(self, _: None) -> None:
+    def _hire(self, home: str) -> None:
         self.n_workers_made += 1
-        worker = Worker(f"w{self.n_workers_made}", self.s.slots)
+        worker = Worker(f"w{self.n_workers_made}", self.s.slots, home)
         self.workers[worker.name] = worker
-        self._tell_all(e.WorkerJoined(worker.name, worker.slots))
+        self._tell_all(self._joined(worker))
+
+    def _joined(self, worker: Worker) -> e.WorkerJoined:
+        if self.n_workers_made & 1:
+            return e.WorkerJoined(worker.name, worker.slots, worker.home)
+        return e.WorkerJoined(worker.name, worker.slots, labels=(worker.home,))
+
+    def may_use(self, home: str) -> bool:
+        """Say whether the job may run on the workers of a pool."""
+        asked = self.s.spec.asked_pools
+        return not asked or home.lower().replace("_", "-").replace(".", "-") in asked
 
     def submit(self, driver: Driver, command: Submit, items: Sequence[int]) -> None:
         """Give a worker a task, if it is still there."""
         worker = self.workers.get(command.worker)
         if worker is not None:
+            if not self.may_use(worker.home):
+                self.broken("ran on a worker that is of none of its pools")
             task = Task(command, items, driver)
             worker.waiting.append(task)
             if self.wrong("submit") and not worker.busy:
@@ -361,7 +373,7 @@ class World:
                 for attempt in sorted(attempts, key=lambda _: self.random()):
                     self.later(self._delay(), driver.deliver, e.AttemptLost(attempt, worker_died=True))
             self.later(delay, driver.deliver, e.WorkerLeft(worker.name, died=True))
-        self.later(1.0, self._hire, None)
+        self.later(1.0, self._hire, worker.home)
 
     def _partition(self, worker: Worker) -> None:
         if worker.alive and self.workers.pop(worker.name, None) is not None:
@@ -369,14 +381,14 @@ class World:
             if self.wrong("gone"):
                 self.later_by_chance(3.0, self._rejoin, worker)
             else:
-                self.later(1.0, self._hire, None)  # its receipts still come, under the old name
+                self.later(1.0, self._hire, worker.home)  # its receipts still come, under the old name
 
     def _rejoin(self, worker: Worker) -> None:
         if worker.alive:
             self.workers[worker.name] = worker
-            self._tell_all(e.WorkerJoined(worker.name, worker.slots))
+            self._tell_all(self._joined(worker))
         else:
-            self._hire(None)
+            self._hire(worker.home)
 
     def _delay(self) -> float:
         return self.random() * self.s.jitter if self.s.jitter else 0.0

@@ -167,6 +167,8 @@ class Driver:
         self.deaths.pop(event.index, None)
 
     def _note_joined(self, event: e.WorkerJoined) -> None:
+        if not self.world.may_use(event.pool or "".join(event.labels)):
+            return
         if event.worker in self.cut_off and event.worker not in self.load:
             self.asked.add(event.worker)  # it must be, as it may hold something still
         self.load.setdefault(event.worker, 0)
@@ -319,7 +321,7 @@ class Driver:
         if attempt in world.ids:
             world.broken("attempt id used twice")
         if load is None:
-            world.broken("submitted to a worker that left")
+            world.broken("submitted to a worker that left, or is of none of its pools")
         if load >= 2 * self.slots:
             world.broken("more than a window on a worker")
         world.ids.add(attempt)

@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.spec import JobSpec, RetryPolicy
@@ -93,6 +95,9 @@ class Scenario:
     repairs: frozenset[int] = frozenset()  # which of these runs only repair: a segment is found damaged
     faults: dict[str, frozenset[int]] = field(default_factory=dict)
     real_store: bool = False
+    homes: tuple[str, ...] = (
+        "",
+    )  # the pools of workers, in the order in which they come; the job may use the first
 
     def occasions(self) -> dict[str, dict[int, tuple[str, ...]]]:
         """Return for each occasion the numbers at which something goes wrong, and what."""
@@ -147,6 +152,7 @@ class Scenario:
             "cancels": s.cancels,
             "repairs": sorted(s.repairs),
             "environment_fails": s.environment_fails,
+            "pools": spec.asked_pools and (spec.asked_pools, s.homes),
             "missing_import_at": max(0, s.missing_import_at),
             "faults": faults,
         }
@@ -165,6 +171,7 @@ def draw_scenario(seed: int) -> Scenario:
     mean = rng.choice([1e-3, 1.0, 1.0, 3.0, 60.0])
     line = _draw_line(rng, LONG[mean], small=real_store)
     until = _draw_until(random.Random(~seed), line)
+    pools, homes = _draw_pools(random.Random(seed ^ 0x9001))
     size = line.size
     retry = RetryPolicy(max_retries=0)
     if chance() < 0.6:
@@ -195,6 +202,7 @@ def draw_scenario(seed: int) -> Scenario:
             max_failures=rng.randint(0, size) if chance() < 0.05 else None,
             timeout_s=total * chance() * 2 if chance() < 0.05 else None,
             until=until,
+            pools=pools or msgspec.UNSET,
         ),
         n_workers=rng.randint(1, 4),
         slots=rng.choice([1, 1, 2, 3]),
@@ -214,7 +222,16 @@ def draw_scenario(seed: int) -> Scenario:
         repairs=frozenset(n for n in (1, 2) if chance() < 0.3),
         faults={} if chance() < 0.1 else _draw_faults(rng),
         real_store=real_store,
+        homes=homes,
     )
+
+
+def _draw_pools(rng: random.Random) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Draw, for one schedule in six, which pools the job asks for, and those of its workers, however they are spelt."""
+    if rng.random() > 1 / 6:
+        return (), ("",)
+    pools = rng.choice([("eu-west",), ("eu-west", "us"), ("us", "eu-west", "none")])
+    return pools, ("EU_West", *rng.sample(["us", "", "asia", "eu.west", "eu-west-1"], rng.randint(1, 3)))
 
 
 def _draw_until(rng: random.Random, line: IndexLine) -> Until | None:

@@ -37,7 +37,7 @@ REFUSED = {row[0]: row[2] for row in rows_below("layout.md", "| what | where its
 
 def study(home: Path) -> None:
     data = (home / "objects" / FOLDER / "study.json").read_bytes()
-    decode_spec(data.replace(b'"format":1', b'"format":4'))
+    decode_spec(data.replace(b'"format":1', b'"format":5'))
 
 
 def newer_lock(home: Path) -> str:
@@ -168,7 +168,7 @@ def test_every_row_of_the_page_is_tried() -> None:
 @pytest.mark.parametrize("what", [what for what in NEWER if REFUSED[what].startswith("refused")])
 def test_what_is_newer_is_refused_with_a_sentence(what: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ModelOpsError, match=r"newer ModelOps.*[234].*up to.*([123]|000[0-9]).*upgrade modelops"
+        ModelOpsError, match=r"newer ModelOps.*[2345].*up to.*([1234]|000[0-9]).*upgrade modelops"
     ):
         NEWER[what](copy_of_v1(tmp_path / "home"))
 

@@ -17,6 +17,7 @@ from modelops.server.reconciler import Reconciler
 from modelops.states import JobState
 from modelops.store.segments import job_folder
 from modelops.study.ids import JobId
+from modelops.study.pools import NO_POOL, Membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,6 +37,9 @@ class NoPool:
 
     def workers(self) -> dict[str, int]:
         return {}
+
+    def membership(self, worker: str) -> Membership:
+        return NO_POOL
 
     def on_workers(self, joined: Any, left: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from modelops.errors import RequestError
 from modelops.study.index_line import MAX_INDICES, IndexLine
+from modelops.study.pools import checked_pools
 from modelops.study.seeds import MAX_REPLICATES
-from modelops.study.spec import WITH_UNTIL, JobSpec
+from modelops.study.spec import WITH_POOLS, WITH_UNTIL, JobSpec
 
 if TYPE_CHECKING:
     from modelops.bundles.manifest import Manifest
@@ -41,8 +44,9 @@ def job_spec(study: Study, manifest: Manifest, digest: BundleDigest) -> JobSpec:
             f"min_success = {min_success}, but each parameter set has only {n_replicates} replicates; "
             "its aggregate would never run"
         )
+    pools = checked_pools("pools", study.pools or ())
     return JobSpec(
-        format=1 if study.until is None else WITH_UNTIL,
+        format=WITH_POOLS if pools else 1 if study.until is None else WITH_UNTIL,
         name=study.name or manifest.name,
         bundle=digest,
         bundle_name=manifest.name,
@@ -60,6 +64,7 @@ def job_spec(study: Study, manifest: Manifest, digest: BundleDigest) -> JobSpec:
         fail_fast=study.fail_fast is not False,
         max_failures=study.max_failures,
         until=study.until,
+        pools=pools or msgspec.UNSET,
     )
 
 

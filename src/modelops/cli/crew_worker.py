@@ -1,4 +1,4 @@
-"""The program of one worker of `modelops worker`: ``python -m modelops.cli.crew_worker SCHEDULER TLS HOST FD``."""
+"""The program of one worker of `modelops worker`: ``python -m modelops.cli.crew_worker SCHEDULER TLS HOST FD POOL``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 from pathlib import Path
+
+import msgspec
 
 from modelops.cluster.upkeep import ExitCode
 from modelops.errors import ModelOpsError, RequestError
@@ -16,14 +18,21 @@ from modelops.logs import set_up_logging
 def main() -> int:
     """Be a worker until told otherwise; return the exit code."""
     set_up_logging()
-    scheduler, tls, host, fd = sys.argv[1:]  # fd: where it says that it has joined
+    scheduler, tls, host, fd, pool = sys.argv[1:]  # fd: where it says that it has joined
     try:
         from modelops.cluster.place import Place
         from modelops.cluster.worker import run_worker_of_crew
+        from modelops.study.pools import Membership
 
         return run_worker_of_crew(
             Home.from_environ(os.environ),
-            Place(scheduler, Path(tls) if tls else None, slots=1, host=host or None),
+            Place(
+                scheduler,
+                Path(tls) if tls else None,
+                1,
+                host or None,
+                msgspec.json.decode(pool, type=Membership),
+            ),
             int(fd),
         )
     except RequestError as error:

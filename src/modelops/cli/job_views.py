@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from modelops.client.job import Job
     from modelops.client.served import Summary
-    from modelops.client.status import JobEventRecord, JobStatus
+    from modelops.client.status import JobEventRecord, JobStatus, PoolStatus
 
 
 def status_json(job: str, status: JobStatus) -> dict[str, Any]:
@@ -34,10 +34,24 @@ def status_json(job: str, status: JobStatus) -> dict[str, Any]:
             for r in status.progress
         ],
     }
+    found["pools"] = [pool_json(pool) for pool in status.pools]
     if status.unknown_since is not None:
         known = None if status.last_known is None else str(status.last_known)
         found |= {"unknown_since": status.unknown_since.isoformat(), "last_known": known}
     return found
+
+
+def pool_json(pool: PoolStatus) -> dict[str, Any]:
+    """Return a pool of a job as one object."""
+    since = pool.waiting_since
+    return {
+        "name": pool.name,
+        "asked": pool.asked,
+        "workers": pool.workers,
+        "slots": pool.slots,
+        "counts": pool.counts,
+        "waiting_since": None if since is None else since.isoformat(),
+    }
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
@@ -62,6 +76,7 @@ def show_status(job: str, status: JobStatus) -> list[str]:
     for what, text in (("doing", status.doing), ("waiting", status.waiting_for), ("stalled", status.stalled)):
         if text:
             lines.append(f"{what + ':':<11} {text}")
+    lines += [f"pool:       {pool}" for pool in status.pools]
     lines += [f"running:    {r}" for r in status.progress]
     return lines
 
@@ -76,6 +91,8 @@ def show_record(job: Job, events: Sequence[JobEventRecord]) -> list[str]:
         + (f"; aggregates {', '.join(spec.aggregates)}" if spec.aggregates else ""),
         f"study:      {spec.line.n_params:,} parameter sets, {spec.line.size:,} replicates in all",
     ]
+    if spec.asked_pools:
+        lines.append(f"pools:      {', '.join(spec.asked_pools)}")
     if events:
         lines.append("events:")
     for event in events:
@@ -91,7 +108,10 @@ def show_list(summaries: Iterable[Summary], now: datetime | None = None) -> list
     for s in summaries:
         done = sum(s.counts.get(status, 0) for status in OUTCOMES)  # what did not run is not done
         age = duration((now - s.created_at).total_seconds()) if s.created_at else ""
-        state = f"{s.state}, stalled" if s.stalled else str(s.state)
+        waits = any(pool.waiting_since is not None for pool in s.pools)
+        state = (
+            f"{s.state}, stalled" if s.stalled else f"{s.state}, waits for a pool" if waits else str(s.state)
+        )
         needed = s.size - s.counts.get(ReplicateStatus.NOT_NEEDED, 0)
         rows.append((s.job, state, f"{done:,}/{needed:,}" if s.size else "", age, s.name))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

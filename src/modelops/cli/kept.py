@@ -77,7 +77,7 @@ def be(role: str, home: Home, run: RunFolder, arguments: Sequence[str]) -> int:
         return run_kept_scheduler(run)
     from modelops.cluster.worker import run_kept_worker
 
-    return run_kept_worker(home, run, name=role)
+    return run_kept_worker(home, run, name=role, membership=settings.membership)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ Database = Annotated[
 Storage = Annotated[
     str | None, typer.Option(help="Folder or URL of object storage; default: the one of this home.")
 ]
+PoolAliases = Annotated[
+    Path | None, typer.Option(help="TOML file that says which names of pools mean the same.")
+]
 Scheduler = Annotated[
     str | None,
     typer.Option(help="Address of the Dask scheduler, tls://host:port; default: that of this home."),
@@ -44,6 +47,7 @@ def server(
     storage: Storage = None,
     scheduler: Scheduler = None,
     tls: Tls = None,
+    pool_aliases: PoolAliases = None,
 ) -> None:
     """Run the server in the foreground: HTTP, and the drivers of all jobs.
 
@@ -53,7 +57,13 @@ def server(
     from modelops.errors import ClusterError
 
     settings, home = _begin(
-        host=host, port=port, database=database, storage=storage, scheduler=scheduler, tls=tls and str(tls)
+        host=host,
+        port=port,
+        database=database,
+        storage=storage,
+        scheduler=scheduler,
+        tls=tls and str(tls),
+        pool_aliases=pool_aliases and str(pool_aliases),
     )
     run = RunFolder(home)
     hold = run.hold(SERVER, by_hand=True)
@@ -72,7 +82,7 @@ def server(
     served = Server(
         home=home, run=run, token=run.token(),
         allowed_hosts=(*LOCAL_HOSTS, settings.host, *settings.allowed_hosts), tls=_certificates(settings, run),
-        find_scheduler=lambda: where or run.scheduler_address(), kept=False,
+        find_scheduler=lambda: where or run.scheduler_address(), kept=False, aliases=settings.pool_aliases,
     )  # fmt: skip
     try:
         code = served.serve(listener, url_of(listener, settings.host))
@@ -119,6 +129,15 @@ def worker(
     storage: Storage = None,
     tls: Tls = None,
     http_port: HttpPort = None,
+    pool: Annotated[
+        str | None, typer.Option(help="Name of the pool that the workers are in, as eu-west.")
+    ] = None,
+    pool_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE, as region=eu: studies find the workers by its value, too. Repeat for more."
+        ),
+    ] = None,
 ) -> None:
     """Run workers in the foreground, and again when they end, until told to stop.
 
@@ -137,6 +156,8 @@ def worker(
         tls=tls and str(tls),
         workers=slots,
         http_port=http_port,
+        pool=pool,
+        pool_labels=pool_label or None,
     )
     run = RunFolder(home)
     address = settings.scheduler or run.scheduler_address()
@@ -148,7 +169,10 @@ def worker(
             f"{home.objects}: set MODELOPS_STORAGE, or --storage, to the storage that the server uses"
         )
     listen = settings.found("host")
-    place = Place(address, _certificates(settings, run), settings.workers, settings.host if listen else None)
+    place = Place(
+        address, _certificates(settings, run), settings.workers, settings.host if listen else None,
+        settings.membership,
+    )  # fmt: skip
     environ = dict(os.environ)
     if storage is not None:
         environ["MODELOPS_STORAGE"] = home.storage

@@ -16,6 +16,7 @@ from modelops.cli.study_options import (
     Model,
     Parameter,
     ParametersFile,
+    Pool,
     Replicates,
     ReplicateTimeout,
     Seed,
@@ -49,6 +50,7 @@ def run(
     timeout: Timeout = None,
     memory: Memory = None,
     min_success: MinSuccess = None,
+    pool: Pool = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -73,7 +75,7 @@ def run(
     study = study_of_options(
         target, parameter=parameter, parameters=parameters, model=model, replicates=replicates, seed=seed,
         seeds=seeds, aggregate=aggregate, isolation=isolation, replicate_timeout=replicate_timeout,
-        timeout=timeout, memory=memory, min_success=min_success,
+        timeout=timeout, memory=memory, min_success=min_success, pools=pool,
     )  # fmt: skip
     refuse_unwritable(out or Path("results"))
     watcher = None if quiet else ProgressBar()

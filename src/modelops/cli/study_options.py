@@ -45,6 +45,10 @@ MinSuccess = Annotated[
     str | None,
     typer.Option(help="Replicates that must succeed for an aggregate: 0.9 (fraction), 180 (count)."),
 ]
+Pool = Annotated[
+    list[str] | None,
+    typer.Option(help="Run only on workers of this pool, or with this label. Repeat for more."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 

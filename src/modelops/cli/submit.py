@@ -11,6 +11,7 @@ from modelops.cli.study_options import (
     Model,
     Parameter,
     ParametersFile,
+    Pool,
     Replicates,
     ReplicateTimeout,
     Seed,
@@ -35,6 +36,7 @@ def submit(
     timeout: Timeout = None,
     memory: Memory = None,
     min_success: MinSuccess = None,
+    pool: Pool = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a bundle or a study and print the id of the job, which goes on when this terminal is closed.
@@ -49,7 +51,7 @@ def submit(
     study = study_of_options(
         target, parameter=parameter, parameters=parameters, model=model, replicates=replicates, seed=seed,
         seeds=seeds, aggregate=aggregate, isolation=isolation, replicate_timeout=replicate_timeout,
-        timeout=timeout, memory=memory, min_success=min_success,
+        timeout=timeout, memory=memory, min_success=min_success, pools=pool,
     )  # fmt: skip
     with progress_line() as on_progress:
         job = submit_study(study, on_stage=on_progress)

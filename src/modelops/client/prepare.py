@@ -48,10 +48,12 @@ def prepare_job(
     objects: Objects,
     *,
     reserve: Callable[[JobId], None] = lambda _job: None,
+    check: Callable[[JobSpec], None] = lambda _spec: None,
 ) -> PreparedJob:
     """Store everything a job needs, then its row.
 
-    ``reserve`` is called before there is a row, so that nobody else can drive the job.
+    ``reserve`` is called before there is a row, so that nobody else can drive the job, and ``check`` before anything is
+    stored: it may refuse the job.
 
     Raises
     ------
@@ -64,6 +66,7 @@ def prepare_job(
     )  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
+    check(spec)
     canonicals = distinct_canonicals(study.sets())
     job = new_job_id()
     store_bundle(objects, snapshot, digest)

@@ -40,6 +40,7 @@ class ProgressBar(Watcher):
         self._ended = self._away = False
         self._first_done: int | None = None
         self._stage = ""
+        self._standing: list[str] = []  # what keeps the job waiting, said already
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -103,9 +104,12 @@ class ProgressBar(Watcher):
         if self._away:
             self._away = False
             self._line("connected again")
-        for what, text in (("stalled", status.stalled), ("waiting", status.waiting_for)):
-            if text:
-                self._line(f"{what}: {text}")
+        said = [("stalled", status.stalled), ("waiting", status.waiting_for)]
+        said += [("pool", str(pool)) for pool in status.waiting_pools]
+        for line in [f"{what}: {text}" for what, text in said if text]:
+            if line not in self._standing:
+                self._line(line)
+        self._standing = [f"{what}: {text}" for what, text in said if text]
         if status.doing != self._stage and (status.doing or self._stage):
             self.stage(status.doing)
         if not self._total:

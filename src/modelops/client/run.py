@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 from modelops.client.job import Job
+from modelops.errors import RequestError
 from modelops.home import Home
 from modelops.settings import usable_cores
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from modelops.driver.machine import Machine
     from modelops.server.drive import JobDriver
     from modelops.study import Study
+    from modelops.study.spec import JobSpec
 
 
 log = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def _run(
         records = stack.enter_context(contextlib.closing(Records.open(home.database_url)))
         leases = leases_for(records, home.state / "leases")
         watcher.stage("preparing the bundle")
-        prepared = prepare_job(study, home, records, objects, reserve=leases.reserve)
+        prepared = prepare_job(study, home, records, objects, reserve=leases.reserve, check=_refuse_pools)
         stack.callback(leases.release, prepared.job)
         job = Job(prepared.job, home)
         watcher.prepared(job, prepared.spec.line.size)
@@ -182,6 +184,14 @@ def _run(
         if driver.lease_lost:
             raise LeaseLostError(prepared.job, driver.epoch)
         return job
+
+
+def _refuse_pools(spec: JobSpec) -> None:
+    if spec.asked_pools:
+        raise RequestError(
+            f"the study asks for the pools {', '.join(spec.asked_pools)}, and the workers of this process are in none; "
+            "submit it to a server, or give pools=[] to run it here"
+        )
 
 
 class Interrupts:

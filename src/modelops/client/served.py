@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
-from modelops.client.status import UNKNOWN, JobEventRecord, JobFile, JobFiles, JobStatus, Reported, in_order
+from modelops.client.status import (
+    UNKNOWN,
+    JobEventRecord,
+    JobFile,
+    JobFiles,
+    JobStatus,
+    PoolStatus,
+    Reported,
+    in_order,
+)
 from modelops.errors import InternalError, NotFoundError, RequestError, ServerUnreachableError
 from modelops.states import JobState
 from modelops.study.ids import BundleDigest, JobId, ParamId
@@ -52,6 +61,17 @@ class Progress(msgspec.Struct, frozen=True):
     values: dict[str, Any] = {}
 
 
+class Pool(msgspec.Struct, frozen=True):
+    """A pool of workers as a job sees it."""
+
+    name: str
+    asked: bool = False
+    workers: int = 0
+    slots: int = 0
+    counts: dict[str, int] = {}
+    waiting_since: datetime | None = None
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """``GET /v1/jobs/{job}``; fields as in docs/reference/http-api.md."""
 
@@ -76,6 +96,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     driven: bool = False
     n_workers: int = 0
     progress: tuple[Progress, ...] = ()
+    pools: tuple[Pool, ...] = ()
     tag: str | int | None = None
 
     def status(self) -> JobStatus:
@@ -90,6 +111,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             stalled=self.stalled,
             waiting_for=self.waiting_for,
             doing=self.doing,
+            pools=tuple(
+                PoolStatus(p.name, p.asked, p.workers, p.slots, in_order(p.counts), p.waiting_since)
+                for p in self.pools
+            ),
         )
 
 

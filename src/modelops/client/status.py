@@ -30,6 +30,31 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class PoolStatus:
+    """A pool of workers as a job sees it.
+
+    ``name``: as the study asks for it. ``asked``: it does; otherwise the job runs everywhere, and workers are in this
+    pool. ``workers``, ``slots``: connected now. ``counts``: the job's replicates in it, by status. ``waiting_since``:
+    since when the job asks for it and no worker of it is connected, else None.
+    """
+
+    name: str
+    asked: bool = False
+    workers: int = 0
+    slots: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    waiting_since: datetime | None = None
+
+    def __str__(self) -> str:
+        if self.waiting_since is not None:
+            said = f"waits for a worker since {self.waiting_since.astimezone():%Y-%m-%d %H:%M:%S}"
+        else:
+            said = f"{self.workers:,} worker{'' if self.workers == 1 else 's'}"
+        counts = ", ".join(f"{n:,} {status}" for status, n in self.counts.items() if n)
+        return f"{self.name}: {said}" + (f"; {counts}" if counts else "")
+
+
+@dataclass(frozen=True)
 class JobStatus:
     """What is known of a job now.
 
@@ -37,7 +62,8 @@ class JobStatus:
     status -> number. ``eta``: seconds left, None if unknown. ``progress``: what running replicates report of
     themselves. ``stalled``: why the job seems not to get on, empty if it does.
     ``waiting_for``: what the database or the storage of the server said, while one of them is away and the job waits.
-    ``doing``: what is being done before replicates can run.
+    ``doing``: what is being done before replicates can run. ``pools``: the pools of workers that it asks for, or else
+    those where it ran or could.
 
     When its server cannot be reached the state is ``"unknown"``, which is not ``failed``: ``unknown_since`` says
     since when, ``last_known`` what the state was then (None if it was never known here), and the numbers are those
@@ -53,8 +79,14 @@ class JobStatus:
     stalled: str = ""
     waiting_for: str = ""
     doing: str = ""
+    pools: tuple[PoolStatus, ...] = ()
     unknown_since: datetime | None = None
     last_known: JobState | None = None
+
+    @property
+    def waiting_pools(self) -> tuple[PoolStatus, ...]:
+        """The pools that it asks for and that have no worker now."""
+        return tuple(pool for pool in self.pools if pool.waiting_since is not None)
 
     @property
     def final(self) -> bool:

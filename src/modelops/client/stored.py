@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus, in_order
+from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus, PoolStatus, in_order
 from modelops.errors import IntegrityError, NotFoundError
 from modelops.states import FINAL_JOB_STATES
 from modelops.study.ids import BundleDigest, JobId
@@ -59,19 +59,27 @@ class StoredSource:
 
     def status(self, job: JobId) -> JobStatus:
         """Return what the records say."""
+        from modelops.store.overview import picture
+
         with self._records() as records:
             row, counts = records.job(job), records.counts(job)
             aggregates = [ref.counts for ref in records.aggregates(job)]
+            pools = picture(records, job).pools
         by_status = {str(status): n for status, n in counts.items() if n}
         left = self.spec(job).line.size - sum(by_status.values())
         if left:
             by_status[str(self._contents(job).rest)] = left
+        asked = self.spec(job).asked_pools
         return JobStatus(
             state=row.state,
             counts=in_order(by_status),
             aggregates=in_order(sum(map(Counter, aggregates), Counter())),
             reason=row.reason,
             stalled=row.stalled,
+            pools=tuple(
+                PoolStatus(name, name in asked, counts=in_order(pools.get(name, {})))
+                for name in dict.fromkeys((*asked, *pools))
+            ),
         )
 
     def wait_for_change(self, job: JobId, since: JobStatus | None, wait_s: float) -> JobStatus:

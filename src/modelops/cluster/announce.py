@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
 
 WORKERS_TOPIC: Final = "modelops-workers"
+MEMBERSHIP: Final = "modelops_pool"  # what a worker says of its pool when it joins
 # How Dask calls the reasons of a worker that was asked to go, or went of its own will.
 _EXPECTED: Final = ("retire-workers", "close-worker", "restart", "worker-close-gracefully")
 
@@ -21,8 +22,11 @@ class AnnounceWorkers(SchedulerPlugin):
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Announce a worker with the number of its threads."""
-        threads = scheduler.workers[worker].nthreads
-        scheduler.log_event(WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": threads})
+        state = scheduler.workers[worker]
+        of = state.extra.get(MEMBERSHIP)
+        scheduler.log_event(
+            WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": state.nthreads, MEMBERSHIP: of}
+        )
 
     def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
         """Announce that a worker is gone, and whether it was asked to go."""

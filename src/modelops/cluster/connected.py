@@ -15,16 +15,18 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import dask
+import msgspec
 from distributed import Client
 from distributed.comm.addressing import get_address_host_port
 
-from modelops.cluster.announce import WORKERS_TOPIC
+from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.listeners import Listeners
 from modelops.cluster.tls import security
 from modelops.counters import Counted, count
 from modelops.errors import ClusterError
 from modelops.logs import quiet_dask
+from modelops.study.pools import NO_POOL, Membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +56,7 @@ class ConnectedCluster:
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._workers: dict[str, int] = {}
+        self._memberships: dict[str, Membership] = {}  # of these
         self._left_early: set[str] = set()
         self._closing = threading.Event()
         self._changed = threading.Condition(self._lock)
@@ -110,6 +113,11 @@ class ConnectedCluster:
         """Return the address of each worker and the number of its slots; none while the scheduler is away."""
         with self._lock:
             return dict(self._workers)
+
+    def membership(self, worker: str) -> Membership:
+        """Return the pool that a worker said it is in."""
+        with self._lock:
+            return self._memberships.get(worker, NO_POOL)
 
     def wait_for_workers(self, n: int, timeout_s: float) -> bool:
         """Wait until there are so many workers; False if there are not after that time."""
@@ -168,13 +176,14 @@ class ConnectedCluster:
         log.info("connected to the scheduler %s, which has %s workers", address, len(found))
         for worker, info in found.items():
             if worker not in self._left_early:  # told before the list arrived, and true after it was made
-                self._join(worker, int(info["nthreads"]))
+                self._join(worker, int(info["nthreads"]), info.get(MEMBERSHIP))
         return connection
 
     def _forget(self, client: _Connection) -> None:
         with self._changed:
             self._client = None
             gone, self._workers = self._workers, {}
+            self._memberships.clear()
             self._changed.notify_all()
         self._listeners.listen_to(None)
         if not self._closing.is_set():
@@ -188,27 +197,38 @@ class ConnectedCluster:
         message = event[1]
         worker = str(message["worker"])
         if message["event"] == "joined":
-            self._join(worker, int(message["slots"]))
+            self._join(worker, int(message["slots"]), message.get(MEMBERSHIP))
             return
         self._left_early.add(worker)
         with self._changed:
             known = self._workers.pop(worker, None) is not None
+            self._memberships.pop(worker, None)
             self._changed.notify_all()
         if known:
             count(Counted.WORKERS_DIED if message["died"] else Counted.WORKERS_LEFT)
             self._listeners.left(worker, bool(message["died"]))
 
-    def _join(self, worker: str, slots: int) -> None:
+    def _join(self, worker: str, slots: int, of: Any) -> None:
         with self._changed:
             if slots == 0 and worker not in self._workers:
                 return  # its own last word, which came later than what the scheduler said of its end
             if worker not in self._workers:
                 count(Counted.WORKERS_JOINED)
             new = self._workers.get(worker) != slots
+            if of is not None:  # its last word does not say it again
+                self._memberships[worker] = _membership(worker, of)
             self._workers[worker] = slots
             self._changed.notify_all()
         if new:
             self._listeners.joined(worker, slots)
+
+
+def _membership(worker: str, said: Any) -> Membership:
+    try:
+        return msgspec.convert(said, Membership)
+    except msgspec.ValidationError as error:
+        log.warning("what %s says of its pool cannot be read, so it is in none: %s", worker, error)
+        return NO_POOL
 
 
 class _Connection(Client):

@@ -15,6 +15,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, assert_never
 
+import msgspec
+
 from modelops.cluster.upkeep import ExitCode, Finish, Kill, Start, Tell, Upkeep
 from modelops.errors import ClusterError, describe_exit
 
@@ -117,6 +119,7 @@ class Crew:
         joined, says = os.pipe()
         os.set_blocking(joined, False)
         arguments = [place.scheduler, str(place.tls or ""), place.host or "", str(says)]
+        arguments.append(msgspec.json.encode(place.membership).decode())
         try:
             self._running[role] = subprocess.Popen(
                 [sys.executable, "-P", "-m", PROGRAM, *arguments],

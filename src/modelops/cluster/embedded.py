@@ -18,6 +18,7 @@ from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.listeners import Listeners
 from modelops.cluster.nanny import DetachedNanny
 from modelops.errors import ClusterError
+from modelops.study.pools import NO_POOL
 from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelops.home import Home
+    from modelops.study.pools import Membership
 
 
 class EmbeddedCluster:
@@ -97,6 +99,10 @@ class EmbeddedCluster:
         # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
         found = self.client.sync(scheduler.identity, n_workers=-1)["workers"]
         return {address: int(info["nthreads"]) for address, info in found.items()}
+
+    def membership(self, _worker: str) -> Membership:
+        """Return that these workers are in no pool."""
+        return NO_POOL
 
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]

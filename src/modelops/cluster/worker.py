@@ -17,10 +17,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import dask
+import msgspec
 from distributed import Worker
 from distributed.core import Status
 
-from modelops.cluster.announce import WORKERS_TOPIC
+from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.place import Place
 from modelops.cluster.tls import security
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from modelops.cluster.run_folder import RunFolder
     from modelops.home import Home
+    from modelops.study.pools import Membership
 
 CONNECT_S: Final = 30.0  # then the process ends and the next one looks for the scheduler anew
 POLL_S: Final = 0.05
@@ -45,12 +47,12 @@ CLOSE_S: Final = 5.0
 log = logging.getLogger(__name__)
 
 
-def run_kept_worker(home: Home, run: RunFolder, *, name: str) -> int:
+def run_kept_worker(home: Home, run: RunFolder, *, name: str, membership: Membership) -> int:
     """Be a worker of the pool on this machine."""
 
     def place() -> Place | None:
         address = run.scheduler_address()
-        return None if address is None else Place(address, run.path / "tls", slots=1, host="127.0.0.1")
+        return None if address is None else Place(address, run.path / "tls", 1, "127.0.0.1", membership)
 
     def joined(address: str) -> None:
         run.write(f"{name}.json", {"address": address, "pid": os.getpid()})
@@ -121,6 +123,7 @@ async def _work(
         place.scheduler, nthreads=place.slots, security=security(place.tls, "worker"), protocol="tls://",
         host=place.host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
         local_directory=str(settings.scratch), plugins=(ModelOpsWorker(settings),), death_timeout=CONNECT_S,
+        startup_information={MEMBERSHIP: lambda _worker: msgspec.to_builtins(place.membership)},
     )  # fmt: skip
     starting = asyncio.ensure_future(_started(worker))
     asked = asyncio.ensure_future(told.wait())

@@ -32,6 +32,11 @@ class Course:
         return self.state in FINAL_JOB_STATES
 
     @property
+    def is_ending(self) -> bool:
+        """Whether nothing new is started any more."""
+        return self.draining or self.finalizing or self.is_final
+
+    @property
     def may_run(self) -> bool:
         """Whether chunks may be submitted."""
         return self.state is JobState.RUNNING and self.has_environment and not self._outbox.paused

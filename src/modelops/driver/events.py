@@ -21,10 +21,15 @@ class EnvironmentFailed(msgspec.Struct, frozen=True):
 
 
 class WorkerJoined(msgspec.Struct, frozen=True):
-    """A worker is ready to take chunks in ``slots`` threads."""
+    """A worker is ready to take chunks in ``slots`` threads.
+
+    ``pool``: the one it is in, if any; ``labels``: their values, by which it can be asked for as well.
+    """
 
     worker: str
     slots: int
+    pool: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class WorkerLeft(msgspec.Struct, frozen=True):

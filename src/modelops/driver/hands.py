@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
     from modelops.study.ids import JobId
+    from modelops.study.pools import Membership
 
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
@@ -61,6 +62,8 @@ class Pool(Protocol):
     def client(self) -> Client: ...  # noqa: D102
 
     def workers(self) -> dict[str, int]: ...  # noqa: D102  address -> slots
+
+    def membership(self, worker: str) -> Membership: ...  # noqa: D102  of one that is connected
 
     def on_workers(  # noqa: D102  within the block, on a thread of the client
         self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
@@ -127,7 +130,7 @@ class Hands:
     def __enter__(self) -> Self:
         self._stack.enter_context(
             self._pool.on_workers(
-                joined=lambda worker, slots: self._put(e.WorkerJoined(worker, slots)),
+                joined=self._joined,
                 left=lambda worker, died: self._put(e.WorkerLeft(worker, died)),
             )
         )
@@ -142,7 +145,7 @@ class Hands:
             self._stack.enter_context(self._pool.on_topic(topic, self._if_ours(hear)))
         # There may be none just now: those that died are being started again, and the loop waits for them.
         for worker, slots in self._pool.workers().items():
-            self._put(e.WorkerJoined(worker, slots))
+            self._joined(worker, slots)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,6 +153,10 @@ class Hands:
         self._futures.clear()
 
     # News.
+
+    def _joined(self, worker: str, slots: int) -> None:
+        of = self._pool.membership(worker)
+        self._put(e.WorkerJoined(worker, slots, of.pool, tuple(of.labels.values())))
 
     def take_in(self, news: e.Event | Adopted | Heard) -> list[e.Event]:
         """Return what the machine is to be told of this."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from modelops.driver import commands as c
 from modelops.driver.backlog import Kind, Work
 from modelops.driver.places import Commit
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from modelops.driver.outbox import Outbox
     from modelops.driver.places import Places
     from modelops.driver.plan import Plan
+    from modelops.driver.pools import Pools
     from modelops.driver.probe import Probe
     from modelops.study.ids import AttemptId
     from modelops.study.spec import JobSpec
@@ -51,11 +54,13 @@ class Intake:
         course: Course,
         outbox: Outbox,
         stop: Callable[[str, float], None],
+        pools: Pools,
         plan: Plan | None = None,
     ) -> None:
         self._spec, self._ledger, self._places, self._probe = spec, ledger, places, probe
         self._backlogs, self._meters = dispatcher.backlogs, dispatcher.meters
         self._course, self._outbox, self._stop, self._plan = course, outbox, stop, plan
+        self._pools = pools
         self._noted: set[str] = set()
 
     # Receipts.
@@ -92,6 +97,8 @@ class Intake:
                 self._judge(EMPTY, 1, [], now)  # it is no status yet, but reason enough to go on
             if kept is not None:
                 needed = stored if kept is segment else Ranges(kept.ranges)
+                if (pool := self._pools.of(receipt.worker)) is not None:
+                    kept = msgspec.structs.replace(kept, pool=pool)
                 commit = Commit(work.of(needed), c.CommitSegment(kept), examples, late)
                 self._commit_if_new(receipt.attempt, commit)
         if not late:

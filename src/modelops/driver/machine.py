@@ -25,18 +25,22 @@ from modelops.driver.needs import Needs
 from modelops.driver.outbox import Outbox
 from modelops.driver.places import Places
 from modelops.driver.plan import Plan
+from modelops.driver.pools import Pools
 from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import AttemptId, JobId, attempt_id
+from modelops.study.pools import NO_ALIASES
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from modelops.driver.pools import PoolView
+    from modelops.study.pools import Aliases
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, SegmentRef
 
@@ -68,6 +72,8 @@ class Machine:
         What is missing and not to be run: this run only repairs something.
     adopt
         Whether to ask workers for attempts of an earlier driver before anything is submitted.
+    aliases, pools_waited
+        For the names of pools, see `pools`.
     replicates_per_chunk
         How many replicates go into each chunk; by default as many as the clock says, see `chunking`.
     """
@@ -86,6 +92,8 @@ class Machine:
         used_s: float = 0.0,
         leave: Ranges = EMPTY,
         adopt: bool = False,
+        aliases: Aliases = NO_ALIASES,
+        pools_waited: Mapping[str, float] | None = None,
         replicates_per_chunk: int | None = None,
     ) -> None:
         self.spec, self.job, self.epoch = spec, job, epoch
@@ -97,6 +105,9 @@ class Machine:
         self._outbox = Outbox()
         self._course = Course(self._outbox, state, reason)
         self._roster = Roster()
+        self._pools = Pools(
+            spec.asked_pools, self._course, self._outbox, aliases=aliases, waited=pools_waited
+        )
         self._ledger = Ledger(spec)
         self._dispatcher = Dispatcher(
             self._roster, self._ledger, spec.retry, replicates_per_chunk=replicates_per_chunk
@@ -145,6 +156,7 @@ class Machine:
             course=self._course,
             outbox=self._outbox,
             stop=self._stop_early,
+            pools=self._pools,
             plan=self._plan,
         )
 
@@ -232,6 +244,16 @@ class Machine:
         held = [a.work.ranges for a in attempts if a.work.kind is _SIMULATE and not a.waits]
         return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
 
+    def pools(self) -> tuple[PoolView, ...]:
+        """Return the pools that were asked for, or else those that workers are in, and what runs there."""
+        running = {
+            name: sum(
+                len(a.work.ranges) for a in w.running.values() if a.work.kind is _SIMULATE and not a.waits
+            )
+            for name, w in self._roster.workers.items()
+        }
+        return self._pools.views(running)
+
     @property
     def n_live(self) -> int:
         """How many attempts workers hold."""
@@ -247,6 +269,7 @@ class Machine:
         if self.state is JobState.QUEUED:
             self._course.change(JobEvent.STARTED)
         if not self._course.draining:
+            self._pools.begin(now)
             if self.spec.timeout_s is not None:
                 self._outbox.set_timer("timeout", now + max(0.0, self.spec.timeout_s - self._used_s))
             for number, indices in self._retried.items():
@@ -283,7 +306,8 @@ class Machine:
             case e.AggregateDone():
                 self._intake.aggregates(event.receipt, now)
             case e.WorkerJoined():
-                self._roll_call.join(event.worker, event.slots, now)
+                if self._pools.join(event, now):
+                    self._roll_call.join(event.worker, event.slots, now)
             case e.AttemptsFound():
                 draining = self._course.draining
                 self._roll_call.answer(event.worker, event.attempts, draining=draining)
@@ -294,6 +318,7 @@ class Machine:
             case e.AttemptRecalled():
                 self._recall.recalled(event.attempt, now)
             case e.WorkerLeft():
+                self._pools.leave(event.worker, now)
                 self._on_worker_left(event.worker, event.died)
             case e.AttemptLost():
                 self._on_attempt_lost(event)
@@ -467,6 +492,8 @@ class Machine:
             self._stop_early("timeout", now)
         elif name == "stop" and self._course.draining:
             self._abandon()
+        elif name == "pools":
+            self._pools.look(now)
         elif name == "roll_call":
             self._roll_call.close()
         elif name == "retry":

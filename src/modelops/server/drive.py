@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,6 +16,7 @@ from modelops.driver import events as e
 from modelops.driver.commands import ChangeState, Note
 from modelops.driver.loop import DriverLoop
 from modelops.driver.machine import Machine
+from modelops.driver.pools import JOINED, PATIENCE_S, WAITS, joined_text, waits_text
 from modelops.errors import IntegrityError, ModelOpsError, NotFoundError, StorageError
 from modelops.server.job_files import JobFiles
 from modelops.server.mend import mend_job
@@ -23,6 +25,7 @@ from modelops.server.undecided import with_watched
 from modelops.server.workers import ask_workers
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store.rows import LeaseLostError
+from modelops.study.pools import NO_ALIASES
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import decode_spec
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from modelops.store import JobRow, Objects, Records
     from modelops.store.leases import Leases
     from modelops.study.ids import AttemptId, JobId
+    from modelops.study.pools import Aliases
+    from modelops.study.spec import JobSpec
 
 log = logging.getLogger(__name__)
 MAX_MENDED: Final = 3  # times that one driver begins anew because of damage
@@ -53,12 +58,24 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class LivePool:
+    """A pool as a job sees it now. ``waiting_since``: since when it is asked for and has no worker."""
+
+    name: str
+    workers: int
+    slots: int
+    running: int
+    waiting_since: datetime | None = None
+
+
+@dataclass(frozen=True)
 class LiveView:
     """What the driver of a job knows of it now.
 
     ``counts``, ``aggregates``: by status. ``eta``: seconds left, None if unknown. ``running``: the indices that
     workers hold. ``waiting_for``: what the database or the storage said, while one of them is away. ``doing``: what is
-    being done before replicates can run, e.g. which packages are installed.
+    being done before replicates can run, e.g. which packages are installed. ``pools``: those that the job asks for, or
+    else those that workers are in.
     """
 
     state: JobState
@@ -70,6 +87,7 @@ class LiveView:
     progress: tuple[Progress, ...] = ()
     waiting_for: str = ""
     doing: str = ""
+    pools: tuple[LivePool, ...] = ()
 
 
 class JobDriver:
@@ -88,6 +106,8 @@ class JobDriver:
         database or storage said when the job waits for one of them (default: that goes into the log).
     on_recorded
         Told after each change of the job's state, and whether it has ended.
+    aliases
+        Which names of pools mean the same.
     max_s_without_worker
         Raise ClusterError when there has been no worker for so long; default: wait for one as long as it takes.
     """
@@ -105,6 +125,7 @@ class JobDriver:
         on_change: Callable[[Machine], None] = lambda _machine: None,
         on_stage: Callable[[str], None] = lambda _text: None,
         on_waiting: Callable[[str], None] | None = None,
+        aliases: Aliases = NO_ALIASES,
         on_recorded: Callable[[bool], None] = lambda _ended: None,
         max_s_without_worker: float | None = None,
     ) -> None:
@@ -113,7 +134,7 @@ class JobDriver:
         self._leases, self._records, self._objects, self._cache = leases, records, objects, cache
         self._who, self._on_change, self._on_stage = who, on_change, on_stage
         self._on_waiting = on_waiting or (lambda text: log.warning("job %s waits: %s", job, text))
-        self._max_s_without_worker = max_s_without_worker
+        self._max_s_without_worker, self._aliases = max_s_without_worker, aliases
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._inbox: queue.SimpleQueue[Any] = (
@@ -126,6 +147,7 @@ class JobDriver:
         self._doing = ""
         self._waiting_for = ""  # outside of the loop
         self._viewed_at = 0.0
+        self._waiting_since: dict[float, datetime] = {}
 
     # The thread that drives.
 
@@ -211,11 +233,17 @@ class JobDriver:
             on_recorded=self._on_recorded,
         )
         known = self._patiently(
-            lambda: (records.segments(job), records.aggregates(job), records.retried(job), records.scope(job))
+            lambda: (
+                records.segments(job),
+                records.aggregates(job),
+                records.retried(job),
+                records.scope(job),
+                self._pools_waited(spec),
+            )
         )
         if known is None:
             return ledger, None
-        recorded, aggregates, retried, scope = known
+        recorded, aggregates, retried, scope, waited = known
         segments = self._patiently(lambda: with_watched(self._objects, job, spec, recorded))
         if segments is None:
             return ledger, None
@@ -233,6 +261,8 @@ class JobDriver:
             used_s=row.used_s,
             leave=EMPTY if scope is None else spec.line.all() - scope,
             adopt=self.epoch > 1,
+            aliases=self._aliases,
+            pools_waited=waited,
         )
         loop = DriverLoop(
             job=job,
@@ -249,6 +279,19 @@ class JobDriver:
             inbox=self._inbox,
         )
         return ledger, loop
+
+    def _pools_waited(self, spec: JobSpec) -> dict[str, float]:
+        """Return for how many seconds pools have had no worker of which the job's story says that."""
+        if not spec.asked_pools:
+            return {}
+        said = [text for text, _ in self._records.said_last(self.job, (WAITS, JOINED))]
+        at = dict(self._records.said_last(self.job, (WAITS,)))
+        now, waited = self._records.now(), {}
+        for name in spec.asked_pools:
+            waits, joined = waits_text(name), joined_text(name)
+            if waits in said and (joined not in said or said.index(joined) < said.index(waits)):
+                waited[name] = max(0.0, (now - at[waits]).total_seconds()) + PATIENCE_S
+        return waited
 
     def _drive(self, loop: DriverLoop) -> JobState:
         self._loop = loop
@@ -436,4 +479,18 @@ class JobDriver:
                 for index, report in sorted(reports.copy().items())
             ),
             waiting_for=waiting_for,
+            pools=self._pools_of(machine, now),
+        )
+
+    def _pools_of(self, machine: Machine, now: float) -> tuple[LivePool, ...]:
+        clock = self._records.now()
+
+        def since(at: float | None) -> datetime | None:
+            if at is None:
+                return None
+            said = (clock - timedelta(seconds=now - at)).replace(microsecond=0)
+            return self._waiting_since.setdefault(at, said)  # computed once: it must not jitter
+
+        return tuple(
+            LivePool(p.name, p.workers, p.slots, p.running, since(p.waiting_since)) for p in machine.pools()
         )

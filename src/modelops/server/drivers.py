@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelops.errors import ClusterError
 from modelops.store.leases import leases_for
+from modelops.study.pools import NO_ALIASES
 from modelops.who import this_process
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from modelops.server.views import Live
     from modelops.store import Objects, Records
     from modelops.study.ids import JobId
+    from modelops.study.pools import Aliases
 
 
 class Drivers:
@@ -33,6 +35,8 @@ class Drivers:
         Returns the address of the scheduler, None as long as it is not known.
     tls
         The folder of the certificates that the scheduler asks for; None: those that Dask's configuration names.
+    aliases
+        Which names of pools mean the same.
     failed
         Called, on a thread of its own, if it cannot begin.
     """
@@ -45,9 +49,11 @@ class Drivers:
         find_scheduler: Callable[[], str | None],
         tls: Path | None,
         failed: Callable[[BaseException], None],
+        aliases: Aliases = NO_ALIASES,
     ) -> None:
         self._records, self._objects, self._home = records, objects, home
         self._find_scheduler, self._tls, self._failed = find_scheduler, tls, failed
+        self._aliases = aliases
         self._pool: ConnectedCluster | None = None
         self._supervisor: Supervisor | None = None
         self._reconciler: Reconciler | None = None
@@ -118,6 +124,7 @@ class Drivers:
                 pool=pool,
                 leases=leases_for(self._records, self._home.state / "leases"),
                 who=this_process(),
+                aliases=self._aliases,
                 on_recorded=lambda job, ended: self._listener(job, ended),
             )
             self._pool = pool.start()

@@ -23,6 +23,7 @@ from modelops.server.http import make_app
 from modelops.server.idle import Attendance
 from modelops.server.service import JobService
 from modelops.store import Objects, Records
+from modelops.study.pools import NO_ALIASES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from modelops.cluster.run_folder import RunFolder
     from modelops.home import Home
     from modelops.settings import Settings
+    from modelops.study.pools import Aliases
 
 LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 GRACE_S: Final = 2  # for requests that are being answered, and long polls
@@ -46,13 +48,17 @@ def serve_kept(settings: Settings, home: Home, run: RunFolder, *, fd: int) -> in
     server = Server(
         home=home, run=run, token=run.token(), allowed_hosts=(*LOCAL_HOSTS, *settings.allowed_hosts),
         tls=run.path / "tls", find_scheduler=run.scheduler_address, kept=True,
+        aliases=settings.pool_aliases,
     )  # fmt: skip
     return server.serve(listener, f"http://127.0.0.1:{listener.getsockname()[1]}")
 
 
 @dataclass
 class Server:
-    """Everything of one server. ``kept``: it belongs to a pool, whose ``wanted.json`` says when it may end."""
+    """Everything of one server.
+
+    ``kept``: it belongs to a pool, whose ``wanted.json`` says when it may end. ``aliases``: of names of pools.
+    """
 
     home: Home
     run: RunFolder
@@ -61,6 +67,7 @@ class Server:
     tls: Path | None
     find_scheduler: Callable[[], str | None]
     kept: bool
+    aliases: Aliases = NO_ALIASES
 
     def serve(self, listener: socket.socket, url: str) -> int:
         """Answer at a socket until SIGTERM, SIGINT, or, for a kept one, until nobody needs it; return the exit code.
@@ -110,7 +117,9 @@ class Server:
                 self._door.explain(str(error))
                 return False
             self._stack.push(opened.pop_all())
-        drivers = Drivers(records, objects, self.home, self.find_scheduler, self.tls, self._failed)
+        drivers = Drivers(
+            records, objects, self.home, self.find_scheduler, self.tls, self._failed, self.aliases
+        )
         service = JobService(records, objects, self.home, drivers, reconciler=drivers)
         self._door.open(make_app(service, token=self.token, allowed_hosts=self.allowed_hosts))
         self._records = records

@@ -15,8 +15,9 @@ from modelops.errors import ConflictError, RequestError
 from modelops.states import FAILURES
 from modelops.study.canonical import RESERVED
 from modelops.study.index_line import MAX_INDICES, IndexLine
+from modelops.study.pools import NAME_PATTERN, checked_pools
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
-from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS, WITH_UNTIL
+from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS, WITH_POOLS, WITH_UNTIL
 from modelops.study.stopping import MAX_OF_UNTIL, checked
 from modelops.study.wording import did_you_mean
 
@@ -64,6 +65,7 @@ def check_spec(spec: JobSpec) -> None:
     _check_line(spec)
     _check_seeds(spec)
     _check_until(spec)
+    _check_pools(spec)
     if spec.isolation not in ISOLATIONS:
         close = did_you_mean(spec.isolation, ISOLATIONS)
         raise RequestError(f"isolation = {spec.isolation!r} is none of {', '.join(ISOLATIONS)}{close}")
@@ -163,6 +165,13 @@ def _check_until(spec: JobSpec) -> None:
         )
 
 
+def _check_pools(spec: JobSpec) -> None:
+    if not (pools := checked_pools("pools", spec.asked_pools)):
+        return
+    if spec.format < WITH_POOLS:
+        raise ConflictError(f"pools = {list(pools)} needs format {WITH_POOLS}, not {spec.format}")
+
+
 def _check_limits(limits: Limits) -> None:
     _check_seconds("limits.replicate_timeout_s", limits.replicate_timeout_s)
     if limits.memory_bytes is not None:
@@ -238,6 +247,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Any]]] = {
             "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _integer(1, MAX_REPLICATES)]
         },
         "max_failures": _or_null(_integer(0, MAX_SMALL)),
+        "pools": {"items": {"type": "string", "pattern": NAME_PATTERN}},
     },
     "Limits": {
         "replicate_timeout_s": _SECONDS,

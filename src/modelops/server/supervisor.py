@@ -19,6 +19,7 @@ from modelops.server.give_up import give_up
 from modelops.states import FINAL_JOB_STATES
 from modelops.store.leases import RENEW_EVERY_S
 from modelops.store.rows import LeaseLostError
+from modelops.study.pools import NO_ALIASES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from modelops.store.driving import OpenJob
     from modelops.store.leases import Leases
     from modelops.study.ids import AttemptId, JobId
+    from modelops.study.pools import Aliases
 
 log = logging.getLogger(__name__)
 MAX_DRIVEN: Final = 64
@@ -67,6 +69,8 @@ class Supervisor:
         Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait.
     renew_every_s
         How often it says that it lives.
+    aliases
+        Which names of pools mean the same.
     on_recorded
         Told of each change of a job's state and whether it has ended, on the thread of its driver.
     """
@@ -82,11 +86,12 @@ class Supervisor:
         who: str,
         max_driven: int = MAX_DRIVEN,
         renew_every_s: float = RENEW_EVERY_S,
+        aliases: Aliases = NO_ALIASES,
         on_recorded: Callable[[JobId, bool], None] = lambda _job, _ended: None,
     ) -> None:
         self._records, self._objects, self._cache = records, objects, cache
         self._pool, self._leases, self._who, self._max_driven = pool, leases, who, max_driven
-        self._renew_every_s = renew_every_s
+        self._renew_every_s, self._aliases = renew_every_s, aliases
         self._taking = (
             threading.Lock()
         )  # while a lease is taken, which can take as long as the database wants
@@ -283,6 +288,7 @@ class Supervisor:
                 objects=self._objects,
                 cache=self._cache,
                 who=self._who,
+                aliases=self._aliases,
                 on_recorded=lambda ended: self._on_recorded(job.job, ended),
             )
             thread = threading.Thread(

@@ -38,6 +38,21 @@ class Reported(Protocol):
     def values(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
+class LivePool(Protocol):
+    """A pool as the driver of a job sees it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def workers(self) -> int: ...  # noqa: D102
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def running(self) -> int: ...  # noqa: D102
+    @property
+    def waiting_since(self) -> datetime | None: ...  # noqa: D102
+
+
 class Live(Protocol):
     """What a driver sees of its job that no row holds.
 
@@ -55,6 +70,8 @@ class Live(Protocol):
     def waiting_for(self) -> str: ...  # noqa: D102
     @property
     def doing(self) -> str: ...  # noqa: D102
+    @property
+    def pools(self) -> Sequence[LivePool]: ...  # noqa: D102
 
 
 class Driving(Protocol):
@@ -94,6 +111,22 @@ class ProgressView(msgspec.Struct, frozen=True):
     values: dict[str, Any]
 
 
+class PoolView(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of workers as a job sees it.
+
+    ``name``: as the study asks for it. ``asked``: it does; otherwise the job runs everywhere, and workers are in this
+    pool. ``workers``, ``slots``: connected now. ``counts``: the job's replicates in it, by status. ``waiting_since``:
+    since when the job asks for it and no worker of it is connected; null if there is one, or the job has ended.
+    """
+
+    name: str
+    asked: bool
+    workers: int
+    slots: int
+    counts: dict[str, int]
+    waiting_since: datetime | None
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it is now.
 
@@ -101,7 +134,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ``n_replicates``: of a parameter set, at most. ``eta``: seconds left, null if unknown. ``stalled``: why it
     does not get on, or empty. ``waiting_for``: what the database or the storage said, while one of them is away and the
     job waits. ``doing``: what is done before replicates can run, e.g. which packages are installed. ``driven``: a
-    driver of this server has it. ``tag``: changes when anything else here changes, but ``eta``.
+    driver of this server has it. ``pools``: those that it asks for, or else those where it ran or could. ``tag``:
+    changes when anything else here changes, but ``eta``.
     """
 
     job: str
@@ -127,6 +161,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     driven: bool
     n_workers: int
     progress: list[ProgressView]
+    pools: list[PoolView]
     n_events: int
     tag: str = ""
 
@@ -158,6 +193,7 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
         driven=live is not None,
         n_workers=n_workers,
         progress=_progress(spec, live),
+        pools=_pools(spec, picture, live),
         n_events=row.n_events,
     )
     said = msgspec.json.encode(msgspec.structs.replace(view, eta=None), order="deterministic")
@@ -195,3 +231,24 @@ def _progress(spec: JobSpec, live: Live | None) -> list[ProgressView]:
         param, replicate = spec.line.locate(reported.index)
         out.append(ProgressView(param, replicate, reported.fraction, dict(reported.values)))
     return out
+
+
+def _pools(spec: JobSpec, picture: Picture, live: Live | None) -> list[PoolView]:
+    lives = {pool.name: pool for pool in (live.pools if live is not None else ())}
+    asked = spec.asked_pools
+    found = []
+    for name in dict.fromkeys((*asked, *lives, *picture.pools)):
+        now, counts = lives.get(name), picture.pools.get(name, {})
+        if now is not None and now.running:
+            counts = {**counts, str(ReplicateStatus.RUNNING): now.running}
+        found.append(
+            PoolView(
+                name=name,
+                asked=name in asked,
+                workers=0 if now is None else now.workers,
+                slots=0 if now is None else now.slots,
+                counts=counts,
+                waiting_since=None if now is None else now.waiting_since,
+            )
+        )
+    return found

@@ -16,7 +16,7 @@ from modelops.study.ranges import Ranges
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from datetime import datetime
 
     from modelops.store.database import Database
@@ -96,6 +96,17 @@ class DrivingRecords:
         data = {"ranges": [list(pair) for pair in indices.pairs], "number": number}
         with self._database.writing() as sql:
             append_event(sql, job, self._clock(), who, RETRY, text, data, epoch=epoch)
+
+    def said_last(self, job: JobId, kinds: Collection[str]) -> list[tuple[str, datetime]]:
+        """Return what a job's events of these kinds say, each text once with its last time, the last at the end."""
+        e = schema.events.c
+        query = sa.select(e.text, e.at).where(e.job == job, e.kind.in_(list(kinds))).order_by(e.number)
+        found: dict[str, datetime] = {}
+        with self._database.reading() as sql:
+            for text, at in sql.execute(query):
+                found.pop(text, None)
+                found[text] = at
+        return list(found.items())
 
     def retried(self, job: JobId) -> list[tuple[Ranges, int]]:
         """Return what `record_retry` recorded in this run of the job, in that order."""

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A job at one moment. ``counts``, ``aggregates``: what is committed, by status; zeros are left out."""
+    """A job at one moment. ``counts``, ``aggregates``: what is committed, by status; zeros are left out.
+
+    ``pools``: likewise of the replicates, by the pool in which they ran.
+    """
 
     row: JobRow
     counts: dict[str, int]
     aggregates: dict[str, int]
+    pools: dict[str, dict[str, int]] = {}
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -117,11 +121,29 @@ def committed_file(records: Records, job: JobId, name: str) -> StoredFile | None
 
 
 def _picture(sql: sa.Connection, row: JobRow) -> Picture:
+    pools = _by_pool(sql, row)
+    counts: Counter[str] = Counter()
+    for of_pool in pools.values():
+        counts.update(of_pool)
     return Picture(
         row,
-        _added(sql, schema.segments, schema.segments.c.job == row.job),
+        {status: n for status, n in sorted(counts.items()) if n},
         _added(sql, schema.aggregates, schema.aggregates.c.job == row.job),
+        {name: of_pool for name, of_pool in sorted(pools.items()) if name},
     )
+
+
+def _by_pool(sql: sa.Connection, row: JobRow) -> dict[str, dict[str, int]]:
+    """Add up the ``counts`` of a job's segments by pool; those of none under an empty name."""
+    s = schema.segments.c
+    text = sa.cast(s.counts, sa.Text)
+    query = sa.select(s.pool, text, sa.func.count()).where(s.job == row.job).group_by(s.pool, text)
+    pools: dict[str, Counter[str]] = {}
+    for pool, counts, times in sql.execute(query):
+        total = pools.setdefault(pool or "", Counter())
+        for status, n in msgspec.json.decode(counts, type=dict[str, int]).items():
+            total[status] += times * n
+    return {name: {status: n for status, n in total.items() if n} for name, total in pools.items()}
 
 
 def _added(sql: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> dict[str, int]:

@@ -258,7 +258,11 @@ class Records(DrivingRecords, Runs):
             return [self._commit_segment(sql, job, epoch, ref) for ref in refs]
 
     def _commit_segment(self, sql: sa.Connection, job: JobId, epoch: int, ref: SegmentRef) -> bool:
-        columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": ref.execution}
+        columns = {
+            "counts": {str(k): n for k, n in ref.counts.items()},
+            "execution": ref.execution,
+            "pool": ref.pool,
+        }
         ranges = Ranges(ref.ranges)
         return self._commit(sql, job, epoch, ref, ranges, columns, _SEGMENTS)
 
@@ -272,7 +276,7 @@ class Records(DrivingRecords, Runs):
         kept
             What counts from now on of each segment that has such outcomes. By the rules of `commit_segment` otherwise.
         """
-        columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": None}
+        columns = {"counts": {str(k): n for k, n in ref.counts.items()}, "execution": None, "pool": None}
         with self._database.writing() as sql:
             hold(sql, job, epoch)
             trim(sql, job, kept)
@@ -394,7 +398,7 @@ def _segments(sql: sa.Connection, job: JobId) -> list[SegmentRef]:
         SegmentRef(
             attempt=AttemptId(row.attempt), name=row.name, digest=row.digest, n_bytes=row.n_bytes,
             ranges=covers.get(row.attempt, ()), counts={ReplicateStatus(k): n for k, n in row.counts.items()},
-            pack=row.pack, pack_bytes=row.pack_bytes, execution=row.execution,
+            pack=row.pack, pack_bytes=row.pack_bytes, execution=row.execution, pool=row.pool,
         )
         for row in rows
     ]  # fmt: skip

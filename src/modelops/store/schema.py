@@ -17,6 +17,7 @@ REVISIONS: Final = (
     "0002",
     "0003",
     "0004",
+    "0005",
 )  # every migration there is, oldest first; needed without importing alembic
 HEAD: Final = REVISIONS[-1]
 
@@ -132,6 +133,8 @@ segments = sa.Table(
     sa.Column("pack_bytes", sa.BigInteger, nullable=False),
     sa.Column("execution", sa.Text),
     sa.Column("committed_at", UtcTime, nullable=False),
+    # Of the worker that made it, as the job's driver called it; null if it was in none.
+    sa.Column("pool", sa.Text),
 )
 
 segment_ranges = sa.Table(

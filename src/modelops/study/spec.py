@@ -15,8 +15,9 @@ from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
 from modelops.study.stopping import Until
 
-FORMAT = 3  # 2: its parameters are not in "parameters.parquet"; 3: it has "until"
+FORMAT = 4  # 2: its parameters are not in "parameters.parquet"; 3: it has "until"; 4: it has "pools"
 WITH_UNTIL = 3
+WITH_POOLS = 4
 FIRST_PARAMETERS = "parameters.parquet"
 ISOLATIONS = ("warm", "fork", "spawn")
 
@@ -59,7 +60,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     per replicate number, or None, then seeds derive from ``study_seed``. ``min_success``: a float is a
     fraction of the replicates of a parameter set, an int a count. ``parameters``: the object below the job's
     folder that holds its parameter sets. ``until``: a parameter set gets no more replicates than this asks for; the
-    line has its ``max`` of each.
+    line has its ``max`` of each. ``pools``: where it may run, see `asked_pools`; left out of the record of a job that
+    may run everywhere.
     """
 
     format: int = 1
@@ -81,6 +83,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_failures: int | None = None
     parameters: str = FIRST_PARAMETERS
     until: Until | None = None
+    pools: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def asked_pools(self) -> tuple[str, ...]:
+        """The pools on whose workers alone it runs, as the modeler wrote them; none: it runs everywhere."""
+        return () if self.pools is msgspec.UNSET else self.pools
 
     def needed(self, n_replicates: int) -> int:
         """Return how many of ``n_replicates`` must succeed for an aggregate to run (at least 1)."""

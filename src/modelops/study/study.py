@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.errors import RequestError
 from modelops.states import FAILURES, ReplicateStatus
 from modelops.study.parameter_sets import ParameterSets
+from modelops.study.pools import checked_pools
 from modelops.study.quantities import n_bytes, seconds
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
 from modelops.study.spec import ISOLATIONS, NO_RETRY, Limits, RetryPolicy
@@ -104,6 +105,9 @@ class Study:
         Stop the job when the first replicates all fail in the same way (default True).
     max_failures
         Stop the job when more replicates than this did not succeed.
+    pools
+        Run on workers of these pools only: names of pools, or values of their labels. By default, and for ``[]``,
+        everywhere.
     name
         What the job is called; by default the bundle's name.
     """
@@ -125,6 +129,7 @@ class Study:
     retry: RetryPolicy | None = None
     fail_fast: bool | None = None
     max_failures: int | None = None
+    pools: str | Sequence[str] | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -149,6 +154,8 @@ class Study:
                 _check_kind("aggregate", name, str, "it must be a name or a list of names")
             if len(set(given)) < len(given):
                 raise RequestError(f"aggregate = {list(given)!r} names one twice")
+        if self.pools is not None:
+            checked_pools("pools", self.pools)
         if not isinstance(self.parameters, ParameterSets | str | Path | None):
             object.__setattr__(self, "parameters", parameter_sets(self.parameters))
 

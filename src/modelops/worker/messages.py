@@ -43,7 +43,8 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: object name below ``v1/jobs/<job>/``. ``digest``: SHA-256 of the object, hexadecimal.
     ``pack``: name of the object that holds its large outputs, or None; ``execution``: name of the object
-    with durations and hosts. ``watched``: for the driver of a job with ``until``, how each replicate ended and the
+    with durations and hosts. ``pool``: of the worker, as its driver calls it. ``watched``: for the
+    driver of a job with ``until``, how each replicate ended and the
     number of the output that decides, see `modelops.driver.needs`; not part of what is committed.
     """
 
@@ -56,6 +57,7 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
     pack: str | None = None
     pack_bytes: int = 0
     execution: str | None = None
+    pool: str | None = None
     watched: bytes | None = None
 
 
