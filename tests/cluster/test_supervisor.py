@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import modelops as mo
 from modelops.driver import machine
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
+from modelops.server.store_ledger import StoreLedger
 from modelops.states import JobState, ReplicateStatus
 from modelops.store.overview import picture
 from modelops.study.pools import Aliases, Membership
@@ -107,6 +109,31 @@ def test_a_recorded_cancel_is_heard_by_whoever_drives_next(
     server.wait_for(job, JobState.CANCELLED)
     table = held(server, job)
     wait_for(lambda: not [x for x in table() if x.state != "ended"], "the replicate is stopped")
+
+
+def test_a_cancel_that_comes_while_the_result_files_are_written_takes_nothing_away(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, finalize = threading.Event(), StoreLedger.finalize
+
+    def when_it_may(ledger: StoreLedger) -> Any:
+        assert may_go_on.wait(driving.DEADLINE_S)
+        return finalize(ledger)
+
+    monkeypatch.setattr(StoreLedger, "finalize", when_it_may)
+    (server.folder / "go").touch()
+    job = server.submit(write_bundle(WAITS), seeds=[4, 5])
+    supervisor = server.start()
+    server.wait_for(job, JobState.FINALIZING)
+    assert server.records.ask_cancel(job, "somebody")
+    supervisor.wake()
+    may_go_on.set()
+    server.wait_for(job, JobState.SUCCEEDED)  # all had succeeded when it was asked
+    kinds = [event.kind for event in server.records.events(job)]
+    assert kinds[-3:] == ["cancel_wanted", "results_written", "all_succeeded"]
+    assert server.records.counts(job) == {ReplicateStatus.SUCCEEDED: 2}
+    assert n_starts(server.folder) == 2
+    assert not server.records.ask_cancel(job, "too late")
 
 
 def held(server: Server, job: JobId) -> Callable[[], list[HeldAttempt]]:
