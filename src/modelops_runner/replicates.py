@@ -24,6 +24,7 @@ from modelops_runner.values import InvalidOutputError, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
     from modelops_runner.workspace import Workspace
@@ -156,14 +157,14 @@ class Replicates:
             put = self._sheet.put
         finished = 0
         after, cpu_at, read_at, told_at = 0.0, 0.0, 0.0, 0.0
-        for one in sets:
+        for one in _each_set(sets):
             raw, index = one["params"], one["index"]
             flat = _SCALARS.issuperset(map(type, raw.values()))
-            for offset, seed in enumerate(one["seeds"]):
+            for seed in one["seeds"]:
                 params = dict(raw) if flat else values.untagged(raw)
                 args: tuple[Any, ...]
                 if takes_context:
-                    args = (params, seed, self._context(one, offset, checkpoint_root))
+                    args = (params, seed, self._context(one, index - one["index"], checkpoint_root))
                 else:
                     args = (params, seed)
                 stdio.flush()
@@ -241,7 +242,7 @@ class Replicates:
             raise forking.refuse(reason)
         missing = forking.other_threads()
         finished = 0
-        for one in sets:
+        for one in _each_set(sets):
             for offset, seed in enumerate(one["seeds"]):
                 index = one["index"] + offset
                 args: tuple[Any, ...] = (values.untagged(one["params"]), seed)
@@ -340,7 +341,7 @@ class Replicates:
             param=one["param"],
             replicate=one["replicate"] + offset,
             seed=one["seeds"][offset],
-            entropy_key=one.get("entropy_key", ""),
+            entropy_key=one.get("entropy_key") or _entropy_key(*one.get("entropy", (0, ""))),
             checkpoint_root=checkpoint_root,
             tmpdir=self._workspace.tmpdir,
             ask=self._channel.request,
@@ -457,6 +458,39 @@ class Replicates:
             self._in_child = True
             self._channel.detach()
             self._reports.forked()
+
+
+def _each_set(sets: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield sets one by one, those of tables, too; ``entropy`` is what the key of such a set is made from."""
+    for one in sets:
+        if "each" not in one:
+            yield one
+            continue
+        each, seeds, ids, study_seed = (
+            one["each"],
+            one["seeds"],
+            one.get("param_ids"),
+            one.get("study_seed", 0),
+        )
+        param, index, replicate = one["param"], one["index"], one["replicate"]
+        for nth, params in enumerate(one["params"]):
+            at = nth * each
+            yield {
+                "params": params,
+                "param": param + nth,
+                "index": index + at,
+                "replicate": replicate,
+                "seeds": seeds[at : at + each],
+                "entropy": (study_seed, ids[32 * nth : 32 * nth + 32] if ids else ""),
+            }
+
+
+def _entropy_key(study_seed: int, param_id: str) -> str:
+    """Return the entropy key of a parameter set, see ``docs/reference/seeds.md``; hexadecimal."""
+    from hashlib import blake2b
+
+    material = study_seed.to_bytes(8, "little") + bytes.fromhex(param_id)
+    return blake2b(material, digest_size=16, person=b"modelops.entr.1").hexdigest()
 
 
 def _never(_result: object) -> None:

@@ -170,14 +170,19 @@ class Server:
 
     def _run(self, identifier: object, params: dict[str, Any]) -> str:
         replicates = self._ready()
-        sets = need(params, "sets", list)
+        listed, tables = need(params, "sets", list), need(params, "tables", list, [])
+        sets = [*listed, *tables]
         for one in sets:
             if not isinstance(one, dict):
                 raise RpcError(INVALID_PARAMS, "a set is an object")
-            need(one, "params", dict)
             need(one, "seeds", list)
             for key in ("param", "index", "replicate"):
                 need(one, key, int)
+        for one in listed:
+            need(one, "params", dict)
+        for one in tables:
+            if need(one, "each", int) * len(need(one, "params", list)) != len(one["seeds"]):
+                raise RpcError(INVALID_PARAMS, "a table has another number of seeds than of replicates")
         model = replicates.model(need(params, "entry", str), wire=need(params, "wire", bool, False))
         root = params.get("checkpoint_root")
         if self._isolation == "fork":
@@ -291,7 +296,11 @@ class Server:
         return self._replicates
 
 
-CAPABILITIES: dict[str, object] = {"isolation": ["warm", "fork", "spawn"], "aggregate_incremental": True}
+CAPABILITIES: dict[str, object] = {
+    "isolation": ["warm", "fork", "spawn"],
+    "aggregate_incremental": True,
+    "tables": True,
+}
 
 
 def need(params: dict[str, Any], name: str, kind: type, default: Any = _MISSING) -> Any:

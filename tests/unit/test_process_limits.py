@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modelops.processes.cgroup import CgroupHome, candidate_homes, flat_keyed
 from modelops.processes.environ import THREAD_LIMITS, runner_environ
-from modelops.processes.outcome import after, indices
+from modelops.processes.outcome import AnySet, after, indices, one_by_one
 from modelops.processes.pool import first_frame
 from modelops.rpc import ReplicateSet
 
@@ -99,7 +99,7 @@ def test_the_rest_of_a_chunk_is_what_lies_behind_the_finished_ones(
     sizes: list[tuple[int, int]], n: int
 ) -> None:
     sets = sets_of(sizes)
-    rest = after(sets, n)
+    rest = one_by_one(after([*sets], n))
     assert indices(rest) == indices(sets)[n:]
     for one in rest:
         whole = sets[one.param]
@@ -110,7 +110,7 @@ def test_the_rest_of_a_chunk_is_what_lies_behind_the_finished_ones(
 @settings(deadline=None)
 @given(sizes=SIZES, limit=st.integers(1, 5000))
 def test_requests_of_bounded_size_cover_a_chunk_in_order(sizes: list[tuple[int, int]], limit: int) -> None:
-    left = sets_of(sizes)
+    left: list[AnySet] = [*sets_of(sizes)]
     wanted, got = indices(left), []
     while left:
         batch = first_frame(left, limit)

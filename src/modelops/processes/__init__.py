@@ -3,6 +3,7 @@
 from modelops.processes.context import ContextDesk, GivenUpError
 from modelops.processes.outcome import (
     AggregateOutcome,
+    AnySet,
     FileSlice,
     FloatOutcomes,
     LogSink,
@@ -16,11 +17,12 @@ from modelops.processes.outcome import (
 )
 from modelops.processes.pool import ProcessPool
 from modelops.processes.stop import StopSignal
-from modelops.rpc import AggregateSet, ReplicateSet
+from modelops.rpc import AggregateSet, ReplicateSet, ReplicateTable
 
 __all__ = [
     "AggregateOutcome",
     "AggregateSet",
+    "AnySet",
     "ContextDesk",
     "FileSlice",
     "FloatOutcomes",
@@ -31,6 +33,7 @@ __all__ = [
     "ProcessPool",
     "ReplicateError",
     "ReplicateSet",
+    "ReplicateTable",
     "Row",
     "RunEnd",
     "RunnerSpec",

@@ -23,6 +23,7 @@ from modelops.processes.outcome import (
     SpooledFile,
     fingerprint,
     indices,
+    one_by_one,
 )
 from modelops.processes.process import REFUSED, Kill
 from modelops.rpc import (
@@ -35,20 +36,21 @@ from modelops.rpc import (
     FinishedFloats,
     ProgressNote,
     ReplicatesRun,
+    ReplicateTable,
     decode_output,
     spool_file,
 )
 from modelops.states import OUTCOMES, ReplicateStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from modelops.processes.context import Conversation
+    from modelops.processes.outcome import AnySet
     from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
-    from modelops.rpc import ReplicateSet
 
 DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
 FORK_SLACK_S = 1.0
@@ -153,7 +155,7 @@ class ChunkRun:
         self,
         process: RunnerProcess,
         entry: str,
-        sets: list[ReplicateSet],
+        sets: Sequence[AnySet],
         *,
         on_outcome: Callable[[Outcome], None],
         stop: StopSignal,
@@ -184,10 +186,14 @@ class ChunkRun:
         self._since = self._sent = time.monotonic()
         if self._sheet is not None:
             self._sheet.begin()
+        tables = tuple(one for one in self._sets if isinstance(one, ReplicateTable))
+        if len(tables) < len(self._sets) or not process.takes_tables:
+            tables = ()
         request_id = process.request(
             ReplicatesRun(
                 entry=self._entry,
-                sets=tuple(self._sets),
+                sets=() if tables else tuple(one_by_one(self._sets)),
+                tables=tables or msgspec.UNSET,
                 wire=process.spec.wire,
                 checkpoint_root=self._conversation.root,
                 replicate_timeout_s=process.spec.replicate_timeout_s,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from modelops.rpc import ReplicateSet, ReplicateTable
 from modelops.states import ReplicateStatus
+from modelops.study.ids import ParamId
+from modelops.study.seeds import entropy_key
 
-if TYPE_CHECKING:
-    from modelops.rpc import ReplicateSet
+AnySet: TypeAlias = ReplicateSet | ReplicateTable
 
 LogSink = Callable[[int | None, bytes], None]
 """Takes what was printed: ``(index, text)``, in order; None: outside of any replicate (imports)."""
@@ -48,24 +50,68 @@ class RunnerSpec:
     incarnation: str = ""
 
 
-def first(one: ReplicateSet, n: int) -> ReplicateSet:
-    """Return the first ``n`` replicates of a set."""
-    return msgspec.structs.replace(one, seeds=one.seeds[:n])
+def part(one: AnySet, lo: int, hi: int) -> list[AnySet]:
+    """Return those of its replicates at the positions ``lo <= i < hi``; of a table, sets at both edges may be cut."""
+    if isinstance(one, ReplicateSet):
+        cut = {"index": one.index + lo, "replicate": one.replicate + lo, "seeds": one.seeds[lo:hi]}
+        return [msgspec.structs.replace(one, **cut)] if lo < hi else []
+    each = one.each
+    parts: list[AnySet] = []
+    while lo < hi:
+        nth, within = divmod(lo, each)
+        n_whole = 0 if within else (hi - lo) // each
+        end = lo + n_whole * each if n_whole else min(hi, (nth + 1) * each)
+        last = nth + max(n_whole, 1)
+        parts.append(
+            msgspec.structs.replace(
+                one,
+                each=each if n_whole else end - lo,
+                params=one.params[nth:last],
+                param=one.param + nth,
+                index=one.index + lo,
+                replicate=one.replicate + within,
+                seeds=one.seeds[lo:end],
+                param_ids=one.param_ids and one.param_ids[32 * nth : 32 * last],
+            )
+        )
+        lo = end
+    return parts
 
 
-def after(sets: list[ReplicateSet], n: int) -> list[ReplicateSet]:
+def nth_set(one: ReplicateTable, nth: int) -> ReplicateSet:
+    """Return one of the sets of a table by itself."""
+    param_id = one.param_ids and ParamId(one.param_ids[32 * nth : 32 * (nth + 1)])
+    return ReplicateSet(
+        params=one.params[nth],
+        param=one.param + nth,
+        index=one.index + nth * one.each,
+        replicate=one.replicate,
+        seeds=one.seeds[nth * one.each : (nth + 1) * one.each],
+        entropy_key=entropy_key(one.study_seed, param_id or None).hex(),
+    )
+
+
+def after(sets: list[AnySet], n: int) -> list[AnySet]:
     """Return what is left of a chunk behind its first ``n`` replicates."""
     for i, one in enumerate(sets):
         if n < len(one.seeds):
-            rest = msgspec.structs.replace(
-                one, index=one.index + n, replicate=one.replicate + n, seeds=one.seeds[n:]
-            )
-            return [rest, *sets[i + 1 :]]
+            return [*part(one, n, len(one.seeds)), *sets[i + 1 :]]
         n -= len(one.seeds)
     return []
 
 
-def indices(sets: list[ReplicateSet]) -> list[int]:
+def one_by_one(sets: Sequence[AnySet]) -> list[ReplicateSet]:
+    """Return the same without tables."""
+    found: list[ReplicateSet] = []
+    for one in sets:
+        if isinstance(one, ReplicateTable):
+            found += [nth_set(one, nth) for nth in range(len(one.params))]
+        else:
+            found.append(one)
+    return found
+
+
+def indices(sets: Sequence[AnySet]) -> list[int]:
     """Return all indices of a chunk, in order."""
     return [index for one in sets for index in range(one.index, one.index + len(one.seeds))]
 

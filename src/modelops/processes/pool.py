@@ -29,11 +29,12 @@ from modelops.processes.aggregates import make_aggregates
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.context import Conversation
-from modelops.processes.outcome import RunEnd, after, first, indices
+from modelops.processes.outcome import RunEnd, after, indices, part
 from modelops.processes.process import Kill, RunnerProcess
 from modelops.processes.reaper import Reaper
 from modelops.processes.stop import StopSignal
 from modelops.processes.watch import STALLED_AFTER_S, Watch
+from modelops.rpc import ReplicateTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,17 +42,19 @@ if TYPE_CHECKING:
     from modelops.processes.context import ContextDesk
     from modelops.processes.outcome import (
         AggregateOutcome,
+        AnySet,
         FloatOutcomes,
         LogSink,
         Outcome,
         Row,
         RunnerSpec,
     )
-    from modelops.rpc import AggregateSet, ReplicateSet
+    from modelops.rpc import AggregateSet
 
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
 FRAME_BYTES = 8 * 1024 * 1024
+DIGITS = 21  # of a seed, at most, and what is between two
 STARTS = 3  # fresh processes in a row that may die before they begin
 # These come from outside (the kernel out of memory, an operator): they say nothing of the bundle.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -123,7 +126,7 @@ class ProcessPool:
         self,
         spec: RunnerSpec,
         entry: str,
-        sets: Sequence[ReplicateSet],
+        sets: Sequence[AnySet],
         *,
         on_outcome: Callable[[Outcome], None],
         on_floats: Callable[[FloatOutcomes], None] | None = None,
@@ -171,7 +174,7 @@ class ProcessPool:
         while pending and not stop.stopped and not (stop.gives_back and n_ended):
             safe = replace(spec, isolation="spawn") if spec in self._unforkable else spec
             try:
-                part = self._run_part(
+                end = self._run_part(
                     safe,
                     entry,
                     pending,
@@ -194,9 +197,9 @@ class ProcessPool:
                     raise
                 raise StartFailedError(death.doing, death.returncode, death.stderr_tail) from death
             deaths = 0
-            n_ended += part.n
-            pending = after(pending, part.n)
-            if part.stopped:
+            n_ended += end.n
+            pending = after(pending, end.n)
+            if end.stopped:
                 break
         return RunEnd(unstarted=tuple(indices(pending)))
 
@@ -204,7 +207,7 @@ class ProcessPool:
         self,
         spec: RunnerSpec,
         entry: str,
-        pending: list[ReplicateSet],
+        pending: list[AnySet],
         *,
         on_outcome: Callable[[Outcome], None],
         on_floats: Callable[[FloatOutcomes], None] | None,
@@ -213,12 +216,12 @@ class ProcessPool:
         conversation: Conversation,
     ) -> PartEnd:
         alone = spec.isolation == "spawn"  # a new interpreter for every replicate
-        batch = [first(pending[0], 1)] if alone else first_frame(pending, FRAME_BYTES)
+        batch = part(pending[0], 0, 1) if alone else first_frame(pending, FRAME_BYTES)
         with self._process(spec, [entry], log) as process:
             if spec.isolation == "fork" and (reason := process.fork_refused) is not None:
                 raise ForkRefusedError(f"fork isolation is not safe in this bundle: {reason}")
             reused = process.runs > 0
-            part = ChunkRun(
+            end = ChunkRun(
                 process,
                 entry,
                 batch,
@@ -228,9 +231,9 @@ class ProcessPool:
                 start_timeout_s=self._start_timeout_s,
                 conversation=conversation,
             ).run()
-            if part.not_begun and not reused:
+            if end.not_begun and not reused:
                 raise process.death("replicates/run")
-            return part
+            return end
 
     def not_forked(self, spec: RunnerSpec) -> str | None:
         """Return why replicates of this spec, which asks for forks, run in new interpreters instead."""
@@ -479,17 +482,28 @@ def _for_aggregates(spec: RunnerSpec) -> RunnerSpec:
     return replace(spec, isolation="warm") if spec.isolation == "fork" else spec
 
 
-def first_frame(sets: list[ReplicateSet], limit_bytes: int) -> list[ReplicateSet]:
+def first_frame(sets: list[AnySet], limit_bytes: int) -> list[AnySet]:
     """Return as many sets from the front as fit one request (at least part of one)."""
     size = 0
     for i, one in enumerate(sets):
-        room = limit_bytes - size - len(bytes(one.params)) - 200
-        n = max(room // 21, 0)  # a seed has at most 19 digits
-        if n < len(one.seeds):
-            if i and n < 1:
-                return sets[:i]
-            return [*sets[:i], first(one, max(n, 1))]
-        size += len(bytes(one.params)) + 200 + 21 * len(one.seeds)
+        if isinstance(one, ReplicateTable):
+            each, head, sizes = one.each, 40, [len(bytes(params)) for params in one.params]
+        else:
+            each, head, sizes = len(one.seeds), 200, [len(bytes(one.params))]
+        whole = sum(sizes) + (head + DIGITS * each) * len(sizes)
+        if size + whole <= limit_bytes:
+            size += whole
+            continue
+        fitting = 0
+        for n_bytes in sizes:
+            size += n_bytes + head
+            n = max((limit_bytes - size) // DIGITS, 0)
+            if n < each:
+                fitting += n if n or i or fitting else 1
+                break
+            fitting += each
+            size += DIGITS * each
+        return [*sets[:i], *part(one, 0, fitting)]
     return sets
 
 

@@ -240,6 +240,11 @@ class RunnerProcess:
         return self.info.capabilities.fork_refused if self.info is not None else None
 
     @property
+    def takes_tables(self) -> bool:
+        """Whether it takes many parameter sets in one piece."""
+        return self.info is not None and self.info.capabilities.tables
+
+    @property
     def pid(self) -> int:
         """Its pid."""
         return self._child.pid

@@ -58,12 +58,33 @@ class ReplicateSet(msgspec.Struct, frozen=True, kw_only=True):
     entropy_key: str
 
 
+class ReplicateTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive parameter sets, with the same ``each`` consecutive replicates of each, in one piece.
+
+    ``params``: tagged JSON of an object each. ``seeds``: set by set. ``param_ids``: hexadecimal, 32 digits of each set;
+    None: they have the random numbers of the study in common. ``param``, ``index``, ``replicate``: of the first.
+    """
+
+    each: int
+    params: tuple[msgspec.Raw, ...]
+    param: int
+    index: int
+    replicate: int
+    seeds: tuple[int, ...]
+    study_seed: int
+    param_ids: str | None
+
+
 class ReplicatesRun(Wire, frozen=True, kw_only=True):
-    """Run these replicates in order. ``floats``: outputs that are nothing else may come as `Floats`."""
+    """Run these replicates in order, those of ``tables`` behind those of ``sets``.
+
+    ``floats``: outputs that are nothing else may come as `Floats`.
+    """
 
     METHOD: ClassVar[str] = "replicates/run"
     entry: str
     sets: tuple[ReplicateSet, ...]
+    tables: tuple[ReplicateTable, ...] | msgspec.UnsetType = msgspec.UNSET
     wire: bool = False
     checkpoint_root: str | None = None
     replicate_timeout_s: float | None = None
@@ -147,10 +168,11 @@ class Cancel(Wire, frozen=True, kw_only=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What this runner offers."""
+    """What this runner offers. ``tables``: it takes `ReplicatesRun.tables`."""
 
     isolation: tuple[str, ...]
     aggregate_incremental: bool = False
+    tables: bool = False
     fork_refused: str | None = None
 
 

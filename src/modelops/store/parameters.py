@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import islice
 from tempfile import TemporaryFile
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import JobId
 
 ROW_GROUP: Final = 65_536
+_DIGESTS: Final = "modelops.digests"
 _ADVICE: Final = "put it back from a backup, or submit the study again"
 _SCHEMA: Final = pa.schema(
     [("param", pa.int64()), ("param_id", pa.string()), ("canonical", pa.large_string())],
@@ -95,12 +96,15 @@ def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
     """Write ``parameters.parquet`` to an open file, and return how many parameter sets it holds."""
     it, n = iter(canonicals), 0
     with pq.ParquetWriter(file, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
+        digests: list[str] = []
         while group := list(islice(it, ROW_GROUP)):
             params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
             ids = columns.text(param_ids(group))
             texts = columns.binary(group).cast(pa.large_string())
             writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
+            digests.append(_digest(ids, texts))
             n += len(group)
+        writer.add_key_value_metadata({_DIGESTS: ",".join(digests)})
     return n
 
 
@@ -127,7 +131,8 @@ class Parameters:
         else:
             self._file = _open(path, whole)
         self._lock = threading.Lock()
-        self._group = lru_cache(maxsize=2)(self._read_group)
+        self._digests = _digests_in(self._file)
+        self._group = lru_cache(maxsize=2)(partial(self._columns, locked=True))
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -139,21 +144,29 @@ class Parameters:
 
     def read(self, lo: int, hi: int) -> list[ParameterSet]:
         """Return the parameter sets ``lo <= param < hi``."""
-        out: list[ParameterSet] = []
+        return [
+            ParameterSet(lo + i, ParamId(p), c)
+            for i, (p, c) in enumerate(zip(*self.columns(lo, hi), strict=True))
+        ]
+
+    def columns(self, lo: int, hi: int) -> tuple[list[str], list[bytes]]:
+        """Return ids and canonical forms of the parameter sets ``lo <= param < hi``."""
+        ids: list[str] = []
+        texts: list[bytes] = []
         while lo < min(hi, len(self)):
             group, at = divmod(lo, ROW_GROUP)
             with self._lock:
-                sets = self._group(group)[at : at + hi - lo]
-            out += sets
-            lo += len(sets)
-        return out
+                all_ids, all_texts = self._group(group)
+            end = min(at + hi - lo, len(all_ids))
+            ids += all_ids[at:end]
+            texts += all_texts[at:end]
+            lo += end - at
+        return ids, texts
 
     def groups(self) -> Iterator[list[ParameterSet]]:
         """Yield all parameter sets in order, a row group at a time."""
         for group in range(self._file.num_row_groups):
-            with self._lock:
-                sets = self._group(group)
-            yield sets
+            yield self.read(group * ROW_GROUP, (group + 1) * ROW_GROUP)
 
     def param_of(self, wanted: str) -> int:
         """Return the ordinal that a ``param_id`` has. Raises KeyError with a sentence."""
@@ -182,11 +195,6 @@ class Parameters:
         """How many row groups there are."""
         return int(self._file.num_row_groups)
 
-    def _read_group(self, group: int) -> list[ParameterSet]:
-        first = group * ROW_GROUP
-        both = zip(*self._columns(group, locked=True), strict=True)
-        return [ParameterSet(first + i, ParamId(p), c) for i, (p, c) in enumerate(both)]
-
     def _columns(self, group: int, *, locked: bool = False) -> tuple[list[str], list[bytes]]:
         """Return ids and canonical forms of a row group, in which each id is that of the form."""
         try:
@@ -194,17 +202,39 @@ class Parameters:
                 table = self._file.read_row_group(group).combine_chunks()
             numbers = columns.fixed_values(columns.only_chunk(table, "param"))
             stored = columns.only_chunk(table, "param_id")
-            texts = columns.binary_values(columns.only_chunk(table, "canonical").view(pa.large_binary()))
+            canonical = columns.only_chunk(table, "canonical")
+            texts = columns.binary_values(canonical.view(pa.large_binary()))
         except (pa.ArrowException, OSError, ValueError, LookupError) as e:
             raise IntegrityError(f"{self._name} is damaged: {e}; {_ADVICE}") from e
         first = group * ROW_GROUP
         whole = np.array_equal(numbers, np.arange(first, min(first + ROW_GROUP, len(self))))
-        ids = param_ids(texts)
-        if not whole or not stored.equals(columns.text(ids)):
+        if self._digests and self._digests[group : group + 1] == [_digest(stored, canonical)]:
+            ids = stored.to_pylist()
+        else:
+            ids = param_ids(texts)
+            whole = whole and stored.equals(columns.text(ids))
+        if not whole:
             raise IntegrityError(
                 f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
             )
         return ids, texts
+
+
+def _digest(ids: pa.Array, texts: pa.Array) -> str:
+    """Return the SHA-256 of the ids and canonical forms of a row group: what tells that they are as written."""
+    digest = sha256()
+    for array, kind in ((ids, np.int32), (texts, np.int64)):
+        _, ends_buffer, data = array.buffers()
+        ends = np.frombuffer(ends_buffer, kind, len(array) + 1, array.offset * np.dtype(kind).itemsize)
+        digest.update(np.diff(ends).astype("<i8").tobytes())
+        digest.update(memoryview(data or b"")[int(ends[0]) : int(ends[-1])])
+    return digest.hexdigest()
+
+
+def _digests_in(file: pq.ParquetFile) -> list[str]:
+    """Return the digests of the row groups; none if an older ModelOps wrote the file."""
+    text = (file.metadata.metadata or {}).get(_DIGESTS.encode(), b"").decode("ascii", "replace")
+    return text.split(",") if text else []
 
 
 def _open(source: Any, name: str) -> pq.ParquetFile:

@@ -20,7 +20,7 @@ from modelops.worker.sets import replicate_sets
 
 if TYPE_CHECKING:
     from modelops.environments import Environment
-    from modelops.processes import ReplicateSet
+    from modelops.processes import AnySet
     from modelops.study.ids import JobId
     from modelops.study.ranges import Ranges
     from modelops.worker.runtime import WorkerRuntime
@@ -43,7 +43,7 @@ class JobContext:
         """Whether the bundle's folder is still the one that was there when this was loaded. Two microseconds."""
         return snapshot_mark(Path(self.runner.snapshot)) == self.snapshot_mark
 
-    def sets(self, indices: Ranges) -> list[ReplicateSet]:
+    def sets(self, indices: Ranges) -> list[AnySet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
         return replicate_sets(self.spec, self.parameters, indices)
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from modelops.processes import ReplicateSet
+from modelops.processes import ReplicateSet, ReplicateTable
+from modelops.processes.outcome import part
 from modelops.study.seeds import entropy_key, seed_key, seed_keys, seeds_at, seeds_of
 
 if TYPE_CHECKING:
+    from modelops.processes import AnySet
     from modelops.store.parameters import Parameters
     from modelops.study.ids import ParamId
     from modelops.study.index_line import Block
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
     from modelops.study.spec import JobSpec
 
 
-def replicate_sets(spec: JobSpec, parameters: Parameters, indices: Ranges) -> list[ReplicateSet]:
-    """Return the sets of a request for these indices, in order of index; the same as `replicate_set`, many at once."""
-    sets: list[ReplicateSet] = []
+def replicate_sets(spec: JobSpec, parameters: Parameters, indices: Ranges) -> list[AnySet]:
+    """Return the sets of a request for these indices, in order of index, many in one piece where they are whole."""
+    sets: list[AnySet] = []
     for lo, hi in indices.pairs:
         k = lo
         while k < hi:
@@ -31,13 +33,13 @@ def replicate_sets(spec: JobSpec, parameters: Parameters, indices: Ranges) -> li
     return sets
 
 
-def _of_block(spec: JobSpec, parameters: Parameters, block: Block, lo: int, hi: int) -> list[ReplicateSet]:
+def _of_block(spec: JobSpec, parameters: Parameters, block: Block, lo: int, hi: int) -> list[AnySet]:
+    """Return the sets of these indices: those at both edges may be parts of sets."""
     n = block.n_replicates
     first, last = (lo - block.base) // n, (hi - 1 - block.base) // n
-    rows = parameters.read(block.p0 + first, block.p0 + last + 1)
+    ids, texts = parameters.columns(block.p0 + first, block.p0 + last + 1)
     nth, replicates = np.divmod(np.arange(lo - block.base, hi - block.base, dtype=np.int64), n)
     replicates += block.r0
-    ids = [row.param_id for row in rows]
     if spec.seeds is not None:
         seeds = [spec.seeds[r] for r in replicates.tolist()]
     elif spec.common_random_numbers:
@@ -46,22 +48,18 @@ def _of_block(spec: JobSpec, parameters: Parameters, block: Block, lo: int, hi: 
     else:
         keys = seed_keys(spec.study_seed, ids)[nth - first]
         seeds = seeds_at(keys[:, 0], keys[:, 1], replicates).tolist()
-    of_all = entropy_key(spec.study_seed, None).hex() if spec.common_random_numbers else None
-    sets, at = [], lo
-    for row in rows:
-        end = min(hi, block.base + (row.param - block.p0 + 1) * n)
-        sets.append(
-            ReplicateSet(
-                params=msgspec.Raw(row.canonical),
-                param=row.param,
-                index=at,
-                replicate=block.r0 + (at - block.base) % n,
-                seeds=tuple(seeds[at - lo : end - lo]),
-                entropy_key=of_all or entropy_key(spec.study_seed, row.param_id).hex(),
-            )
-        )
-        at = end
-    return sets
+    before, behind = block.base + first * n, block.base + (last + 1) * n
+    whole = ReplicateTable(
+        each=n,
+        params=tuple(map(msgspec.Raw, texts)),
+        param=block.p0 + first,
+        index=before,
+        replicate=block.r0,
+        seeds=(*[0] * (lo - before), *seeds, *[0] * (behind - hi)),
+        study_seed=spec.study_seed,
+        param_ids=None if spec.common_random_numbers else "".join(ids),
+    )
+    return part(whole, lo - before, hi - before)
 
 
 def replicate_set(
