@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
 from modelops.store import AlreadyExistsError, Objects
-from modelops.store.objects import FolderObjects
+from modelops.store.objects import Content, FolderObjects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,17 @@ def test_the_size_of_an_object_is_that_of_its_bytes(objects: Objects) -> None:
             objects.size(absent)
 
 
+def test_what_is_stored_together_is_all_there_but_what_was_taken(objects: Objects) -> None:
+    objects.put_new("x/taken", b"first")
+    contents: dict[str, Content] = {"x/taken": b"second", "x/new": iter([b"pie", b"ces"]), "y/z/new": b"else"}
+    assert objects.put_together(contents) == {"x/taken"}
+    assert {name: objects.get(name) for name in contents} == {
+        "x/taken": b"first", "x/new": b"pieces", "y/z/new": b"else",
+    }  # fmt: skip
+    objects.replace_together({"x/taken": b"third", "y/other": b"new"})
+    assert (objects.get("x/taken"), objects.get("y/other")) == (b"third", b"new")
+
+
 def test_put_replaces(objects: Objects) -> None:
     objects.put("results/a", b"one")
     objects.put("results/a", iter([b"t", b"wo"]))
@@ -139,6 +151,47 @@ def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         objects.put_new("a/b", pieces())
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
     objects.put_new("a/b", b"whole")
+
+
+def test_files_are_on_disk_before_they_are_named_and_names_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, synced, sync, link = Objects.open(tmp_path / "objects"), [], os.fsync, os.link
+
+    def syncing(file: int) -> None:
+        sync(file)
+        synced.append(os.fstat(file).st_ino)
+
+    def linking(source: Path, target: Path) -> None:
+        assert source.stat().st_ino in synced, f"{target} is named before its bytes are on disk"
+        link(source, target)
+        if target.parent.stat().st_ino in synced:
+            synced.remove(target.parent.stat().st_ino)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "link", linking)
+    for names in (["a/b/one", "a/c/two"], ["a/b/three", "four"]):
+        objects.put_together(dict.fromkeys(names, b"bytes"))
+        for name in names:
+            path = tmp_path / "objects" / name
+            above = path.parents[: path.parents.index(tmp_path)]
+            assert {path.stat().st_ino, *(folder.stat().st_ino for folder in above)} <= set(synced)
+    assert not list((tmp_path / "objects" / ".tmp").iterdir())
+
+
+def test_a_file_that_cannot_be_synced_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, sync = Objects.open(tmp_path), os.fsync
+
+    def failing(file: int) -> None:
+        if os.fstat(file).st_size == 3:
+            raise OSError(errno.EIO, "no such luck")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError, match="no such luck"):
+        objects.put_together({"a": b"good", "b": b"bad", "c": b"good"})
+    assert list(objects.list("")) == []
+    assert not list((tmp_path / ".tmp").iterdir())
 
 
 def test_only_a_folder_has_local_paths(objects: Objects) -> None:

@@ -29,7 +29,7 @@ from modelops.errors import (
     StorageError,
 )
 from modelops.states import JOB_NEXT, JobEvent, JobState, ReplicateStatus
-from modelops.store import AlreadyExistsError, ChangedMeanwhileError, LeaseLostError, Records
+from modelops.store import AlreadyExistsError, ChangedMeanwhileError, LeaseLostError, Records, schema
 from modelops.store.database import Database
 from modelops.store.schema import HEAD, REVISIONS, metadata
 from modelops.study.ids import AttemptId, JobId, new_job_id
@@ -136,6 +136,35 @@ def test_sqlite_is_opened_durably(sqlite_url: str) -> None:
         }
     database.close()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_what_may_wait_for_the_next_sync_changes_nothing_for_what_may_not(records: Records) -> None:
+    database = records.database
+
+    def synced() -> object:
+        if database.engine.dialect.name != "sqlite":
+            return 2
+        with database.reading() as sql:
+            return sql.scalar(sa.text("PRAGMA synchronous"))
+
+    def events() -> int:
+        return len(records.events(JOB))
+
+    records.create_job(JOB, b"{}")
+    before = events()
+    with database.writing_with_next() as sql:
+        sql.execute(sa.update(schema.jobs).values(reason="written"))
+    assert (records.job(JOB).reason, synced()) == ("written", 2)
+
+    def fail() -> None:
+        with database.writing_with_next() as sql:
+            sql.execute(sa.update(schema.jobs).values(reason="not written"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (records.job(JOB).reason, synced()) == ("written", 2)
+    assert events() == before
 
 
 def test_a_job_is_recorded_once(records: Records) -> None:

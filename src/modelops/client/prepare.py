@@ -18,7 +18,6 @@ from modelops.client.study_files import completed
 from modelops.store import AlreadyExistsError
 from modelops.store.fetch import bundle_object
 from modelops.store.parameters import write_parameters
-from modelops.store.segments import job_folder
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.parameter_sets import distinct_canonicals
 from modelops.who import whoami
@@ -70,9 +69,8 @@ def prepare_job(
     canonicals = distinct_canonicals(study.sets())
     job = new_job_id()
     store_bundle(objects, snapshot, digest)
-    write_parameters(objects, job, canonicals)
     spec_bytes = msgspec.json.encode(spec)
-    objects.put_new(f"{job_folder(job)}/study.json", spec_bytes)
+    write_parameters(objects, job, canonicals, beside={"study.json": spec_bytes})
     reserve(job)
     records.create_job(
         job,

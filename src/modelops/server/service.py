@@ -192,8 +192,7 @@ class JobService:
     def _store(self, spec: JobSpec, canonicals: Iterable[bytes]) -> JobRow:
         """Store the bytes of a job that has no row yet; return the row it is to get."""
         job, data = new_job_id(), msgspec.json.encode(spec)
-        write_parameters(self.objects, job, canonicals)
-        self.objects.put_new(f"{job_folder(job)}/study.json", data)
+        write_parameters(self.objects, job, canonicals, beside={"study.json": data})
         return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
 
     def _forget(self, job: JobId) -> None:
@@ -208,6 +207,10 @@ class JobService:
         live = self.supervisor.view(JobId(job))  # first: what is committed meanwhile is no longer running
         picture = overview.picture(self.records, JobId(job))
         return view_of(picture, live, len(self.supervisor.workers()))
+
+    def as_submitted(self, row: JobRow) -> JobView:
+        """Return a new job as it was recorded."""
+        return view_of(overview.Picture(row, {}, {}), None, len(self.supervisor.workers()))
 
     def jobs(
         self, *, states: Collection[JobState] = (), match: str = "", before: str = "", limit: int = 100

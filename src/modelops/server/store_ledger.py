@@ -178,7 +178,7 @@ class StoreLedger:
         contents = JobContents.of(self.objects, self.records, self.job)
         failed = most_frequent_failure(contents)
         files = finalize(contents)
-        self.records.record_results(self.job, self.who, files, epoch=self.epoch)
+        self.records.record_results(self.job, self.who, files, epoch=self.epoch, end_follows=True)
         if self.spec.until is not None:
             n = n_surplus(contents)
             ran = "1 replicate was" if n == 1 else f"{n:,} replicates were"

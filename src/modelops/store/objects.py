@@ -4,6 +4,9 @@ Objects are written whole under a name that did not exist (`Objects.put_new`), s
 half of one. In a local folder the bytes and the folder that names them are on disk before the call
 returns: temporary file, fsync, hard link to the final name (which fails if that exists), fsync of the
 folder. A crash in between leaves a file in ``.tmp/`` that nothing refers to.
+
+What several objects at once need on disk is synced at the same time, before the first of them is linked, and then the
+folders that name them: a file system writes its journal once for all who wait for it.
 """
 
 # ruff: noqa: D102  what the methods do is said once, in Objects
@@ -14,8 +17,9 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 from uuid import uuid4
@@ -60,9 +64,29 @@ class Objects(ABC):
             The name is taken. Of several writers at once exactly one does not get this.
         """
 
+    def put_together(self, contents: Mapping[str, Content]) -> frozenset[str]:
+        """Store each under a name that does not exist yet, in this order, and return when all are durable.
+
+        Returns
+        -------
+            The names that were taken, and left as they are.
+        """
+        taken = set()
+        for name, content in contents.items():
+            try:
+                self.put_new(name, content)
+            except AlreadyExistsError:
+                taken.add(name)
+        return frozenset(taken)
+
     @abstractmethod
     def put(self, name: str, content: Content) -> None:
         """Store, replacing atomically what had that name. Only for files that can be made again."""
+
+    def replace_together(self, contents: Mapping[str, Content]) -> None:
+        """Do as `put` does with each, in this order, and return when all are durable."""
+        for name, content in contents.items():
+            self.put(name, content)
 
     @abstractmethod
     def get(self, name: str) -> bytes:
@@ -123,33 +147,21 @@ class FolderObjects(Objects):
         return f"FolderObjects({str(self.root)!r})"
 
     def put_new(self, name: str, content: Content) -> None:
-        path = self.root / checked_name(name)
-        if path.exists():  # spares the copying; the link below decides
+        if self.put_together({name: content}):
             raise AlreadyExistsError(f"{name} exists in {self.root}")
-        try:
-            temporary = self._write(content)
-            try:
-                self._in_its_folder(path, lambda: os.link(temporary, path))
-            finally:
-                temporary.unlink()
-            _fsync_folder(path.parent)
-        except FileExistsError:
-            raise AlreadyExistsError(f"{name} exists in {self.root}") from None
-        except OSError as e:
-            raise self._failed("storing", name, e) from e
+
+    def put_together(self, contents: Mapping[str, Content]) -> frozenset[str]:
+        # Looking spares the copying; the link decides.
+        there = {name for name in contents if (self.root / checked_name(name)).exists()}
+        new = {name: content for name, content in contents.items() if name not in there}
+        taken = self._place(new, os.link) if new else frozenset()
+        return taken.union(there)
 
     def put(self, name: str, content: Content) -> None:
-        path = self.root / checked_name(name)
-        try:
-            temporary = self._write(content)
-            try:
-                self._in_its_folder(path, lambda: temporary.replace(path))
-            except OSError:
-                temporary.unlink()
-                raise
-            _fsync_folder(path.parent)
-        except OSError as e:
-            raise self._failed("storing", name, e) from e
+        self.replace_together({name: content})
+
+    def replace_together(self, contents: Mapping[str, Content]) -> None:
+        self._place(contents, os.replace)
 
     def get(self, name: str) -> bytes:
         try:
@@ -220,40 +232,71 @@ class FolderObjects(Objects):
     def local_path(self, name: str) -> Path | None:
         return self.root / checked_name(name)
 
-    def _write(self, content: Content) -> Path:
-        """Write to a new temporary file on the same volume, durable, and return its path."""
-        path = self.root / _TMP / uuid4().hex
+    def _place(
+        self, contents: Mapping[str, Content], place: Callable[[Path, Path], object]
+    ) -> frozenset[str]:
+        """Write each to a temporary file of this volume and put that in its place; return the names that were taken."""
+        taken: set[str] = set()
+        name = next(iter(contents))
         try:
-            with path.open("xb") as f:
-                _pour(content, f)
-                f.flush()
-                os.fsync(f.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
+            with contextlib.ExitStack() as stack:
+                temporary = {}
+                for name, content in contents.items():
+                    path = self.root / _TMP / uuid4().hex
+                    stack.callback(path.unlink, missing_ok=True)
+                    temporary[name] = file = stack.enter_context(path.open("xb"))
+                    _pour(content, file)
+                    file.flush()
+                folders = {(self.root / checked_name(name)).parent: None for name in contents}
+                self._make_folders(folders, [file.fileno() for file in temporary.values()])
+                for name, file in temporary.items():
+                    try:
+                        self._in_its_folder(self.root / name, Path(file.name), place)
+                    except FileExistsError:
+                        taken.add(name)
+                self._sync(list(folders))
+        except OSError as e:
+            raise self._failed("storing", name, e) from e
+        return frozenset(taken)
 
-    def _in_its_folder(self, path: Path, place: Callable[[], object]) -> None:
-        """Make the folder of an object and put it there; once more if somebody removed the folder meanwhile."""
+    def _in_its_folder(self, path: Path, temporary: Path, place: Callable[[Path, Path], object]) -> None:
+        """Put an object into its folder; once more if somebody removed the folder meanwhile."""
         try:
-            self._make_folder(path.parent)
-            place()
+            place(temporary, path)
         except FileNotFoundError:
             self._known -= {path.parent, *path.parents}
-            self._make_folder(path.parent)
-            place()
+            self._make_folders([path.parent])
+            place(temporary, path)
 
-    def _make_folder(self, folder: Path) -> None:
-        """Create a folder and its parents, each on disk before anything is put below it.
+    def _make_folders(self, folders: Iterable[Path], files: Sequence[int] = ()) -> None:
+        """Create folders and their parents, and return when they are on disk, and these files too.
 
-        A folder that exists already may be one that another process has made and not yet synced.
+        A folder that exists already may be one that another process has made and not yet synced. Who finds a folder
+        empty may remove it, so it is tried once more.
         """
-        if folder in self._known or folder == self.root:
-            return
-        self._make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _fsync_folder(folder.parent)
-        self._known.add(folder)
+        above = [[folder, *folder.parents] for folder in folders]
+        needed = dict.fromkeys(new for line in above for new in reversed(line[: line.index(self.root)]))
+        try:
+            self._make(needed, files)
+        except FileNotFoundError:
+            self._known -= needed.keys()
+            self._make(needed, files)
+
+    def _make(self, needed: Iterable[Path], files: Sequence[int]) -> None:
+        unknown = [folder for folder in needed if folder not in self._known]
+        for folder in unknown:
+            folder.mkdir(exist_ok=True)
+        self._sync(list(dict.fromkeys(folder.parent for folder in unknown)), files)
+        self._known.update(unknown)
+
+    def _sync(self, folders: Sequence[Path], files: Sequence[int] = ()) -> None:
+        """Return when these files and what these folders name are on disk."""
+        with contextlib.ExitStack() as stack:
+            opened = []
+            for folder in folders:
+                opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+                stack.callback(os.close, opened[-1])
+            _fsync_at_once([*files, *opened])
 
     def _is_there(self) -> bool:
         """Say whether this is the folder that was opened, and not what is left when its volume is not mounted."""
@@ -317,12 +360,24 @@ def _pour(content: Content, f: IO[bytes]) -> None:
         f.writelines(content)
 
 
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _fsync_at_once(files: Sequence[int]) -> None:
+    failed: list[OSError] = []
+
+    def sync(file: int) -> None:
+        try:
+            os.fsync(file)
+        except OSError as error:
+            failed.append(error)
+
+    others = [threading.Thread(target=sync, args=(file,), name="modelops-sync") for file in files[1:]]
+    for thread in others:
+        thread.start()
+    for file in files[:1]:
+        sync(file)
+    for thread in others:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def volume_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import islice
 from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -27,7 +28,7 @@ from modelops.study.ids import ParamId
 from modelops.study.spec import FIRST_PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from modelops.store.objects import Objects
     from modelops.study.ids import JobId
@@ -57,22 +58,34 @@ class ParameterSet(NamedTuple):
         return msgspec.json.decode(self.canonical)  # type: ignore[no-any-return]  # canonical JSON is an object
 
 
-def write_parameters(objects: Objects, job: JobId, canonicals: Iterable[bytes]) -> int:
+def write_parameters(
+    objects: Objects,
+    job: JobId,
+    canonicals: Iterable[bytes],
+    *,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> int:
     """Store the parameter sets, in the order of their ordinals, and return how many there are.
 
     Parameters
     ----------
     canonicals
         What `modelops.study.canonical.canonical_json` made of each; never held all at once.
+    beside
+        Further objects of the new job, by their names in its folder.
 
     Raises
     ------
     AlreadyExistsError
         The job has parameters.
     """
+    folder = job_folder(job)
     with TemporaryFile() as f:
         n = pour_parameters(f, canonicals)
-        objects.put_new(f"{job_folder(job)}/{FIRST_PARAMETERS}", pieces_of(f))
+        others = {f"{folder}/{name}": data for name, data in beside.items()}
+        taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others})
+    if taken:
+        raise AlreadyExistsError(f"{', '.join(sorted(taken))} exists already")
     return n
 
 

@@ -5,6 +5,7 @@ Everything is computed from committed segments, verified as they are read; see d
 
 from __future__ import annotations
 
+import contextlib
 from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -94,13 +95,24 @@ def finalize(
     Raises
     ------
     IntegrityError, NotFoundError
-        A committed segment is damaged or gone; nothing was written for its table.
+        A committed segment is damaged or gone; nothing was written.
     """
-    return (
-        _to_file(contents, "replicates", lambda open_sink: _write_replicates(contents, open_sink, progress)),
-        _to_file(contents, "aggregates", lambda open_sink: _write_aggregates(contents, open_sink)),
-        _to_file(contents, "attempts", lambda open_sink: write_attempts(contents, open_sink)),
-    )
+    tables: dict[str, Callable[[Callable[[pa.Schema], ParquetSink]], None]] = {
+        "replicates": lambda open_sink: _write_replicates(contents, open_sink, progress),
+        "aggregates": lambda open_sink: _write_aggregates(contents, open_sink),
+        "attempts": lambda open_sink: write_attempts(contents, open_sink),
+    }
+    with contextlib.ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
+        for name, write in tables.items():
+            files[f"{name}.parquet"] = file = stack.enter_context(TemporaryFile())
+            _pour(write, file)
+        written = tuple(_described(name, file) for name, file in files.items())
+        folder = f"{job_folder(contents.job)}/results"
+        contents.objects.replace_together(
+            {f"{folder}/{name}": pieces_of(file) for name, file in files.items()}
+        )
+    return written
 
 
 def _in_memory(write: Callable[[Callable[[pa.Schema], MemorySink]], None]) -> pa.Table:
@@ -114,26 +126,25 @@ def _in_memory(write: Callable[[Callable[[pa.Schema], MemorySink]], None]) -> pa
     return sinks[0].table()
 
 
-def _to_file(
-    contents: JobContents, name: str, write: Callable[[Callable[[pa.Schema], ParquetSink]], None]
-) -> ResultFile:
+def _pour(write: Callable[[Callable[[pa.Schema], ParquetSink]], None], file: IO[bytes]) -> None:
     sinks: list[ParquetSink] = []
-    with TemporaryFile() as file:
 
-        def open_sink(schema: pa.Schema) -> ParquetSink:
-            for sink in sinks:  # an earlier attempt at the same table: its bytes are cut off
-                sink.close()
-            sinks[:] = [ParquetSink(file, schema)]
-            return sinks[0]
+    def open_sink(schema: pa.Schema) -> ParquetSink:
+        for sink in sinks:  # an earlier attempt at the same table: its bytes are cut off
+            sink.close()
+        sinks[:] = [ParquetSink(file, schema)]
+        return sinks[0]
 
-        write(open_sink)
-        sinks[0].close()
-        digest, n_bytes = sha256(), 0
-        for piece in pieces_of(file):
-            digest.update(piece)
-            n_bytes += len(piece)
-        contents.objects.put(f"{job_folder(contents.job)}/results/{name}.parquet", pieces_of(file))
-    return ResultFile(f"{name}.parquet", n_bytes, digest.hexdigest())
+    write(open_sink)
+    sinks[0].close()
+
+
+def _described(name: str, file: IO[bytes]) -> ResultFile:
+    digest, n_bytes = sha256(), 0
+    for piece in pieces_of(file):
+        digest.update(piece)
+        n_bytes += len(piece)
+    return ResultFile(name, n_bytes, digest.hexdigest())
 
 
 def _write_replicates(

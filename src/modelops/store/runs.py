@@ -200,12 +200,24 @@ class Runs:
             return sql.scalar(query) or 0
 
     def record_results(
-        self, job: JobId, who: str, files: Sequence[ResultFile], *, epoch: int | None = None, why: str = ""
+        self,
+        job: JobId,
+        who: str,
+        files: Sequence[ResultFile],
+        *,
+        epoch: int | None = None,
+        why: str = "",
+        end_follows: bool = False,
     ) -> None:
-        """Record what the result files of this run are, so that it can be told later whether they still are it."""
+        """Record what the result files of this run are, so that it can be told later whether they still are it.
+
+        ``end_follows``: the job's end is recorded next, and makes this durable too.
+        """
         data = {"files": msgspec.to_builtins(files)}
         text = why or f"{', '.join(file.name for file in files)} are written"
-        with self._database.writing() as sql:
+        # A driver that does not find this writes the same files again, and that the job has ended is recorded after it.
+        writing = self._database.writing_with_next if end_follows else self._database.writing
+        with writing() as sql:
             append_event(sql, job, self._clock(), who, WRITTEN, text, data, epoch=epoch)
 
     def result_files(self, job: JobId) -> tuple[ResultFile, ...]:

@@ -7,12 +7,12 @@ an orphan that harms nobody. Its name has a part of its digest, so that it can b
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from operator import itemgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow as pa
 from modelops.errors import IntegrityError, InternalError
 from modelops.states import STORED, AggregateStatus, ReplicateStatus
 from modelops.store import columns
-from modelops.store.objects import COPY_BYTES, AlreadyExistsError, Objects
+from modelops.store.objects import COPY_BYTES, Objects
 from modelops.store.segment_body import (
     Body,
     Floats,
@@ -199,7 +199,7 @@ class SegmentWriter:
         self._executions[-1].append((index, status, execution))  # type: ignore[union-attr]
 
     def finish(self) -> SegmentRef | None:
-        """Store pack, execution data and segment, in this order, and return what to commit.
+        """Store the pack, then execution data and segment together, and return what to commit.
 
         Spooled files are removed once the segment is durable. Calling it again after an error is safe.
 
@@ -214,8 +214,10 @@ class SegmentWriter:
         IntegrityError
             A spooled file is not what the runner said it wrote.
         """
-        execution = self._store_executions()
+        name, data = self._execution_data()
+        execution = {} if data is None else {f"{job_folder(self._job)}/{name}": data}
         if not self._n:
+            self._objects.put_together(execution)
             return None
         parts = self._parts
         indices = _indices_of(parts)
@@ -247,6 +249,7 @@ class SegmentWriter:
                 **body.columns,
             },
             FLOATS_FORMAT if any(isinstance(part, FloatRows) for part in parts) else FORMAT,
+            first=execution,
         )
         body.remove_spooled()
         counts = np.bincount(codes, minlength=len(STORED)).tolist()
@@ -259,7 +262,7 @@ class SegmentWriter:
             counts={status: n for status, n in zip(STORED, counts, strict=True) if n},
             pack=body.pack,
             pack_bytes=body.pack_bytes,
-            execution=execution,
+            execution=name,
             watched=None if self._watched is None else self._pack(codes, indices, self._watched),
         )
 
@@ -269,9 +272,14 @@ class SegmentWriter:
     ) -> bytes:
         return watched_bytes(codes, np.array([numbers[k] for k in indices.tolist()], np.float64))
 
-    def _store_executions(self) -> str | None:
+    def _execution_data(self) -> tuple[str | None, bytes | None]:
+        """Return the name and the content of the object with the execution data, if there is any.
+
+        Dask may run a task again whose receipt was lost. The outcomes are the same then, the times are not, and those
+        of the first run stay: they have the same name.
+        """
         if not self._executions:
-            return None
+            return None, None
         parts = [_execution_columns(part) for part in self._executions]
         index, status, number, started_us, seconds, cpu_seconds, rss = map(
             np.concatenate, zip(*parts, strict=True)
@@ -285,13 +293,7 @@ class SegmentWriter:
             "cpu_seconds": columns.fixed(cpu_seconds, pa.float64()),
             "max_rss_bytes": columns.fixed(np.maximum(rss, 0), pa.int64(), rss >= 0),
         }
-        name = f"executions/{self._attempt}.arrow"
-        # Dask may run a task again whose receipt was lost. The outcomes are the same then, the times are not:
-        # those of the first run stay.
-        with contextlib.suppress(AlreadyExistsError):
-            data = _table_bytes(self._job, self._attempt, table, self._who)
-            self._objects.put_new(f"{job_folder(self._job)}/{name}", data)
-        return name
+        return f"executions/{self._attempt}.arrow", _table_bytes(self._job, self._attempt, table, self._who)
 
 
 def store_not_needed(objects: Objects, job: JobId, attempt: AttemptId, indices: Ranges) -> SegmentRef:
@@ -415,12 +417,14 @@ def _store_table(
     folder: str,
     named: Mapping[str, pa.Array],
     number: int = FORMAT,
+    *,
+    first: Mapping[str, bytes] = MappingProxyType({}),
 ) -> _Stored:
+    """Store a table under a name that says what is in it, and beside it, before it, what ``first`` holds."""
     data = _table_bytes(job, attempt, named, {}, number)
     digest = sha256(data).hexdigest()
     name = f"{folder}/{attempt}.{digest[:DIGITS_IN_NAME]}.arrow"
-    with contextlib.suppress(AlreadyExistsError):  # its name says what is in it
-        objects.put_new(f"{job_folder(job)}/{name}", data)
+    objects.put_together({**first, f"{job_folder(job)}/{name}": data})  # one that is taken is the same
     return _Stored(name, digest, len(data))
 
 

@@ -161,7 +161,7 @@ async def submit(api: Api, call: Call) -> Response:
     """Record a new job, or find the one that the same request made."""
     run = api.slow if len(call.body.parameters or ()) > 100 or call.body.parameters_sha256 else api.quick
     row, new = await run(api.service.submit, call.body, call.given.key or None, who(call))
-    view = await api.quick(api.service.status, row.job)
+    view = api.service.as_submitted(row) if new else await api.quick(api.service.status, row.job)
     return json_response(view, 201 if new else 200, {"Location": f"/v1/jobs/{row.job}"})
 
 
