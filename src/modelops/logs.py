@@ -8,9 +8,11 @@ import logging
 import os
 import sys
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 MAX_BYTES: Final = 10 << 20
@@ -19,8 +21,28 @@ TAIL_BYTES: Final = 64 << 10
 IN_FULL: Final = "the error in full"  # the traceback of the sentence in the line before
 
 
+SUBJECTS: Final = ("job", "param", "replicate", "attempt")  # what a line may be about
+_subject: ContextVar[Mapping[str, Any]] = ContextVar("modelops_subject")
+
+
+@contextlib.contextmanager
+def about(**subject: Any) -> Iterator[None]:
+    """Let what this thread (or task) logs within this block say what it is about, see `SUBJECTS`.
+
+    A single line says it with ``extra``, under the same names.
+    """
+    token = _subject.set({**_subject.get({}), **subject})
+    try:
+        yield
+    finally:
+        _subject.reset(token)
+
+
 class JsonLines(logging.Formatter):
-    """One record, one line, one JSON object: time, level, logger, message, and the traceback if there is one."""
+    """One record, one line, one JSON object: time, level, logger, message, and the traceback if there is one.
+
+    A line that is about a job, parameter set, replicate or attempt has them as well: see `about`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -31,6 +53,10 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             "pid": record.process,
         }
+        subject = _subject.get({})
+        for name in SUBJECTS:
+            if (value := getattr(record, name, subject.get(name))) is not None:
+                line[name] = value
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -7,9 +7,10 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
-from modelops.logs import IN_FULL, JsonLines, gave_up_with, move_aside, open_log, tail
+from modelops.logs import IN_FULL, JsonLines, about, gave_up_with, move_aside, open_log, tail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,32 @@ def test_a_record_is_one_line_of_json_whatever_is_in_it() -> None:
     assert said["message"] == "two\nlines and \N{GREEK SMALL LETTER BETA}"
     assert "ValueError: no" in said["error"]
     assert said["time"].endswith("Z")
+
+
+def test_a_line_says_what_it_is_about_by_its_thread_or_by_itself() -> None:
+    def said(**extra: object) -> dict[str, object]:
+        line = record("x")
+        vars(line).update(extra)
+        found = json.loads(JsonLines().format(line))
+        return {name: found[name] for name in ("job", "param", "replicate", "attempt") if name in found}
+
+    assert said() == {}
+    others: list[dict[str, object]] = []
+    with about(job="job_1"):
+        with about(attempt="1-2"):
+            assert said(param=0, replicate=3) == {
+                "job": "job_1",
+                "param": 0,
+                "replicate": 3,
+                "attempt": "1-2",
+            }
+            assert said(job="job_2") == {"job": "job_2", "attempt": "1-2"}
+            thread = threading.Thread(target=lambda: others.append(said()))
+            thread.start()
+            thread.join()
+        assert said() == {"job": "job_1"}
+    assert others == [{}]
+    assert said(attempt="1-9") == {"attempt": "1-9"}
 
 
 def test_a_full_log_is_moved_aside_and_what_libraries_write_goes_to_the_new_one(tmp_path: Path) -> None:

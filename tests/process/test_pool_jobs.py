@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,12 @@ MODEL = """
 import os, time
 
 def simulate(params, seed):
+    try:
+        os.close(os.open(params["log"] + ".first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        pass
+    else:
+        raise ValueError("not yet")
     with open(params["log"], "a") as file:
         file.write(f"{seed}\\n")
     time.sleep(0.4)
@@ -56,7 +64,8 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         pool = PoolHome.at(tmp_path / "home")
         stack.callback(pool.close)
         records = stack.enter_context(contextlib.closing(Records.open(pool.home.database_url)))
-        study = mo.Study(bundle=bundle, parameters=[{"log": str(log)}], replicates=16, seed=7)
+        study = mo.Study(bundle=bundle, parameters=[{"log": str(log)}], replicates=16, seed=7,
+                         retry=mo.Retry(on="failed", initial_delay=0))  # fmt: skip
         job = prepare_job(study, pool.home, records, Objects.open(pool.home.storage)).job
 
         def n_done() -> int:
@@ -83,3 +92,19 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         assert (code, json.loads(said)["jobs"]) == (0, {"succeeded": 1})
         seeds = log.read_text().split()
         assert (len(seeds), len(set(seeds))) == (16, 16)
+        lines = [
+            json.loads(x) for file in pool.home.logs.glob("*.log*") for x in file.read_text().splitlines()
+        ]
+        mine = [line for line in lines if job in line["message"]]
+        assert any(line["message"] == f"job {job} is succeeded" for line in mine)
+        assert [line for line in mine if line.get("job") != job] == []
+        (failed,) = [line for line in lines if "ValueError: not yet" in line["message"]]
+        assert (failed["job"], failed["param"]) == (job, 0)
+        assert failed["replicate"] in range(16)
+        assert failed["attempt"].startswith("0001-")
+        request = urllib.request.Request(f"{pool.ensure().url}/metrics")
+        request.add_header("Authorization", f"Bearer {pool.run.token()}")
+        with urllib.request.urlopen(request, timeout=60) as answered:
+            metrics = answered.read().decode()
+        (n_measured,) = re.findall(r"^modelops_replicate_seconds_count (\d+)$", metrics, re.MULTILINE)
+        assert 1 <= int(n_measured) <= 13  # those that this server has committed; the ones before had some

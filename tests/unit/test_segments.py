@@ -211,7 +211,8 @@ def test_finishing_again_after_a_lost_answer_gives_the_same_segment(objects: Obj
         return w
 
     first = finished(writer("a", 2.0))
-    assert finished(writer("b", 7.0)) == first
+    again = finished(writer("b", 7.0))
+    assert msgspec.structs.replace(again, durations=first.durations) == first  # only how long it took differs
     other = SegmentWriter(objects, JOB, ATTEMPT)
     other.add(0, OK, True, [("a", "bytes", b"other" * 20_000)])
     with pytest.raises(AlreadyExistsError):  # of its pack; a segment's name says what is in it

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 import msgspec
 
 from modelops.cluster.upkeep import ExitCode, Finish, Kill, Start, Tell, Upkeep
+from modelops.counters import Totals
 from modelops.errors import ClusterError, describe_exit
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ class Crew:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._asked = ""
         self._wrong = ""
-        self._said: dict[str, int] = {}  # where a process says that it has joined
+        self._said: dict[str, int] = {}  # where a process says that it has joined, and what it has counted
+        self._unread: dict[str, bytes] = {}
+        self._totals: dict[str, Totals] = {}  # of those that run
+        self._before = Totals()  # of those that have ended
         self._looked_at = time.monotonic()
         self.n_starts = 0
         self.ends = {"told": 0, "scheduler_gone": 0, "unasked": 0}
@@ -88,9 +92,7 @@ class Crew:
     def _step(self) -> bool:
         self._looked_at = now = time.monotonic()
         for role, fd in self._said.items():
-            with contextlib.suppress(BlockingIOError):
-                if os.read(fd, 100):
-                    self._mind.is_ready(role)
+            self._listen(role, fd)
         if self._asked and not self._mind.stopping:
             log.info("the workers end: %s", self._asked)
             self._mind.stop(self._asked, now)
@@ -113,6 +115,24 @@ class Crew:
                 case _:
                     assert_never(action)
         return False
+
+    def totals(self) -> Totals:
+        """Return what the workers have counted since this began, also those that have ended."""
+        total = self._before
+        for one in tuple(self._totals.values()):
+            total += one
+        return total
+
+    def _listen(self, role: str, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(fd, 65_536):
+                self._unread[role] = self._unread.get(role, b"") + data
+        *lines, self._unread[role] = self._unread.get(role, b"").split(b"\n")
+        for line in lines:
+            if line == b"joined":
+                self._mind.is_ready(role)
+            else:
+                self._totals[role] = msgspec.json.decode(line, type=Totals)
 
     def _start(self, role: str) -> None:
         place = self._place
@@ -139,7 +159,11 @@ class Crew:
     def _ended(self, role: str, process: subprocess.Popen[bytes], now: float) -> None:
         if process.stdin is not None:
             process.stdin.close()
-        os.close(self._said.pop(role))
+        fd = self._said.pop(role)
+        self._listen(role, fd)
+        os.close(fd)
+        self._unread.pop(role, None)
+        self._before += self._totals.pop(role, Totals())
         gone = process.returncode == ExitCode.SCHEDULER_GONE
         self.ends["told" if self._asked else "scheduler_gone" if gone else "unasked"] += 1
         how = describe_exit(process.returncode)

@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from modelops.errors import ClusterError
-from modelops.metrics_text import PROMETHEUS, family
+from modelops.metrics_text import PROMETHEUS, family, of_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,5 +115,6 @@ def _metrics(crew: Crew) -> str:
                 "Worker processes that ended: as they were told, because the scheduler went away, or unasked.",
                 [({"how": how}, n) for how, n in crew.ends.items()],
             ),
+            of_processes(crew.totals(), "these workers have stored"),
         )
     )  # fmt: skip

@@ -26,6 +26,7 @@ from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.place import Place
 from modelops.cluster.tls import security
 from modelops.cluster.upkeep import ExitCode
+from modelops.counters import Totals, totals
 from modelops.logs import quiet_dask
 from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
@@ -42,6 +43,7 @@ POLL_S: Final = 0.05
 HAND_OVER_S: Final = 2.0
 LEAVE_S: Final = 2.0
 LAST_WORD_POLLS: Final = 4
+TELL_EVERY_S: Final = 2.0
 RETIRED: Final = "retire-workers-told-to-end"  # `AnnounceWorkers` knows by it that it did not die
 CLOSE_S: Final = 5.0
 log = logging.getLogger(__name__)
@@ -66,18 +68,30 @@ def run_kept_worker(home: Home, run: RunFolder, *, name: str, membership: Member
 def run_worker_of_crew(home: Home, place: Place, fd: int) -> int:
     """Be a worker that ends when its stdin does: whoever started it has died. It says at ``fd`` that it has joined."""
     os.set_inheritable(fd, False)
+    os.set_blocking(fd, False)
+    said = Totals()
 
-    def joined(_address: str) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: stdin ends as well
-            os.write(fd, b"joined\n")
+    def say(line: bytes) -> None:
+        # Nobody listens any more: its stdin ends as well. The pipe is full: it is said the next time.
+        with contextlib.suppress(OSError):
+            os.write(fd, line + b"\n")
 
-    return run_worker(WorkerSettings.of_home(home), lambda: place, joined, until_eof_of=0)
+    def tell() -> None:
+        nonlocal said
+        if (now := totals()) != said:
+            said = now
+            say(msgspec.json.encode(now))
+
+    return run_worker(
+        WorkerSettings.of_home(home), lambda: place, lambda _address: say(b"joined"), tell, until_eof_of=0
+    )
 
 
 def run_worker(
     settings: WorkerSettings,
     place: Callable[[], Place | None],
     joined: Callable[[str], None] = lambda _address: None,
+    tell: Callable[[], None] = lambda: None,
     *,
     until_eof_of: int | None = None,
 ) -> int:
@@ -89,12 +103,15 @@ def run_worker(
         Says where the scheduler is; None as long as there is none.
     joined
         Called with the worker's address when the scheduler knows it.
+    tell
+        Called every few seconds, and at the end.
     until_eof_of
         A descriptor: its end of file means the same as SIGTERM.
     """
     quiet_dask()
     with dask.config.set(DASK_SETTINGS):
-        code = asyncio.run(_work(settings, place, joined, until_eof_of))
+        code = asyncio.run(_work(settings, place, joined, tell, until_eof_of))
+    tell()
     logging.shutdown()
     # Threads that still wait for something would keep the process; all they could do now is lost on everybody.
     os._exit(code)
@@ -104,6 +121,7 @@ async def _work(
     settings: WorkerSettings,
     find: Callable[[], Place | None],
     joined: Callable[[str], None],
+    tell: Callable[[], None],
     until_eof_of: int | None,
 ) -> int:
     told = asyncio.Event()
@@ -135,7 +153,9 @@ async def _work(
     log.info("the worker %s has joined %s", worker.address, place.scheduler)
     joined(worker.address)
     finished = asyncio.ensure_future(worker.finished())
-    await asyncio.wait([finished, asked], return_when=asyncio.FIRST_COMPLETED)
+    while not (finished.done() or asked.done()):
+        await asyncio.wait([finished, asked], timeout=TELL_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        tell()
     if told.is_set():
         await _leave(worker)
         log.info("the worker has left")

@@ -152,6 +152,10 @@ class Hands:
         self._stack.close()
         self._futures.clear()
 
+    def _subject(self, attempt: AttemptId | None = None) -> dict[str, Any]:
+        """Return what a line of the log is about: some are written on the client's thread."""
+        return {"job": self.job, "attempt": attempt}
+
     # News.
 
     def _joined(self, worker: str, slots: int) -> None:
@@ -338,7 +342,13 @@ class Hands:
             )
         except ClusterError as error:
             # The scheduler has just gone, and that its workers left will be told in a moment.
-            log.info("could not submit %s to %s: %s", chunk.attempt, worker, error)
+            log.info(
+                "could not submit %s to %s: %s",
+                chunk.attempt,
+                worker,
+                error,
+                extra=self._subject(chunk.attempt),
+            )
             self._put(e.AttemptLost(chunk.attempt, worker_died=False))
             return
         self._futures[chunk.attempt] = future
@@ -377,7 +387,7 @@ class Hands:
         try:
             client = self._pool.client
         except ClusterError as error:  # that the worker left will be told in a moment
-            log.info("could not ask %s for its attempts: %s", worker, error)
+            log.info("could not ask %s for its attempts: %s", worker, error, extra=self._subject())
             return
         if client.loop is not None:
             client.loop.add_callback(self._fetch_table, client, worker, asked)
@@ -387,7 +397,7 @@ class Hands:
             answers = await client.run(tasks.attempts, self.job, self._epoch, workers=[worker])
         except (OSError, ValueError, TimeoutError) as error:
             # It is leaving, or will be asked again: `look_around`, or the machine when the worker joins again.
-            log.info("could not ask %s for its attempts: %s", worker, error)
+            log.info("could not ask %s for its attempts: %s", worker, error, extra=self._subject())
             return
         self._put(Heard(worker, tuple(answers[worker]), asked=asked))
 
@@ -419,14 +429,17 @@ class Hands:
             try:
                 answers = await client.run(function, self.job, attempt, workers=[worker])
             except (OSError, ValueError, TimeoutError) as error:
-                log.info("could not ask %s about %s: %s", worker, attempt, error)  # it will be asked again
+                # It will be asked again.
+                log.info(
+                    "could not ask %s about %s: %s", worker, attempt, error, extra=self._subject(attempt)
+                )
             else:
                 told(attempt, answers[worker])
 
         try:
             client = self._pool.client
         except ClusterError as error:  # that the worker left will be told in a moment
-            log.info("could not ask %s about %s: %s", worker, attempt, error)
+            log.info("could not ask %s about %s: %s", worker, attempt, error, extra=self._subject(attempt))
             return
         if client.loop is not None:
             client.loop.add_callback(call, client)
@@ -441,7 +454,7 @@ class Hands:
         try:
             client = self._pool.client
         except ClusterError as error:
-            log.info("could not reach %s: %s", ", ".join(workers), error)
+            log.info("could not reach %s: %s", ", ".join(workers), error, extra=self._subject())
             return
         if client.loop is not None:
             client.loop.add_callback(self._run_on, client, workers, function, args)
@@ -453,7 +466,7 @@ class Hands:
             await client.run(function, *args, workers=workers, wait=False, on_error="ignore")
         except (OSError, ValueError) as error:
             # The worker is gone; its attempts are told as lost.
-            log.info("could not reach %s: %s", ", ".join(workers), error)
+            log.info("could not reach %s: %s", ", ".join(workers), error, extra=self._subject())
 
     def _forget(self, worker: str) -> None:
         """Give up the receipts that a worker took along: Dask would wait for them for ever."""

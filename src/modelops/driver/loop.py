@@ -318,7 +318,7 @@ class DriverLoop:
         except ModelOpsError as error:
             self.tell(e.EnvironmentFailed(type(error).__name__, str(error)))
         except Exception as error:
-            log.exception("preparing the environment of %s", self.job)
+            log.exception("preparing the environment of %s", self.job, extra={"job": self.job})
             self.tell(e.EnvironmentFailed(type(error).__name__, repr(error)))
         else:
             self.tell(e.EnvironmentReady())

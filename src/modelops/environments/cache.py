@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from modelops.counters import Measured, measure
 from modelops.environments.build import build_environment
 from modelops.environments.collect import (
     NO_MANIFEST,
@@ -243,6 +244,7 @@ class Environments:
                 if isinstance(e, (ResolutionError, IndexUnreachableError)):
                     self._failures.remember(key, e)
                 raise
+            measure(Measured.ENVIRONMENT_BUILDS, manifest.build_seconds)
             self._log.info("built environment %s in %.2f s", key, manifest.build_seconds)
             return environment(manifest, built=True, damage=damage)
 

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelops.counters import Counted, count
 from modelops.errors import ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.aggregates import make_aggregates
@@ -378,6 +379,7 @@ class ProcessPool:
                 self._reaper = Reaper(hold=(self._lock_fd,))
             reaper = self._reaper
         folder = self.folder / f"p{number}"
+        count(Counted(f"{spec.isolation}_starts"))
         try:
             process = RunnerProcess(
                 spec,

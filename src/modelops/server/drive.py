@@ -18,6 +18,7 @@ from modelops.driver.loop import DriverLoop
 from modelops.driver.machine import Machine
 from modelops.driver.pools import JOINED, PATIENCE_S, WAITS, joined_text, waits_text
 from modelops.errors import IntegrityError, ModelOpsError, NotFoundError, StorageError
+from modelops.logs import about
 from modelops.server.job_files import JobFiles
 from modelops.server.mend import mend_job
 from modelops.server.store_ledger import StoreLedger
@@ -390,7 +391,8 @@ class JobDriver:
     def _prepare(self, files: JobFiles, answer: Future[str]) -> None:
         """Answer with what the job's story should say of it, if anything."""
         try:
-            environment = self._patiently(lambda: files.prepare(self._stage))
+            with about(job=self.job):
+                environment = self._patiently(lambda: files.prepare(self._stage))
         except BaseException as error:  # noqa: BLE001  whoever waits for the answer gets it
             answer.set_exception(error)
             return

@@ -86,7 +86,7 @@ def mend_job(
     if plan.adopt:
         records.commit_segments(job, epoch, plan.adopt)
     for finding in plan.findings:
-        log.warning("job %s: %s: %s", job, finding.kind, finding.text)
+        log.warning("job %s: %s: %s", job, finding.kind, finding.text, extra={"job": job})
     if plan.remakes_results:
         try:
             files = finalize(JobContents.of(objects, records, job))

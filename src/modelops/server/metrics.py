@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelops.counters import Counted, counted
-from modelops.metrics_text import family
+from modelops.counters import Counted, counted, totals
+from modelops.metrics_text import family, of_processes
 from modelops.server.reconcile import Mismatch
 from modelops.states import OUTCOMES, JobState
 from modelops.store import overview
@@ -118,5 +118,6 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                 "Requests that this server has answered.",
                 [({"method": method, "status": status}, n) for (method, status), n in requests],
             ),
+            of_processes(totals(), "this server has committed"),
         )
     )

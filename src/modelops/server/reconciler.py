@@ -154,7 +154,7 @@ class Reconciler:
                 found += self._look_at_storage(row.job, deep=deep)
                 self._collect(row.job)
             except (LeaseLostError, NotFoundError) as error:  # somebody else is at it
-                log.info("job %s is left to others: %s", row.job, error)
+                log.info("job %s is left to others: %s", row.job, error, extra={"job": row.job})
         return found
 
     # What is stored.
@@ -165,7 +165,12 @@ class Reconciler:
             return []
         with self._driving.apart(job) as epoch:
             if epoch is None:
-                log.info("job %s is driven elsewhere, and is left to its driver: %s", job, plan.findings)
+                log.info(
+                    "job %s is driven elsewhere, and is left to its driver: %s",
+                    job,
+                    plan.findings,
+                    extra={"job": job},
+                )
                 return []
             return mend_job(
                 self._records, self._objects, job, epoch, self._who, held=lambda: self._held(job), deep=deep
@@ -197,7 +202,7 @@ class Reconciler:
         return found
 
     def _tell_once(self, finding: Finding) -> None:
-        log.warning("job %s: %s: %s", finding.job, finding.kind, finding.text)
+        log.warning("job %s: %s: %s", finding.job, finding.kind, finding.text, extra={"job": finding.job})
         record_findings(self._records, self._who, [finding], unless_there=True)
 
     def _held(self, job: JobId) -> frozenset[AttemptId] | None:
@@ -220,7 +225,7 @@ class Reconciler:
             if now - self._useless[job, name] >= self._grace_s:
                 self._objects.delete(f"{job_folder(job)}/{name}")
                 del self._useless[job, name]
-                log.info("job %s: %s counts for nothing, and is removed", job, name)
+                log.info("job %s: %s counts for nothing, and is removed", job, name, extra={"job": job})
 
     # What runs.
 
@@ -231,7 +236,7 @@ class Reconciler:
         again = {finding: worker for finding, worker in self._odd_attempts(rows).items() if finding in found}
         for finding, worker in again.items():
             attempt = _attempt(finding)
-            log.warning("job %s: %s: %s", finding.job, finding.kind, finding.text)
+            log.warning("job %s: %s: %s", finding.job, finding.kind, finding.text, extra={"job": finding.job})
             if worker is None:
                 self._driving.lost(finding.job, attempt)
             else:

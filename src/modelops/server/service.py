@@ -163,7 +163,13 @@ class JobService:
         if recorded.job != row.job:  # another thread or server was faster
             self._forget(row.job)
             return recorded, False
-        log.info("job %s submitted by %s: %d replicates", row.job, who, request.spec.line.size)
+        log.info(
+            "job %s submitted by %s: %d replicates",
+            row.job,
+            who,
+            request.spec.line.size,
+            extra={"job": row.job},
+        )
         self.supervisor.wake()
         return recorded, True
 

@@ -87,6 +87,7 @@ class StallWatch:
             reason = "" if stall is None else stall.reason
             if reason != row.stalled:
                 text = "it goes on" if stall is None else str(stall)
+                log.info("job %s: %s", job, text, extra={"job": job})
                 self._records.record_stalled(job, reason, who=self._who, text=text)
 
     def _main(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from modelops.counters import Measured, add_durations
 from modelops.driver.events import Finalized, ResultsVoided
 from modelops.errors import InternalError, StorageError
 from modelops.states import FINAL_JOB_STATES, STORED, AggregateStatus, ReplicateStatus
@@ -63,7 +64,11 @@ class StoreLedger:
 
     def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]:
         """Write the rows of segments in one transaction; False for each whose indices are covered already."""
-        return self.records.commit_segments(self.job, self.epoch, segments)
+        accepted = self.records.commit_segments(self.job, self.epoch, segments)
+        for segment, ok in zip(segments, accepted, strict=True):
+            if ok and segment.durations is not None:
+                add_durations(Measured.REPLICATES, segment.durations)
+        return accepted
 
     def commit_synthetic(self, command: CommitSynthetic) -> tuple[bool, SegmentRef]:
         """Write and commit a segment that says of each index what no worker could say."""
@@ -134,10 +139,13 @@ class StoreLedger:
             if (row.version, row.state, row.epoch) != (self.version + 1, command.state, self.epoch):
                 raise LeaseLostError(self.job, self.epoch) from None
         self.version = row.version
+        reason = f": {command.reason}" if command.reason else ""
+        log.info("job %s is %s%s", self.job, row.state, reason, extra={"job": self.job})
         self.on_recorded(row.state in FINAL_JOB_STATES)
 
     def note(self, command: Note, *, again: bool = False) -> None:
         """Append to the job's story; if it may be there already (``again``), only if it is not."""
+        log.info("job %s: %s: %s", self.job, command.kind, command.text, extra={"job": self.job})
         self.records.add_event(
             self.job, self.who, command.kind, command.text, epoch=self.epoch, unless_there=again
         )

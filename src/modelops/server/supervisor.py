@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import ClusterError, ModelOpsError, StorageError
+from modelops.logs import about
 from modelops.server.drive import JobDriver
 from modelops.server.give_up import give_up
 from modelops.states import FINAL_JOB_STATES
@@ -258,7 +259,7 @@ class Supervisor:
                 except StorageError:
                     raise
                 except ModelOpsError as error:  # of this job; the others do not wait for it
-                    log.warning("job %s cannot be taken up: %s", job.job, error)
+                    log.warning("job %s cannot be taken up: %s", job.job, error, extra={"job": job.job})
                     self._delay(job.job, LONGEST_DELAY_S)
             elif job.cancel_by is not None and not one.cancel_told:
                 one.cancel_told = True
@@ -303,7 +304,7 @@ class Supervisor:
             try:
                 self._leases.release(job)
             except StorageError as error:  # tried again; it ends by itself, too
-                log.warning("the lease of job %s cannot be released: %s", job, error)
+                log.warning("the lease of job %s cannot be released: %s", job, error, extra={"job": job})
                 return
             self._to_release.discard(job)
 
@@ -313,12 +314,13 @@ class Supervisor:
         began = time.monotonic()
         job = driver.job
         try:
-            driver.run(self._pool)
+            with about(job=job):
+                driver.run(self._pool)
         except ClusterError as error:
-            log.warning("job %s is not driven for a while: %s", job, error)
+            log.warning("job %s is not driven for a while: %s", job, error, extra={"job": job})
             self._delay(job, 1.0)
         except Exception as error:  # the job is taken up again, and ended if that happens again and again
-            log.exception("the driver of job %s failed", job)
+            log.exception("the driver of job %s failed", job, extra={"job": job})
             self._failed(job, driver.epoch, error, began)
         else:
             self._failures.pop(job, None)
@@ -345,7 +347,7 @@ class Supervisor:
                 job, self._who, "driver_failed", f"{type(error).__name__}: {text}", epoch=epoch
             )
         except (StorageError, LeaseLostError) as also:
-            log.warning("that the driver of job %s failed is not recorded: %s", job, also)
+            log.warning("that the driver of job %s failed is not recorded: %s", job, also, extra={"job": job})
 
     def _joined(self, worker: str, slots: int) -> None:
         self._workers[worker] = slots

@@ -37,7 +37,9 @@ def stop_attempt(pool: Pool, job: JobId, attempt: AttemptId, worker: str) -> Non
     try:
         pool.client.run(tasks.stop, job, attempt, workers=[worker], wait=False)
     except (ClusterError, OSError, ValueError) as error:
-        log.info("could not ask %s to stop %s: %s", worker, attempt, error)
+        log.info(
+            "could not ask %s to stop %s: %s", worker, attempt, error, extra={"job": job, "attempt": attempt}
+        )
 
 
 async def _ask_all(client: Client, workers: list[str], within_s: float) -> dict[str, list[Held] | None]:

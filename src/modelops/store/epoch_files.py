@@ -60,7 +60,12 @@ class EpochFiles:
                 raise
         except OSError as error:
             why = error.strerror or error
-            log.info("if this process dies, job %s waits for the end of its lease: %s", job, why)
+            log.info(
+                "if this process dies, job %s waits for the end of its lease: %s",
+                job,
+                why,
+                extra={"job": job},
+            )
         finally:
             if before is not None:
                 os.close(before)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from modelops.counters import EDGES, Durations, Measured
 from modelops.errors import IntegrityError, InternalError
 from modelops.states import STORED, AggregateStatus, ReplicateStatus
 from modelops.store import columns
@@ -214,7 +215,7 @@ class SegmentWriter:
         IntegrityError
             A spooled file is not what the runner said it wrote.
         """
-        name, data = self._execution_data()
+        name, data, durations = self._execution_data()
         execution = {} if data is None else {f"{job_folder(self._job)}/{name}": data}
         if not self._n:
             self._objects.put_together(execution)
@@ -263,6 +264,7 @@ class SegmentWriter:
             pack=body.pack,
             pack_bytes=body.pack_bytes,
             execution=name,
+            durations=durations,
             watched=None if self._watched is None else self._pack(codes, indices, self._watched),
         )
 
@@ -272,14 +274,14 @@ class SegmentWriter:
     ) -> bytes:
         return watched_bytes(codes, np.array([numbers[k] for k in indices.tolist()], np.float64))
 
-    def _execution_data(self) -> tuple[str | None, bytes | None]:
-        """Return the name and the content of the object with the execution data, if there is any.
+    def _execution_data(self) -> tuple[str | None, bytes | None, Durations | None]:
+        """Return the name and the content of the object with the execution data, if there is any, and durations.
 
         Dask may run a task again whose receipt was lost. The outcomes are the same then, the times are not, and those
         of the first run stay: they have the same name.
         """
         if not self._executions:
-            return None, None
+            return None, None, None
         parts = [_execution_columns(part) for part in self._executions]
         index, status, number, started_us, seconds, cpu_seconds, rss = map(
             np.concatenate, zip(*parts, strict=True)
@@ -293,7 +295,17 @@ class SegmentWriter:
             "cpu_seconds": columns.fixed(cpu_seconds, pa.float64()),
             "max_rss_bytes": columns.fixed(np.maximum(rss, 0), pa.int64(), rss >= 0),
         }
-        return f"executions/{self._attempt}.arrow", _table_bytes(self._job, self._attempt, table, self._who)
+        if self._n and len(index) > self._n:  # those that will be tried again have no outcome yet
+            seconds = seconds[np.isin(index, _indices_of(self._parts))]
+        data = _table_bytes(self._job, self._attempt, table, self._who)
+        return f"executions/{self._attempt}.arrow", data, _durations_of(seconds)
+
+
+def _durations_of(seconds: npt.NDArray[np.float64]) -> Durations:
+    edges = EDGES[Measured.REPLICATES]
+    places = np.searchsorted(edges, seconds)
+    counts = np.bincount(places, minlength=len(edges) + 1)
+    return Durations(tuple(counts.tolist()), float(seconds.sum()))
 
 
 def store_not_needed(objects: Objects, job: JobId, attempt: AttemptId, indices: Ranges) -> SegmentRef:

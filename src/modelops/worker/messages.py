@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from modelops.counters import Durations
 from modelops.states import ReplicateStatus
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
@@ -43,9 +44,9 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name``: object name below ``v1/jobs/<job>/``. ``digest``: SHA-256 of the object, hexadecimal.
     ``pack``: name of the object that holds its large outputs, or None; ``execution``: name of the object
-    with durations and hosts. ``pool``: of the worker, as its driver calls it. ``watched``: for the
-    driver of a job with ``until``, how each replicate ended and the
-    number of the output that decides, see `modelops.driver.needs`; not part of what is committed.
+    with durations and hosts. ``durations``: of its replicates, for metrics; not kept. ``pool``: of the worker, as its
+    driver calls it. ``watched``: for the driver of a job with ``until``, how each replicate ended and the number of the
+    output that decides, see `modelops.driver.needs`; not part of what is committed.
     """
 
     attempt: AttemptId
@@ -58,6 +59,7 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
     pack_bytes: int = 0
     execution: str | None = None
     pool: str | None = None
+    durations: Durations | None = None
     watched: bytes | None = None
 
 

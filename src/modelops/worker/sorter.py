@@ -5,6 +5,7 @@ What has ended may be taken out while the chunk goes on, see `parts`; whatever e
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles.missing import line_to_add
+from modelops.counters import Measured, add_durations
 from modelops.environments import dependency_inputs
 from modelops.states import FAILURES, ReplicateStatus
 from modelops.store import Execution, FloatRows, SegmentWriter
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from modelops.worker.messages import Chunk
     from modelops.worker.runtime import WorkerRuntime
 
+log = logging.getLogger(__name__)
 MAX_FINGERPRINTS = 100  # in one receipt; the segment holds every error
 
 
@@ -66,13 +69,13 @@ class Tally:
             lo = self.ended.pop()[0]
         self.ended.append((lo, hi))
 
-    def count_failure(self, outcome: Outcome) -> None:
-        """Count a failure by its fingerprint, and keep the first one of each."""
+    def count_failure(self, outcome: Outcome) -> bool:
+        """Count a failure by its fingerprint, and keep the first one of each; return whether it is that."""
         error = outcome.error
         fingerprint = error.fingerprint if error else ""
         if fingerprint not in self.examples:
             if len(self.examples) >= MAX_FINGERPRINTS:
-                return
+                return False
             self.examples[fingerprint] = ErrorExample(
                 fingerprint=fingerprint,
                 status=outcome.status,
@@ -83,9 +86,13 @@ class Tally:
                 index=outcome.index,
             )
         self.counts[fingerprint] += 1
+        return self.counts[fingerprint] == 1
 
     def receipt(self, runtime: WorkerRuntime, chunk: Chunk, **more: Any) -> Receipt:
         """Return what became of these replicates; ``more``: the segment, and what else is to be said."""
+        segment = more.get("segment")
+        if segment is not None and segment.durations is not None:
+            add_durations(Measured.REPLICATES, segment.durations)
         return Receipt(
             job=chunk.job,
             attempt=self.attempt,
@@ -174,8 +181,8 @@ class Sorter:
                 self._cannot_use([outcome.index], no)
                 return
         tally.note_ended(outcome.index, outcome.index + 1)
-        if outcome.status in FAILURES:
-            tally.count_failure(outcome)
+        if outcome.status in FAILURES and tally.count_failure(outcome):
+            self._log_failure(outcome)
         execution = Execution(
             outcome.started_at,
             outcome.seconds,
@@ -196,6 +203,15 @@ class Sorter:
                 execution,
                 watched,
             )
+
+    def _log_failure(self, outcome: Outcome) -> None:
+        """Log the first replicate of an attempt that failed so; the job's records have all."""
+        param, replicate = self._spec.line.locate(outcome.index)
+        error = outcome.error
+        said = "" if error is None else f": {error.type}: {error.message}"
+        log.info(
+            "a replicate ended as %s%s", outcome.status, said, extra={"param": param, "replicate": replicate}
+        )
 
     def take_floats(self, batch: FloatOutcomes) -> None:
         """Take the outcomes of the next replicates, which returned nothing but floats."""

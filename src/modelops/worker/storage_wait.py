@@ -91,7 +91,8 @@ class Waiting:
                 self._attempts.discard(key)
             after = bool(self._attempts)
         if after and not before:
-            log.warning("attempt %s of job %s waits: %s", attempt.attempt, attempt.job, text)
+            subject = {"job": attempt.job, "attempt": attempt.attempt}
+            log.warning("attempt %s of job %s waits: %s", attempt.attempt, attempt.job, text, extra=subject)
         elif before and not after:
             log.info("no attempt waits for storage any more")
 

@@ -5,12 +5,14 @@ What a task returns, and what it raises, is kept in the worker's table as well: 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from distributed import get_worker, secede
 
 from modelops.errors import InternalError
+from modelops.logs import about
 from modelops.worker.attempts import Attempt, task_error
 from modelops.worker.messages import AggregateChunk, AggregateReceipt, Chunk, HeldAttempt, Receipt
 from modelops.worker.plugin import ModelOpsWorker
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId, JobId
     from modelops.worker.runtime import WorkerRuntime
 
+log = logging.getLogger(__name__)
 AnyChunk = Chunk | AggregateChunk
 T = TypeVar("T", Receipt, AggregateReceipt)
 
@@ -66,8 +69,11 @@ def _run(chunk: AnyChunk, attempt: Attempt, run: Callable[[WorkerRuntime], T]) -
     table.acknowledge(chunk.job, chunk.acknowledged)
     runtime.settled.remove(chunk.job, chunk.acknowledged)
     try:
-        receipt = run(runtime)
+        with about(job=chunk.job, attempt=chunk.attempt):
+            receipt = run(runtime)
     except Exception as error:
+        subject = {"job": chunk.job, "attempt": chunk.attempt}
+        log.info("attempt %s of job %s came to nothing: %s", chunk.attempt, chunk.job, error, extra=subject)
         if attempt.ranges:
             _announce(runtime, table.keep(attempt, None, task_error(error)))
         raise
