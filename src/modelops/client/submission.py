@@ -106,9 +106,9 @@ def _body(submission: Submission, file: IO[bytes]) -> bytes:
     if sum(map(len, canonicals)) <= MAX_BODY_BYTES:
         asked["parameters"] = [msgspec.Raw(canonical) for canonical in canonicals]
     else:
-        from modelops.store.parameters import pour_parameters
+        from modelops.store.parameters import pour_canonicals
 
-        pour_parameters(file, canonicals)
+        pour_canonicals(file, canonicals)
         asked["parameters_sha256"] = _sha256(file)
     return msgspec.json.encode(asked)
 

@@ -7,13 +7,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelops.errors import ConflictError, RequestError
+from modelops.store import columns
 from modelops.study.canonical import canonical_json, param_ids, parse_canonical
-from modelops.study.parameter_sets import ID_TYPE, ParameterSets, check_names, refuse_duplicates
+from modelops.study.parameter_sets import Listed, ParameterSets, check_names, refuse_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +23,8 @@ GROUP = 4_096  # parameter sets that are looked at together
 MAX_TEXT_BYTES = 4 << 30  # of all canonical forms of a file together
 
 
-def canonical_forms(texts: Iterable[bytes]) -> list[bytes]:
-    """Return the canonical form of each parameter set.
+def canonical_forms(texts: Iterable[bytes]) -> tuple[list[bytes], list[str]]:
+    """Return the canonical form of each parameter set, and its id.
 
     Parameters
     ----------
@@ -40,7 +40,6 @@ def canonical_forms(texts: Iterable[bytes]) -> list[bytes]:
     """
     out: list[bytes] = []
     names: set[str] = set()
-    ids: list[Any] = []
     rest = iter(texts)
     while group := list(islice(rest, GROUP)):
         if (plain := _names_of_canonical(group)) is not None:
@@ -53,13 +52,14 @@ def canonical_forms(texts: Iterable[bytes]) -> list[bytes]:
                     raise RequestError(f"parameter set {len(out) + i} cannot be used: {e}") from e
                 names.update(keys)
         out += group
-        ids.append(np.array(param_ids(group), ID_TYPE))
     check_names(sorted(names))
-    try:
-        refuse_duplicates(np.concatenate(ids) if ids else [], lambda i: parse_canonical(out[i]))
-    except RequestError as e:
-        raise ConflictError(str(e)) from e
-    return out
+    ids = param_ids(out)
+    if len(set(out)) < len(out):
+        try:
+            refuse_duplicates(ids, lambda i: parse_canonical(out[i]))
+        except RequestError as e:
+            raise ConflictError(str(e)) from e
+    return out, ids
 
 
 def texts_of_file(source: Any) -> Iterator[bytes]:
@@ -90,8 +90,7 @@ def texts_of_file(source: Any) -> Iterator[bytes]:
                 raise RequestError(
                     f"the parameter file holds more than {MAX_TEXT_BYTES} bytes of parameter sets"
                 )
-            for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                yield b"" if value is None else value
+            yield from columns.binary_values(batch.column(0).cast(pa.large_binary()))
     except (pa.ArrowException, OSError, ValueError) as e:
         raise RequestError(f"the parameter file cannot be read: {e}") from e
 
@@ -103,9 +102,10 @@ def _names_of_canonical(texts: list[bytes]) -> list[str] | None:
     """
     try:
         rows = msgspec.json.decode(b"[%b]" % b",".join(texts), type=list[dict[str, Any]])
-        if len(rows) != len(texts) or not all(rows) or any("$" in name for name in rows[0]):
+        names = tuple(rows[0]) if len(rows) == len(texts) else ()
+        if not names or set(map(tuple, rows)) != {names} or "$" in "".join(names):
             return None
-        sets = ParameterSets.of_rows(rows)
+        sets = ParameterSets({name: Listed([row[name] for row in rows]) for name in names}, len(rows))
         return sets.names if sets.canonical() == texts else None
     except (msgspec.MsgspecError, RequestError, ValueError, RecursionError):
         return None

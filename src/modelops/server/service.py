@@ -150,9 +150,9 @@ class JobService:
                 return known, False
         self._check(request)
         submissions.refuse_when_full(self.records, self.max_jobs)  # before anything is stored
-        canonicals = self._parameters(request)
+        canonicals, ids = self._parameters(request)
         check_count(request.spec, len(canonicals))
-        row = self._store(request.spec, canonicals)
+        row = self._store(request.spec, canonicals, ids)
         try:
             recorded = submissions.record_submission(
                 self.records, row, submission, who=who, why=request.why, limit=self.max_jobs
@@ -188,17 +188,17 @@ class JobService:
             )
         check_entries(request.spec, self.uploads.manifest(request.spec.bundle))
 
-    def _parameters(self, request: SubmitRequest) -> list[bytes]:
+    def _parameters(self, request: SubmitRequest) -> tuple[list[bytes], list[str]]:
         if request.parameters is not None:
             check_count(request.spec, len(request.parameters))
             return canonical_forms(bytes(text) for text in request.parameters)
         with self.uploads.parameters(request.parameters_sha256 or "") as file:
             return canonical_forms(texts_of_file(file))
 
-    def _store(self, spec: JobSpec, canonicals: Iterable[bytes]) -> JobRow:
+    def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: Sequence[str]) -> JobRow:
         """Store the bytes of a job that has no row yet; return the row it is to get."""
         job, data = new_job_id(), msgspec.json.encode(spec)
-        write_parameters(self.objects, job, canonicals, beside={"study.json": data})
+        write_parameters(self.objects, job, canonicals, ids, beside={"study.json": data})
         return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
 
     def _forget(self, job: JobId) -> None:
@@ -417,10 +417,10 @@ class JobService:
         if request.parameters is not None and request.parameters_sha256 is not None:
             raise ConflictError("give either parameters or parameters_sha256, not both")
         if request.parameters is not None:
-            return canonical_forms(bytes(text) for text in request.parameters)
+            return canonical_forms(bytes(text) for text in request.parameters)[0]
         if request.parameters_sha256 is not None:
             with self.uploads.parameters(request.parameters_sha256) as file:
-                return canonical_forms(texts_of_file(file))
+                return canonical_forms(texts_of_file(file))[0]
         return None
 
 

@@ -58,6 +58,16 @@ def text(values: Sequence[str | None]) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(raw), buffers)
 
 
+def same_width(values: Sequence[str], width: int) -> pa.Array:
+    """Return strings of ASCII that are all as long."""
+    data = "".join(values).encode("ascii")
+    ends = np.arange(len(values) + 1, dtype=np.int64) * width
+    if ends[-1] != len(data) or ends[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"{len(values)} texts of {len(data)} bytes, not of {width} each")
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
 def words(values: Sequence[str], code: pa.DataType) -> pa.Array:
     """Return dictionary-encoded strings, the dictionary in order of first appearance."""
     codes = {word: i for i, word in enumerate(dict.fromkeys(values))}

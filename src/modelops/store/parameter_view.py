@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -11,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.store import columns
-from modelops.store.parameters import ROW_GROUP
+from modelops.store.parameters import ID_DIGITS, ROW_GROUP
 from modelops.store.views import ARROW_TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelops.store.parameters import Parameters
 
 _CANONICAL = "canonical"
@@ -36,7 +39,7 @@ class ParameterView:
         found: defaultdict[str, set[str]] = defaultdict(set)
         n_bytes = 0
         for number in range(parameters.n_groups):
-            group = _Group.of(*parameters.texts(number))
+            group = _Group.of(parameters, number)
             for name, kinds in group.kinds.items():
                 found[name] |= kinds
             if n_bytes <= KEPT_BYTES:  # to be written soon; verifying and parsing them again takes long
@@ -70,7 +73,7 @@ class ParameterView:
         if number in self._kept:
             return self._kept[number]
         if self._last is None or self._last[0] != number:
-            self._last = number, _Group.of(*self._parameters.texts(number))
+            self._last = number, _Group.of(self._parameters, number)
         return self._last[1]
 
 
@@ -81,21 +84,30 @@ class _Group:
     """
 
     def __init__(
-        self, ids: pa.Array, texts: list[bytes], kinds: dict[str, set[str]], made: dict[str, pa.Array]
+        self,
+        ids: pa.Array,
+        kinds: dict[str, set[str]],
+        made: dict[str, pa.Array],
+        read_again: Callable[[], list[dict[str, Any]]],
     ) -> None:
-        self.ids, self._texts, self.kinds, self._made = ids, texts, kinds, made
+        self.ids, self.kinds, self._made, self._read_again = ids, kinds, made, read_again
         self.n_bytes = ids.nbytes + sum(array.nbytes for array in made.values())
-        if texts:
-            self.n_bytes += sum(map(len, texts)) + 40 * len(texts)
 
     @classmethod
-    def of(cls, ids: list[str], texts: list[bytes]) -> _Group:
+    def of(cls, parameters: Parameters, number: int) -> _Group:
+        ids, texts = parameters.texts(number)
         raws = _parsed(texts)
-        kinds = {name: _kinds([raw[name] for raw in raws if name in raw]) for name in set().union(*raws)}
-        plain = {name: next(iter(found)) for name, found in kinds.items() if len(found) == 1}
-        made = {name: _column(kind, [raw.get(name, _ABSENT) for raw in raws]) for name, kind in plain.items()}
-        # The texts are needed again only if another group makes of a column something else.
-        return cls(columns.text(ids), [] if len(plain) == len(kinds) == 0 else texts, kinds, made)
+        if len(set(map(tuple, raws))) == 1:  # most often
+            found = {name: [raw[name] for raw in raws] for name in raws[0]}
+            kinds = {name: _kinds(values) for name, values in found.items()}
+        else:
+            found = {name: [raw.get(name, _ABSENT) for raw in raws] for name in set().union(*raws)}
+            kinds = {name: _kinds([v for v in values if v is not _ABSENT]) for name, values in found.items()}
+        plain = {name: next(iter(kind)) for name, kind in kinds.items() if len(kind) == 1}
+        made = {name: _column(kind, found[name]) for name, kind in plain.items()}
+        # The texts are needed again only if a group makes of a column something else than another one does.
+        again = partial(_read_again, parameters, number)
+        return cls(columns.same_width(ids, ID_DIGITS), kinds, made, again)
 
     def column(self, name: str, kind: str) -> pa.Array:
         """Return a column as what it is in all groups together."""
@@ -103,7 +115,11 @@ class _Group:
             return pa.nulls(len(self.ids), ARROW_TYPES.get(kind, pa.large_string()))
         if self.kinds[name] == {kind}:
             return self._made[name]
-        return _column(kind, [raw.get(name, _ABSENT) for raw in _parsed(self._texts)])
+        return _column(kind, [raw.get(name, _ABSENT) for raw in self._read_again()])
+
+
+def _read_again(parameters: Parameters, number: int) -> list[dict[str, Any]]:
+    return _parsed(parameters.texts(number)[1])
 
 
 def _parsed(texts: list[bytes]) -> list[dict[str, Any]]:
@@ -129,6 +145,8 @@ def _kinds(found: list[Any]) -> set[str]:
 
 
 def _column(kind: str, found: list[Any]) -> pa.Array:
+    if kind == "float64" and set(map(type, found)) == {float}:
+        return columns.fixed(np.array(found, np.float64), pa.float64())
     present = np.fromiter((v is not _ABSENT for v in found), np.bool_, len(found))
     if kind == "int64":
         return columns.fixed(

@@ -28,12 +28,13 @@ from modelops.study.ids import ParamId
 from modelops.study.spec import FIRST_PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from modelops.store.objects import Objects
     from modelops.study.ids import JobId
 
 ROW_GROUP: Final = 65_536
+ID_DIGITS: Final = 32
 _DIGESTS: Final = "modelops.digests"
 _ADVICE: Final = "put it back from a backup, or submit the study again"
 _SCHEMA: Final = pa.schema(
@@ -62,6 +63,7 @@ def write_parameters(
     objects: Objects,
     job: JobId,
     canonicals: Iterable[bytes],
+    ids: Sequence[str] | None = None,
     *,
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> int:
@@ -71,6 +73,8 @@ def write_parameters(
     ----------
     canonicals
         What `modelops.study.canonical.canonical_json` made of each; never held all at once.
+    ids
+        Their ids, if they are known.
     beside
         Further objects of the new job, by their names in its folder.
 
@@ -81,7 +85,7 @@ def write_parameters(
     """
     folder = job_folder(job)
     with TemporaryFile() as f:
-        n = pour_parameters(f, canonicals)
+        n = pour_parameters(f, canonicals, ids)
         others = {f"{folder}/{name}": data for name, data in beside.items()}
         taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others})
     if taken:
@@ -105,17 +109,30 @@ def write_more_parameters(objects: Objects, job: JobId, run: int, canonicals: It
     return name
 
 
-def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes]) -> int:
-    """Write ``parameters.parquet`` to an open file, and return how many parameter sets it holds."""
+def pour_canonicals(file: IO[bytes], canonicals: Sequence[bytes]) -> None:
+    """Write the canonical forms of parameter sets to an open file, for an upload: the server gives them their ids."""
+    schema = pa.schema([_SCHEMA.field("canonical")], metadata=_SCHEMA.metadata)
+    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+        for at in range(0, len(canonicals), ROW_GROUP):
+            texts = columns.binary(canonicals[at : at + ROW_GROUP]).cast(pa.large_string())
+            writer.write_table(pa.Table.from_arrays([texts], schema=schema), ROW_GROUP)
+
+
+def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes], ids: Sequence[str] | None = None) -> int:
+    """Write ``parameters.parquet`` to an open file, and return how many parameter sets it holds.
+
+    ``ids``: those of the parameter sets, if they are known.
+    """
     it, n = iter(canonicals), 0
     with pq.ParquetWriter(file, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
         digests: list[str] = []
         while group := list(islice(it, ROW_GROUP)):
             params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
-            ids = columns.text(param_ids(group))
+            found = param_ids(group) if ids is None else ids[n : n + len(group)]
+            named = columns.same_width(found, ID_DIGITS)
             texts = columns.binary(group).cast(pa.large_string())
-            writer.write_table(pa.Table.from_arrays([params, ids, texts], schema=_SCHEMA), ROW_GROUP)
-            digests.append(_digest(ids, texts))
+            writer.write_table(pa.Table.from_arrays([params, named, texts], schema=_SCHEMA), ROW_GROUP)
+            digests.append(_digest(named, texts))
             n += len(group)
         writer.add_key_value_metadata({_DIGESTS: ",".join(digests)})
     return n
@@ -225,7 +242,7 @@ class Parameters:
             ids = stored.to_pylist()
         else:
             ids = param_ids(texts)
-            whole = whole and stored.equals(columns.text(ids))
+            whole = whole and stored.equals(columns.same_width(ids, ID_DIGITS))
         if not whole:
             raise IntegrityError(
                 f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
