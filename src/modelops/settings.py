@@ -35,6 +35,9 @@ NAMES: Final = (
     "port",
     "allowed_hosts",
     "http_port",
+    "tls_cert",
+    "tls_key",
+    "ca",
     "pool",
     "pool_labels",
     "pool_aliases",
@@ -131,6 +134,24 @@ class Settings:
     def tls(self) -> Path | None:
         """The folder of ``ca.pem``, ``cert.pem`` and ``key.pem``; None if no setting names one."""
         return self._parsed("tls", _tls_folder, None)
+
+    @property
+    def https(self) -> tuple[Path, Path] | None:
+        """The files of the certificate and the key with which a server speaks HTTPS; None: it speaks HTTP."""
+        found = {name: self._parsed(name, _file, None) for name in ("tls_cert", "tls_key")}
+        cert, key = found.values()
+        if cert is not None and key is not None:
+            return cert, key
+        for name, path in found.items():
+            if path is not None:
+                other = "tls_key" if name == "tls_cert" else "tls_cert"
+                raise RequestError(f"{name} = {path} needs {other} as well: the certificate and its key")
+        return None
+
+    @property
+    def ca(self) -> Path | None:
+        """The file of the authority that signed a server's certificate; None: those that this machine trusts."""
+        return self._parsed("ca", _file, None)
 
     @property
     def workers(self) -> int:
@@ -296,6 +317,13 @@ def _tls_folder(value: Any) -> Path:
     if missing:
         raise ValueError(f"that folder has no {' and no '.join(missing)}")
     return folder
+
+
+def _file(value: Any) -> Path:
+    path = Path(_text(value)).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
 
 
 def _whole(lowest: int, highest: int) -> Callable[[Any], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
+from modelops.cluster.certificates import create_certificates
 from modelops.cluster.connected import ConnectedCluster
 from modelops.cluster.tls import ensure_certificates
 from modelops.study.pools import Membership
@@ -137,19 +139,43 @@ def test_a_scheduler_that_is_not_known_or_no_address_is_refused(home: PoolHome) 
         assert b"Traceback" not in said
 
 
-def test_a_server_in_the_foreground_is_found_and_not_started_twice(home: PoolHome) -> None:
+def test_a_server_in_the_foreground_speaks_https_is_found_and_not_started_twice(home: PoolHome) -> None:
+    certs = home.home.state / "certs"
+    create_certificates(certs, [])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = run(home, "server", "--port", str(port), "--scheduler", "tls://127.0.0.1:1")
+    files = ("--tls-cert", str(certs / "server" / "cert.pem"), "--tls-key", str(certs / "server" / "key.pem"))
+    server = run(home, "server", "--port", str(port), "--scheduler", "tls://127.0.0.1:1", *files)
     try:
         wait_for(lambda: home.run.read("server.json").get("pid") == server.pid, "it listens")
-        assert home.ensure().url == f"http://127.0.0.1:{port}"
+        url = f"https://127.0.0.1:{port}"
+        assert home.ensure().url == url
         second = run(home, "server")
         _, said = second.communicate()
         assert second.returncode == 1
         assert b"runs already, as process" in said
+
+        def jobs(**environ: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [COMMAND, "jobs", "list", "--json"], env={**home.environ, **environ},
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+
+        trusted = {"MODELOPS_CA": str(certs / "client" / "ca.pem")}
+        elsewhere = {"MODELOPS_SERVER": url, "MODELOPS_TOKEN": home.run.token(), "MODELOPS_HOME": str(certs)}
+        for environ in (trusted, {**trusted, **elsewhere}):
+            assert (jobs(**environ).returncode, json.loads(jobs(**environ).stdout)["jobs"]) == (0, [])
+        stranger = jobs(**elsewhere)
+        assert stranger.returncode == 5
+        assert "MODELOPS_CA names the file of the authority that signed its certificate" in stranger.stderr
+        assert asked(str(port), "/health")[0] == 0  # plain HTTP
     finally:
         server.terminate()
         server.communicate()
     assert server.returncode == 0
     assert home.run.holder("keeper") is None
+    other = ("--tls-cert", files[1], "--tls-key", str(certs / "worker" / "key.pem"))
+    for arguments, why in ((files[:2], b"needs tls_key as well"), (other, b"are no certificate and its key")):
+        wrong = run(home, "server", "--port", str(port), *arguments)
+        assert why in wrong.communicate()[1]
+        assert wrong.returncode == 2

@@ -47,6 +47,10 @@ def server(
     storage: Storage = None,
     scheduler: Scheduler = None,
     tls: Tls = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate with which it speaks HTTPS; with --tls-key.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The key of that certificate.")] = None,
     pool_aliases: PoolAliases = None,
 ) -> None:
     """Run the server in the foreground: HTTP, and the drivers of all jobs.
@@ -64,6 +68,8 @@ def server(
         scheduler=scheduler,
         tls=tls and str(tls),
         pool_aliases=pool_aliases and str(pool_aliases),
+        tls_cert=tls_cert and str(tls_cert),
+        tls_key=tls_key and str(tls_key),
     )
     run = RunFolder(home)
     hold = run.hold(SERVER, by_hand=True)
@@ -83,9 +89,12 @@ def server(
         home=home, run=run, token=run.token(),
         allowed_hosts=(*LOCAL_HOSTS, settings.host, *settings.allowed_hosts), tls=_certificates(settings, run),
         find_scheduler=lambda: where or run.scheduler_address(), kept=False, aliases=settings.pool_aliases,
+        https=settings.https,
     )  # fmt: skip
     try:
-        code = served.serve(listener, url_of(listener, settings.host))
+        code = served.serve(
+            listener, url_of(listener, settings.host, "http" if settings.https is None else "https")
+        )
     finally:
         run.remove("server.json")
         hold.release()

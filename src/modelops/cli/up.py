@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from modelops.client.http import Http
     from modelops.cluster.status import PoolStatus, RoleStatus
     from modelops.home import Home
 
@@ -166,12 +167,10 @@ def _jobs_by_state(home: Home) -> tuple[dict[str, int], str]:
 
 def _trouble(home: Home) -> str:
     """Return why the server of this home cannot do its work now, as it says itself; empty: it can."""
-    from modelops.client.http import Http
-    from modelops.client.server import Local
     from modelops.errors import ModelOpsError, ServerUnreachableError
 
     try:
-        Http(Local(home), patience_s=0).get("/server")
+        _asking(home).get("/server")
     except ServerUnreachableError as error:
         return error.why if error.answers else ""
     except ModelOpsError as error:
@@ -181,15 +180,22 @@ def _trouble(home: Home) -> str:
 
 def _waiting(home: Home) -> dict[str, str]:
     """Return what database or storage said, by job that waits for it, as the server of this home knows."""
-    from modelops.client.http import Http
-    from modelops.client.server import Local
     from modelops.errors import ModelOpsError
 
     try:
-        told = Http(Local(home), patience_s=0).get("/server").as_type(dict)
+        told = _asking(home).get("/server").as_type(dict)
     except ModelOpsError:  # it does not say now; what it says of its jobs is only a part of what is asked
         return {}
     return {str(job): str(text) for job, text in told.get("waiting", {}).items()}
+
+
+def _asking(home: Home) -> Http:
+    """Return what asks the server of this home, once and not again."""
+    from modelops.client.http import Http
+    from modelops.client.server import Local
+    from modelops.settings import Settings
+
+    return Http(Local(home), patience_s=0, ca=Settings.read(os.environ).ca)
 
 
 def _rows(home: Home) -> tuple[list[Any], str]:

@@ -42,6 +42,7 @@ from modelops.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
@@ -143,12 +144,18 @@ class Http:
         Returns the server's address now. Raises ServerUnreachableError if there is none.
     patience_s
         How long a request is repeated, unless it says otherwise.
+    ca
+        File of the only authority that is trusted; None: those that this machine trusts.
     """
 
-    def __init__(self, find: Callable[[], Address], *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, find: Callable[[], Address], *, patience_s: float = PATIENCE_S, ca: Path | None = None
+    ) -> None:
         self._find, self._patience_s = find, patience_s
         self.met = False  # whether the server has ever answered here
-        self._pool = urllib3.PoolManager(num_pools=4, maxsize=8, retries=False)
+        self._pool = urllib3.PoolManager(
+            num_pools=4, maxsize=8, retries=False, ca_certs=None if ca is None else str(ca)
+        )
 
     def close(self) -> None:
         """Close every connection."""
@@ -361,4 +368,6 @@ def _interrupted(error: HTTPError) -> _InterruptedError:
     cause: Any = error.reason if isinstance(error, MaxRetryError) else error
     refused = isinstance(cause, (NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
     text = str(cause).rpartition(": ")[2] or type(cause).__name__
+    if isinstance(cause, SSLError):
+        text += "; MODELOPS_CA names the file of the authority that signed its certificate, if that is a private one"
     return _InterruptedError(text, sent=not refused, final=isinstance(cause, SSLError))

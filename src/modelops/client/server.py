@@ -84,18 +84,18 @@ def connect(
     settings = Settings.read(environ, server=None if url is None else checked_url(url), token=token)
     home = Home.of(settings)
     if settings.server is not None:
-        return HttpSource(_elsewhere(os.getpid(), settings.server, settings.token), home)
-    return served_at(home)
+        return HttpSource(_elsewhere(os.getpid(), settings.server, settings.token, settings.ca), home)
+    return served_at(home, settings.ca)
 
 
-def served_at(home: Home) -> HttpSource:
+def served_at(home: Home, ca: Path | None = None) -> HttpSource:
     """Return the jobs of the server of this home, started unless one runs.
 
     One that has answered here before, and whose process lives, is not asked whether it answers: the request shows it.
     """
     from modelops.cluster.launch import ensure_server, is_running
 
-    here = _here(os.getpid(), home)
+    here = _here(os.getpid(), home, ca)
     if not here.met or not is_running(home):
         ensure_server(home)
     return HttpSource(here, home)
@@ -105,13 +105,13 @@ def served_at(home: Home) -> HttpSource:
 
 
 @functools.lru_cache(maxsize=8)
-def _here(_pid: int, home: Home) -> Http:
-    return Http(Local(home))
+def _here(_pid: int, home: Home, ca: Path | None) -> Http:
+    return Http(Local(home), ca=ca)
 
 
 @functools.lru_cache(maxsize=8)
-def _elsewhere(_pid: int, url: str, token: str | None) -> Http:
-    return Http(remote(url, token))
+def _elsewhere(_pid: int, url: str, token: str | None, ca: Path | None) -> Http:
+    return Http(remote(url, token), ca=ca)
 
 
 def is_elsewhere(environ: Mapping[str, str] = os.environ) -> bool:
@@ -125,7 +125,7 @@ def running(environ: Mapping[str, str] = os.environ) -> HttpSource | None:
     if settings.server is not None:
         return connect(environ)
     home = Home.of(settings)
-    return HttpSource(_here(os.getpid(), home), home) if Local(home).runs() else None
+    return HttpSource(_here(os.getpid(), home, settings.ca), home) if Local(home).runs() else None
 
 
 # Looking while no server runs

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +17,7 @@ import uvicorn
 
 from modelops.cluster.run_folder import SERVER
 from modelops.cluster.upkeep import ExitCode
-from modelops.errors import ClusterError, StorageError
+from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.server.door import Door
 from modelops.server.drivers import Drivers
 from modelops.server.http import make_app
@@ -58,6 +59,7 @@ class Server:
     """Everything of one server.
 
     ``kept``: it belongs to a pool, whose ``wanted.json`` says when it may end. ``aliases``: of names of pools.
+    ``https``: the files of its certificate and key.
     """
 
     home: Home
@@ -68,6 +70,7 @@ class Server:
     find_scheduler: Callable[[], str | None]
     kept: bool
     aliases: Aliases = NO_ALIASES
+    https: tuple[Path, Path] | None = None
 
     def serve(self, listener: socket.socket, url: str) -> int:
         """Answer at a socket until SIGTERM, SIGINT, or, for a kept one, until nobody needs it; return the exit code.
@@ -85,7 +88,7 @@ class Server:
         self._attendance = Attendance(self._door)
         config = uvicorn.Config(
             self._attendance, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=GRACE_S, backlog=512,
+            timeout_graceful_shutdown=GRACE_S, backlog=512, **_certified(self.https),
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)
         with self._stack:
@@ -177,6 +180,17 @@ class Server:
         self._uvicorn.should_exit = True
 
 
+def _certified(https: tuple[Path, Path] | None) -> dict[str, Any]:
+    if https is None:
+        return {}
+    cert, key = map(str, https)
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise RequestError(f"{cert} and {key} are no certificate and its key: {error}") from error
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
+
+
 def bound(host: str, port: int) -> socket.socket:
     """Bind a socket for a server that a person starts.
 
@@ -197,7 +211,7 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket, host: str) -> str:
+def url_of(listener: socket.socket, host: str, scheme: str = "http") -> str:
     """Return the URL by which clients call a server."""
     port: Any = listener.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
