@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 from stored_job import StoredJob
 from test_reconcile import SETS, N, damage, names
@@ -13,7 +15,8 @@ from modelops.client.job import Job
 from modelops.errors import IntegrityError
 from modelops.home import Home
 from modelops.server.service import JobService
-from modelops.store.results import replicates_table
+from modelops.store.results import replicates_table, stream_table
+from modelops.store.segments import job_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,3 +88,29 @@ def test_without_a_server_what_is_damaged_is_left_out_with_a_warning_and_nothing
     assert "(and 1 more)" in said
     assert f"'modelops jobs reconcile {job.job}' repairs it" in said
     assert job.records.segments(job.job) == segments
+
+
+def test_tables_of_an_ended_job_are_those_of_its_result_files_unless_these_are_damaged(
+    tmp_path: Path,
+) -> None:
+    job = StoredJob(tmp_path, SETS, N)
+    service = JobService(job.records, job.objects, Home.at(tmp_path), Idle(job))
+    file = io.BytesIO()
+    assert not service.write_finished(job.job, "replicates", file), "the job has not begun"
+    job.run()
+    for name in ("replicates", "aggregates", "attempts"):
+        made, found = io.BytesIO(), io.BytesIO()
+        service.answer(job.job, lambda contents, name=name, made=made: stream_table(contents, name, made))  # type: ignore[misc]
+        assert service.write_finished(job.job, name, found)
+        made.seek(0)
+        found.seek(0)
+        expected, table = (pa.ipc.open_stream(f).read_all() for f in (made, found))
+        assert table.equals(expected, check_metadata=True)
+        assert table.num_rows
+    assert not service.write_finished(job.job, "failures", file), "it has no file"
+    path = f"{job_folder(job.job)}/results/replicates.parquet"
+    data = job.objects.get(path)
+    job.objects.put(path, data[:200] + bytes([data[200] ^ 1]) + data[201:])
+    assert not service.write_finished(job.job, "replicates", file)
+    job.objects.delete(path)
+    assert not service.write_finished(job.job, "replicates", file)

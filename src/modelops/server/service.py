@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -34,6 +34,7 @@ from modelops.store.aggregate_value import stored_aggregate
 from modelops.store.contents import JobContents
 from modelops.store.job_log import read_log
 from modelops.store.parameters import Parameters, write_parameters
+from modelops.store.results import stream_result_file
 from modelops.store.rows import ChangedMeanwhileError, Submission, new_row
 from modelops.store.segments import job_folder
 from modelops.study.ids import JobId, new_job_id
@@ -254,6 +255,24 @@ class JobService:
             if self.reconciler is None or not self.reconciler.run(JobId(job)):
                 raise
             return act(self.contents(job))
+
+    def write_finished(self, job: str, table: str, file: IO[bytes]) -> bool:
+        """Write a table of a job that has ended, from its result file; False if there is none, or it is damaged."""
+        row = self.records.job(JobId(job))
+        if row.state not in FINAL_JOB_STATES:
+            return False
+        written = next((f for f in self.records.result_files(row.job) if f.name == f"{table}.parquet"), None)
+        if written is None:
+            return False
+        try:
+            stream_result_file(self.objects, row.job, written, file)
+        except (
+            IntegrityError,
+            NotFoundError,
+        ) as e:  # a look will find it and make it anew; here it is not needed
+            log.warning("%s; the table is read from segments", e)
+            return False
+        return True
 
     def contents(self, job: str) -> JobContents:
         """Return what is committed of a job, to read tables and outputs from. Raises NotFoundError."""

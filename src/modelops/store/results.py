@@ -10,6 +10,9 @@ from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
 
+import pyarrow.parquet as pq
+
+from modelops.errors import IntegrityError, NotFoundError, StorageError
 from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
@@ -22,10 +25,13 @@ from modelops.store.view_writer import MemorySink, ParquetSink, StreamSink, writ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pyarrow as pa
 
     from modelops.store.contents import JobContents
+    from modelops.store.objects import Objects
+    from modelops.study.ids import JobId
 
 
 TABLES: Final = ("replicates", "aggregates", "failures", "aggregate_failures", "attempts")
@@ -76,6 +82,45 @@ def stream_table(contents: JobContents, name: str, file: IO[bytes]) -> None:
             failures = failures_table(contents)
             open_sink(failures.schema).write(failures)
     sinks[0].close()
+
+
+def stream_result_file(objects: Objects, job: JobId, written: ResultFile, file: IO[bytes]) -> None:
+    """Write a table as `stream_table` does, from a result file: many times faster than from what it was made from.
+
+    Raises
+    ------
+    IntegrityError, NotFoundError
+        The file is not as it was written, or gone; what ``file`` holds is of no use.
+    """
+    name = f"{job_folder(job)}/results/{written.name}"
+    path = objects.local_path(name)
+    with _opened(path) if path is not None else _fetched(objects, name) as source:
+        digest = sha256()
+        for piece in pieces_of(source):
+            digest.update(piece)
+        if digest.hexdigest() != written.sha256:
+            raise IntegrityError(f"{name} is damaged: it is not what was written")
+        source.seek(0)
+        table = pq.ParquetFile(source)
+        sink = StreamSink(file, table.schema_arrow)
+        for group in range(table.num_row_groups):
+            sink.write(table.read_row_group(group))
+        sink.close()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as e:
+        raise NotFoundError(f"there is no {path}") from e
+    except OSError as e:
+        raise StorageError(f"reading {path} failed: {e.strerror}") from e
+
+
+def _fetched(objects: Objects, name: str) -> IO[bytes]:
+    file = TemporaryFile()  # noqa: SIM115  the caller closes it
+    file.writelines(objects.stream(name))
+    return file
 
 
 def finalize(

@@ -97,6 +97,9 @@ async def table(api: Api, call: Call) -> Response:
     await api.quick(api.service.contents, call.given.job)
 
     def write(file: IO[bytes]) -> None:
+        if api.service.write_finished(call.given.job, call.given.table, file):
+            return
+
         def again(contents: JobContents) -> None:
             file.seek(0)
             file.truncate()
