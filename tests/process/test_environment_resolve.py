@@ -72,6 +72,19 @@ def test_project_dependencies_are_resolved(environments: Environments, tmp_path:
     assert run(environments.ensure(lock), "import six; print(six.__version__)") == "1.17.0"
 
 
+def test_a_lock_that_was_made_for_the_same_inputs_is_known_and_none_is_made_by_asking(
+    environments: Environments, uv: CountedUv, tmp_path: Path
+) -> None:
+    bundle = write(tmp_path / "m", pyproject__toml=PROJECT)
+    assert environments.known_lock(bundle) is None
+    lock = environments.resolve(bundle)
+    n_calls = uv.n_calls
+    assert environments.known_lock(bundle) == lock
+    write(bundle, pyproject__toml=PROJECT.replace("six==1.17.0", "six==1.16.0"))
+    assert environments.known_lock(bundle) is None
+    assert uv.n_calls == n_calls
+
+
 def test_uv_lock_is_taken_as_it_is_without_the_project(environments: Environments, tmp_path: Path) -> None:
     root = write(tmp_path / "m", pyproject__toml=PROJECT.replace("1.17.0", "1.16.0"))
     python = Interpreters(tmp_path / "memory").all()[0].executable

@@ -7,6 +7,7 @@ how they end and, as an announcement can get lost, is asked for its table now an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import heapq
 import logging
@@ -49,6 +50,7 @@ BEGUN_WITHIN_S: Final = 2.0  # after it was submitted; who has not said so by th
 ASK_AGAIN_S: Final = 2.0  # whether an attempt still waits; later and later
 LONGEST_ASK_AGAIN_S: Final = 15.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
+FORGET_AFTER_S: Final = 0.1
 STORAGE_AWAY, STORAGE_BACK = "storage_away", "storage_back"  # kinds of events
 
 
@@ -445,10 +447,15 @@ class Hands:
             client.loop.add_callback(call, client)
 
     def forget_job(self) -> None:
-        """Tell all workers that the job has ended; attempts of earlier drivers may still be running."""
-        self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch)
+        """Tell all workers that the job has ended; attempts of earlier drivers may still be running.
 
-    def _tell_workers(self, workers: list[str], function: Callable[..., object], *args: object) -> None:
+        In a moment: those who wait for the job's end come first.
+        """
+        self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch, after_s=FORGET_AFTER_S)
+
+    def _tell_workers(
+        self, workers: list[str], function: Callable[..., object], *args: object, after_s: float = 0.0
+    ) -> None:
         if not workers:
             return
         try:
@@ -457,11 +464,17 @@ class Hands:
             log.info("could not reach %s: %s", ", ".join(workers), error, extra=self._subject())
             return
         if client.loop is not None:
-            client.loop.add_callback(self._run_on, client, workers, function, args)
+            client.loop.add_callback(self._run_on, client, workers, function, args, after_s)
 
     async def _run_on(
-        self, client: Client, workers: list[str], function: Callable[..., object], args: tuple[object, ...]
+        self,
+        client: Client,
+        workers: list[str],
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        after_s: float,
     ) -> None:
+        await asyncio.sleep(after_s)
         try:
             await client.run(function, *args, workers=workers, wait=False, on_error="ignore")
         except (OSError, ValueError) as error:

@@ -158,6 +158,20 @@ class Environments:
             write_whole(file, lock.text.encode())
             return lock
 
+    def known_lock(self, bundle_root: Path) -> Lock | None:
+        """Return the lock that `resolve` would find as made before; None if it would have to make one.
+
+        Raises
+        ------
+        NoInterpreterError, BundleError
+            As `resolve`.
+        """
+        if next(self._locks.glob("*.toml"), None) is None:
+            return None
+        inputs = dependency_inputs(bundle_root)
+        interpreter = self.interpreters.find(inputs.requires_python, inputs.python_pin)
+        return _read_lock(self._locks / f"{inputs_digest(inputs, interpreter, os.environ)}.toml")
+
     def key(self, lock: Lock, interpreter: Interpreter | None = None) -> EnvironmentKey:
         """Name the environment of a lock on this machine."""
         return environment_key(lock, interpreter or self.interpreter_for(lock))

@@ -172,6 +172,10 @@ class JobDriver:
             row = self._patiently(lambda: self._records.job(self.job))
             if row is None or row.state in FINAL_JOB_STATES:
                 return row.state if row is not None else JobState.QUEUED
+            if (
+                self.epoch == 1
+            ):  # nothing has run, so the bundle is as it was; what else is to be read need not be waited for
+                self._begin_preparing(row.bundle)
             try:
                 ledger, loop = self._begin(row, pool)
                 if loop is None:
@@ -348,9 +352,12 @@ class JobDriver:
 
     def begin_preparing(self) -> None:
         """Fetch the bundle and build the environment already now, while the pool may still be starting."""
+        self._begin_preparing(None)
+
+    def _begin_preparing(self, bundle: str | None) -> None:
         if self._files is None:
-            row = self._records.job(self.job)
-            self._files = JobFiles(self.job, row.bundle, self._objects, self._cache)
+            bundle = bundle or self._records.job(self.job).bundle
+            self._files = JobFiles(self.job, bundle, self._objects, self._cache)
         with self._lock:
             if self._preparing is None:
                 self._preparing = Future()

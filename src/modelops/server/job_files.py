@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelops.bundles import snapshot_changed, snapshot_mark
 from modelops.environments import Environments
-from modelops.errors import NotFoundError
+from modelops.errors import ModelOpsError, NotFoundError
 from modelops.store import AlreadyExistsError
 from modelops.store.fetch import fetch_snapshot
 from modelops.store.segments import job_folder
@@ -79,6 +79,13 @@ class JobFiles:
         if snapshot_mark(self._place) != self._mark:
             return ["it was made anew meanwhile, as another job had found it changed"]
         return snapshot_changed(self._place)
+
+
+def known_lock(cache: Path, bundle: str) -> Lock | None:
+    """Return the lock that a job of this bundle will have, if jobs before had it; None if preparing must find out."""
+    with contextlib.suppress(ModelOpsError):  # preparing meets it again, and says what is wrong
+        return _environments(cache).known_lock(cache / "bundles" / bundle)
+    return None
 
 
 @functools.lru_cache(maxsize=8)

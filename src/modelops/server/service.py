@@ -113,7 +113,7 @@ class JobService:
         reconciler: Reconciling | None = None,
         max_jobs: int = MAX_JOBS,
     ) -> None:
-        self.records, self.objects, self.supervisor = records, objects, supervisor
+        self.records, self.objects, self.home, self.supervisor = records, objects, home, supervisor
         self.uploads = Uploads(objects, home.cache / "uploads", home.cache / "bundles", records.now)
         self.files = JobFiles(records, objects)
         self.reconciler, self.max_jobs = reconciler, max_jobs
@@ -198,13 +198,19 @@ class JobService:
 
     def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: Sequence[str]) -> JobRow:
         """Store the bytes of a job that has no row yet; return the row it is to get."""
+        # Here and not above: a server answers before it needs what makes environments.
+        from modelops.server.job_files import known_lock
+
         job, data = new_job_id(), msgspec.json.encode(spec)
-        write_parameters(self.objects, job, canonicals, ids, beside={"study.json": data})
+        beside = {"study.json": data}
+        if (lock := known_lock(self.home.cache, spec.bundle)) is not None:
+            beside["lock"] = lock.text.encode()  # stored together with the others it takes no time of its own
+        write_parameters(self.objects, job, canonicals, ids, beside=beside)
         return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
 
     def _forget(self, job: JobId) -> None:
         """Remove what was stored for a job that, for certain, was not recorded."""
-        for name in ("study.json", "parameters.parquet"):
+        for name in ("study.json", "parameters.parquet", "lock"):
             self.objects.delete(f"{job_folder(job)}/{name}")
 
     # Looking

@@ -64,7 +64,7 @@ class DrivingRecords:
 
     def hold(self, job: JobId, epoch: int) -> None:
         """Raise LeaseLostError unless this is still the epoch of the job's driver; write nothing."""
-        with self._database.writing() as sql:
+        with self._database.writing_with_next() as sql:
             hold(sql, job, epoch)
 
     def record_use(self, job: JobId, epoch: int, used_s: float) -> None:

@@ -30,6 +30,7 @@ from modelops.home import make_private
 
 Content = bytes | Path | Iterable[bytes]
 COPY_BYTES: Final = 1 << 20
+IN_MEMORY_BYTES: Final = 1 << 20  # of what is made before it is stored; for more a file is made first
 _TMP: Final = ".tmp"
 
 

@@ -10,7 +10,7 @@ import threading
 from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import islice
-from tempfile import TemporaryFile
+from tempfile import SpooledTemporaryFile, TemporaryFile
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from modelops.errors import IntegrityError, RequestError
 from modelops.store import columns
-from modelops.store.objects import AlreadyExistsError, pieces_of
+from modelops.store.objects import IN_MEMORY_BYTES, AlreadyExistsError, pieces_of
 from modelops.store.segments import FORMAT, job_folder
 from modelops.study.canonical import param_ids, parse_canonical
 from modelops.study.ids import ParamId
@@ -84,7 +84,7 @@ def write_parameters(
         The job has parameters.
     """
     folder = job_folder(job)
-    with TemporaryFile() as f:
+    with SpooledTemporaryFile(IN_MEMORY_BYTES) as f:
         n = pour_parameters(f, canonicals, ids)
         others = {f"{folder}/{name}": data for name, data in beside.items()}
         taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others})

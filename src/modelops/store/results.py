@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from hashlib import sha256
-from tempfile import TemporaryFile
+from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
 from modelops.store.failures import failures_table
-from modelops.store.objects import pieces_of
+from modelops.store.objects import IN_MEMORY_BYTES, pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
 from modelops.store.result_file import ResultFile
 from modelops.store.segments import job_folder
@@ -150,7 +150,7 @@ def finalize(
     with contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
         for name, write in tables.items():
-            files[f"{name}.parquet"] = file = stack.enter_context(TemporaryFile())
+            files[f"{name}.parquet"] = file = stack.enter_context(SpooledTemporaryFile(IN_MEMORY_BYTES))
             _pour(write, file)
         written = tuple(_described(name, file) for name, file in files.items())
         folder = f"{job_folder(contents.job)}/results"
