@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,14 @@ from modelops.store.failures import FAILURES_SCHEMA, failure_summary, failures_t
 from modelops.store.most_frequent import most_frequent_failure
 from modelops.store.order import ResultOrder, Rows, places
 from modelops.store.parameters import Parameters, write_parameters
-from modelops.store.results import aggregates_table, attempts_table, finalize, replicates_table
+from modelops.store.results import (
+    aggregates_table,
+    attempts_table,
+    finalize,
+    replicates_table,
+    stream_result_file,
+    stream_table,
+)
 from modelops.study.canonical import canonical_json, param_id
 from modelops.study.ids import JobId, attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
@@ -609,6 +617,20 @@ def test_result_order_is_the_sorted_line(grown: list[tuple[int, int]], cuts: lis
     assert list(zip(found.param.tolist(), found.replicate.tolist(), strict=True)) == [
         tuple(line.locate(k)) for k in range(line.size)
     ]
+
+
+def test_a_table_is_read_from_a_result_file_that_lies_in_remote_storage() -> None:
+    job = Job(spec_of(IndexLine.of(3, 4)), SETS[:3])
+    job.run(range(12), lambda param, replicate: {"x": param + replicate / 4})
+    (written, *_) = finalize(job.contents())
+    made, found = io.BytesIO(), io.BytesIO()
+    stream_table(job.contents(), "replicates", made)
+    stream_result_file(job.objects, job.job, written, found)
+    made.seek(0)
+    found.seek(0)
+    expected, table = (pa.ipc.open_stream(file).read_all() for file in (made, found))
+    assert table.equals(expected, check_metadata=True)
+    assert table.num_rows == 12
 
 
 def test_parameters_are_read_by_range_whatever_the_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:

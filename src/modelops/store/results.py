@@ -118,7 +118,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _fetched(objects: Objects, name: str) -> IO[bytes]:
-    file = TemporaryFile()  # noqa: SIM115  the caller closes it
+    file = SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115  the caller closes it
     file.writelines(objects.stream(name))
     return file
 
