@@ -10,7 +10,7 @@ import os
 import sys
 from time import perf_counter, process_time
 
-from modelops_runner import calls, forking, stdio, values
+from modelops_runner import calls, forking, pages, stdio, values
 from modelops_runner.channel import BUNDLE_RAISED, STORAGE_FAILED, Channel, RpcError
 from modelops_runner.context import Context
 from modelops_runner.failures import error_object, invalid_output
@@ -81,6 +81,7 @@ class Replicates:
         self._in_child = False  # of the model's; it must not go on with our work
         self._forking = False  # it is us who fork
         self._hazard: str | None = None  # what a fork has shown
+        self._pages = pages.Pages()
         os.register_at_fork(after_in_child=self._forked)
 
     # --- models
@@ -252,6 +253,7 @@ class Replicates:
                 if self._mark:
                     os.write(self._marks, b"%b%d\n" % (self._mark, index))
                 work = partial(self._in_fork, model, args)
+                self._pages.before_fork()
                 self._forking = True
                 try:
                     status = forking.run_in_child(self._channel, work, index, timeout_s, missing)
