@@ -13,12 +13,14 @@ import logging
 import os
 import shutil
 import signal
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import dask
 import msgspec
 from distributed import Worker
+from distributed.comm.addressing import get_address_host_port
 from distributed.core import Status
 
 from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
@@ -137,9 +139,14 @@ async def _work(
     while (place := find()) is None:
         if await _within(told.wait(), POLL_S):
             return 0
+    try:
+        host = place.host or _address_that_leads_to(place.scheduler)
+    except OSError as error:
+        log.warning("there is no way to the scheduler %s: %s", place.scheduler, error)
+        return ExitCode.SCHEDULER_GONE
     worker = Worker(
         place.scheduler, nthreads=place.slots, security=security(place.tls, "worker"), protocol="tls://",
-        host=place.host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
+        host=host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
         local_directory=str(settings.scratch), plugins=(ModelOpsWorker(settings),), death_timeout=CONNECT_S,
         startup_information={MEMBERSHIP: lambda _worker: msgspec.to_builtins(place.membership)},
     )  # fmt: skip
@@ -162,6 +169,18 @@ async def _work(
         return 0
     log.warning("the scheduler %s is gone", place.scheduler)
     return ExitCode.SCHEDULER_GONE
+
+
+def _address_that_leads_to(scheduler: str) -> str:
+    """Return the address of this machine from which it reaches the scheduler; raises OSError if there is no way.
+
+    Dask would take the one that leads to the internet, and without such a way tell everybody that it is 127.0.0.1.
+    """
+    host, port = get_address_host_port(scheduler)
+    family, kind, _, _, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as asked:
+        asked.connect(there)  # of a datagram's socket, so nothing is sent
+        return str(asked.getsockname()[0])
 
 
 async def _started(worker: Worker) -> bool:
