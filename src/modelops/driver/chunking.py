@@ -2,11 +2,13 @@
 
 Towards the end a chunk is at most remaining / (2 x slots): guided self-scheduling (Polychronopoulos &
 Kuck 1987, doi:10.1109/TC.1987.5009495), halved because replicate times vary. What would take less time
-than handing it over is never cut smaller, however many slots there are.
+than handing it over is never cut smaller, however many slots there are. How long that takes is measured: workers far
+away are given more at a time, and the next chunk before they are done.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 TARGET_S: Final = 1.0  # of work in a chunk
@@ -17,6 +19,8 @@ WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and co
 WORTH_WAITING_S: Final = (
     5.0  # a chunk that takes longer need not wait where it runs: the gap before it is nothing
 )
+RECENT_HANDOVERS: Final = 8
+BRIDGE: Final = 1.5  # as some take longer than the shortest
 OVERHEAD_S: Final = 20e-6  # per item, storing included, when nothing else is known
 MEMORY: Final = 0.7  # weight of what was known before, at each new measurement
 
@@ -33,6 +37,8 @@ class Meter:
         self._items = 0.0
         self.n_measured = 0
         self.seconds_per_item: float | None = None  # expected, never 0; None before the first measurement
+        self.handover_s = 0.0  # what a chunk costs beside its work; see `handed_over`
+        self._handovers: deque[float] = deque(maxlen=RECENT_HANDOVERS)
 
     def record(self, n: int, seconds: float) -> None:
         """Note that ``n`` items took ``seconds``."""
@@ -42,27 +48,39 @@ class Meter:
             self.n_measured += n
             self.seconds_per_item = self._seconds / self._items + OVERHEAD_S
 
+    def handed_over(self, seconds: float) -> None:
+        """Note how long a chunk was on its way, there and back, and stored; of the last ones the shortest counts.
+
+        Some take longer for reasons that are gone the next time: a job that was loaded, a packet that was lost.
+        """
+        self._handovers.append(min(max(0.0, seconds), TARGET_S))
+        self.handover_s = min(self._handovers)
+
 
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
     cost = meter.seconds_per_item
-    target_s = TARGET_S if meter.n_measured >= SURE_AFTER else TARGET_WHILE_UNSURE_S
+    far_s = meter.handover_s
+    target_s = TARGET_S if meter.n_measured >= SURE_AFTER else max(TARGET_WHILE_UNSURE_S, far_s)
     if cost is None or remaining <= 1 or cost >= target_s:
         return 1
     slots = max(1, slots)
     share = max(remaining / (2 * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
-    return max(1, int(WORTH_SENDING_S / cost), int(min(target_s / cost, share)))
+    worth = max(int(WORTH_SENDING_S / cost), min(int(far_s / cost), -(-remaining // slots)))
+    return max(1, worth, int(min(target_s / cost, share)))
 
 
-def may_queue(meter: Meter, remaining: int, slots: int) -> bool:
-    """Say whether a chunk may wait behind a running one.
+def queue_size(meter: Meter, remaining: int, slots: int) -> int:
+    """Return how many of ``remaining`` items may wait behind a running chunk; 0: none.
 
-    Not when others could soon be idle beside it; and not when it takes long, as other jobs want the worker as well.
+    None when others could soon be idle beside it, and none when it takes long, as other jobs want the worker as well.
+    But where handing over takes long, always as much as is done until the next chunk has arrived.
     """
     cost = meter.seconds_per_item
     if cost is None or cost > WORTH_WAITING_S:
-        return False
-    chunk_s = cost * min(remaining, chunk_size(meter, remaining, slots))
-    if chunk_s > WORTH_WAITING_S:
-        return False
-    return chunk_s <= WORTH_SHARING_S or remaining * cost >= 4 * chunk_s * slots
+        return 0
+    size = min(remaining, chunk_size(meter, remaining, slots))
+    chunk_s = cost * size
+    if chunk_s <= WORTH_WAITING_S and (chunk_s <= WORTH_SHARING_S or remaining * cost >= 4 * chunk_s * slots):
+        return size
+    return min(size, int(BRIDGE * meter.handover_s / cost)) if meter.handover_s > WORTH_SHARING_S else 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.driver.backlog import Backlog, Kind
-from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, may_queue
+from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, queue_size
 from modelops.worker.messages import AggregateChunk, Chunk
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modelops.driver.roster import Roster, Worker
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.spec import RetryPolicy
+    from modelops.worker.messages import AggregateReceipt, Receipt
 
 AGGREGATES_BEFORE_MEASURED: Final = 8
 _SIMULATE, _AGGREGATE = Kind.SIMULATE, Kind.AGGREGATE
@@ -96,6 +97,13 @@ class Dispatcher:
         )
         return c.SubmitAggregates(aggregates, worker)
 
+    def handed_over(self, receipt: Receipt | AggregateReceipt, now: float) -> None:
+        """Measure what an attempt took beside its work, if it began at once."""
+        attempt = self._roster.attempts.get(receipt.attempt)
+        if attempt is not None and attempt.placed_at is not None and not (attempt.waits or attempt.stopping):
+            seconds = now - attempt.placed_at - receipt.wall_seconds
+            self.meters[attempt.work.kind].handed_over(seconds)
+
     def seconds_left(self, kind: Kind, n: int) -> float | None:
         """Return the expected seconds until ``n`` items are done, or None if none has been measured."""
         cost = self.meters[kind].seconds_per_item
@@ -127,12 +135,13 @@ class Dispatcher:
         n = self._aggregate.n_ready
         if (
             n
-            and may_queue(self.meters[_AGGREGATE], n, slots)
+            and queue_size(self.meters[_AGGREGATE], n, slots)
             and (work := self._next_aggregates()) is not None
         ):
             return work
         n = self._simulate.n_ready
-        return self._next_chunk() if n and may_queue(self.meters[_SIMULATE], n, slots) else None
+        size = queue_size(self.meters[_SIMULATE], n, slots) if n else 0
+        return self._simulate.take(self._pinned or size) if size else None
 
     def _next_aggregates(self) -> Work | None:
         backlog = self._aggregate

@@ -289,9 +289,9 @@ class Machine:
         if not self.over:
             if self._course.may_run and not self._roll_call.is_open:
                 if self._dispatcher.has_work:
-                    self._dispatch()
+                    self._dispatch(now)
                 if self._plan is not None and self._probe.passed and self._run_ahead():
-                    self._dispatch()
+                    self._dispatch(now)
                 self._recall.order()
             self._conclude()
             self._set_retry_timer()
@@ -300,10 +300,12 @@ class Machine:
     def _on(self, event: e.Event, now: float) -> None:
         match event:
             case e.ChunkDone():
+                self._dispatcher.handed_over(event.receipt, now)
                 self._intake.chunk(event.receipt, now)
             case e.Committed():
                 self._on_committed(event, now)
             case e.AggregateDone():
+                self._dispatcher.handed_over(event.receipt, now)
                 self._intake.aggregates(event.receipt, now)
             case e.WorkerJoined():
                 if self._pools.join(event, now):
@@ -502,7 +504,7 @@ class Machine:
 
     # Filling the slots.
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, now: float) -> None:
         for planned, worker in self._dispatcher.placements():
             work = planned
             if self._plan is not None and work.kind is _SIMULATE:
@@ -510,7 +512,7 @@ class Machine:
                 if not work.ranges:
                     continue
             attempt = Attempt(self._next_attempt_id(), work, worker.name)
-            self._roster.place(attempt)
+            self._roster.place(attempt, now)
             begun = self._places.may_have_begun(work)
             self._outbox.order(
                 self._dispatcher.order(

@@ -77,7 +77,8 @@ class Recall:
                 i: a for i, a in self._asked.items() if i in roster.attempts and len(a.work.ranges) > 1
             }
             found = roster.with_queues(
-                roster.n_idle - len(self._asked), worth=1 + ceil(WORTH_ASKING_S / cost)
+                roster.n_idle - len(self._asked),
+                worth=1 + ceil(max(WORTH_ASKING_S, self._meter.handover_s) / cost),
             )
             self._asked.update((a.id, a) for a in found)
             self._ask(found)

@@ -23,6 +23,7 @@ class Attempt:
     """One try at some work, on one worker.
 
     ``begun``, ``waits``: its worker said so. ``recalled``: its worker was asked to give it back if it still waits.
+    ``placed_at``: when it was submitted to a free slot; None if it had to wait.
     """
 
     id: AttemptId
@@ -32,6 +33,7 @@ class Attempt:
     begun: bool = False
     waits: bool = False
     recalled: bool = False
+    placed_at: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -100,12 +102,13 @@ class Roster:
                     self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
         return worker
 
-    def place(self, attempt: Attempt) -> None:
-        """Note an attempt that was submitted."""
+    def place(self, attempt: Attempt, now: float | None = None) -> None:
+        """Note an attempt that was submitted, ``now`` if by this driver."""
         worker = self.workers[attempt.worker]
         self.attempts[attempt.id] = attempt
         self.n_live[attempt.work.kind] += len(attempt.work.ranges)
         has_slot = len(worker.running) < worker.slots
+        attempt.placed_at = now if has_slot else None
         (worker.running if has_slot else worker.waiting)[attempt.id] = attempt
         if attempt.work.kind is Kind.SIMULATE and not attempt.work.suspect:
             self._unasked[attempt.id] = attempt

@@ -1,0 +1,65 @@
+"""How much goes out at a time: by the clock, and by how far away workers are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelops.driver.chunking import SURE_AFTER, TARGET_S, WORTH_SHARING_S, Meter, chunk_size, queue_size
+
+
+def meter(cost_s: float, handovers: tuple[float, ...] = (), n: int = SURE_AFTER) -> Meter:
+    made = Meter()
+    made.record(n, n * cost_s)
+    for seconds in handovers:
+        made.handed_over(seconds)
+    return made
+
+
+COSTS = st.floats(1e-6, 100)
+HANDOVERS = st.lists(st.floats(-1, 100), max_size=12).map(tuple)
+COUNTS = st.integers(1, 100_000)
+SLOTS = st.integers(1, 1_000)
+
+
+@given(COSTS, HANDOVERS, COUNTS, SLOTS)
+def test_who_is_far_gets_no_less_at_a_time_and_never_more_than_a_share(
+    cost: float, handovers: tuple[float, ...], n: int, slots: int
+) -> None:
+    near, far = meter(cost), meter(cost, handovers)
+    sizes = chunk_size(near, n, slots), chunk_size(far, n, slots)
+    assert 1 <= sizes[0] <= sizes[1]
+    assert sizes[1] <= max(sizes[0], -(-n // slots))
+    assert queue_size(near, n, slots) <= queue_size(far, n, slots) or sizes[0] < sizes[1]
+
+
+@given(COSTS, COUNTS, SLOTS)
+def test_a_quick_handover_changes_nothing(cost: float, n: int, slots: int) -> None:
+    near = meter(cost, (0.01, 0.5))
+    assert queue_size(near, n, slots) == queue_size(meter(cost), n, slots)
+    assert near.handover_s == 0.01
+
+
+def test_a_far_worker_has_work_until_the_next_chunk_arrives_also_near_the_end() -> None:
+    near, far = meter(0.1), meter(0.1, (0.43, 0.6, 0.43))
+    for left in range(100, 4, -1):
+        assert queue_size(near, left, 4) == 0
+        assert queue_size(far, left, 4) * 0.1 >= min(0.43, 0.1 * chunk_size(far, left, 4))
+    assert queue_size(far, 1, 4) == 1
+    assert chunk_size(meter(0.1, (0.43,), n=1), 1_000, 4) == 4  # not one at a time until it is sure
+
+
+def test_long_replicates_do_not_wait_where_they_run_because_it_is_far() -> None:
+    assert queue_size(meter(10.0, (0.4,)), 50, 4) == 0
+    assert queue_size(meter(0.9, (0.43,)), 5, 4) == 0
+
+
+@pytest.mark.parametrize("handovers", [(9.0,), (9.0, 0.2), (-3.0,)])
+def test_of_the_last_handovers_the_shortest_counts(handovers: tuple[float, ...]) -> None:
+    made = meter(0.1, handovers)
+    assert made.handover_s == min(TARGET_S, max(0.0, min(handovers)))
+    for _ in range(8):
+        made.handed_over(0.3)
+    assert made.handover_s == pytest.approx(0.3)
+    assert made.handover_s > WORTH_SHARING_S
