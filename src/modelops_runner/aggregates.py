@@ -36,7 +36,7 @@ class Aggregate:
         self._function = function
         self._wire, self._params, self._target_data = wire, params, target_data
         self._rows: list[Any] = []
-        self.incremental = not wire and _is_incremental(function)
+        self.incremental = not wire and is_incremental(function)
         if self.incremental:
             if isinstance(self._function, type):
                 self._function = self._function()
@@ -48,24 +48,21 @@ class Aggregate:
         if self._wire:
             self._rows.append(_sim_return(index, decoded))
             return
-        replicate = decoded["value"] if returned == "value" else decoded
+        self.take(decoded["value"] if returned == "value" else decoded)
+
+    def add_floats(self, names: list[str], text: str) -> None:
+        """Take the outputs of replicates that returned floats of these names and nothing else."""
+        for row in iter_unpack(f"<{len(names)}d", bytes.fromhex(text)):
+            self.take(dict(zip(names, row)))
+
+    def take(self, replicate: Any) -> None:
+        """Take what a replicate returned; not by the wire convention."""
         if not self.incremental:
             self._rows.append(replicate)
             return
         state = self._function.add(self._state, replicate)
         if state is not None:
             self._state = state
-
-    def add_floats(self, names: list[str], text: str) -> None:
-        """Take the outputs of replicates that returned floats of these names and nothing else."""
-        rows = (dict(zip(names, row)) for row in iter_unpack(f"<{len(names)}d", bytes.fromhex(text)))
-        if not self.incremental:
-            self._rows.extend(rows)
-            return
-        for replicate in rows:
-            state = self._function.add(self._state, replicate)
-            if state is not None:
-                self._state = state
 
     def finish(self) -> Any:
         """Return what the aggregate returns."""
@@ -76,11 +73,11 @@ class Aggregate:
             args = (rows, self._target_data) if _takes_two(self._function) else (rows,)
             return _with_loss(self._function(*args))
         offered = {"params": self._params, "target_data": self._target_data}
-        wanted = _parameter_names(self._function)[1:]
+        wanted = parameter_names(self._function)[1:]
         return self._function(rows, **{name: value for name, value in offered.items() if name in wanted})
 
 
-def _is_incremental(function: Any) -> bool:
+def is_incremental(function: Any) -> bool:
     """Say whether an aggregate is fed replicate by replicate; refuse one that only looks like it."""
     has = [name for name in _INCREMENTAL if hasattr(function, name)]
     if len(has) == len(_INCREMENTAL):
@@ -95,7 +92,7 @@ def _is_incremental(function: Any) -> bool:
     return False
 
 
-def _parameter_names(function: Any) -> tuple[str, ...]:
+def parameter_names(function: Any) -> tuple[str, ...]:
     """Return the names of what a function takes; the last one asked for is known, as it takes long to find out."""
     global _last
     if _last[0] is not function:

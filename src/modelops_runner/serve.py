@@ -7,6 +7,7 @@ import sys
 from time import perf_counter, process_time
 
 from modelops_runner import aggregates, stdio, values
+from modelops_runner.aggregate_tables import AggregateTable
 from modelops_runner.channel import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -257,6 +258,11 @@ class Server:
         replicates, channel = self._ready(), self._channel
         function = replicates.imported(aggregates.find, need(params, "entry", str), wire=False)
         sets, target_data = need(params, "sets", list), params.get("target_data")
+        if "table" in params:
+            table = need(params, "table", dict)
+            made = AggregateTable(replicates, channel, function, table, target_data)
+            finished, whole = made.run(identifier)
+            return f'{{"finished":{finished},"stopped":{"false" if whole else "true"}}}'
         cpu_before = process_time()
         for finished, one in enumerate(sets):
             before = perf_counter()

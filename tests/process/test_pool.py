@@ -22,6 +22,7 @@ import pytest
 from modelops.errors import HandshakeError, ProcessError, ProcessExitedError, ProcessTimeoutError, RemoteError
 from modelops.processes import (
     AggregateSet,
+    AggregateTable,
     FileSlice,
     FloatOutcomes,
     Outcome,
@@ -645,6 +646,38 @@ def test_aggregates_are_made_up_to_the_first_that_does_not_succeed(
     outcomes = pool.aggregates(spec, "m:up_to_five", sets)
     assert [outcome.outputs for outcome in outcomes] == [(("value", "json", b"%d" % p),) for p in range(5)]
     assert len(pool.aggregates(spec, "m:up_to_five", sets[:3])) == 3
+
+
+def aggregate_table(n: int, **params: str) -> AggregateTable:
+    counts = [p % 3 for p in range(n)]
+    rows = [struct.pack("<2d", p + i / 4, -0.0) for p in range(n) for i in range(counts[p])]
+    return AggregateTable(
+        param=7,
+        params=tuple(msgspec.Raw(msgspec.json.encode({"k": p, **params})) for p in range(n)),
+        names=("id", "y"),
+        counts=tuple(counts),
+        floats=b"".join(rows).hex(),
+    )
+
+
+def test_aggregates_of_a_table_are_those_of_its_sets(pool: ProcessPool, spec: RunnerSpec) -> None:
+    for entry in ("m:seen", "m:Seen"):
+        made = pool.aggregate_table(spec, entry, aggregate_table(3_000))
+        assert all(returned_dict for returned_dict, _ in made)
+        assert [{name: msgspec.json.decode(data) for name, _, data in outputs} for _, outputs in made] == [  # type: ignore[arg-type]
+            {"k": p, "ids": [p + i / 4 for i in range(p % 3)], "y": [-0.0] * (p % 3)} for p in range(3_000)
+        ]
+    assert pool.starts == 1
+
+
+@pytest.mark.parametrize("how", ["raises", "is odd", "dies"])
+def test_aggregates_of_a_table_are_made_up_to_the_first_that_does_not_succeed(
+    how: str, pool: ProcessPool, spec: RunnerSpec
+) -> None:
+    made = pool.aggregate_table(spec, "m:up_to_five", aggregate_table(9, how=how))
+    assert made == [(False, (("value", "json", b"%d" % p),)) for p in range(len(made))]
+    assert len(made) == 5 or (how == "dies" and len(made) < 5)
+    assert len(pool.aggregate_table(spec, "m:up_to_five", aggregate_table(3, how=how))) == 3
 
 
 def test_many_aggregates_do_not_run_where_replicates_are_forked_from(

@@ -261,6 +261,11 @@ def test_twenty_times_two_hundred_instant_replicates_take_few_chunks() -> None:
     assert world.now < 0.5  # of which 0.3 s are the simulated environment and finalizing
 
 
+def test_aggregates_are_not_cut_to_be_shared_while_replicates_wait() -> None:
+    world = play(spec(60_000, 1, aggregates=("m:a",)), [2e-5] * 60_000)
+    assert len(world.store.aggregates) <= 4.5 * len(world.store.segments)
+
+
 def test_a_slow_model_gets_chunks_of_one_in_order() -> None:
     world = play(spec(4, 10), [60.0] * 40)
     assert set(chunk_sizes(world)) == {1}

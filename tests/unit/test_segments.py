@@ -332,6 +332,23 @@ def test_an_attempt_whose_replicates_all_go_again_stores_only_how_they_ran(objec
     assert list(objects.list("")) == [f"{FOLDER}/executions/att_1.arrow"]
 
 
+def test_aggregates_of_many_sets_at_once_are_stored_as_one_by_one(objects: Objects) -> None:
+    made = [(k % 2 == 0, encoded({"value" if k % 2 else "loss": k / 3})) for k in range(40)]
+    at_once, one_by_one = AggregateWriter(objects, JOB, ATTEMPT), AggregateWriter(objects, JOB, ATTEMPT)
+    for target in ("m:t", "m:s"):
+        at_once.add_succeeded(20, target, range(20), range(1, 21), made[20:])
+        at_once.add_succeeded(0, target, range(20), range(1, 21), made[:20])
+        for k, (returned_dict, outputs) in enumerate(made):
+            row = AggregateRow(
+                k, target, AggregateStatus.SUCCEEDED, k % 20, k % 20 + 1, "", returned_dict, outputs
+            )
+            one_by_one.add(row)
+    assert at_once.finish(["d"]) == one_by_one.finish(["d"])
+    at_once.add_succeeded(3, "m:s", [1], [1], made[:1])
+    with pytest.raises(InternalError):
+        at_once.finish(["d"])
+
+
 def test_aggregates_come_back_as_they_were_added(objects: Objects) -> None:
     writer = AggregateWriter(objects, JOB, ATTEMPT)
     big = np.arange(20_000.0)

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelops.processes import AggregateTable
 from modelops.states import ReplicateStatus
 from modelops.store import FloatRows, Objects, SegmentWriter, StoredError
 from modelops.store.parameters import Parameters, write_parameters
@@ -76,10 +77,19 @@ def test_sets_read_at_once_hold_what_each_holds(
             {name: decode(kind, data) for name, kind, data in row.outputs if isinstance(data, bytes)}
             for row in reader.rows(one.param)
         ]
+    table = small.table(lo, hi)
+    if table is None:
+        assert MIXED in kinds or FLOATS not in kinds
+        return
+    assert table.n_replicates == [one.n_replicates for one in found]
+    assert table.n_succeeded == list(table.data.counts) == [one.n_succeeded for one in found]
+    assert table.data.param == lo
+    assert [msgspec.json.decode(params) for params in table.data.params] == [{"x": p} for p in range(lo, hi)]
+    assert replicates_of(table.data) == [row for one in found for row in replicates_of(one.data)]
 
 
 def replicates_of(data: Any) -> list[dict[str, Any]]:
-    if data.rows is msgspec.UNSET:
+    if isinstance(data, AggregateTable) or data.rows is msgspec.UNSET:
         numbers = np.frombuffer(bytes.fromhex(data.floats), "<f8").reshape(-1, len(data.names))
         return [dict(zip(data.names, row, strict=True)) for row in numbers.tolist()]
     return [

@@ -11,6 +11,7 @@ import msgspec
 
 from modelops.cluster.upkeep import ExitCode
 from modelops.errors import ModelOpsError, RequestError
+from modelops.garbage import look_seldom
 from modelops.home import Home
 from modelops.logs import set_up_logging
 
@@ -18,6 +19,7 @@ from modelops.logs import set_up_logging
 def main() -> int:
     """Be a worker until told otherwise; return the exit code."""
     set_up_logging()
+    look_seldom()
     scheduler, tls, host, fd, pool = sys.argv[1:]  # fd: where it says that it has joined
     try:
         from modelops.cluster.place import Place

@@ -14,6 +14,7 @@ from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER, RunFolder
 from modelops.cluster.spawn import GO, HELD, log_of
 from modelops.cluster.upkeep import ExitCode
 from modelops.errors import ModelOpsError, RequestError
+from modelops.garbage import look_seldom
 from modelops.home import Home
 from modelops.logs import IN_FULL, set_up_logging
 from modelops.settings import Settings
@@ -67,6 +68,7 @@ def be(role: str, home: Home, run: RunFolder, arguments: Sequence[str]) -> int:
 
         return Keeper(home, run, environ=os.environ).work()
     settings = Settings.read(os.environ)
+    look_seldom()
     if role == SERVER:
         from modelops.server.serve import serve_kept
 

@@ -155,4 +155,6 @@ class Dispatcher:
             return None  # as Nagle's algorithm: one at once, then what gathers in the meantime
         if cost is None:
             return backlog.take(max(1, min(AGGREGATES_BEFORE_MEASURED, n // (2 * slots))))
+        if self._simulate.n_ready:  # then nobody is idle for want of aggregates, and they need not be shared
+            return backlog.take(chunk_size(meter, 2 * n, 1))
         return backlog.take(chunk_size(meter, n, slots))

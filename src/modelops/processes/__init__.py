@@ -17,11 +17,12 @@ from modelops.processes.outcome import (
 )
 from modelops.processes.pool import ProcessPool
 from modelops.processes.stop import StopSignal
-from modelops.rpc import AggregateSet, ReplicateSet, ReplicateTable
+from modelops.rpc import AggregateSet, AggregateTable, ReplicateSet, ReplicateTable
 
 __all__ = [
     "AggregateOutcome",
     "AggregateSet",
+    "AggregateTable",
     "AnySet",
     "ContextDesk",
     "FileSlice",

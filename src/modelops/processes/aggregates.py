@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from modelops.processes.chunk import inline_json, output_of
-from modelops.processes.outcome import AggregateOutcome, SpooledFile
+from modelops.processes.outcome import AggregateOutcome, Output, SpooledFile
 from modelops.processes.process import Kill
-from modelops.rpc import AggregateFinished, AggregatesRun, Answer, Failure
+from modelops.rpc import AggregateFinished, AggregatesMade, AggregatesRun, Answer, Failure
 from modelops.states import ReplicateStatus
 from modelops_runner import values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from modelops.processes.process import RunnerProcess
     from modelops.processes.stop import StopSignal
-    from modelops.rpc import AggregateSet
+    from modelops.rpc import AggregateSet, AggregateTable, Message
 
-
+Made = tuple[bool, tuple[Output, ...]]
+"""Whether an aggregate returned a dict, and its outputs."""
 GATHER_S = 0.002  # let some arrive: a runner whose every message wakes its reader waits for it each time
 
 
@@ -40,14 +41,55 @@ def make_aggregates(
 ) -> list[AggregateOutcome]:
     """Return the outcomes of the first sets, all of which succeeded: of all sets, or up to one that did not."""
     outcomes: list[AggregateOutcome] = []
+    run = AggregatesRun(entry=entry, sets=tuple(sets), target_data=_tagged(target_data))
+    for messages in _conversation(process, run, stop, start_timeout_s):
+        for message in messages:
+            if not isinstance(message, AggregateFinished):
+                continue
+            if len(outcomes) == len(sets) or message.param != sets[len(outcomes)].param:
+                process.kill(Kill("protocol", f"it made an aggregate of set {message.param}"))
+                return outcomes
+            outcomes.append(_outcome(process, message))
+    return outcomes
+
+
+def make_table(
+    process: RunnerProcess,
+    entry: str,
+    table: AggregateTable,
+    *,
+    target_data: Any,
+    stop: StopSignal,
+    start_timeout_s: float,
+) -> list[Made]:
+    """Return what the aggregates of the first sets of a table returned: of all sets, or up to one that failed."""
+    made: list[Made] = []
+    if not process.takes_tables:
+        return made
+    run = AggregatesRun(entry=entry, sets=(), table=table, target_data=_tagged(target_data))
+    for messages in _conversation(process, run, stop, start_timeout_s):
+        for message in messages:
+            if not isinstance(message, AggregatesMade):
+                continue
+            if message.param != table.param + len(made) or len(made) + len(message.made) > len(table.params):
+                process.kill(Kill("protocol", f"it made an aggregate of set {message.param}"))
+                return made
+            made += [(returned == "dict", _outputs(process, outputs)) for returned, outputs in message.made]
+    return made
+
+
+def _tagged(target_data: Any) -> msgspec.Raw:
+    return msgspec.Raw(values.dumps(target_data).encode())
+
+
+def _conversation(
+    process: RunnerProcess, run: AggregatesRun, stop: StopSignal, start_timeout_s: float
+) -> Iterator[list[Message]]:
+    """Yield messages until the request is answered, or the process is dead."""
     timeout_s = process.spec.replicate_timeout_s
-    request_id = process.request(
-        AggregatesRun(
-            entry=entry, sets=tuple(sets), target_data=msgspec.Raw(values.dumps(target_data).encode())
-        )
-    )
+    request_id = process.request(run)
     process.runs += 1
-    start_s = 0.0 if entry in process.entries else start_timeout_s
+    start_s = 0.0 if run.entry in process.entries else start_timeout_s
     deadline = None if timeout_s is None else time.monotonic() + start_s + timeout_s
     with stop.waking(process.wake):
         while True:
@@ -57,18 +99,12 @@ def make_aggregates(
             dead = not messages and process.dead
             if dead:
                 messages = process.receive_rest()
-            for message in messages:
-                if isinstance(message, AggregateFinished):
-                    if len(outcomes) == len(sets) or message.param != sets[len(outcomes)].param:
-                        process.kill(Kill("protocol", f"it made an aggregate of set {message.param}"))
-                        return outcomes
-                    outcomes.append(_outcome(process, message))
-                    process.entries.add(entry)
-                    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-                elif isinstance(message, Answer | Failure) and message.id == request_id:
-                    return outcomes
-            if dead:
-                return outcomes
+            yield messages
+            if any(isinstance(message, AggregateFinished | AggregatesMade) for message in messages):
+                process.entries.add(run.entry)
+                deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            if dead or any(isinstance(m, Answer | Failure) and m.id == request_id for m in messages):
+                return
             if messages:
                 time.sleep(GATHER_S)
             if not messages and deadline is not None and time.monotonic() >= deadline:
@@ -76,12 +112,18 @@ def make_aggregates(
 
 
 def _outcome(process: RunnerProcess, made: AggregateFinished) -> AggregateOutcome:
-    outputs = tuple([inline_json(output) or output_of(*output) for output in made.outputs])
-    process.owned.update([data.path for _, _, data in outputs if type(data) is SpooledFile])
     return AggregateOutcome(
         status=ReplicateStatus.SUCCEEDED,
         returned_dict=made.returned == "dict",
-        outputs=outputs,
+        outputs=_outputs(process, made.outputs),
         seconds=made.seconds,
         cpu_seconds=made.cpu,
     )
+
+
+def _outputs(process: RunnerProcess, found: tuple[tuple[str, str, msgspec.Raw], ...]) -> tuple[Output, ...]:
+    outputs = tuple([inline_json(output) or output_of(*output) for output in found])
+    for _, _, data in outputs:
+        if type(data) is SpooledFile:
+            process.owned.add(data.path)
+    return outputs

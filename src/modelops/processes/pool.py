@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.counters import Counted, count
 from modelops.errors import ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
-from modelops.processes.aggregates import make_aggregates
+from modelops.processes.aggregates import Made, make_aggregates, make_table
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.context import Conversation
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         Row,
         RunnerSpec,
     )
-    from modelops.rpc import AggregateSet
+    from modelops.rpc import AggregateSet, AggregateTable
 
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
@@ -299,6 +299,28 @@ class ProcessPool:
                 process,
                 entry,
                 sets,
+                target_data=target_data,
+                stop=stop,
+                start_timeout_s=self._start_timeout_s,
+            )
+
+    def aggregate_table(
+        self,
+        spec: RunnerSpec,
+        entry: str,
+        table: AggregateTable,
+        *,
+        target_data: Any = None,
+        stop: StopSignal | None = None,
+        log: LogSink | None = None,
+    ) -> list[Made]:
+        """Do as `aggregates` does, for the sets of a table; return what was returned."""
+        stop = stop if stop is not None else StopSignal()
+        with self._process(_for_aggregates(spec), [], log) as process:
+            return make_table(
+                process,
+                entry,
+                table,
                 target_data=target_data,
                 stop=stop,
                 start_timeout_s=self._start_timeout_s,

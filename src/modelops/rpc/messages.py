@@ -133,12 +133,26 @@ class AggregateSet(msgspec.Struct, frozen=True, kw_only=True):
     floats: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class AggregateTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive parameter sets whose succeeded replicates returned floats of the same names.
+
+    ``param``: of the first set. ``counts``: how many replicates each has. ``floats``: as in an `AggregateSet`, of all.
+    """
+
+    param: int
+    params: tuple[msgspec.Raw, ...]
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    floats: str
+
+
 class AggregatesRun(Wire, frozen=True, kw_only=True):
-    """Make the aggregates of these sets in order, up to the first one that fails."""
+    """Make the aggregates of these sets, or of those of a table, in order, up to the first one that fails."""
 
     METHOD: ClassVar[str] = "aggregates/run"
     entry: str
     sets: tuple[AggregateSet, ...]
+    table: AggregateTable | msgspec.UnsetType = msgspec.UNSET
     target_data: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -168,7 +182,7 @@ class Cancel(Wire, frozen=True, kw_only=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What this runner offers. ``tables``: it takes `ReplicatesRun.tables`."""
+    """What this runner offers. ``tables``: it takes `ReplicatesRun.tables` and `AggregatesRun.table`."""
 
     isolation: tuple[str, ...]
     aggregate_incremental: bool = False
@@ -216,6 +230,14 @@ class AggregateFinished(Wire, frozen=True, kw_only=True):
     outputs: tuple[Output, ...]
     seconds: float
     cpu: float
+
+
+class AggregatesMade(Wire, frozen=True, kw_only=True):
+    """Some aggregates of a table are made; ``param``: of the first. Of each whether it returned a dict, and outputs."""
+
+    METHOD: ClassVar[str] = "aggregates/made"
+    param: int
+    made: tuple[tuple[Literal["dict", "value"], tuple[Output, ...]], ...]
 
 
 class FunctionResult(msgspec.Struct, frozen=True, kw_only=True):

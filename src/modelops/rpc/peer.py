@@ -18,6 +18,7 @@ from modelops.rpc.messages import (
     AggregateFinish,
     AggregateFinished,
     AggregateResult,
+    AggregatesMade,
     AggregatesRun,
     AggregateStart,
     ErrorObject,
@@ -93,7 +94,9 @@ class Asked(msgspec.Struct, frozen=True):
     request: RestoreCheckpoint | KeepCheckpoint
 
 
-Message: TypeAlias = Finished | FinishedFloats | AggregateFinished | ProgressNote | Asked | Answer | Failure
+Message: TypeAlias = (
+    Finished | FinishedFloats | AggregateFinished | AggregatesMade | ProgressNote | Asked | Answer | Failure
+)
 
 _RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
     Initialize: msgspec.json.Decoder(Initialized),
@@ -104,8 +107,11 @@ _RESULTS: Final[dict[type[Wire], msgspec.json.Decoder[Result]]] = {
     FunctionCall: msgspec.json.Decoder(FunctionResult),
     Shutdown: msgspec.json.Decoder(None),
 }
-_NOTES: Final[dict[str, msgspec.json.Decoder[Finished | AggregateFinished | ProgressNote]]] = {
-    note.METHOD: msgspec.json.Decoder(note) for note in (Finished, AggregateFinished, ProgressNote)
+_NOTES: Final[
+    dict[str, msgspec.json.Decoder[Finished | AggregateFinished | AggregatesMade | ProgressNote]]
+] = {
+    note.METHOD: msgspec.json.Decoder(note)
+    for note in (Finished, AggregateFinished, AggregatesMade, ProgressNote)
 }
 _WISHES: Final[dict[str, msgspec.json.Decoder[RestoreCheckpoint | KeepCheckpoint]]] = {
     wish.METHOD: msgspec.json.Decoder(wish) for wish in (RestoreCheckpoint, KeepCheckpoint)

@@ -353,25 +353,60 @@ class AggregateWriter:
 
     def __init__(self, objects: Objects, job: JobId, attempt: AttemptId) -> None:
         self._objects, self._job, self._attempt = objects, job, attempt
-        self._rows: list[AggregateRow] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in AggregateRow._fields}
 
     def add(self, row: AggregateRow) -> None:
         """Take one row; the order of calls does not matter."""
-        self._rows.append(row)
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
+
+    def add_succeeded(
+        self,
+        first: int,
+        target: str,
+        n_succeeded: Sequence[int],
+        n_replicates: Sequence[int],
+        made: Sequence[tuple[bool, Sequence[Output]]],
+    ) -> None:
+        """Take the rows of consecutive parameter sets; ``made``: of each whether it is a dict, and its outputs."""
+        n = len(made)
+        rows: dict[str, Iterable[Any]] = {
+            "param": range(first, first + n),
+            "target": [target] * n,
+            "status": [AggregateStatus.SUCCEEDED] * n,
+            "n_succeeded": n_succeeded,
+            "n_replicates": n_replicates,
+            "reason": [""] * n,
+            "returned_dict": [returned_dict for returned_dict, _ in made],
+            "outputs": [outputs for _, outputs in made],
+            "error": [None] * n,
+        }
+        for name, values in rows.items():
+            self._columns[name].extend(values)
+
+    def _in_order(self) -> dict[str, list[Any]]:
+        """Return the columns with their rows sorted by parameter set and target. Most often they are."""
+        params, targets = self._columns["param"], self._columns["target"]
+        if len(set(targets)) < 2 and (np.diff(np.array(params, np.int64)) > 0).all():
+            return self._columns
+        keys = list(zip(params, targets, strict=True))
+        if len(set(keys)) < len(keys):
+            raise InternalError(f"attempt {self._attempt} has two rows for one parameter set and target")
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        return {name: [column[i] for i in order] for name, column in self._columns.items()}
 
     def finish(self, inputs: Iterable[str]) -> AggregateRef:
         """Store pack and segment and return what to commit. ``inputs``: digests of the segments it read."""
-        rows = sorted(self._rows, key=itemgetter(0, 1))
-        if len({row[:2] for row in rows}) < len(rows):
-            raise InternalError(f"attempt {self._attempt} has two rows for one parameter set and target")
+        rows = self._in_order()
         body = Body(
             self._objects,
             job_folder(self._job),
             f"packs/{self._attempt}.pack",
-            [Listed([r.returned_dict for r in rows], [r.outputs for r in rows], [r.error for r in rows])],
+            [Listed(rows["returned_dict"], rows["outputs"], rows["error"])],
         )
-        params = _column(rows, 0, np.int64)
-        codes = np.fromiter((AGGREGATE_CODE[row.status] for row in rows), np.uint8, len(rows))
+        params = np.array(rows["param"], np.int64)
+        counts = Counter(rows["status"])
+        codes = np.fromiter(map(AGGREGATE_CODE.__getitem__, rows["status"]), np.uint8, len(params))
         stored = _store_table(
             self._objects,
             self._job,
@@ -379,11 +414,11 @@ class AggregateWriter:
             "aggregates",
             {
                 "param": columns.fixed(params, pa.int64()),
-                "target": columns.words([row.target for row in rows], pa.int8()),
+                "target": columns.words(rows["target"], pa.int8()),
                 "status": columns.fixed(codes, pa.uint8()),
-                "n_succeeded": columns.fixed(_column(rows, 3, np.int64), pa.int64()),
-                "n_replicates": columns.fixed(_column(rows, 4, np.int64), pa.int64()),
-                "reason": columns.text([row.reason for row in rows]),
+                "n_succeeded": columns.fixed(np.array(rows["n_succeeded"], np.int64), pa.int64()),
+                "n_replicates": columns.fixed(np.array(rows["n_replicates"], np.int64), pa.int64()),
+                "reason": columns.text(rows["reason"]),
                 **body.columns,
             },
         )
@@ -394,7 +429,7 @@ class AggregateWriter:
             digest=stored.digest,
             n_bytes=stored.n_bytes,
             params=ranges_of(np.unique(params)).pairs,
-            counts=dict(Counter(str(row.status) for row in rows)),
+            counts={str(status): n for status, n in counts.items()},
             inputs=tuple(inputs),
             pack=body.pack,
             pack_bytes=body.pack_bytes,

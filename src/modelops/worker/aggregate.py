@@ -22,11 +22,14 @@ from modelops.worker.stored import stored_error, stored_outputs
 MAX_AT_ONCE = 1_000  # parameter sets
 
 if TYPE_CHECKING:
-    from modelops.processes import AggregateOutcome, LogSink, ReplicateError
+    from collections.abc import Sequence
+
+    from modelops.processes import AggregateOutcome, LogSink, Output, ReplicateError
     from modelops.worker.attempts import Attempt
     from modelops.worker.job_context import JobContext
     from modelops.worker.messages import AggregateChunk
     from modelops.worker.runtime import WorkerRuntime
+    from modelops.worker.small_sets import SmallTable
 
 
 def aggregate_chunk(runtime: WorkerRuntime, chunk: AggregateChunk, attempt: Attempt) -> AggregateReceipt:
@@ -118,6 +121,9 @@ class _AggregateRun:
 
     def _many(self, lo: int, hi: int, log: LogSink) -> int:
         """Make all aggregates of these sets; return for how many sets they were made, up to one that needs care."""
+        table = self.small.table(lo, hi)
+        if table is not None and all(map(self._is_enough, table.n_succeeded, table.n_replicates)):
+            return self._of_table(table, log)
         sets = self.small.read(lo, hi)
         n_made = next((i for i, one in enumerate(sets) if one.data is None), len(sets))
         made: list[AggregateRow] = []
@@ -139,7 +145,16 @@ class _AggregateRun:
                 if one.n_succeeded < self._needed(one.n_replicates):
                     made.append(self._skipped(one.param, target, one.n_succeeded, one.n_replicates))
                 elif (outcome := next(outcomes, None)) is not None:
-                    made.append(_succeeded(one.param, target, one.n_succeeded, one.n_replicates, outcome))
+                    made.append(
+                        _succeeded(
+                            one.param,
+                            target,
+                            one.n_succeeded,
+                            one.n_replicates,
+                            outcome.returned_dict,
+                            outcome.outputs,
+                        )
+                    )
                 else:
                     n_made = i
                     break
@@ -147,6 +162,34 @@ class _AggregateRun:
             if row.param < lo + n_made:
                 self.writer.add(row)
         return n_made
+
+    def _of_table(self, table: SmallTable, log: LogSink) -> int:
+        """Make all aggregates of these sets, which all have enough replicates; return as `_many` does."""
+        n_made = len(table.n_replicates)
+        made = []
+        for target in self.context.spec.aggregates:
+            found = self.runtime.pool.aggregate_table(
+                self.context.runner,
+                target,
+                table.data,
+                target_data=self.context.manifest.target_data,
+                stop=self.attempt.stop,
+                log=log,
+            )
+            made.append((target, found))
+            n_made = min(n_made, len(found))
+        for target, found in made:
+            self.writer.add_succeeded(
+                table.data.param,
+                target,
+                table.n_succeeded[:n_made],
+                table.n_replicates[:n_made],
+                [(returned_dict, stored_outputs(outputs)) for returned_dict, outputs in found[:n_made]],
+            )
+        return n_made
+
+    def _is_enough(self, n_succeeded: int, n: int) -> bool:
+        return n_succeeded >= self._needed(n)
 
     def _needed(self, n: int) -> int:
         return self.context.spec.needed(n)
@@ -175,7 +218,8 @@ class _AggregateRun:
             return False
         error = outcome.error
         if error is None:
-            self.writer.add(_succeeded(param, target, n_succeeded, n, outcome))
+            row = _succeeded(param, target, n_succeeded, n, outcome.returned_dict, outcome.outputs)
+            self.writer.add(row)
         else:
             reason = self._reason(error)
             row = AggregateRow(
@@ -222,15 +266,17 @@ class _AggregateRun:
         )
 
 
-def _succeeded(param: int, target: str, n_succeeded: int, n: int, outcome: AggregateOutcome) -> AggregateRow:
+def _succeeded(
+    param: int, target: str, n_succeeded: int, n: int, returned_dict: bool, outputs: Sequence[Output]
+) -> AggregateRow:
     return AggregateRow(
         param,
         target,
         AggregateStatus.SUCCEEDED,
         n_succeeded,
         n,
-        returned_dict=outcome.returned_dict,
-        outputs=stored_outputs(outcome.outputs),
+        returned_dict=returned_dict,
+        outputs=stored_outputs(outputs),
     )
 
 

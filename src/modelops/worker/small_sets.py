@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from modelops.processes import AggregateSet
+from modelops.processes import AggregateSet, AggregateTable
 from modelops.rpc.messages import encode_output
 from modelops.states import STORED, ReplicateStatus
 from modelops.store import PackSlice
@@ -49,6 +49,15 @@ class SmallSet:
     data: AggregateSet | None
 
 
+@dataclass(frozen=True)
+class SmallTable:
+    """Consecutive parameter sets with their replicates. The counts are of each set, and as in a `SmallSet`."""
+
+    n_replicates: list[int]
+    n_succeeded: list[int]
+    data: AggregateTable
+
+
 class SmallSets:
     """Reads the replicates of consecutive parameter sets of a job."""
 
@@ -62,15 +71,8 @@ class SmallSets:
 
     def read(self, lo: int, hi: int) -> list[SmallSet]:
         """Return the sets ``lo <= param < hi``. Raises what `ReplicateReader.rows` raises."""
-        rows = self._order.rows(self._order.first_row(lo), self._order.first_row(hi))
-        tables = [table for table, _ in self._reader.tables(ranges_of(np.sort(rows.index)))]
-        found = [_found(table, rows) for table in tables]
-        succeeded, needed = np.zeros(len(rows.index), np.bool_), np.ones(len(rows.index), np.bool_)
-        for table, (at, row) in zip(tables, found, strict=True):
-            succeeded[at] = table.status[row] == _SUCCEEDED
-            needed[at] = table.status[row] != _NOT_NEEDED
-        n_rows = np.bincount(rows.param[needed] - lo, minlength=hi - lo)
-        n_good = np.bincount(rows.param[succeeded] - lo, minlength=hi - lo)
+        rows, held, succeeded, n_rows, n_good = self._counted(lo, hi)
+        tables, found = [table for table, _ in held], [place for _, place in held]
         data = self._floats(tables, found, succeeded, n_good) or self._listed(tables, rows, succeeded, n_good)
         sets = self._parameters.read(lo, hi)
         return [
@@ -85,10 +87,45 @@ class SmallSets:
             for one, n, good, more in zip(sets, n_rows.tolist(), n_good.tolist(), data, strict=True)
         ]
 
-    def _floats(
-        self, tables: Sequence[SegmentTable], found: Sequence[_Found], succeeded: _Mask, n_good: _Counts
-    ) -> list[AggregateSet | None] | None:
-        """Return the outputs as floats, if all of these segments hold floats of the same names."""
+    def table(self, lo: int, hi: int) -> SmallTable | None:
+        """Return the same sets in one piece; None if they must be read one by one. Raises as `read` does."""
+        _rows, found, succeeded, n_rows, n_good = self._counted(lo, hi)
+        bits = self._bits([table for table, _ in found], [place for _, place in found], succeeded)
+        if bits is None:
+            return None
+        names, values = bits
+        _, texts = self._parameters.columns(lo, hi)
+        return SmallTable(
+            n_rows.tolist(),
+            n_good.tolist(),
+            AggregateTable(
+                param=lo,
+                params=tuple(map(msgspec.Raw, texts)),
+                names=names,
+                counts=tuple(n_good.tolist()),
+                floats=values.tobytes().hex(),
+            ),
+        )
+
+    def _counted(
+        self, lo: int, hi: int
+    ) -> tuple[Rows, list[tuple[SegmentTable, _Found]], _Mask, _Counts, _Counts]:
+        """Return rows, where they are, which succeeded, and how many there are and have succeeded of each set."""
+        rows = self._order.rows(self._order.first_row(lo), self._order.first_row(hi))
+        tables = [table for table, _ in self._reader.tables(ranges_of(np.sort(rows.index)))]
+        found = [(table, _found(table, rows)) for table in tables]
+        succeeded, needed = np.zeros(len(rows.index), np.bool_), np.ones(len(rows.index), np.bool_)
+        for table, (at, row) in found:
+            succeeded[at] = table.status[row] == _SUCCEEDED
+            needed[at] = table.status[row] != _NOT_NEEDED
+        n_rows = np.bincount(rows.param[needed] - lo, minlength=hi - lo)
+        n_good = np.bincount(rows.param[succeeded] - lo, minlength=hi - lo)
+        return rows, found, succeeded, n_rows, n_good
+
+    def _bits(
+        self, tables: Sequence[SegmentTable], found: Sequence[_Found], succeeded: _Mask
+    ) -> tuple[tuple[str, ...], _Bits] | None:
+        """Return names and values of the succeeded rows, if all of these segments hold floats of the same names."""
         floats = [table.floats for table in tables]
         names = floats[0].names if floats and floats[0] is not None else None
         if names is None:
@@ -99,9 +136,17 @@ class SmallSets:
                 return None
             good = succeeded[at]
             bits[at[good]] = part.bits[part.place[row[good]]]
-        if 2 * bits.nbytes > MAX_BYTES_AT_ONCE:
+        return None if 2 * bits.nbytes > MAX_BYTES_AT_ONCE else (names, bits[succeeded])
+
+    def _floats(
+        self, tables: Sequence[SegmentTable], found: Sequence[_Found], succeeded: _Mask, n_good: _Counts
+    ) -> list[AggregateSet | None] | None:
+        """Return the outputs as floats, if all of these segments hold floats of the same names."""
+        bits = self._bits(tables, found, succeeded)
+        if bits is None:
             return None
-        text = bits[succeeded].tobytes().hex()
+        names, values = bits
+        text = values.tobytes().hex()
         ends = (np.cumsum(n_good) * (16 * len(names))).tolist()
         return [
             AggregateSet(param=0, params=_NOTHING, names=names, floats=text[start:end])
@@ -140,6 +185,7 @@ class SmallSets:
 
 
 _NOTHING: Final = msgspec.Raw(b"{}")
+_Bits = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 _Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 _Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
 _Found = tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]
