@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 import sqlite3
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
+from volumes import Volume, can_mount
 
-from modelops.errors import ClusterError
+from modelops.errors import ClusterError, StorageError
 from modelops.store import Records
 
 if TYPE_CHECKING:
@@ -68,3 +71,35 @@ def test_a_pool_that_nobody_needs_ends_by_itself_but_not_one_that_shall_stay(tmp
         wait_for(lambda: not pool.processes(), "all have ended")
         assert "nobody has needed" in (pool.home.logs / "server.log").read_text()
         assert not pool.stop()
+
+
+def test_a_server_that_starts_on_a_full_volume_answers_as_soon_as_there_is_space(tmp_path: Path) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("this process may not mount file systems")
+    with Volume(tmp_path / "small", "64m") as volume:
+        with contextlib.closing(PoolHome.at(volume.path)) as pool:
+            address = pool.ensure()
+            before = pool.wait_until_up()
+            volume.fill()
+            os.kill(before["server"], signal.SIGKILL)
+
+            def answers() -> int:
+                if pool.run.holder("server") in (None, before["server"]):
+                    return 0
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    status, problem = asked(address, "/v1/server")
+                    assert status == 200 or str(volume.path) in problem["detail"]
+                    return status
+                return 0
+
+            wait_for(lambda: answers() > 0, "the next server answers, at the address of the one before")
+            assert pool.run.read("server.json").get("pid") != pool.pid("server"), "it cannot say so in a file"
+            volume.free()
+            wait_for(lambda: answers() == 200, "it does all its work")
+            assert pool.wait_until_up()["scheduler"] == before["scheduler"]
+        volume.fill()
+        with pytest.raises(
+            StorageError, match=rf"No space left on device \(volume {volume.path}, 0.0 MiB free"
+        ):
+            pool.ensure()
+        assert not pool.processes()

@@ -316,7 +316,9 @@ def test_failures_are_tried_again_only_when_asked_and_then_their_old_outcomes_co
     stored.run()
     n_failed = stored.records.counts(stored.job)[ReplicateStatus.FAILED]
     ran = stored.n_ran
-    with pytest.raises(RequestError, match=f"{n_failed} of them failed, and resuming with 'failed' tries"):
+    with pytest.raises(
+        RequestError, match=f"{n_failed} of them failed: .* resume {stored.job} --failed. tries"
+    ):
         resume_job(stored.records, stored.objects, stored.job, "me")
     resume_job(stored.records, stored.objects, stored.job, "me", failed=True)
     assert stored.records.counts(stored.job) == {OK: 36 - n_failed}

@@ -22,6 +22,7 @@ from modelops.bundles.digest import EXECUTABLE, LINK, Entry, digest_of
 from modelops.bundles.files import Found, find_files, read_entry
 from modelops.bundles.ignore import ONLY_CACHES
 from modelops.errors import BundleError, IntegrityError
+from modelops.home import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +89,7 @@ def _copy(found: Found, folder: Path) -> Entry:
 @contextmanager
 def staging(cache: Path) -> Iterator[Path]:
     """Give an empty folder beside the snapshots, and remove it if it was not published."""
-    cache.mkdir(parents=True, exist_ok=True)
+    make_private(cache)
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
     try:
         yield aside

@@ -237,7 +237,12 @@ class Http:
                 raise error_of(answer, address)
             return answer
         if said := _detail(answer):
-            advice = "it goes on by itself when that is back; nothing was lost"
+            advice = (
+                "ask again when that is back; nothing that was recorded is lost"
+                if method in ("GET", "HEAD")
+                else "this request has not been carried out, as far as anybody knows: when that is back, see what is "
+                "recorded ('modelops jobs list'), and give it again"
+            )
             return _Silence(ServerUnreachableError(address.name, said, advice, answers=True))
         why = f"it answered {answer.status}"
         return _Silence(ServerUnreachableError(address.name, why, address.advice))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import http.client
 import os
@@ -16,11 +17,11 @@ from urllib.parse import urlsplit
 from modelops.cluster import spawn
 from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import KEEPER, SERVER, RunFolder, ServerAddress
-from modelops.errors import ClusterError
+from modelops.errors import ClusterError, StorageError
 from modelops.logs import gave_up_with, tail
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from modelops.home import Home
 
@@ -49,7 +50,7 @@ def ensure_server(home: Home, *, environ: Mapping[str, str] = os.environ) -> Ser
     run = RunFolder(home)
     if (address := _answering(run)) is not None:
         return address
-    with run.alone():
+    with _naming_volume(run), run.alone():
         return _answering(run) or _started(run, {"idle_s": IDLE_S}, environ)
 
 
@@ -85,11 +86,11 @@ def start_pool(
 
     Raises
     ------
-    ClusterError
+    ClusterError, StorageError
         As `ensure_server`.
     """
     run = RunFolder(home)
-    with run.alone():
+    with _naming_volume(run), run.alone():
         wanted: dict[str, Any] = {"idle_s": None}
         if (workers := n_workers or run.read("wanted.json").get("workers")) is not None:
             wanted["workers"] = workers
@@ -221,6 +222,21 @@ def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str])
                 if keeper is not None:
                     keeper.wait(END_S)
         raise
+
+
+@contextlib.contextmanager
+def _naming_volume(run: RunFolder) -> Iterator[None]:
+    """Say which volume it is that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        from modelops.store.objects import volume_of
+
+        advice = "free some space there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise StorageError(
+            f"the folder {run.path} cannot be written: {error.strerror or error} ({volume_of(run.path)}); {advice}set "
+            "MODELOPS_HOME to a folder on another volume"
+        ) from error
 
 
 def _wait_for_server(run: RunFolder) -> ServerAddress:

@@ -78,9 +78,8 @@ def resume_job(
     n_failed = sum(n for ref in segments for status, n in ref.counts.items() if status in FAILURES)
     n_sets = len(_aggregated(spec.line) - Ranges(pair for ref in aggregates for pair in ref.params))
     if not n and not withdrawal and not (spec.aggregates and n_sets):
-        failures = (
-            f"; {n_failed} of them failed, and resuming with 'failed' tries those again" if n_failed else ""
-        )
+        again = f": 'modelops jobs resume {job} --failed' tries those again"
+        failures = f"; {n_failed} of them failed{again}" if n_failed else ""
         raise ConflictError(f"nothing is missing of job {job}: every replicate has its outcome{failures}")
     what = [f"{n} replicates without outcome"] if n else []
     what += [f"{n_failed} failed replicates again"] if failed and n_failed else []

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from modelops.server.http import make_app
 from modelops.server.idle import Attendance
 from modelops.server.service import JobService
 from modelops.store import Objects, Records
+from modelops.store.objects import volume_of
 from modelops.study.pools import NO_ALIASES
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ GRACE_S: Final = 2  # for requests that are being answered, and long polls
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 5.0
 IDLE_LOOK_S: Final = 15.0
+ANNOUNCE_PAUSE_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -98,15 +101,31 @@ class Server:
                 self._beside("modelops-idle", self._end_when_idle)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self._end(0))  # uvicorn's own raise them again at its end
+            if not self._announce(url):
+                self._beside("modelops-announce", partial(self._announce_later, url))
+            log.info("the server listens at %s", url)
+            self._uvicorn.run(sockets=[listener])
+            log.info("the server ends")
+        return self._code
+
+    def _announce(self, url: str) -> bool:
+        """Say in the run folder where the server listens; False if that cannot be written now."""
+        try:
             self.run.write(
                 f"{SERVER}.json",
                 {"url": url, "pid": os.getpid(), "version": version("modelops")},
             )
-            log.info("the server listens at %s", url)
-            self._uvicorn.run(sockets=[listener])
-            log.info("the server ends")
-            self._ended.set()
-        return self._code
+        except OSError as error:  # a full disk; whoever knows its port from before finds it all the same
+            log.warning(
+                "%s.json cannot be written: %s (%s)", SERVER, error.strerror, volume_of(self.run.path)
+            )
+            return False
+        return True
+
+    def _announce_later(self, url: str) -> None:
+        while not self._ended.wait(ANNOUNCE_PAUSE_S):
+            if self._announce(url):
+                return
 
     def _let_in(self) -> bool:
         """Open the store and let requests in; False if the store does not answer now."""
@@ -169,7 +188,12 @@ class Server:
 
         thread = threading.Thread(target=whole, name=name, daemon=True)
         thread.start()
-        self._stack.callback(thread.join)
+        self._stack.callback(self._join, thread)
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Wait for a thread, which is to end now: also when `serve` ends by an exception."""
+        self._ended.set()
+        thread.join()
 
     def _failed(self, error: BaseException) -> None:
         log.critical("the server cannot go on: %s", error, exc_info=error)

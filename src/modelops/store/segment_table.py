@@ -267,9 +267,12 @@ def open_execution(data: bytes, name: str) -> pa.Table:
 def _read_verified(objects: Objects, job: JobId, ref: SegmentRef | AggregateRef) -> pa.Table:
     name = f"{job_folder(job)}/{ref.name}"
     data = objects.get(name)
-    if len(data) != ref.n_bytes or sha256(data).hexdigest() != ref.digest:
+    if len(data) != ref.n_bytes:
         raise IntegrityError(
-            f"{name} is damaged: its {len(data)} bytes are not the {ref.n_bytes} that attempt {ref.attempt} "
-            "stored"
+            f"{name} is damaged: it has {len(data)} bytes, and attempt {ref.attempt} stored {ref.n_bytes}"
+        )
+    if (digest := sha256(data).hexdigest()) != ref.digest:
+        raise IntegrityError(
+            f"{name} is damaged: its digest is {digest[:12]}..., and attempt {ref.attempt} stored {ref.digest[:12]}..."
         )
     return open_table(data, name)

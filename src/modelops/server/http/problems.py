@@ -121,7 +121,7 @@ ADVICE: Final = {
     403: "ask the operator for a token with that scope ('modelops tokens create')",
     429: "wait, or cancel jobs that are not needed",
     500: "the server's log has more; 'modelops jobs reconcile' looks for damage and repairs it",
-    503: "nothing was lost; ask again in a few seconds",
+    503: "nothing that was recorded is lost; give the request again in a few seconds",
 }
 
 
