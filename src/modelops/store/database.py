@@ -38,8 +38,21 @@ _ON_SERVER: Final[dict[str, Any]] = {
     "max_overflow": 90,  # one for each driver and each request that is being answered
     "pool_timeout": BUSY_TIMEOUT_S,
     "pool_pre_ping": True,  # a connection that died with its server is no error of the next transaction
-    "connect_args": {"connect_timeout": 10, "application_name": "modelops"},
 }
+# A host that is cut off says nothing: without limits the kernel goes on sending for a quarter of an hour, and whoever
+# waits for the answer knows nothing of it. What the URL says of these goes first.
+_CONNECTING: Final[dict[str, Any]] = {
+    "connect_timeout": 10,
+    "application_name": "modelops",
+    "tcp_user_timeout": 10_000,  # milliseconds until what was sent must have arrived
+    "keepalives_idle": 5,  # seconds without a word, then it is asked whether it is there
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+
+
+def _on_server(url: sa.URL) -> dict[str, Any]:
+    return {**_ON_SERVER, "connect_args": {k: v for k, v in _CONNECTING.items() if k not in url.query}}
 
 
 _ON_FILE_ADVICE: Final = {
@@ -88,7 +101,7 @@ class Database:
         """
         parsed = _parse(url)
         on_file = parsed.get_backend_name() == "sqlite"
-        engine = sa.create_engine(parsed, **(_ON_FILE if on_file else _ON_SERVER))
+        engine = sa.create_engine(parsed, **(_ON_FILE if on_file else _on_server(parsed)))
         lock: Any = nullcontext()
         if on_file:
             lock = _lock_beside(parsed)
