@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 # The machine's own trust store: what pip and the browser trust, uv trusts, behind a company's proxy too.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: demo test lint bench chaos k8s-check k8s-test docs lock clean help
+.PHONY: demo test lint bench chaos hosts-test k8s-check k8s-test docs lock clean help
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -42,6 +42,9 @@ k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; ne
 
 k8s-test: $(VENV)/dev.stamp ## deploy the local overlay to the cluster of KUBECONFIG, run jobs, delete pods; removes it again
 	$(BIN)/python -m pytest tests/kubernetes --timeout 1800 -o faulthandler_timeout=0
+
+hosts-test: $(VENV)/dev.stamp ## a pool on many hosts, far apart and cut off from one another; needs root, says so if it cannot
+	$(BIN)/python -m pytest tests/hosts -s -rs --timeout 600
 
 bench: $(VENV)/dev.stamp ## measure; nothing here passes or fails
 	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
