@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 TOKEN = "the-token-of-many-hosts"
 SLOTS = 2
 
-if reason := hosts_lab.why_not():
-    pytest.skip(reason, allow_module_level=True)
-
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    if reason := hosts_lab.why_not():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
     hosts: dict[str, Host] = {}
     parts: dict[str, Part] = {}

@@ -70,6 +70,20 @@ def test_distance_and_lost_packets_cost_less_than_a_tenth(pool: Pool, submit: Ca
     assert cost < 0.1
 
 
+@pytest.mark.parametrize(("pools", "whose"), [(["EU"], "worker-a"), (["nowhere", "US_East"], "worker-b")])
+def test_a_job_runs_on_the_hosts_of_its_pools(
+    pool: Pool, submit: Callable[..., mo.Job], pools: list[str], whose: str
+) -> None:
+    job = submit(100, pools=pools)
+    job.wait(timeout=120)
+    check(job, 100)
+    ran = {worker.partition("://")[2].partition(":")[0] for worker in job.attempts()["worker"].to_pylist()}
+    assert ran == {pool.hosts[whose].address}
+    assert {p.name: p.counts for p in job.status().pools if p.counts} == {pools[-1]: {"succeeded": 100}}
+    waits = [event.text for event in job.events() if event.kind == "pool_waits"]
+    assert waits == [f"no worker of the pool {name} is connected" for name in pools[:-1]]
+
+
 @pytest.mark.parametrize("whom", ["worker-a", "scheduler", "database", "storage", "server"])
 def test_a_partition_costs_a_job_time_and_nothing_else(
     pool: Pool, submit: Callable[..., mo.Job], whom: str
