@@ -17,6 +17,7 @@ from modelops import driver
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.blame import DEADLY_AT_LAST
+from modelops.driver.chunking import Meter, chunk_size
 from modelops.driver.machine import Machine
 from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id, part_id
@@ -270,6 +271,24 @@ def test_a_slow_model_gets_chunks_of_one_in_order() -> None:
     world = play(spec(4, 10), [60.0] * 40)
     assert set(chunk_sizes(world)) == {1}
     assert world.now <= 40 * 60 / 2 + 1
+
+
+@pytest.mark.parametrize(("n_bytes", "size"), [(50_000_000, 1), (4 << 20, 8), (100, 98)])
+def test_a_chunk_has_few_outputs_that_are_large(n_bytes: int, size: int) -> None:
+    meter = Meter()
+    assert meter.bytes_per_item == 0.0
+    meter.record(100, 1.0, 100 * n_bytes)
+    assert meter.bytes_per_item == n_bytes
+    assert chunk_size(meter, 10_000, 2) == pytest.approx(size, abs=1)
+
+
+def test_what_a_receipt_says_of_large_outputs_makes_the_next_chunks_smaller() -> None:
+    machine, orders = running(spec(1, 400, fail_fast=False))
+    (first,) = only(orders, c.SubmitChunk)
+    large = msgspec.structs.replace(segment(first.chunk), pack="p", pack_bytes=50_000_000)
+    done = msgspec.structs.replace(receipt(first.chunk, seconds=1e-6), segment=large)
+    chunks = only(machine.handle(e.ChunkDone(done), 0.1), c.SubmitChunk)
+    assert {len(Ranges(order.chunk.ranges)) for order in chunks} == {1}
 
 
 def test_chunks_of_a_middling_model_are_about_a_second_and_small_at_the_end() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import subprocess
 import sys
@@ -194,6 +196,31 @@ def test_a_spooled_file_that_was_changed_is_refused_and_nothing_is_stored(
         assert list(objects.list("")) == []
     file.path.write_bytes(b"x" * 100_000)
     assert writer.finish() is not None, "the writer can be asked again"
+
+
+@pytest.mark.parametrize("same_volume", [True, False])
+def test_a_large_output_becomes_the_pack_itself_where_that_can_be(
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_volume: bool
+) -> None:
+    link = os.link
+
+    def linking(source: Path, target: Path) -> None:
+        if source == file.path and not same_volume:
+            raise OSError(errno.EXDEV, "another volume")
+        link(source, target)
+
+    data = bytes(range(256)) * 9_000
+    file = spooled(tmp_path / "f", data)
+    inode = file.path.stat().st_ino
+    monkeypatch.setattr(os, "link", linking)
+    writer = SegmentWriter(objects, JOB, ATTEMPT)
+    writer.add(7, OK, True, [("file", "bytes", file)])
+    ref = finished(writer)
+    pack = objects.local_path(f"{FOLDER}/{ref.pack}")
+    assert pack is not None
+    assert (pack.stat().st_ino == inode) is same_volume
+    assert pack.read_bytes() == data
+    assert not file.path.exists()
 
 
 def test_finishing_again_after_a_lost_answer_gives_the_same_segment(objects: Objects, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ TARGET_S: Final = 1.0  # of work in a chunk
 TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates have been measured
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
+LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
 WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and committing it costs
 WORTH_WAITING_S: Final = (
     5.0  # a chunk that takes longer need not wait where it runs: the gap before it is nothing
@@ -35,14 +36,16 @@ class Meter:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._items = 0.0
+        self._bytes = 0.0
         self.n_measured = 0
         self.seconds_per_item: float | None = None  # expected, never 0; None before the first measurement
         self.handover_s = 0.0  # what a chunk costs beside its work; see `handed_over`
         self._handovers: deque[float] = deque(maxlen=RECENT_HANDOVERS)
 
-    def record(self, n: int, seconds: float) -> None:
-        """Note that ``n`` items took ``seconds``."""
+    def record(self, n: int, seconds: float, n_bytes: int = 0) -> None:
+        """Note that ``n`` items took ``seconds``, and that their large outputs have ``n_bytes``."""
         if n > 0:
+            self._bytes = MEMORY * self._bytes + n_bytes
             self._seconds = MEMORY * self._seconds + max(0.0, seconds)
             self._items = MEMORY * self._items + n
             self.n_measured += n
@@ -56,6 +59,11 @@ class Meter:
         self._handovers.append(min(max(0.0, seconds), TARGET_S))
         self.handover_s = min(self._handovers)
 
+    @property
+    def bytes_per_item(self) -> float:
+        """How many bytes of large outputs an item is expected to have."""
+        return self._bytes / self._items if self._items else 0.0
+
 
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
@@ -67,7 +75,9 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     slots = max(1, slots)
     share = max(remaining / (2 * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
     worth = max(int(WORTH_SENDING_S / cost), min(int(far_s / cost), -(-remaining // slots)))
-    return max(1, worth, int(min(target_s / cost, share)))
+    size = max(1, worth, int(min(target_s / cost, share)))
+    n_bytes = meter.bytes_per_item
+    return max(1, min(size, int(LARGE_BYTES / n_bytes))) if n_bytes else size
 
 
 def queue_size(meter: Meter, remaining: int, slots: int) -> int:

@@ -134,7 +134,8 @@ class Intake:
         seconds = receipt.model_seconds
         if n >= 16:  # in smaller chunks, starting a process outweighs all else
             seconds = max(seconds, receipt.wall_seconds)
-        self._meters[_SIMULATE].record(n, seconds)
+        n_bytes = receipt.segment.pack_bytes if receipt.segment is not None else 0
+        self._meters[_SIMULATE].record(n, seconds, n_bytes)
 
     def _retry(self, work: Work, failed: Ranges, now: float) -> None:
         if not failed:

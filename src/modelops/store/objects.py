@@ -20,6 +20,7 @@ import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 from uuid import uuid4
@@ -79,6 +80,19 @@ class Objects(ABC):
             except AlreadyExistsError:
                 taken.add(name)
         return frozenset(taken)
+
+    def take_new(self, name: str, path: Path, check: Callable[[], object]) -> None:
+        """Store a file of this machine as `put_new` does; the file may become the object itself, without a copy.
+
+        Parameters
+        ----------
+        path
+            Nobody may write to it any more. Whoever made it removes this name of it afterwards.
+        check
+            Reads the file, and raises if it is not what it shall be: then nothing is stored.
+        """
+        check()
+        self.put_new(name, path)
 
     @abstractmethod
     def put(self, name: str, content: Content) -> None:
@@ -157,6 +171,24 @@ class FolderObjects(Objects):
         new = {name: content for name, content in contents.items() if name not in there}
         taken = self._place(new, os.link) if new else frozenset()
         return taken.union(there)
+
+    def take_new(self, name: str, path: Path, check: Callable[[], object]) -> None:
+        target = self.root / checked_name(name)
+        if target.exists():
+            raise AlreadyExistsError(f"{name} exists in {self.root}")
+        try:
+            with path.open("rb") as file:
+                # Reading it for the check takes as long as a disk may take for it.
+                _at_once([check, lambda: self._make_folders([target.parent], [file.fileno()])])
+            try:
+                self._in_its_folder(target, path, os.link)
+            except FileExistsError:
+                raise AlreadyExistsError(f"{name} exists in {self.root}") from None
+            self._sync([target.parent])
+        except OSError as e:
+            if e.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                raise self._failed("storing", name, e) from e
+            self.put_new(name, path)  # on another volume, or one without hard links: then it is copied
 
     def put(self, name: str, content: Content) -> None:
         self.replace_together({name: content})
@@ -297,7 +329,7 @@ class FolderObjects(Objects):
             for folder in folders:
                 opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
                 stack.callback(os.close, opened[-1])
-            _fsync_at_once([*files, *opened])
+            _at_once([partial(os.fsync, file) for file in (*files, *opened)])
 
     def _is_there(self) -> bool:
         """Say whether this is the folder that was opened, and not what is left when its volume is not mounted."""
@@ -361,20 +393,21 @@ def _pour(content: Content, f: IO[bytes]) -> None:
         f.writelines(content)
 
 
-def _fsync_at_once(files: Sequence[int]) -> None:
-    failed: list[OSError] = []
+def _at_once(calls: Sequence[Callable[[], object]]) -> None:
+    """Make these calls at the same time; return when all have ended, and raise what one has raised."""
+    failed: list[Exception] = []
 
-    def sync(file: int) -> None:
+    def make(call: Callable[[], object]) -> None:
         try:
-            os.fsync(file)
-        except OSError as error:
+            call()
+        except Exception as error:  # noqa: BLE001  raised below, where it can be caught
             failed.append(error)
 
-    others = [threading.Thread(target=sync, args=(file,), name="modelops-sync") for file in files[1:]]
+    others = [threading.Thread(target=make, args=(call,), name="modelops-sync") for call in calls[1:]]
     for thread in others:
         thread.start()
-    for file in files[:1]:
-        sync(file)
+    for call in calls[:1]:
+        make(call)
     for thread in others:
         thread.join()
     if failed:
