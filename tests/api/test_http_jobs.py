@@ -15,8 +15,8 @@ from http_service import Client, Drivers, Seen, SeenReplicate, request_for, run_
 
 from modelops.cli.job_views import show_list, show_status
 from modelops.client.served import Summary
-from modelops.server.drive import LivePool
 from modelops.server.http import waiting
+from modelops.server.live import LivePool
 from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import overview
 from modelops.store.parameters import pour_parameters

@@ -185,9 +185,17 @@ def suffer(place: Place, fault: Fault) -> None:
     finally:
         fault.mend()
     place.check_undisturbed(job, again=fault.again)
-    story = [event for event in job.events() if event.kind == fault.kind]
+    check_story(place, job, fault)
+
+
+def check_story(place: Place, job: Job, fault: Fault) -> None:
+    events = [event for event in job.events() if event.kind.startswith(("store_", "storage_"))]
+    story = [event for event in events if event.kind == fault.kind]
     assert story, [event.kind for event in job.events()]
     assert all(fault.named in event.text for event in story)
+    if fault.kind == "store_lost":
+        assert [event.kind for event in events[:2]] == ["store_lost", "store_back"]
+        assert all(" UTC)" in event.text for event in story), "since when is said"
     assert fault.named in place.log("server")
 
 

@@ -61,6 +61,7 @@ class Seen:
     eta: float | None = None
     progress: Sequence[SeenReplicate] = ()
     waiting_for: str = ""
+    stalled: str = ""
     doing: str = ""
     pools: Sequence[LivePool] = ()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 START_S = 60
 
@@ -108,6 +108,27 @@ class Postgres:
                 self._process.send_signal(number)
                 self._process.wait()
             self._process = None
+
+    def processes(self) -> list[int]:
+        """Return the pids of all of it."""
+        return [self.pid, *_children(self.pid)]
+
+    @contextlib.contextmanager
+    def stopped(self, pids: list[int]) -> Iterator[None]:
+        """Let some of its processes stand still: what is sent to them is acknowledged, and nothing ever answers."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):  # its client has gone, and so has it
+                    os.kill(pid, signal.SIGCONT)
+
+    def sessions(self, url: str) -> list[int]:
+        """Return the pids of those processes of it that serve the connections to one database."""
+        name = f" {url.rpartition('/')[2]} ".encode()
+        return [pid for pid in _children(self.pid) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def new_database(self) -> str:
         """Create an empty database and return its SQLAlchemy URL."""

@@ -257,9 +257,9 @@ def submits_while_the_store_is_away(patch: pytest.MonkeyPatch) -> None:
 def forgets_unanswered_commits(patch: pytest.MonkeyPatch) -> None:
     store_back = Machine._on_store_back
 
-    def wrong(self: Machine) -> None:
+    def wrong(self: Machine, now: float) -> None:
         self._places.commits.clear()
-        store_back(self)
+        store_back(self, now)
 
     patch.setattr(Machine, "_on_store_back", wrong)
 

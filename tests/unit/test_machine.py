@@ -592,7 +592,10 @@ def test_while_the_store_is_away_nothing_is_written_or_submitted_and_then_it_is_
     assert machine.handle(e.ChunkDone(receipt(second.chunk)), 2.0) == []
     commands = machine.handle(e.StoreBack(), 3.0)
     assert only(commands, c.CommitSegment) == [commit, c.CommitSegment(segment(second.chunk))]
-    assert only(commands, c.Note) == [c.Note("store_lost", "database")]
+    assert only(commands, c.Note) == [
+        c.Note("store_lost", "database"),
+        c.Note("store_back", "it answers again, after 2 s"),
+    ]
     assert len(only(commands, c.SubmitChunk)) == 1
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_job import StoredJob
 
-from modelops.server.drive import LiveView
+from modelops.errors import StorageError
+from modelops.server.live import LiveView
 from modelops.server.stall_watch import StallWatch
 from modelops.server.stalled import PATIENCE_S, PREPARING_S, TIMES_LONGEST, Seen, Watched, look
 from modelops.states import JobEvent, JobState
@@ -74,6 +75,10 @@ class Drivers:
     slots: dict[str, int] = field(default_factory=lambda: {"w": 1})
     is_connected: bool = True
     is_full: bool = False
+    flags: dict[JobId, str] = field(default_factory=dict)
+
+    def flag(self, job: JobId, stalled: str) -> None:
+        self.flags[job] = stalled
 
     def driven(self) -> list[JobId]:
         return list(self.views)
@@ -109,6 +114,37 @@ def test_the_flag_comes_with_an_event_once_and_goes_when_the_job_goes_on(tmp_pat
         ("stalled", "no progress for 3 min: no worker is connected"),
         ("going_on", "it goes on"),
     ]
+
+
+def test_a_job_is_flagged_while_the_database_is_away_and_that_is_recorded_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, now, drivers = StoredJob(tmp_path, [{"a": 1}], 4), [0.0], Drivers()
+    watch = StallWatch(job.records, drivers, "server", clock=lambda: now[0])
+    drivers.views = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": 1}, waiting_for="no answer")}
+    watch.look()
+    with monkeypatch.context() as patch:
+        for name in ("open_jobs", "job", "record_stalled"):
+            patch.setattr(job.records, name, refuse)
+        for at, flag in ((100.0, ""), (200.0, "no answer"), (300.0, "no answer")):
+            now[0] = at
+            with pytest.raises(StorageError):
+                watch.look()
+            assert drivers.flags == {job.job: flag}
+        patch.undo()
+        patch.setattr(job.records, "record_stalled", refuse)
+        with pytest.raises(StorageError):
+            watch.look()
+    assert job.records.job(job.job).stalled == ""
+    watch.look()
+    assert job.records.job(job.job).stalled == "no answer"
+    drivers.views = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": 2})}
+    watch.look()
+    assert (job.records.job(job.job).stalled, drivers.flags) == ("", {job.job: ""})
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise StorageError("away")
 
 
 def test_a_job_that_waits_for_its_turn_or_for_the_scheduler_is_told_so(tmp_path: Path) -> None:

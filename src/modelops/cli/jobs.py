@@ -108,8 +108,8 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
         name, status = str(found.id), found.status()
         if status.unknown_since is None:
             events = found.events()
-    except ServerUnreachableError:
-        if is_elsewhere():
+    except ServerUnreachableError as error:
+        if is_elsewhere() or error.answers:
             raise
         name, status = last_recorded(job)
     if as_json:

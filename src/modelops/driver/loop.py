@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
@@ -30,6 +31,7 @@ from modelops.errors import (
     StorageError,
 )
 from modelops.states import FINAL_JOB_STATES, JobState
+from modelops.store.answers import since_text
 from modelops.store.rows import LeaseLostError
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class DriverLoop:
     _look_at: float = 0.0
     _record_at: float = 0.0
     _cancel_heard: bool = False
+    _away_since: datetime = datetime.min
     _damage: str = ""
 
     def __post_init__(self) -> None:
@@ -120,7 +123,9 @@ class DriverLoop:
     @property
     def waits_for(self) -> str:
         """What the database or the storage said, while one of them is away; empty otherwise."""
-        return self._writer.away or self.hands.storage_away
+        if away := self._writer.away:
+            return f"{away} {since_text(self._away_since)}"
+        return self.hands.storage_away
 
     def run(self) -> JobState:
         """Drive until the job is final, the lease is lost, or `stop`; return the job's state.
@@ -277,7 +282,11 @@ class DriverLoop:
         while not self.lease_lost and writer.finished is None and writer.can_write(self.clock()):
             if isinstance(writer.next, c.Finalize):
                 self._show()
+            began = datetime.now(UTC)
             for answer in writer.step(self.clock()):
+                if isinstance(answer, e.StoreLost):
+                    self._away_since = began
+                    answer = e.StoreLost(f"{answer.what} {since_text(began)}")
                 self._order(self._handle(answer, self.clock()))
         if writer.is_idle:
             self.hands.acknowledge()

@@ -341,9 +341,9 @@ class Machine:
             case e.ResultsVoided():
                 self._on_results_voided(event.reason)
             case e.StoreLost():
-                self._outbox.pause(event.what)
+                self._outbox.pause(event.what, now)
             case e.StoreBack():
-                self._on_store_back()
+                self._on_store_back(now)
             case e.LeaseLost():
                 self.over = True
             case _:
@@ -437,10 +437,10 @@ class Machine:
             for double in self._places.doubles(work):  # they can no longer be committed
                 self._stop_attempt(double)
 
-    def _on_store_back(self) -> None:
+    def _on_store_back(self, now: float) -> None:
         if not self._outbox.paused:
             return
-        self._outbox.resume(commit.command for commit in self._places.commits.values())
+        self._outbox.resume((commit.command for commit in self._places.commits.values()), now)
         if self._course.finalizing and c.Finalize() not in self._outbox:
             self._outbox.order(c.Finalize())
         self.over = self._course.is_final

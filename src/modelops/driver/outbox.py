@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+STORE_LOST: Final = "store_lost"
+STORE_BACK: Final = "store_back"
 
 
 class Outbox:
@@ -18,6 +21,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.paused = False  # the store is away
+        self._paused_at = 0.0
         self._out: list[c.Command] = []
         self._held: list[c.Command] = []
         self._timers: dict[str, float] = {}
@@ -30,14 +34,15 @@ class Outbox:
         """Give a command that the store must answer for: at once, or when it is back."""
         (self._held if self.paused else self._out).append(command)
 
-    def pause(self, what: str) -> None:
+    def pause(self, what: str, now: float) -> None:
         """Hold all writes back: the store is away."""
-        self.paused = True
-        self._held.append(c.Note("store_lost", what))
+        self.paused, self._paused_at = True, now
+        self._held.append(c.Note(STORE_LOST, what))
 
-    def resume(self, unanswered: Iterable[c.Command]) -> None:
+    def resume(self, unanswered: Iterable[c.Command], now: float) -> None:
         """Give first what the store never answered, then what was held back."""
         self.paused = False
+        self._held.append(c.Note(STORE_BACK, f"it answers again, after {now - self._paused_at:.0f} s"))
         self._out.extend(unanswered)
         self._out.extend(self._held)
         self._held.clear()

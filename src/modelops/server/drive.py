@@ -7,8 +7,8 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,14 +20,16 @@ from modelops.driver.pools import JOINED, PATIENCE_S, WAITS, joined_text, waits_
 from modelops.errors import IntegrityError, ModelOpsError, NotFoundError, StorageError
 from modelops.logs import about
 from modelops.server.job_files import JobFiles
+from modelops.server.live import LivePool, LiveView, Progress
 from modelops.server.mend import mend_job
 from modelops.server.store_ledger import StoreLedger
 from modelops.server.undecided import with_watched
 from modelops.server.workers import ask_workers
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
+from modelops.store.answers import since_text
 from modelops.store.rows import LeaseLostError
 from modelops.study.pools import NO_ALIASES
-from modelops.study.ranges import EMPTY, Ranges
+from modelops.study.ranges import EMPTY
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
@@ -47,48 +49,6 @@ MAX_MENDED: Final = 3  # times that one driver begins anew because of damage
 VIEW_EVERY_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 2.0  # between two looks whether storage is back
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a replicate said of itself while it runs; ``index``: of the job's line."""
-
-    index: int
-    fraction: float | None
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LivePool:
-    """A pool as a job sees it now. ``waiting_since``: since when it is asked for and has no worker."""
-
-    name: str
-    workers: int
-    slots: int
-    running: int
-    waiting_since: datetime | None = None
-
-
-@dataclass(frozen=True)
-class LiveView:
-    """What the driver of a job knows of it now.
-
-    ``counts``, ``aggregates``: by status. ``eta``: seconds left, None if unknown. ``running``: the indices that
-    workers hold. ``waiting_for``: what the database or the storage said, while one of them is away. ``doing``: what is
-    being done before replicates can run, e.g. which packages are installed. ``pools``: those that the job asks for, or
-    else those that workers are in.
-    """
-
-    state: JobState
-    reason: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
-    aggregates: dict[str, int] = field(default_factory=dict)
-    eta: float | None = None
-    running: Ranges = EMPTY
-    progress: tuple[Progress, ...] = ()
-    waiting_for: str = ""
-    doing: str = ""
-    pools: tuple[LivePool, ...] = ()
 
 
 class JobDriver:
@@ -146,7 +106,9 @@ class JobDriver:
         self._preparing: Future[str] | None = None
         self._view: LiveView | None = None
         self._doing = ""
-        self._waiting_for = ""  # outside of the loop
+        self._waiting_for, self._away = "", ""  # outside of the loop; with and without since when
+        self._thread = 0
+        self._stalled = ""
         self._viewed_at = 0.0
         self._waiting_since: dict[float, datetime] = {}
 
@@ -160,6 +122,7 @@ class JobDriver:
         ModelOpsError
             What the driver cannot deal with; the job is as the store says.
         """
+        self._thread = threading.get_ident()
         try:
             return self._run(pool)
         except LeaseLostError:
@@ -333,18 +296,19 @@ class JobDriver:
 
     def _patiently(self, act: Callable[[], T]) -> T | None:
         """Do it as soon as the database and the storage allow; None if `stop` was called before."""
-        pause_s = 0.1
+        pause_s, began = 0.1, datetime.now(UTC)
         while not self._stopped.is_set():
             try:
                 done = act()
             except StorageError as error:
-                if str(error) != self._waiting_for:
-                    self._waiting_for = str(error)
-                    self._on_waiting(str(error))
+                if str(error) != self._away:
+                    self._away = str(error)
+                    self._waiting_for = f"{error} {since_text(began)}"
+                    self._on_waiting(self._waiting_for)
                 self._stopped.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
-                self._waiting_for = ""
+                self._waiting_for = self._away = ""
                 return done
         return None
 
@@ -453,10 +417,25 @@ class JobDriver:
 
     def view(self) -> LiveView | None:
         """Return what is known now; None before the job's records were read."""
-        view, doing, waiting_for = self._view, self._doing, self._waiting_for
-        if view is None or not (doing or waiting_for):
+        view, doing, stalled = self._view, self._doing, self._stalled
+        waiting_for = self._waiting_for or self._unanswered()
+        if view is None and waiting_for:
+            view = LiveView(JobState.QUEUED)
+        if view is None or not (doing or waiting_for or stalled):
             return view
-        return replace(view, doing=doing or view.doing, waiting_for=waiting_for or view.waiting_for)
+        return replace(
+            view, doing=doing or view.doing, waiting_for=waiting_for or view.waiting_for, stalled=stalled
+        )
+
+    def flag(self, stalled: str) -> None:
+        """Show why the job stands still, or that it does not: also when the database does not take it."""
+        self._stalled = stalled
+
+    def _unanswered(self) -> str:
+        """Say that the thread that drives waits for the database, which has not yet failed."""
+        database = self._records.database
+        since = database.answers.silent_since(self._thread)
+        return "" if since is None else f"{database.waits(self._thread)} {since_text(since)}"
 
     def _changed(self, machine: Machine) -> None:
         self._on_change(machine)

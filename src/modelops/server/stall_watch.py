@@ -1,4 +1,7 @@
-"""Looks every few seconds at the jobs that are open, and flags those that stand still without explanation."""
+"""Looks every few seconds at the jobs that are open, and flags those that stand still without explanation.
+
+While the database is away it goes by what it has read before, and the flag is shown; it is recorded afterwards.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from modelops.errors import ModelOpsError
+from modelops.errors import ModelOpsError, StorageError
 from modelops.server.stalled import Seen, Watched, look
 from modelops.states import JobState, ReplicateStatus
 from modelops.study.spec import decode_spec
@@ -15,7 +18,7 @@ from modelops.study.spec import decode_spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from modelops.server.drive import LiveView
+    from modelops.server.live import LiveView
     from modelops.store import JobRow, Records
     from modelops.study.ids import JobId
 
@@ -38,6 +41,9 @@ class Driving(Protocol):
 
     def connected(self) -> bool:
         """Say whether there is a scheduler."""
+
+    def flag(self, job: JobId, stalled: str) -> None:
+        """Show of a job that is driven here why it stands still, or (empty) that it does not."""
 
     @property
     def is_full(self) -> bool:
@@ -65,6 +71,8 @@ class StallWatch:
         self._records, self._driving, self._who = records, driving, who
         self._every_s, self._clock = every_s, clock
         self._watched: dict[JobId, Watched] = {}
+        self._rows: list[JobRow] = []  # as last read
+        self._flags: dict[JobId, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="modelops-stalled", daemon=True)
 
@@ -79,23 +87,43 @@ class StallWatch:
             self._thread.join()
 
     def look(self) -> None:
-        """Look at every open job once. Raises StorageError."""
+        """Look at every open job once.
+
+        Raises
+        ------
+        StorageError
+            The database does not answer. What is known without it was done.
+        """
+        away: StorageError | None = None
+        try:
+            self._rows = [self._records.job(one.job) for one in self._records.open_jobs()]
+        except StorageError as error:
+            away = error
         now, seen = self._clock(), self._seen()
         self._watched = {job: watched for job, watched in self._watched.items() if job in seen}
         for job, (row, one) in seen.items():
             self._watched[job], stall = look(self._watched.get(job), one, now)
             reason = "" if stall is None else stall.reason
-            if reason != row.stalled:
-                text = "it goes on" if stall is None else str(stall)
+            text = "it goes on" if stall is None else str(stall)
+            if reason != self._flags.get(job, row.stalled):
                 log.info("job %s: %s", job, text, extra={"job": job})
-                self._records.record_stalled(job, reason, who=self._who, text=text)
+            self._flags[job] = reason
+            self._driving.flag(job, reason)
+            if reason != row.stalled and away is None:
+                try:
+                    self._records.record_stalled(job, reason, who=self._who, text=text)
+                except StorageError as error:  # so does each look, until it is recorded
+                    away = error
+        self._flags = {job: reason for job, reason in self._flags.items() if job in seen}
+        if away is not None:
+            raise away
 
     def _main(self) -> None:
         while not self._stopping.wait(self._every_s):
             try:
                 self.look()
             except ModelOpsError as error:  # looked again in a moment
-                log.info("whether jobs stand still cannot be told: %s", error)
+                log.info("whether jobs stand still cannot be recorded: %s", error)
             except Exception:  # whatever it is, the next look must come
                 log.exception("looking for jobs that stand still failed")
 
@@ -104,8 +132,7 @@ class StallWatch:
         running = {job: len(view.running) for job, view in views.items()}
         n_workers = sum(1 for slots in self._driving.workers().values() if slots)
         out = {}
-        for open_job in self._records.open_jobs():
-            row = self._records.job(open_job.job)
+        for row in self._rows:
             view = views.get(row.job)
             if view is not None:
                 seen = _of_driven(row, view, n_workers, running[row.job], sum(running.values()))

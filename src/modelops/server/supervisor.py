@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.driver.hands import Pool
-    from modelops.server.drive import LiveView
+    from modelops.server.live import LiveView
     from modelops.store import Objects, Records
     from modelops.store.driving import OpenJob
     from modelops.store.leases import Leases
@@ -151,6 +151,13 @@ class Supervisor:
         with self._lock:
             one = self._driven.get(job)
         return None if one is None else one.driver.view()
+
+    def flag(self, job: JobId, stalled: str) -> None:
+        """Show of a job that is driven here why it stands still, or (empty) that it does not."""
+        with self._lock:
+            one = self._driven.get(job)
+        if one is not None:
+            one.driver.flag(stalled)
 
     @property
     def is_full(self) -> bool:

@@ -56,8 +56,8 @@ class LivePool(Protocol):
 class Live(Protocol):
     """What a driver sees of its job that no row holds.
 
-    ``eta``: seconds left, None if unknown. ``waiting_for``: what the storage said, while it is away. ``doing``: what is
-    done before replicates can run.
+    ``eta``: seconds left, None if unknown. ``waiting_for``: what the database or the storage said, while one of them is
+    away. ``stalled``: why it stands still, if it does. ``doing``: what is done before replicates can run.
     """
 
     @property
@@ -68,6 +68,8 @@ class Live(Protocol):
     def progress(self) -> Sequence[Reported]: ...  # noqa: D102
     @property
     def waiting_for(self) -> str: ...  # noqa: D102
+    @property
+    def stalled(self) -> str: ...  # noqa: D102
     @property
     def doing(self) -> str: ...  # noqa: D102
     @property
@@ -186,7 +188,7 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
         counts=_counts(picture, spec.line.size, live),
         aggregates=picture.aggregates,
         eta=live.eta if live is not None else None,
-        stalled=row.stalled,
+        stalled=row.stalled or (live.stalled if live is not None else ""),
         waiting_for=live.waiting_for if live is not None else "",
         doing=live.doing if live is not None else _UNDRIVEN.get(row.state, ""),
         cancel_asked=row.cancel_by is not None,

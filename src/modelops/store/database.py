@@ -17,15 +17,18 @@ import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from modelops.counters import Counted, count
 from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.home import make_private
+from modelops.store.answers import Answers
 from modelops.store.objects import volume_of
 from modelops.store.schema import HEAD, REVISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -36,13 +39,14 @@ _ON_FILE: Final[dict[str, Any]] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
 _ON_SERVER: Final[dict[str, Any]] = {
     "pool_size": 10,
     "max_overflow": 90,  # one for each driver and each request that is being answered
-    "pool_timeout": BUSY_TIMEOUT_S,
+    "pool_timeout": 10,
     "pool_pre_ping": True,  # a connection that died with its server is no error of the next transaction
 }
 # A host that is cut off says nothing: without limits the kernel goes on sending for a quarter of an hour, and whoever
-# waits for the answer knows nothing of it. What the URL says of these goes first.
+# waits for the answer knows nothing of it. (One that stands still is for `modelops.store.postgres`.) What the URL says
+# of these goes first.
 _CONNECTING: Final[dict[str, Any]] = {
-    "connect_timeout": 10,
+    "connect_timeout": 8,
     "application_name": "modelops",
     "tcp_user_timeout": 10_000,  # milliseconds until what was sent must have arrived
     "keepalives_idle": 5,  # seconds without a word, then it is asked whether it is there
@@ -75,14 +79,20 @@ def _damaged(file: Path, said: str) -> str:
 
 
 class Database:
-    """Connections to one database, each use of them one transaction."""
+    """Connections to one database, each use of them one transaction.
+
+    ``answers``: whether it does. ``on_file``: it is SQLite's, in a file.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
+        self.engine, self.answers = engine, Answers()
         self.name = engine.url.render_as_string(hide_password=True)
-        self._on_file = engine.dialect.name == "sqlite"
+        self.on_file = engine.dialect.name == "sqlite"
         self._readers = engine
         if engine.dialect.name == "postgresql":
+            from modelops.store import postgres  # with its driver, which not everybody has
+
+            postgres.watch(engine, self.answers)
             # What a block reads, it reads of one moment; SQLite's transactions are so by themselves.
             self._readers = engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -142,7 +152,7 @@ class Database:
         written since is lost as well, and it is as if whoever wrote it had been killed a moment earlier. A database on
         another machine can lose it while its writer goes on, so there this is `writing`.
         """
-        if not self._on_file:
+        if not self.on_file:
             with self.writing() as connection:
                 yield connection
             return
@@ -160,21 +170,47 @@ class Database:
                     raise
 
     def _begin(self, connection: sa.Connection, how: str) -> None:
-        if self._on_file:  # past SQLAlchemy, which takes ten times as long for it as SQLite
+        if self.on_file:  # past SQLAlchemy, which takes ten times as long for it as SQLite
             raw: Any = connection.connection.driver_connection
             raw.execute(how)
 
+    @property
+    def away(self) -> str:
+        """What it, or the way to it, said last, if it does not answer; empty as long as that is not known."""
+        return self.answers.away
+
+    def check(self) -> None:
+        """See whether it does its work. Raises StorageError."""
+        with self.reading() as connection:
+            connection.execute(sa.select(1))
+
+    def waits(self, thread: int | None = None) -> str:
+        """Say that this thread (default: any) waits for an answer for too long; empty if none does."""
+        since = self.answers.silent_since(thread)
+        return "" if since is None else self._said("it does not answer")
+
     @contextmanager
     def _as_ours(self) -> Iterator[None]:
+        if refused := self.answers.refused():
+            raise StorageError(refused)
+        began_s = self.answers.now_s()
         try:
             yield
         except SqlIntegrityError:  # a key exists: for the caller to understand
             raise
         except DBAPIError as e:
-            raise StorageError(self._explained(e.orig)) from e
+            count(Counted.DATABASE_ERRORS)
+            said = self._explained(e.orig)
+            if not self.on_file and _is_away(e):
+                self.answers.lost(said, began_s)
+            raise StorageError(said) from e
+        except PoolTimeoutError as e:
+            raise StorageError(self._said("all connections to it are in use")) from e
         except sqlite3.Error as e:
             count(Counted.DATABASE_ERRORS)
             raise StorageError(self._explained(e)) from e
+        else:
+            self.answers.succeeded()
 
     def _explained(self, error: BaseException | None) -> str:
         said = " ".join(str(error).split())
@@ -185,7 +221,10 @@ class Database:
                 return _damaged(file, said)
             advice = _ON_FILE_ADVICE.get(code, "see whether its folder is there and can be written")
             return f"the database {self.name} failed: {said} ({volume_of(file)}); {advice}"
-        return f"the database {self.name} failed: {said}; see whether it is up and lets this machine in"
+        return self._said(said)
+
+    def _said(self, what: str) -> str:
+        return f"the database {self.name} failed: {what}; see whether it is up and lets this machine in"
 
     def _revision(self) -> str | None:
         with self.reading() as connection:
@@ -219,7 +258,7 @@ class Database:
             )
         config = Config()
         config.set_main_option("script_location", "modelops.store:migrations")
-        with _MIGRATING, self.writing() as connection:
+        with _MIGRATING, self.writing() as connection, _long(connection):
             if (
                 connection.dialect.name == "postgresql"
             ):  # as the file lock does for SQLite; ends with the transaction
@@ -234,6 +273,20 @@ _MIGRATING: Final = threading.Lock()
 _MIGRATION_LOCK: Final = (
     0x6D6F64656C6F7073  # "modelops": what all that migrate one PostgreSQL database agree on
 )
+
+
+def _is_away(error: DBAPIError) -> bool:
+    from modelops.store.postgres import is_away
+
+    return is_away(error)
+
+
+def _long(connection: sa.Connection) -> AbstractContextManager[None]:
+    if connection.dialect.name != "postgresql":
+        return nullcontext()
+    from modelops.store.postgres import patiently
+
+    return patiently(connection)
 
 
 def _parse(url: str) -> sa.URL:

@@ -6,6 +6,7 @@ transactions, and one that was revoked elsewhere is refused that moment later.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import re
 import secrets
@@ -14,9 +15,10 @@ from hashlib import sha256
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-import anyio.to_thread
+import anyio
 
 from modelops.errors import StorageError
+from modelops.server.http.in_time import in_time
 from modelops.store.tokens import TokenScope, token_of_digest
 
 if TYPE_CHECKING:
@@ -97,7 +99,8 @@ class Keys:
         if access is not None and now < until:
             return access
         self._limiter = self._limiter or anyio.CapacityLimiter(THREADS)
-        row = await anyio.to_thread.run_sync(token_of_digest, self._records, digest, limiter=self._limiter)
+        ask = functools.partial(token_of_digest, self._records, digest)
+        row = await in_time(ask, self._limiter, self._records.database)
         return self._remember(digest, row, now)
 
     def forget(self) -> None:

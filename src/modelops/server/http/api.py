@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from modelops.server.http.guard import ACCESS
+from modelops.server.http.in_time import in_time
 from modelops.server.http.operations import JSON
 from modelops.server.http.problems import TooLargeError, TooSlowError
 from modelops.server.http.waiting import Waiting
@@ -61,13 +62,16 @@ class Api:
         return await self.quick(self.service.status, job)
 
     async def quick(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what takes milliseconds: rows."""
+        """Run what takes milliseconds: rows. Raises StorageError, too, if the database does not answer in time."""
         call = functools.partial(function, *args, **kwargs)
-        return await anyio.to_thread.run_sync(call, limiter=self._quick)
+        return await in_time(call, self._quick, self.service.records.database)
 
     async def slow(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what may take seconds: segments, archives, large submissions."""
+        """Run what may take seconds: segments, archives, large submissions. Raises StorageError as `quick` does."""
         call = functools.partial(function, *args, **kwargs)
+        database = self.service.records.database
+        if database.away:  # whoever may take seconds would take them all to find that out
+            await in_time(database.check, self._quick, database)
         return await anyio.to_thread.run_sync(call, limiter=self._slow)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 
-from modelops.errors import InternalError, ModelOpsError
+from modelops.errors import InternalError, ModelOpsError, StorageError
 from modelops.server.http import jobs, results, system, tokens, uploads
 from modelops.server.http.access import Keys
 from modelops.server.http.api import Api, whole_body
@@ -24,6 +24,7 @@ from modelops.server.http.problems import (
     problem_response,
 )
 from modelops.server.http.waiting import LONGEST_S
+from modelops.store.answers import since_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -117,6 +118,9 @@ class Resource:
                 data = await whole_body(request, operation.body.max_bytes)
                 body = read_json(operation, request.headers.get("content-type", ""), data)
             return await operation.handler(self._api, Call(request, operation, given, body))
+        except StorageError as error:
+            since = self._api.service.records.database.answers.away_since
+            return problem_response(error if since is None else StorageError(f"{error} {since_text(since)}"))
         except ModelOpsError as error:
             return problem_response(error)
         except ClientDisconnect:

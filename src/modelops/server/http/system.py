@@ -91,7 +91,11 @@ async def schema(api: Api, _call: Call) -> Response:
 
 async def server(api: Api, _call: Call) -> Response:
     """Say what the server is connected to."""
-    return json_response(await api.quick(_server, api))
+    try:
+        jobs, waiting = await api.quick(_open_jobs, api)
+    except ClusterError as error:  # that it is away is what is asked for
+        return json_response(_server(api, {}, {}, str(error)))
+    return json_response(_server(api, jobs, waiting, "ok"))
 
 
 async def metrics(api: Api, _call: Call) -> Response:
@@ -100,18 +104,19 @@ async def metrics(api: Api, _call: Call) -> Response:
     return Response(text, media_type=PROMETHEUS)
 
 
-def _server(api: Api) -> ServerView:
-    service, database = api.service, "ok"
-    jobs: dict[JobState, int] = {}
+def _open_jobs(api: Api) -> tuple[dict[JobState, int], dict[str, str]]:
+    """Return the jobs by state, and what those wait for that wait for database or storage."""
+    service = api.service
     waiting: dict[str, str] = {}
-    try:
-        jobs = service.jobs_by_state()
-        for job in service.records.open_jobs():
-            live = service.supervisor.view(job.job)
-            if live is not None and live.waiting_for:
-                waiting[job.job] = live.waiting_for
-    except ClusterError as error:  # that it is away is what is asked for
-        database = str(error)
+    for job in service.records.open_jobs():
+        live = service.supervisor.view(job.job)
+        if live is not None and live.waiting_for:
+            waiting[job.job] = live.waiting_for
+    return service.jobs_by_state(), waiting
+
+
+def _server(api: Api, jobs: dict[JobState, int], waiting: dict[str, str], database: str) -> ServerView:
+    service = api.service
     supervisor = service.supervisor
     return ServerView(
         version=api.version,
