@@ -17,6 +17,7 @@ from modelops.home import Home
 from modelops.server.service import JobService
 from modelops.store.results import replicates_table, stream_table
 from modelops.store.segments import job_folder
+from modelops.study.pools import NO_POOL, Membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,9 @@ class Idle(Nobody):
 
     def workers(self) -> dict[str, int]:
         return {}
+
+    def membership(self, worker: str) -> Membership:
+        return NO_POOL
 
     def connected(self) -> bool:
         return True

@@ -21,11 +21,13 @@ from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import overview
 from modelops.store.parameters import pour_parameters
 from modelops.study.ids import JobId
+from modelops.study.pools import Membership
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
     from modelops.server.service import JobService
 
+EU = Membership("EU_West", {"region": "eu"})
 GOOD, BAD = ReplicateStatus.SUCCEEDED, ReplicateStatus.FAILED
 ALL_GOOD = dict.fromkeys(range(12), GOOD)
 
@@ -430,7 +432,10 @@ def test_what_does_not_exist_is_named(client: Client, bundle: str) -> None:
     assert "not resolved yet" in detail(client("GET", f"/v1/jobs/{job}/lock"), 404)
 
 
-def test_metrics_count_what_is_stored(client: Client, service: JobService, bundle: str) -> None:
+def test_metrics_count_what_is_stored(
+    client: Client, service: JobService, bundle: str, drivers: Drivers
+) -> None:
+    drivers.pools = {"tls://10.0.0.1:4000": EU}
     job = client.submit(request_for(bundle))["job"]
     run_some(service, job, {0: GOOD, 1: BAD, 2: GOOD}, chunk=1)
     client("GET", "/v1/jobs/nothing")
@@ -443,6 +448,7 @@ def test_metrics_count_what_is_stored(client: Client, service: JobService, bundl
         'modelops_jobs{state="queued"} 0',
         "modelops_workers 1",
         "modelops_worker_slots 2",
+        'modelops_pool_workers{pool="eu-west"} 1',
         'modelops_http_requests_total{method="GET",status="4xx"} 1',
     ):
         assert line in lines
@@ -454,7 +460,10 @@ def test_the_server_says_what_it_is_connected_to(
 ) -> None:
     client.submit(request_for(bundle))
     server = client.get("/v1/server")
-    assert server["workers"] == [{"address": "tls://10.0.0.1:4000", "slots": 2}]
+    worker = {"address": "tls://10.0.0.1:4000", "slots": 2}
+    assert server["workers"] == [{**worker, "pool": "", "labels": {}}]
+    drivers.pools = {"tls://10.0.0.1:4000": EU}
+    assert client.get("/v1/server")["workers"] == [{**worker, "pool": "EU_West", "labels": {"region": "eu"}}]
     assert (server["scheduler"], server["database"], server["protocol"]) == ("connected", "ok", 1)
     assert server["jobs"] == {"queued": 1}
     drivers.scheduler, drivers.pool = False, {}

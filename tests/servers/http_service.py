@@ -21,6 +21,7 @@ from modelops.store.results import finalize
 from modelops.study.canonical import canonical_json
 from modelops.study.ids import JobId, attempt_id
 from modelops.study.index_line import IndexLine
+from modelops.study.pools import NO_POOL, Membership
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec
 
@@ -73,6 +74,7 @@ class Drivers:
     seen: dict[str, Seen] = field(default_factory=dict)
     woken: int = 0
     pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
+    pools: dict[str, Membership] = field(default_factory=dict)
     scheduler: bool = True
     abandoned: list[str] = field(default_factory=list)
     tell: Callable[[JobId, bool], None] = lambda _job, _ended: None
@@ -91,6 +93,9 @@ class Drivers:
 
     def workers(self) -> dict[str, int]:
         return self.pool
+
+    def membership(self, worker: str) -> Membership:
+        return self.pools.get(worker, NO_POOL)
 
     def connected(self) -> bool:
         return self.scheduler

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelops.errors import ClusterError
 from modelops.store.leases import leases_for
-from modelops.study.pools import NO_ALIASES
+from modelops.study.pools import NO_ALIASES, NO_POOL
 from modelops.who import this_process
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modelops.server.views import Live
     from modelops.store import Objects, Records
     from modelops.study.ids import JobId
-    from modelops.study.pools import Aliases
+    from modelops.study.pools import Aliases, Membership
 
 
 class Drivers:
@@ -93,6 +93,10 @@ class Drivers:
     def workers(self) -> dict[str, int]:
         """Return the workers' addresses, and how many replicates each runs at a time."""
         return self._pool.workers() if self._pool is not None else {}
+
+    def membership(self, worker: str) -> Membership:
+        """Return what a worker says of its pool."""
+        return self._pool.membership(worker) if self._pool is not None else NO_POOL
 
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""

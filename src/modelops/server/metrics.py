@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from modelops.counters import Counted, counted, totals
@@ -10,6 +11,7 @@ from modelops.server.reconcile import Mismatch
 from modelops.states import OUTCOMES, JobState
 from modelops.store import overview
 from modelops.store.waiting_work import waiting_work
+from modelops.study.pools import normal_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +30,7 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
     jobs = service.jobs_by_state()
     replicates = overview.replicates_by_status(service.records)
     workers = service.supervisor.workers()
+    pools = Counter(normal_form(of.pool) for w in workers if (of := service.supervisor.membership(w)).pool)
     mismatches = service.records.mismatches()
     waiting = waiting_work(service.records)
     return "".join(
@@ -106,6 +109,12 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                 ],
             ),
             family("modelops_workers", "gauge", "Workers that are connected.", [({}, len(workers))]),
+            family(
+                "modelops_pool_workers",
+                "gauge",
+                "Workers that are connected, by the named pool they are in.",
+                [({"pool": pool}, n) for pool, n in sorted(pools.items())],
+            ),
             family(
                 "modelops_worker_slots",
                 "gauge",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from modelops.store.overview import Picture
     from modelops.study.ids import JobId
+    from modelops.study.pools import Membership
     from modelops.study.ranges import Ranges
     from modelops.study.spec import JobSpec
 
@@ -90,6 +91,9 @@ class Driving(Protocol):
 
     def workers(self) -> dict[str, int]:
         """Return the workers' addresses, and how many replicates each runs at a time."""
+
+    def membership(self, worker: str) -> Membership:
+        """Return what a worker says of its pool."""
 
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""

@@ -36,10 +36,12 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True):
-    """A worker. ``slots``: how many replicates it runs at a time."""
+    """A worker. ``slots``: how many replicates it runs at a time. ``pool``, ``labels``: where it says it belongs."""
 
     address: str
     slots: int
+    pool: str
+    labels: dict[str, str]
 
 
 class ServerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +124,10 @@ def _server(api: Api, jobs: dict[JobState, int], waiting: dict[str, str], databa
         version=api.version,
         protocol=PROTOCOL,
         started_at=service.started_at,
-        workers=[WorkerView(address, slots) for address, slots in sorted(supervisor.workers().items())],
+        workers=[
+            WorkerView(address, slots, (of := supervisor.membership(address)).pool, of.labels)
+            for address, slots in sorted(supervisor.workers().items())
+        ],
         scheduler="connected" if supervisor.connected() else "away",
         database=database,
         jobs={str(state): n for state, n in jobs.items()},
