@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.pools import Aliases
     from modelops.study.spec import JobSpec
+    from modelops.worker.messages import AggregateRef, SegmentRef
 
 log = logging.getLogger(__name__)
 MAX_MENDED: Final = 3  # times that one driver begins anew because of damage
@@ -200,15 +201,13 @@ class JobDriver:
             self._bundle_changes,
             on_recorded=self._on_recorded,
         )
-        known = self._patiently(
-            lambda: (
-                records.segments(job),
-                records.aggregates(job),
-                records.retried(job),
-                records.scope(job),
-                self._pools_waited(spec),
-            )
-        )
+
+        def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]], Ranges | None]:
+            if self.epoch == 1:  # nobody has driven it before, so there is nothing to go on from
+                return [], [], [], None
+            return records.segments(job), records.aggregates(job), records.retried(job), records.scope(job)
+
+        known = self._patiently(lambda: (*look(), self._pools_waited(spec)))
         if known is None:
             return ledger, None
         recorded, aggregates, retried, scope, waited = known
