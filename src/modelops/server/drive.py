@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from modelops.store.leases import Leases
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.pools import Aliases
+    from modelops.study.ranges import Ranges
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, SegmentRef
 
