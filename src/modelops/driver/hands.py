@@ -475,6 +475,8 @@ class Hands:
         after_s: float,
     ) -> None:
         await asyncio.sleep(after_s)
+        if client.scheduler is None:
+            return  # the client was closed meanwhile, and with a pool of this process its workers have ended
         try:
             await client.run(function, *args, workers=workers, wait=False, on_error="ignore")
         except (OSError, ValueError) as error:
