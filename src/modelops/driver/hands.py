@@ -446,12 +446,14 @@ class Hands:
         if client.loop is not None:
             client.loop.add_callback(call, client)
 
-    def forget_job(self) -> None:
+    def forget_job(self, *, in_a_moment: bool = False) -> None:
         """Tell all workers that the job has ended; attempts of earlier drivers may still be running.
 
-        In a moment: those who wait for the job's end come first.
+        ``in_a_moment``: those who wait for the job's end come first. Not if it may begin again at once: that run would
+        find on the workers what counts no more.
         """
-        self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch, after_s=FORGET_AFTER_S)
+        after_s = FORGET_AFTER_S if in_a_moment else 0.0
+        self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch, after_s=after_s)
 
     def _tell_workers(
         self, workers: list[str], function: Callable[..., object], *args: object, after_s: float = 0.0

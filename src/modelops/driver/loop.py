@@ -146,7 +146,7 @@ class DriverLoop:
                 self._turn()
             self._show()
             if self._writer.finished is not None:
-                self.hands.forget_job()
+                self.hands.forget_job(in_a_moment=self._writer.finished is JobState.SUCCEEDED)
         if self._stopping:
             self._record_use_at_the_end()
         if self._damage:

@@ -166,6 +166,7 @@ class JobDriver:
                     n_mended = 0  # what was found damaged at the end is run now, in a run of its own
                     if not self._patiently(self._owes_repair):
                         return state
+                    loop.hands.forget_job()
                     self._patiently(self._take_again)
             if self.lease_lost or self._stopped.is_set():
                 return JobState.QUEUED

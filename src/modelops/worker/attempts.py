@@ -199,7 +199,7 @@ class AttemptTable:
     def forget(self, job: JobId, epoch: int) -> None:
         """Keep nothing of a job that its driver of this epoch has ended, stop what runs of it, begin nothing more."""
         with self._lock:
-            for key in [key for key in self._kept if key[0] == job]:
+            for key in [key for key, kept in self._kept.items() if key[0] == job and kept.epoch <= epoch]:
                 self._drop(key)
             self._fence(job, epoch + 1)  # a run that begins later has a higher one
             running = [x for x in self._running.values() if x.job == job and x.epoch <= epoch]
