@@ -14,12 +14,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from processes import process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from journal import Replicate
     from plans import Plan
@@ -30,6 +31,9 @@ DEADLY: Final = ("runner", "worker")  # to the replicate that is in it
 STOP_FIRST_S: Final = 5.0
 LONG_ENOUGH_S: Final = 10.0
 MOST_STOPS: Final = 2  # of a replicate that is long without them
+# How long it takes until what was struck is let go on, or started again: at least, and how much more at most.
+STOPPED_S: Final = {"postgres": (3.0, 11.0)}  # longer than an answer of it is waited for, too
+A_WHILE_S: Final = (0.5, 3.0)
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Ground(Protocol):
     def is_back(self, kind: str, struck_at: float) -> bool:
         """Whether a kind that was struck at a time of `time.monotonic` does its work again."""
 
-    def crash_postgres(self) -> None:
-        """Kill the database server as a whole, and start it again."""
+    def strike_postgres(self, how: str) -> Callable[[], None]:
+        """Kill or stop the database server as a whole; return what starts it again, or lets it go on."""
 
     def struck(self, strike: Strike) -> None:
         """Hear of a strike."""
@@ -90,7 +94,9 @@ class Killer:
     error: BaseException | None = None  # what ended it before its time
     _began: float = field(default_factory=time.monotonic)
     _ended: threading.Event = field(default_factory=threading.Event)
-    _stopped: list[tuple[float, str, int]] = field(default_factory=list)  # until when, kind, pid
+    _away: list[tuple[float, str, Callable[[], None]]] = field(
+        default_factory=list
+    )  # until when, kind, what brings it back
     _struck_at: dict[str, float] = field(default_factory=dict)
     _died_of: Counter[tuple[str, str, Replicate]] = field(default_factory=Counter)
 
@@ -121,8 +127,8 @@ class Killer:
         rng = random.Random(self.seed)
         try:
             while self._waited(self.every_s * (0.5 + rng.random())):
-                stopped = {kind for _, kind, _ in self._stopped}
-                free = [kind for kind in KINDS if kind not in stopped and self._is_back(kind)]
+                away = {kind for _, kind, _ in self._away}
+                free = [kind for kind in KINDS if kind not in away and self._is_back(kind)]
                 if free:
                     self._strike(rng.choice(free), rng)
         except BaseException as error:  # noqa: BLE001  the top of a thread; whoever waits for the jobs raises it
@@ -135,7 +141,7 @@ class Killer:
         until = time.monotonic() + seconds
         while (now := time.monotonic()) < until:
             self._let_go_on(now)
-            if self._ended.wait(min([until, *(due for due, _, _ in self._stopped)]) - now):
+            if self._ended.wait(min([until, *(due for due, _, _ in self._away)]) - now):
                 return False
         return not self._ended.is_set()
 
@@ -143,7 +149,7 @@ class Killer:
         return kind not in self._struck_at or self.ground.is_back(kind, self._struck_at[kind])
 
     def _strike(self, kind: str, rng: random.Random) -> None:
-        how = "SIGSTOP" if rng.random() < 0.25 and kind != "postgres" else "SIGKILL"
+        how = "SIGSTOP" if self._is_to_stop(kind, rng) else "SIGKILL"
         found = self.ground.flights(kind)
         pids = [pid for pid, hit in found.items() if hit and not self._spared(kind, how, hit)]
         # A replicate of a minute would seldom be chosen by chance, and is to meet one death.
@@ -152,35 +158,42 @@ class Killer:
             return
         pid = rng.choice(eager or pids)
         try:
-            hit = self._hit(kind, pid, how)
+            hit, bring_back = self._hit(kind, pid, how)
         except ProcessLookupError:
             return  # it ended while we looked
         if not hit:
             return
         now = time.monotonic()
         self._struck_at[kind] = now
-        if how == "SIGSTOP":
-            until = now + 0.5 + 3 * rng.random()
-            self._stopped.append((until, kind, pid))
+        if bring_back is not None:
+            least, more = STOPPED_S.get(kind, A_WHILE_S) if how == "SIGSTOP" else A_WHILE_S
+            until = now + least + more * rng.random()
+            self._away.append((until, kind, bring_back))
             self._struck_at[kind] = until
-        elif kind in DEADLY:
+        if how == "SIGKILL" and kind in DEADLY:
             self._died_of.update((kind, flight.job, flight.replicate) for flight in hit)
         self.strikes.append(strike := Strike(now - self._began, kind, pid, how, tuple(hit)))
         self.ground.struck(strike)
 
-    def _hit(self, kind: str, pid: int, how: str) -> Sequence[Flight]:
-        """Do it, and return the live work that was hit; nothing if it was not done."""
+    def _is_to_stop(self, kind: str, rng: random.Random) -> bool:
+        by_chance = rng.random() < 0.25
+        if kind != "postgres":
+            return by_chance
+        # It is struck seldom, since all must be back before: so the second time, the fifth, and so on.
+        return sum(strike.kind == kind for strike in self.strikes) % 3 == 1
+
+    def _hit(self, kind: str, pid: int, how: str) -> tuple[Sequence[Flight], Callable[[], None] | None]:
+        """Do it; return the live work that was hit (nothing if it was not done) and what brings it back."""
+        bring_back = partial(os.kill, pid, signal.SIGCONT) if how == "SIGSTOP" else None
         if kind == "postgres":
             hit = self.ground.flights(kind, pid)[pid]
-            if hit:
-                self.ground.crash_postgres()
-            return hit
+            return (hit, self.ground.strike_postgres(how)) if hit else ([], None)
         if kind != "runner":
             hit = self.ground.flights(kind, pid).get(pid, [])
             if hit and not self._spared(kind, how, hit):
                 os.kill(pid, getattr(signal, how))
-                return hit
-            return []
+                return hit, bring_back
+            return [], None
         # It goes from one replicate to the next in no time: look only when it holds still.
         os.kill(pid, signal.SIGSTOP)
         deadline = time.monotonic() + STOP_FIRST_S
@@ -189,10 +202,10 @@ class Killer:
         hit = self.ground.flights(kind, pid).get(pid, [])
         if not hit or self._spared(kind, how, hit):
             os.kill(pid, signal.SIGCONT)
-            return []
+            return [], None
         if how == "SIGKILL":
             os.kill(pid, signal.SIGKILL)
-        return hit
+        return hit, bring_back
 
     def _spared(self, kind: str, how: str, hit: Sequence[Flight]) -> bool:
         """Whether a replicate in it has had its share: workers die of it, retries end, a minute is long."""
@@ -214,7 +227,7 @@ class Killer:
         return kind == "worker" and self.deaths(flight.job, flight.replicate, "worker") > 0
 
     def _let_go_on(self, now: float) -> None:
-        for due in [one for one in self._stopped if one[0] <= now]:
-            self._stopped.remove(due)
+        for due in [one for one in self._away if one[0] <= now]:
+            self._away.remove(due)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(due[2], signal.SIGCONT)
+                due[2]()

@@ -132,7 +132,7 @@ class Pool:
                 )  # fmt: skip
         if self._crashing.acquire(blocking=False):
             try:
-                bury({self.postgres.pid})
+                bury({self.postgres.pid} if self.postgres.runs else ())
             finally:
                 self._crashing.release()
 
@@ -192,10 +192,18 @@ class Pool:
             case _:
                 return True
 
-    def crash_postgres(self) -> None:
-        """Kill the database server as a whole, and start it again."""
+    def strike_postgres(self, how: str) -> Callable[[], None]:
+        """Kill or stop the database server as a whole; return what starts it again, or lets it go on."""
+        if how == "SIGSTOP":
+            standing_still = contextlib.ExitStack()
+            standing_still.enter_context(self.postgres.stopped())
+            return standing_still.close
         with self._crashing:
             self.postgres.stop()
+        return self._start_postgres
+
+    def _start_postgres(self) -> None:
+        with self._crashing:
             self.postgres.start()
 
     def struck(self, strike: Strike) -> None:

@@ -44,6 +44,7 @@ AT_ONCE: Final = 5
 LOOK_EVERY_S: Final = 0.3
 WITHIN_S: Final = 2400.0
 EVERY_S: Final = 1.5
+ENOUGH_FOR_ALL: Final = 20  # jobs, for every kind to be struck in every way
 
 
 class CutOffError(Exception):
@@ -79,6 +80,9 @@ class Soak:
         ended = self._run(plans, killer)
         for job in ended:
             wrong += what_is_wrong(job, calm[job.plan], killer)
+        ways = {strike.how for strike in killer.strikes if strike.kind == "postgres"}
+        if n_jobs >= ENOUGH_FOR_ALL and len(ways) < 2:
+            wrong.append(f"PostgreSQL was not both killed and stopped, only {ways}")
         if len(ended) != n_jobs:
             wrong.append(f"{len(ended)} jobs ended, not {n_jobs}")
         return table(ended, calm, killer), wrong

@@ -74,6 +74,11 @@ class Postgres:
         shutil.rmtree(self._folder)
 
     @property
+    def runs(self) -> bool:
+        """Whether it was started and not ended."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """Pid of the server's first process."""
         assert self._process is not None
@@ -114,10 +119,14 @@ class Postgres:
         return [self.pid, *_children(self.pid)]
 
     @contextlib.contextmanager
-    def stopped(self, pids: list[int]) -> Iterator[None]:
-        """Let some of its processes stand still: what is sent to them is acknowledged, and nothing ever answers."""
+    def stopped(self, pids: list[int] | None = None) -> Iterator[None]:
+        """Let some of its processes, or all, stand still: what is sent to them is acknowledged, and nothing answers."""
+        if pids is None:
+            os.kill(self.pid, signal.SIGSTOP)  # first: it begins no others then
+            pids = self.processes()
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
