@@ -240,6 +240,15 @@ def test_pieces_from_a_server_without_ranges_are_still_the_right_ones(
     assert b"".join(source.pieces(JOB, JobFile("f", 10, ""), 4)) == b"456789"
 
 
+def test_a_transfer_that_the_server_cannot_begin_says_why_as_the_server_does(
+    source: HttpSource, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source.http, "_patience_s", 0.2)
+    server.last = (503, {"detail": "the database is away"})
+    with pytest.raises(ServerUnreachableError, match="cannot do its work now: the database is away"):
+        list(source.pieces(JOB, JobFile("f", 10, "")))
+
+
 def summary(state: str, **more: object) -> dict[str, object]:
     return {
         "job": JOB,

@@ -64,6 +64,7 @@ _NAMED: Final = {
         QueueFullError, ConflictError,
     )
 }  # fmt: skip
+_ASK_AGAIN: Final = "ask again when that is back; nothing that was recorded is lost"
 _TO_UPLOAD: Final = frozenset({"BundleMissingError", "ParametersMissingError"})
 log = logging.getLogger(__name__)
 Query = Sequence[tuple[str, str | int | float | None]]
@@ -119,11 +120,14 @@ class MissingUploadError(RequestError):
 
 
 class _InterruptedError(Exception):
-    """No whole answer came. ``sent``: the server may have seen the request. ``final``: no use in repeating."""
+    """No whole answer came. ``sent``: the server may have seen the request. ``final``: no use in repeating.
 
-    def __init__(self, why: str, *, sent: bool, final: bool = False) -> None:
+    ``said``: the server itself says why it cannot give one now.
+    """
+
+    def __init__(self, why: str, *, sent: bool, final: bool = False, said: bool = False) -> None:
         super().__init__(why)
-        self.why, self.sent, self.final = why, sent, final
+        self.why, self.sent, self.final, self.said = why, sent, final, said
 
 
 class _Silence(NamedTuple):
@@ -238,7 +242,7 @@ class Http:
             return answer
         if said := _detail(answer):
             advice = (
-                "ask again when that is back; nothing that was recorded is lost"
+                _ASK_AGAIN
                 if method in ("GET", "HEAD")
                 else "this request has not been carried out, as far as anybody knows: when that is back, see what is "
                 "recorded ('modelops jobs list'), and give it again"
@@ -256,11 +260,21 @@ class Http:
                     sent += len(piece)
                     offset += len(piece)
                     yield piece
-            except _InterruptedError:
+            except _InterruptedError as why:
                 if not sent:  # it does not get on: let the patient one find out, and raise
-                    self.request("HEAD", path)
+                    self._wait_for(path, why)
                 continue
             return
+
+    def _wait_for(self, path: str, why: _InterruptedError) -> None:
+        """Return when there is something at a path again. Raises ServerUnreachableError."""
+        try:
+            self.request("HEAD", path)
+        except ServerUnreachableError as error:
+            if not why.said:
+                raise
+            # The answer to HEAD has no body, so it says nothing.
+            raise ServerUnreachableError(error.server, why.why, _ASK_AGAIN, answers=True) from error
 
     def _stream_once(self, path: str, offset: int) -> Iterator[bytes]:
         address = self._find()
@@ -271,7 +285,10 @@ class Http:
             if response.status >= 400:
                 answer = Answer(response.status, response.headers, response.read())
                 if answer.status in _AWAY:
-                    raise _InterruptedError(_detail(answer), sent=True)
+                    said = _detail(answer)
+                    raise _InterruptedError(
+                        said or f"it answered {answer.status}", sent=True, said=bool(said)
+                    )
                 raise error_of(answer, address)
             skip = offset if offset and response.status != 206 else 0  # it does not know ranges
             for piece in response.stream(_PIECE):
