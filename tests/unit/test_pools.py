@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import modelops as mo
+from modelops.client.status import PoolStatus
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.machine import Machine
@@ -240,3 +242,17 @@ def test_what_a_worker_outside_holds_is_not_asked_for_and_lost_work_stays_inside
 
 def test_without_a_table_only_spelling_is_evened_out() -> None:
     assert NO_ALIASES.canonical("EU_West.1") == "eu-west-1"
+
+
+def test_a_line_says_of_a_pool_what_is_known_of_it() -> None:
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    waits = f"waits for a worker since {since.astimezone():%Y-%m-%d %H:%M:%S}"
+    assert str(PoolStatus("eu", True, 1, 4, {"running": 4})) == "eu: 1 worker; 4 running"
+    assert (
+        str(PoolStatus("eu", True, counts={"succeeded": 7}, waiting_since=since))
+        == f"eu: {waits}; 7 succeeded"
+    )
+    assert (
+        str(PoolStatus("eu", True, counts={"succeeded": 1_000})) == "eu: 1,000 succeeded"
+    )  # the job has ended
+    assert str(PoolStatus("us", True)) == "us: nothing has run there"

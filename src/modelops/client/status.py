@@ -46,12 +46,14 @@ class PoolStatus:
     waiting_since: datetime | None = None
 
     def __str__(self) -> str:
+        said = []
         if self.waiting_since is not None:
-            said = f"waits for a worker since {self.waiting_since.astimezone():%Y-%m-%d %H:%M:%S}"
-        else:
-            said = f"{self.workers:,} worker{'' if self.workers == 1 else 's'}"
-        counts = ", ".join(f"{n:,} {status}" for status, n in self.counts.items() if n)
-        return f"{self.name}: {said}" + (f"; {counts}" if counts else "")
+            said.append(f"waits for a worker since {self.waiting_since.astimezone():%Y-%m-%d %H:%M:%S}")
+        elif self.workers:
+            said.append(f"{self.workers:,} worker{'' if self.workers == 1 else 's'}")
+        if counts := ", ".join(f"{n:,} {status}" for status, n in self.counts.items() if n):
+            said.append(counts)
+        return f"{self.name}: {'; '.join(said) or 'nothing has run there'}"
 
 
 @dataclass(frozen=True)
