@@ -14,7 +14,7 @@ from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER, RunFolder
 from modelops.cluster.spawn import GO, HELD, log_of
 from modelops.cluster.upkeep import ExitCode
 from modelops.errors import ModelOpsError, RequestError
-from modelops.garbage import look_seldom
+from modelops.garbage import give_back_at_once, look_seldom
 from modelops.home import Home
 from modelops.logs import IN_FULL, set_up_logging
 from modelops.settings import Settings
@@ -72,6 +72,7 @@ def be(role: str, home: Home, run: RunFolder, arguments: Sequence[str]) -> int:
     if role == SERVER:
         from modelops.server.serve import serve_kept
 
+        give_back_at_once()
         return serve_kept(settings, home, run, fd=int(arguments[0]))
     if role == SCHEDULER:
         from modelops.cluster.scheduler import run_kept_scheduler

@@ -81,10 +81,13 @@ def server(
     if settings.token is not None:
         run.keep_token(settings.token)
 
+    from modelops.garbage import give_back_at_once, look_seldom
     from modelops.server.serve import LOCAL_HOSTS, Server, bound, url_of
 
     listener = bound(settings.host, DEFAULT_SERVER_PORT if settings.port is None else settings.port)
     where = settings.scheduler
+    look_seldom()
+    give_back_at_once()
     served = Server(
         home=home, run=run, token=run.token(),
         allowed_hosts=(*LOCAL_HOSTS, settings.host, *settings.allowed_hosts), tls=_certificates(settings, run),

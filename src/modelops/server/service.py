@@ -189,14 +189,14 @@ class JobService:
             )
         check_entries(request.spec, self.uploads.manifest(request.spec.bundle))
 
-    def _parameters(self, request: SubmitRequest) -> tuple[list[bytes], list[str]]:
+    def _parameters(self, request: SubmitRequest) -> tuple[list[bytes], bytes]:
         if request.parameters is not None:
             check_count(request.spec, len(request.parameters))
             return canonical_forms(bytes(text) for text in request.parameters)
         with self.uploads.parameters(request.parameters_sha256 or "") as file:
             return canonical_forms(texts_of_file(file))
 
-    def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: Sequence[str]) -> JobRow:
+    def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: bytes) -> JobRow:
         """Store the bytes of a job that has no row yet; return the row it is to get."""
         # Here and not above: a server answers before it needs what makes environments.
         from modelops.server.job_files import known_lock

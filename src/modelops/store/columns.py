@@ -58,14 +58,21 @@ def text(values: Sequence[str | None]) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(raw), buffers)
 
 
-def same_width(values: Sequence[str], width: int) -> pa.Array:
-    """Return strings of ASCII that are all as long."""
-    data = "".join(values).encode("ascii")
-    ends = np.arange(len(values) + 1, dtype=np.int64) * width
-    if ends[-1] != len(data) or ends[-1] > np.iinfo(np.int32).max:
-        raise ValueError(f"{len(values)} texts of {len(data)} bytes, not of {width} each")
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+def same_width(joined: str, width: int) -> pa.Array:
+    """Return strings of ASCII, all of this length, which stand one after another."""
+    data = joined.encode("ascii")
+    n, rest = divmod(len(data), width)
+    if rest or len(data) > np.iinfo(np.int32).max:
+        raise ValueError(f"{len(data)} bytes are no texts of {width} each")
+    buffers = [None, pa.py_buffer(np.arange(n + 1, dtype=np.int32) * np.int32(width)), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), n, buffers)
+
+
+def joined(array: pa.Array) -> str:
+    """Return the texts of an array of strings one after another."""
+    _, ends, data = array.buffers()
+    edges = np.frombuffer(ends, np.int32, len(array) + 1, array.offset * 4)
+    return bytes(memoryview(data or b"")[int(edges[0]) : int(edges[-1])]).decode()
 
 
 def words(values: Sequence[str], code: pa.DataType) -> pa.Array:

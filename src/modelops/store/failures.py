@@ -137,11 +137,11 @@ def _table(contents: JobContents, indices: Any, codes: Any, named: dict[str, pa.
     rows = places(contents.spec.line, indices)
     words, _, _ = replicate_statuses(contents)
     params, nth = np.unique(rows.param, return_inverse=True)
-    ids = [contents.parameters[p].param_id for p in params.tolist()]
+    ids = columns.text([contents.parameters[p].param_id for p in params.tolist()])
     named = {
         **named,
         "param": columns.fixed(rows.param, pa.int64()),
-        "param_id": columns.text(ids).take(columns.fixed(nth.astype(np.int64), pa.int64())),
+        "param_id": ids.take(columns.fixed(nth.astype(np.int64), pa.int64())),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
         "seed": columns.fixed(row_seeds(contents.spec, ids, nth, rows.replicate), pa.int64()),
         "status": columns.text([str(w) for w in words]).take(columns.fixed(codes, pa.int64())),

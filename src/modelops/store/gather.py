@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from modelops.store.segment_table import OutputsColumn
     from modelops.study.ranges import Range
 
-CACHE_BYTES: Final = 64 << 20
+CACHE_BYTES: Final = 24 << 20
 _LONGEST_TAGGED: Final = 512  # bytes; of what a column can hold only {"$np":["U",...]} is a longer object
 _KINDS: Final = ("json", FLOAT, "npy0")
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.store import columns
-from modelops.store.parameters import ID_DIGITS, ROW_GROUP
+from modelops.store.parameters import ROW_GROUP
 from modelops.store.views import ARROW_TYPES
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CANONICAL = "canonical"
 KEPT_BYTES: Final = 64 << 20
+AT_ONCE: Final = 4_096  # sets that are parsed together; as Python's objects they take fifty times their bytes
 
 
 class ParameterView:
@@ -96,18 +97,26 @@ class _Group:
     @classmethod
     def of(cls, parameters: Parameters, number: int) -> _Group:
         ids, texts = parameters.texts(number)
-        raws = _parsed(texts)
-        if len(set(map(tuple, raws))) == 1:  # most often
-            found = {name: [raw[name] for raw in raws] for name in raws[0]}
-            kinds = {name: _kinds(values) for name, values in found.items()}
-        else:
-            found = {name: [raw.get(name, _ABSENT) for raw in raws] for name in set().union(*raws)}
-            kinds = {name: _kinds([v for v in values if v is not _ABSENT]) for name, values in found.items()}
+        found: dict[str, list[Any]] = {}
+        n, in_all = 0, True
+        while n < len(texts):
+            raws = _parsed(texts[n : n + AT_ONCE])
+            names = set().union(*raws)
+            in_all = in_all and len(set(map(tuple, raws))) == 1 and names == (found.keys() if n else names)
+            for name in names - found.keys():
+                found[name] = [_ABSENT] * n
+            for name, values in found.items():
+                values += [raw[name] for raw in raws] if in_all else [raw.get(name, _ABSENT) for raw in raws]
+            n += len(raws)
+        kinds = {
+            name: _kinds(values if in_all else [v for v in values if v is not _ABSENT])
+            for name, values in found.items()
+        }
         plain = {name: next(iter(kind)) for name, kind in kinds.items() if len(kind) == 1}
         made = {name: _column(kind, found[name]) for name, kind in plain.items()}
         # The texts are needed again only if a group makes of a column something else than another one does.
         again = partial(_read_again, parameters, number)
-        return cls(columns.same_width(ids, ID_DIGITS), kinds, made, again)
+        return cls(ids, kinds, made, again)
 
     def column(self, name: str, kind: str) -> pa.Array:
         """Return a column as what it is in all groups together."""

@@ -23,7 +23,7 @@ from modelops.errors import IntegrityError, RequestError
 from modelops.store import columns
 from modelops.store.objects import IN_MEMORY_BYTES, AlreadyExistsError, pieces_of
 from modelops.store.segments import FORMAT, job_folder
-from modelops.study.canonical import param_ids, parse_canonical
+from modelops.study.canonical import id_bytes, parse_canonical
 from modelops.study.ids import ParamId
 from modelops.study.spec import FIRST_PARAMETERS
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import JobId
 
 ROW_GROUP: Final = 65_536
-ID_DIGITS: Final = 32
+ID_BYTES: Final = 16
 _DIGESTS: Final = "modelops.digests"
 _ADVICE: Final = "put it back from a backup, or submit the study again"
 _SCHEMA: Final = pa.schema(
@@ -63,7 +63,7 @@ def write_parameters(
     objects: Objects,
     job: JobId,
     canonicals: Iterable[bytes],
-    ids: Sequence[str] | None = None,
+    ids: bytes | None = None,
     *,
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> int:
@@ -74,7 +74,7 @@ def write_parameters(
     canonicals
         What `modelops.study.canonical.canonical_json` made of each; never held all at once.
     ids
-        Their ids, if they are known.
+        Their ids, if they are known, see `id_bytes`.
     beside
         Further objects of the new job, by their names in its folder.
 
@@ -118,18 +118,18 @@ def pour_canonicals(file: IO[bytes], canonicals: Sequence[bytes]) -> None:
             writer.write_table(pa.Table.from_arrays([texts], schema=schema), ROW_GROUP)
 
 
-def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes], ids: Sequence[str] | None = None) -> int:
+def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes], ids: bytes | None = None) -> int:
     """Write ``parameters.parquet`` to an open file, and return how many parameter sets it holds.
 
-    ``ids``: those of the parameter sets, if they are known.
+    ``ids``: those of the parameter sets, if they are known, see `id_bytes`.
     """
     it, n = iter(canonicals), 0
     with pq.ParquetWriter(file, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
         digests: list[str] = []
         while group := list(islice(it, ROW_GROUP)):
             params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
-            found = param_ids(group) if ids is None else ids[n : n + len(group)]
-            named = columns.same_width(found, ID_DIGITS)
+            found = id_bytes(group) if ids is None else ids[n * ID_BYTES : (n + len(group)) * ID_BYTES]
+            named = columns.same_width(found.hex(), 2 * ID_BYTES)
             texts = columns.binary(group).cast(pa.large_string())
             writer.write_table(pa.Table.from_arrays([params, named, texts], schema=_SCHEMA), ROW_GROUP)
             digests.append(_digest(named, texts))
@@ -216,9 +216,9 @@ class Parameters:
         for group in range(self._file.num_row_groups):
             self._columns(group)
 
-    def texts(self, group: int) -> tuple[list[str], list[bytes]]:
-        """Return the ids and the canonical forms of a row group."""
-        return self._columns(group)
+    def texts(self, group: int) -> tuple[pa.Array, list[bytes]]:
+        """Return the ids, as text, and the canonical forms of a row group."""
+        return self._verified(group)
 
     @property
     def n_groups(self) -> int:
@@ -226,6 +226,11 @@ class Parameters:
         return int(self._file.num_row_groups)
 
     def _columns(self, group: int, *, locked: bool = False) -> tuple[list[str], list[bytes]]:
+        """Return ids and canonical forms of a row group."""
+        ids, texts = self._verified(group, locked=locked)
+        return ids.to_pylist(), texts
+
+    def _verified(self, group: int, *, locked: bool = False) -> tuple[pa.Array, list[bytes]]:
         """Return ids and canonical forms of a row group, in which each id is that of the form."""
         try:
             with contextlib.nullcontext() if locked else self._lock:
@@ -238,16 +243,13 @@ class Parameters:
             raise IntegrityError(f"{self._name} is damaged: {e}; {_ADVICE}") from e
         first = group * ROW_GROUP
         whole = np.array_equal(numbers, np.arange(first, min(first + ROW_GROUP, len(self))))
-        if self._digests and self._digests[group : group + 1] == [_digest(stored, canonical)]:
-            ids = stored.to_pylist()
-        else:
-            ids = param_ids(texts)
-            whole = whole and stored.equals(columns.same_width(ids, ID_DIGITS))
+        if self._digests[group : group + 1] != [_digest(stored, canonical)]:
+            whole = whole and stored.equals(columns.same_width(id_bytes(texts).hex(), 2 * ID_BYTES))
         if not whole:
             raise IntegrityError(
                 f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
             )
-        return ids, texts
+        return stored, texts
 
 
 def _digest(ids: pa.Array, texts: pa.Array) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from modelops.store.views import column_names
 from modelops.study.seeds import seed_key, seed_keys, seeds_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -54,14 +54,14 @@ def base_columns(contents: JobContents, rows: Rows, status: pa.Array) -> dict[st
         "param": columns.fixed(rows.param, pa.int64()),
         "param_id": ids.take(at),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
-        "seed": columns.fixed(row_seeds(contents.spec, ids.to_pylist(), nth, rows.replicate), pa.int64()),
+        "seed": columns.fixed(row_seeds(contents.spec, ids, nth, rows.replicate), pa.int64()),
         "status": status,
         **{names[name]: column.take(at) for name, column in parameters.items()},
     }
 
 
 def row_seeds(
-    spec: JobSpec, param_ids: Sequence[Any], nth: npt.NDArray[np.int64], replicate: npt.NDArray[np.int64]
+    spec: JobSpec, param_ids: pa.Array, nth: npt.NDArray[np.int64], replicate: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Return the seed of each row: ``nth`` is the position of its parameter set in ``param_ids``."""
     if spec.seeds is not None:
@@ -69,7 +69,7 @@ def row_seeds(
     if spec.common_random_numbers:
         key = seed_key(spec.study_seed, None)
         return seeds_at(np.uint32(key.a), np.uint32(key.b), replicate)
-    keys = seed_keys(spec.study_seed, param_ids)
+    keys = seed_keys(spec.study_seed, columns.joined(param_ids))
     return seeds_at(keys[nth, 0], keys[nth, 1], replicate)
 
 

@@ -6,6 +6,7 @@ Everything is computed from committed segments, verified as they are read; see d
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -21,7 +22,7 @@ from modelops.store.objects import IN_MEMORY_BYTES, pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
 from modelops.store.result_file import ResultFile
 from modelops.store.segments import job_folder
-from modelops.store.view_writer import MemorySink, ParquetSink, StreamSink, write_view
+from modelops.store.view_writer import ROW_GROUP, MemorySink, ParquetSink, StreamSink, write_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,10 +149,18 @@ def finalize(
         "attempts": lambda open_sink: write_attempts(contents, open_sink),
     }
     with contextlib.ExitStack() as stack:
-        files: dict[str, IO[bytes]] = {}
+        files: dict[str, IO[bytes]] = {
+            f"{name}.parquet": stack.enter_context(SpooledTemporaryFile(IN_MEMORY_BYTES)) for name in tables
+        }
+        beside = None
+        if contents.spec.line.size > ROW_GROUP:  # of a smaller job it would take longer to begin with it
+            # The attempts are read from other objects, and most of it is done outside of Python.
+            other = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-attempts"))
+            beside = other.submit(_pour, tables.pop("attempts"), files["attempts.parquet"])
         for name, write in tables.items():
-            files[f"{name}.parquet"] = file = stack.enter_context(SpooledTemporaryFile(IN_MEMORY_BYTES))
-            _pour(write, file)
+            _pour(write, files[f"{name}.parquet"])
+        if beside is not None:
+            beside.result()
         written = tuple(_described(name, file) for name, file in files.items())
         folder = f"{job_folder(contents.job)}/results"
         contents.objects.replace_together(

@@ -62,6 +62,11 @@ def param_ids(canonicals: Iterable[bytes]) -> list[str]:
     return [hashed.hexdigest() for hashed in map(_HASH, canonicals)]
 
 
+def id_bytes(canonicals: Iterable[bytes]) -> bytes:
+    """Return the ids of many parameter sets as bytes, 16 each: a fifth of the memory of a list of texts."""
+    return b"".join([hashed.digest() for hashed in map(_HASH, canonicals)])
+
+
 def _untag(obj: dict[str, Any]) -> Any:
     if len(obj) == 1 and "$float" in obj:
         return float(obj["$float"])

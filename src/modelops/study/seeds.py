@@ -45,10 +45,10 @@ def seed_key(study_seed: int, param_id: ParamId | None) -> SeedKey:
     return SeedKey(int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
 
 
-def seed_keys(study_seed: int, param_ids: Sequence[str]) -> npt.NDArray[np.uint32]:
-    """Return the constants of many parameter sets. Shape ``(n, 2)``."""
+def seed_keys(study_seed: int, param_ids: Sequence[str] | str) -> npt.NDArray[np.uint32]:
+    """Return the constants of many parameter sets, whose ids may stand in one text. Shape ``(n, 2)``."""
     seed = _key_material(study_seed, None)
-    ids = bytes.fromhex("".join(param_ids))
+    ids = bytes.fromhex(param_ids if isinstance(param_ids, str) else "".join(param_ids))
     material = [seed + ids[at : at + _ID_BYTES] for at in range(0, len(ids), _ID_BYTES)]
     digests = [hashed.digest() for hashed in map(_SEED_HASH, material)]
     return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32, copy=False).reshape(-1, 2)
