@@ -88,11 +88,11 @@ class _Memory(msgspec.Struct):
 
 
 class _Listed(NamedTuple):
-    """What a folder was when it was listed, and the names of interpreters in it."""
+    """What a folder was when it was listed, and what in it has the name of an interpreter."""
 
     inode: int
     mtime_ns: int
-    names: list[str]
+    paths: list[Path]
 
 
 class _Known(NamedTuple):
@@ -193,20 +193,21 @@ class Interpreters:
     def _pythons_in(self, *folders: Path) -> Iterator[Path]:
         for folder in folders:
             try:
-                names = self._names_in(folder)
+                paths = self._paths_in(folder)
             except OSError:
                 continue  # PATH may name folders that are not there
-            yield from (folder / name for name in names)
+            yield from paths
 
-    def _names_in(self, folder: Path) -> list[str]:
+    def _paths_in(self, folder: Path) -> list[Path]:
         now = os.stat(folder)  # noqa: PTH116  half the time of Path.stat, for every folder of the PATH
         known = self._listed.get(folder)
         if known is not None and (known.inode, known.mtime_ns) == (now.st_ino, now.st_mtime_ns):
-            return known.names
+            return known.paths
         names = sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n))  # noqa: PTH208  names are enough
+        paths = [folder / name for name in names]
         if time.time_ns() - now.st_mtime_ns > SETTLED_NS:
-            self._listed[folder] = _Listed(now.st_ino, now.st_mtime_ns, names)
-        return names
+            self._listed[folder] = _Listed(now.st_ino, now.st_mtime_ns, paths)
+        return paths
 
     def _read(self) -> _Memory:
         try:
