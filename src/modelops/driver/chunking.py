@@ -12,6 +12,10 @@ from collections import deque
 from typing import Final
 
 TARGET_S: Final = 1.0  # of work in a chunk
+CHUNKS_PER_S: Final = (
+    1_000  # that one driver and its store shall have to take in; more slots get longer chunks,
+)
+LONGEST_TARGET_S: Final = 4.0  # but not so long that outcomes are seen late
 TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates have been measured
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
@@ -69,7 +73,10 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
     cost = meter.seconds_per_item
     far_s = meter.handover_s
-    target_s = TARGET_S if meter.n_measured >= SURE_AFTER else max(TARGET_WHILE_UNSURE_S, far_s)
+    if meter.n_measured >= SURE_AFTER:
+        target_s = max(TARGET_S, min(LONGEST_TARGET_S, slots / CHUNKS_PER_S))
+    else:
+        target_s = max(TARGET_WHILE_UNSURE_S, far_s)
     if cost is None or remaining <= 1 or cost >= target_s:
         return 1
     slots = max(1, slots)

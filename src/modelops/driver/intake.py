@@ -226,7 +226,7 @@ class Intake:
         work = commit.work
         if self._course.draining:
             return
-        self._places.overlaps = True
+        self._places.doubt(work)
         left = self._places.nobody_has(work.kind, work.ranges)
         if left:
             self.erred(work._replace(ranges=left), "the store refused outcomes as covered already", now)

@@ -403,10 +403,9 @@ class Machine:
     def _after_death(self, work: Work, *, alone: bool) -> None:
         alone = alone and len(work.ranges) == 1  # before what others have is left out
         self._places.begun(work)
-        if self._places.overlaps:
-            work = work._replace(ranges=self._places.nobody_has(work.kind, work.ranges))
-            if not work.ranges:
-                return
+        work = self._places.undoubted(work)
+        if not work.ranges:
+            return
         if self._plan is not None and work.kind is _SIMULATE:
             work = work.of(self._plan.needs.cut(work.ranges))
             if not work.ranges:

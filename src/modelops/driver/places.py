@@ -2,13 +2,14 @@
 
 An item is an index or, to aggregate, a parameter set. (What the probe holds back is with the probe.) Each is in
 exactly one place, until a receipt comes after its attempt was given up, or a new driver finds an attempt whose work
-somebody else has: from then on ``overlaps`` is true, and `nobody_has` is asked before anything is run again.
+somebody else has: such items are remembered, and of them `nobody_has` is asked before they are run again. To ask of all
+would cost every attempt, each time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.driver.backlog import Kind, Work
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from modelops.driver.roster import Attempt, Roster
     from modelops.study.ids import AttemptId
     from modelops.worker.messages import ErrorExample
+
+MANY_ATTEMPTS: Final = 2_000
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +46,7 @@ class Places:
 
     def __init__(self, ledger: Ledger, roster: Roster, backlogs: dict[Kind, Backlog]) -> None:
         self.commits: dict[AttemptId, Commit] = {}
-        self.overlaps = False  # an item may be in two places
+        self._twice = dict.fromkeys(Kind, EMPTY)  # items that may be in two places
         self._given_up: dict[AttemptId, Work] = {}
         self._begun = EMPTY  # indices that were in an attempt before, and have checkpoints perhaps
         self._ledger, self._roster, self._backlogs = ledger, roster, backlogs
@@ -58,7 +61,11 @@ class Places:
     def remember(self, attempt: AttemptId, work: Work) -> None:
         """Expect a receipt of an attempt whose work somebody else has too: the first to finish wins."""
         self._given_up[attempt] = work
-        self.overlaps = True
+        self.doubt(work)
+
+    def doubt(self, work: Work) -> None:
+        """Note that each item of this may be in two places from now on."""
+        self._twice[work.kind] |= work.ranges
 
     def forget(self, attempt: AttemptId) -> None:
         """Expect nothing of an attempt that was given up: it is on its worker again."""
@@ -107,22 +114,27 @@ class Places:
     def requeue(self, work: Work, at: float | None = None) -> None:
         """Put work that ended without an outcome back; what somebody else has by now is left out."""
         self.begun(work)
-        if self.overlaps:
-            work = work._replace(ranges=self.nobody_has(work.kind, work.ranges))
+        work = self.undoubted(work)
         if at is None:
             self._backlogs[work.kind].add(work)
         else:
             self._backlogs[work.kind].add_later(work, at)
 
+    def undoubted(self, work: Work) -> Work:
+        """Return this without what somebody else has by now; such is in no backlog after that."""
+        doubtful = work.ranges & self._twice[work.kind]
+        if not doubtful:
+            return work
+        return work._replace(ranges=(work.ranges - doubtful) | self.nobody_has(work.kind, doubtful))
+
     def nobody_has(self, kind: Kind, items: Ranges) -> Ranges:
         """Return those that are in no outcome, commit or attempt, and take them out of the backlog."""
         items = self._ledger.lacks(kind, items)
-        for commit in self.commits.values():
-            if commit.work.kind is kind:
-                items = items - commit.work.ranges
-        for attempt in self._roster.attempts.values():
-            if attempt.work.kind is kind:
-                items = items - attempt.work.ranges
+        held = [commit.work for commit in self.commits.values()]
+        held += [attempt.work for attempt in self._touching(items)]
+        for work in held:
+            if work.kind is kind:
+                items = items - work.ranges
         self._backlogs[kind].withdraw(items)
         return items
 
@@ -132,10 +144,10 @@ class Places:
         """Say whether nobody else has outcomes of these items; if so they are in this commit alone."""
         work = commit.work
         if commit.late:
-            self.overlaps = True
+            self.doubt(work)
             if self.is_in_commit(work.kind, work.ranges):
                 return False
-        if self.overlaps and self._ledger.lacks(work.kind, work.ranges) != work.ranges:
+        if self._twice[work.kind] and self._ledger.lacks(work.kind, work.ranges) != work.ranges:
             return False
         if commit.late:
             self._backlogs[work.kind].withdraw(work.ranges)
@@ -148,25 +160,37 @@ class Places:
     def doubles(self, work: Work) -> list[Attempt]:
         """Return the attempts that repeat some of this work."""
         return [
-            a
-            for a in self._roster.attempts.values()
-            if a.work.kind is work.kind and a.work.ranges & work.ranges
+            a for a in self._touching(work.ranges) if a.work.kind is work.kind and a.work.ranges & work.ranges
         ]
+
+    def _touching(self, items: Ranges) -> list[Attempt]:
+        """Return the attempts that may hold some of these, by their first and last item."""
+        if not items:
+            return []
+        lo, hi = items.pairs[0][0], items.pairs[-1][1]
+        found = []
+        for attempt in self._roster.attempts.values():
+            pairs = attempt.work.ranges.pairs
+            if pairs and pairs[0][0] < hi and lo < pairs[-1][1]:
+                found.append(attempt)
+        return found
 
     @property
     def n_running(self) -> int:
-        """How many indices are in commits and in attempts, but for those that are known to wait."""
+        """How many indices are in commits and in attempts, but for those that are known to wait.
+
+        With very many attempts, the few indices that are in two places count twice: to find them takes too long.
+        """
+        attempts, twice = self._roster.attempts, self._twice[Kind.SIMULATE]
         commits = [
             k.work.ranges
             for k in self.commits.values()
             if k.work.kind is Kind.SIMULATE and not isinstance(k.command, c.CommitNotNeeded)
         ]
-        if not self.overlaps:
-            return self._roster.n_live[Kind.SIMULATE] - self._roster.n_waits + sum(map(len, commits))
-        held = [
-            a.work.ranges
-            for a in self._roster.attempts.values()
-            if a.work.kind is Kind.SIMULATE and not a.waits
-        ]
-        pairs = [pair for ranges in (*held, *commits) for pair in ranges.pairs]
-        return len(self._ledger.lacks(Kind.SIMULATE, Ranges(pairs)))
+        n = self._roster.n_live[Kind.SIMULATE] - self._roster.n_waits + sum(map(len, commits))
+        if not twice or len(attempts) > MANY_ATTEMPTS:
+            return n
+        held = [a.work.ranges for a in attempts.values() if a.work.kind is Kind.SIMULATE and not a.waits]
+        doubtful = [ranges & twice for ranges in (*held, *commits)]
+        found = Ranges(pair for ranges in doubtful for pair in ranges.pairs)
+        return n - sum(map(len, doubtful)) + len(self._ledger.lacks(Kind.SIMULATE, found))

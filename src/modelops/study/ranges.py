@@ -7,12 +7,15 @@ Cost goes with the number of ranges, never with the number of integers in them.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Range = tuple[int, int]
+FEW: Final = 16  # pairs that are looked through sooner than searched
+_end = itemgetter(1)
 
 
 class Ranges:
@@ -107,7 +110,7 @@ class Ranges:
         if self.pairs == other.pairs:
             return self
         out: list[Range] = []
-        i = j = 0
+        i, j = _first_beyond(self.pairs, other.pairs[0][0]), _first_beyond(other.pairs, self.pairs[0][0])
         while i < len(self.pairs) and j < len(other.pairs):
             lo = max(self.pairs[i][0], other.pairs[j][0])
             hi = min(self.pairs[i][1], other.pairs[j][1])
@@ -125,7 +128,7 @@ class Ranges:
         if self.pairs == other.pairs:
             return EMPTY
         out: list[Range] = []
-        j = 0
+        j = _first_beyond(other.pairs, self.pairs[0][0])
         for start, hi in self.pairs:
             lo = start
             while j < len(other.pairs) and other.pairs[j][1] <= lo:
@@ -174,6 +177,11 @@ class Ranges:
                     return lo + position
                 position -= hi - lo
         raise IndexError(position)
+
+
+def _first_beyond(pairs: tuple[Range, ...], k: int) -> int:
+    """Return the position of the first pair that does not end at or before ``k``."""
+    return bisect_right(pairs, k, key=_end) if len(pairs) > FEW else 0
 
 
 EMPTY = Ranges()
