@@ -99,6 +99,7 @@ def test_every_message_to_the_runner_occurs() -> None:
     assert said == {kind.METHOD for kind in SENT.values()} - {
         "replicate/finished",
         "aggregate/finished",
+        "aggregates/made",
         "context/progress",
         "context/checkpoint",
         "context/restore",
