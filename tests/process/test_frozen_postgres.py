@@ -172,7 +172,9 @@ def test_requests_are_answered_in_time_and_name_the_database_that_stands_still(
                 assert f"{postgres.port}" in said
                 assert "see whether it is up" in said
                 assert " UTC)" in said, "since when"
-            assert f"{postgres.port}" in client.get("/v1/server")["database"]
+            told = client.get("/v1/server")["database"]
+            assert f"{postgres.port}" in told
+            assert " UTC)" in told
         in_the_end(lambda: records.jobs())
         assert source.status(job).state is JobState.QUEUED
 

@@ -85,8 +85,11 @@ def status(as_json: AsJson = False) -> None:
     settings = Settings.read(os.environ)
     home = Home.of(settings)
     found = pool_status(home)
-    jobs, unknown = _jobs_by_state(home)
-    waiting = _waiting(home) if found.answers and not unknown else {}
+    told = _told(home) if found.answers else {}
+    database = told.get("database", "ok")
+    # What the server has found out for itself takes seconds to find out, and it says since when.
+    jobs, unknown = _jobs_by_state(home) if database == "ok" else ({}, str(database))
+    waiting = {} if unknown else {str(job): str(text) for job, text in told.get("waiting", {}).items()}
     if as_json:
         show_json(
             {
@@ -178,15 +181,14 @@ def _trouble(home: Home) -> str:
     return ""
 
 
-def _waiting(home: Home) -> dict[str, str]:
-    """Return what database or storage said, by job that waits for it, as the server of this home knows."""
+def _told(home: Home) -> dict[str, Any]:
+    """Return what the server of this home says of itself and of what it needs."""
     from modelops.errors import ModelOpsError
 
     try:
-        told = _asking(home).get("/server").as_type(dict)
+        return _asking(home).get("/server").as_type(dict)
     except ModelOpsError:  # it does not say now; what it says of its jobs is only a part of what is asked
         return {}
-    return {str(job): str(text) for job, text in told.get("waiting", {}).items()}
 
 
 def _asking(home: Home) -> Http:

@@ -14,6 +14,7 @@ from modelops.metrics_text import PROMETHEUS
 from modelops.server.http.api import json_response
 from modelops.server.http.operations import JSON, Answer, Operation
 from modelops.server.metrics import metrics_text
+from modelops.store.answers import since_text
 
 if TYPE_CHECKING:
     from modelops.server.http.api import Api
@@ -96,7 +97,9 @@ async def server(api: Api, _call: Call) -> Response:
     try:
         jobs, waiting = await api.quick(_open_jobs, api)
     except ClusterError as error:  # that it is away is what is asked for
-        return json_response(_server(api, {}, {}, str(error)))
+        since = api.service.records.database.answers.away_since
+        said = str(error) if since is None else f"{error} {since_text(since)}"
+        return json_response(_server(api, {}, {}, said))
     return json_response(_server(api, jobs, waiting, "ok"))
 
 
