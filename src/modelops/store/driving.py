@@ -46,6 +46,15 @@ class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
     cancel_by: str | None
 
 
+_JOBS = schema.jobs.c
+_OPEN_JOBS = (
+    sa.select(_JOBS.job, _JOBS.state, _JOBS.cancel_by)
+    .where(_JOBS.state.not_in(list(FINAL_JOB_STATES)))
+    .order_by(_JOBS.created_at, _JOBS.job)
+)
+_CANCEL_ASKED = sa.select(_JOBS.cancel_by).where(_JOBS.job == sa.bindparam("of_job"))
+
+
 class DrivingRecords:
     """The part of `Records` that only drivers need."""
 
@@ -54,10 +63,8 @@ class DrivingRecords:
 
     def open_jobs(self) -> list[OpenJob]:
         """Return the jobs that have not ended, oldest first."""
-        j = schema.jobs.c
-        query = sa.select(j.job, j.state, j.cancel_by).where(j.state.not_in(list(FINAL_JOB_STATES)))
         with self._database.reading() as sql:
-            rows = sql.execute(query.order_by(j.created_at, j.job)).all()
+            rows = sql.execute(_OPEN_JOBS).all()
         return [
             OpenJob(job=JobId(row.job), state=JobState(row.state), cancel_by=row.cancel_by) for row in rows
         ]
@@ -76,7 +83,7 @@ class DrivingRecords:
     def cancel_asked_by(self, job: JobId) -> str | None:
         """Return who asked for the end of this run of the job, if anybody did."""
         with self._database.reading() as sql:
-            found = sql.scalar(sa.select(schema.jobs.c.cancel_by).where(schema.jobs.c.job == job))
+            found = sql.scalar(_CANCEL_ASKED, {"of_job": job})
         return None if found is None else str(found)
 
     def ask_cancel(self, job: JobId, who: str) -> bool:

@@ -17,10 +17,25 @@ from modelops.store import schema
 from modelops.store.rows import JobRow, job_row, read_job
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from modelops.store.records import Records
     from modelops.study.ids import JobId
+
+# Statements are built once: building one takes SQLAlchemy ten times as long as running it.
+_SEGMENT_COUNTS = sa.cast(schema.segments.c.counts, sa.Text)  # PostgreSQL cannot group by JSON
+_AGGREGATE_COUNTS = sa.cast(schema.aggregates.c.counts, sa.Text)
+_ALL_SEGMENTS = sa.select(_SEGMENT_COUNTS, sa.func.count()).group_by(_SEGMENT_COUNTS)
+_POOLS_OF_JOB = (
+    sa.select(schema.segments.c.pool, _SEGMENT_COUNTS, sa.func.count())
+    .where(schema.segments.c.job == sa.bindparam("of_job"))
+    .group_by(schema.segments.c.pool, _SEGMENT_COUNTS)
+)
+_AGGREGATES_OF_JOB = (
+    sa.select(_AGGREGATE_COUNTS, sa.func.count())
+    .where(schema.aggregates.c.job == sa.bindparam("of_job"))
+    .group_by(_AGGREGATE_COUNTS)
+)
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -97,7 +112,7 @@ def n_unfinished(records: Records) -> int:
 def replicates_by_status(records: Records) -> dict[str, int]:
     """Return how many committed replicates of all jobs ended how."""
     with records.database.reading() as sql:
-        return _added(sql, schema.segments, sa.true())
+        return _total(sql.execute(_ALL_SEGMENTS))
 
 
 def committed_files(records: Records, job: JobId) -> list[StoredFile]:
@@ -128,29 +143,25 @@ def _picture(sql: sa.Connection, row: JobRow) -> Picture:
     return Picture(
         row,
         {status: n for status, n in sorted(counts.items()) if n},
-        _added(sql, schema.aggregates, schema.aggregates.c.job == row.job),
+        _total(sql.execute(_AGGREGATES_OF_JOB, {"of_job": row.job})),
         {name: of_pool for name, of_pool in sorted(pools.items()) if name},
     )
 
 
 def _by_pool(sql: sa.Connection, row: JobRow) -> dict[str, dict[str, int]]:
     """Add up the ``counts`` of a job's segments by pool; those of none under an empty name."""
-    s = schema.segments.c
-    text = sa.cast(s.counts, sa.Text)
-    query = sa.select(s.pool, text, sa.func.count()).where(s.job == row.job).group_by(s.pool, text)
     pools: dict[str, Counter[str]] = {}
-    for pool, counts, times in sql.execute(query):
+    for pool, counts, times in sql.execute(_POOLS_OF_JOB, {"of_job": row.job}):
         total = pools.setdefault(pool or "", Counter())
         for status, n in msgspec.json.decode(counts, type=dict[str, int]).items():
             total[status] += times * n
     return {name: {status: n for status, n in total.items() if n} for name, total in pools.items()}
 
 
-def _added(sql: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> dict[str, int]:
-    """Add up the ``counts`` of these rows."""
-    text = sa.cast(table.c.counts, sa.Text)  # PostgreSQL cannot group by JSON
+def _total(rows: Iterable[Any]) -> dict[str, int]:
+    """Add up ``counts``, each as often as it is there."""
     total: Counter[str] = Counter()
-    for counts, n in sql.execute(sa.select(text, sa.func.count()).where(where).group_by(text)):
+    for counts, n in rows:
         for status, times in msgspec.json.decode(counts, type=dict[str, int]).items():
             total[status] += times * n
     return {str(status): n for status, n in sorted(total.items()) if n}
