@@ -76,7 +76,9 @@ def test_the_worker_sends_these_bytes_and_understands_the_answers() -> None:
             prefix="/envs/e",
             platform="linux-x86_64",
             bundle_digest="d",
-            capabilities=wire.Capabilities(isolation=("warm", "fork", "spawn"), aggregate_incremental=True),
+            capabilities=wire.Capabilities(
+                isolation=("warm", "fork", "spawn"), aggregate_incremental=True, tables=True
+            ),
         ),
         wire.RunResult(finished=2, stopped=False),
         None,
