@@ -125,16 +125,18 @@ class SmallSets:
     def _bits(
         self, tables: Sequence[SegmentTable], found: Sequence[_Found], succeeded: _Mask
     ) -> tuple[tuple[str, ...], _Bits] | None:
-        """Return names and values of the succeeded rows, if all of these segments hold floats of the same names."""
+        """Return names and values of the succeeded rows, if all of them hold floats of the same names."""
         floats = [table.floats for table in tables]
-        names = floats[0].names if floats and floats[0] is not None else None
+        names = next((part.names for part in floats if part is not None), None)
         if names is None:
             return None
         bits = np.zeros((len(succeeded), len(names)), np.uint64)
         for part, (at, row) in zip(floats, found, strict=True):
+            good = succeeded[at]
+            if not good.any():
+                continue  # a segment of which nothing succeeded holds no floats
             if part is None or part.names != names:
                 return None
-            good = succeeded[at]
             bits[at[good]] = part.bits[part.place[row[good]]]
         return None if 2 * bits.nbytes > MAX_BYTES_AT_ONCE else (names, bits[succeeded])
 
