@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -227,21 +228,8 @@ class S3(services.S3):
         services._wait_for(self._answers, self._process, self._folder / "log")
 
     def _answers(self) -> bool:
-        import ssl
-        import urllib.error
-        import urllib.request
-
         context = ssl.create_default_context(cafile=str(self._certificates / "ca.pem"))
-        try:
-            with urllib.request.urlopen(
-                f"https://{self.host.address}:{self.port}/healthz", timeout=5, context=context
-            ):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code < 500
-        except OSError:
-            return False
+        return services.is_healthy(f"https://{self.host.address}:{self.port}/healthz", context)
 
     def _make_bucket(self) -> None:
         code = (

@@ -23,18 +23,7 @@ class Bench:
         self.printed: dict[int | None, bytes] = {}
 
     def spec(self, code: str, **changes: Any) -> RunnerSpec:
-        (self.bundle / "m.py").write_text(textwrap.dedent(code))
-        values: dict[str, Any] = {
-            "python": sys.executable,
-            "environment_key": "k",
-            "environment_dir": None,
-            "bundle_digest": str(hash(code)),
-            "snapshot": str(self.bundle),
-            "isolation": "warm",
-            "memory_bytes": None,
-            "replicate_timeout_s": 60.0,
-        }
-        return RunnerSpec(**(values | changes))
+        return spec_of(self.bundle, code, **{"bundle_digest": str(hash(code)), **changes})
 
     def log(self, index: int | None, text: bytes) -> None:
         self.printed[index] = self.printed.get(index, b"") + text
@@ -53,6 +42,23 @@ class Bench:
         )
         assert [o.index for o in outcomes] + list(end.unstarted) == list(range(n))
         return outcomes
+
+
+def spec_of(bundle: Path, code: str, **changes: Any) -> RunnerSpec:
+    """Write the module ``m`` of a bundle, and return how its processes are started: by this Python, if nothing else."""
+    bundle.mkdir(exist_ok=True)
+    (bundle / "m.py").write_text(textwrap.dedent(code))
+    values: dict[str, Any] = {
+        "python": sys.executable,
+        "environment_key": "k",
+        "environment_dir": None,
+        "bundle_digest": "d",
+        "snapshot": str(bundle),
+        "isolation": "warm",
+        "memory_bytes": None,
+        "replicate_timeout_s": 60.0,
+    }
+    return RunnerSpec(**(values | changes))
 
 
 def sets(n: int, **params: Any) -> list[ReplicateSet]:

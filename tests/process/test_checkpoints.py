@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.process.pool_bench import spec_of
 
 from modelops.errors import StorageError
 from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunEnd, RunnerSpec, StopSignal
@@ -89,19 +88,7 @@ CODE = """
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RunnerSpec:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "m.py").write_text(textwrap.dedent(CODE))
-    return RunnerSpec(
-        python=sys.executable,
-        environment_key="k",
-        environment_dir=None,
-        bundle_digest="d",
-        snapshot=str(bundle),
-        isolation="warm",
-        memory_bytes=None,
-        replicate_timeout_s=60.0,
-    )
+    return spec_of(tmp_path / "bundle", CODE)
 
 
 class Machine:

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import tracemalloc
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.process.pool_bench import spec_of
 
 from modelops.errors import HandshakeError, ProcessError, ProcessExitedError, ProcessTimeoutError, RemoteError
 from modelops.processes import (
@@ -111,19 +111,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RunnerSpec:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "m.py").write_text(textwrap.dedent(CODE))
-    return RunnerSpec(
-        python=sys.executable,
-        environment_key="k",
-        environment_dir=None,
-        bundle_digest="d",
-        snapshot=str(bundle),
-        isolation="warm",
-        memory_bytes=None,
-        replicate_timeout_s=60.0,
-    )
+    return spec_of(tmp_path / "bundle", CODE)
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
-import textwrap
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
+from tests.process.pool_bench import sets, spec_of
 
-from modelops.processes import FloatOutcomes, Outcome, ProcessPool, ReplicateSet, RunnerSpec, StopSignal
+from modelops.processes import FloatOutcomes, Outcome, ProcessPool, RunnerSpec, StopSignal
 from modelops.processes import sheet as sheets
 from modelops.processes.sheet import SHEET_BYTES, Sheet
 from modelops.states import ReplicateStatus as Status
@@ -44,19 +42,7 @@ CODE = """
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RunnerSpec:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "m.py").write_text(textwrap.dedent(CODE))
-    return RunnerSpec(
-        python=sys.executable,
-        environment_key="k",
-        environment_dir=None,
-        bundle_digest="d",
-        snapshot=str(bundle),
-        isolation="warm",
-        memory_bytes=None,
-        replicate_timeout_s=None,
-    )
+    return spec_of(tmp_path / "bundle", CODE, replicate_timeout_s=None)
 
 
 @pytest.fixture
@@ -89,15 +75,7 @@ class Took:
 
 def run(pool: ProcessPool, spec: RunnerSpec, entry: str, n: int, stop: StopSignal | None = None) -> Took:
     took = Took()
-    one = ReplicateSet(
-        params=msgspec.Raw(b"{}"),
-        param=0,
-        index=0,
-        replicate=0,
-        seeds=tuple(range(n)),
-        entropy_key="00" * 16,
-    )
-    pool.run(spec, entry, [one], on_outcome=took.one, on_floats=took.many, stop=stop)
+    pool.run(spec, entry, sets(n), on_outcome=took.one, on_floats=took.many, stop=stop)
     return took
 
 
@@ -130,21 +108,13 @@ def test_what_was_written_before_a_death_counts_and_the_next_one_died(
 def test_what_was_written_before_one_that_hangs_is_seen(pool: ProcessPool, spec: RunnerSpec) -> None:
     stop = StopSignal()
     took = Took()
-    one = ReplicateSet(
-        params=msgspec.Raw(b"{}"),
-        param=0,
-        index=0,
-        replicate=0,
-        seeds=tuple(range(800)),
-        entropy_key="00" * 16,
-    )
 
     def many(batch: FloatOutcomes) -> None:
         took.many(batch)
         if took.order[-1] == 699:
             stop.stop(hard=True)
 
-    end = pool.run(spec, "m:hangs", [one], on_outcome=took.one, on_floats=many, stop=stop)
+    end = pool.run(spec, "m:hangs", sets(800), on_outcome=took.one, on_floats=many, stop=stop)
     assert took.order == list(range(700))
     assert end.unstarted == tuple(range(700, 800))
 

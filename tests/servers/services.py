@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
 START_S = 60
@@ -230,14 +231,7 @@ class S3:
             self._process = None
 
     def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code < 500
-        except OSError:
-            return False
+        return is_healthy(f"http://127.0.0.1:{self.port}/healthz")
 
     def _make_bucket(self) -> None:
         from obstore.store import S3Store
@@ -258,6 +252,18 @@ class S3:
                 threading.Event().wait(0.05)
             else:
                 return
+
+
+def is_healthy(url: str, context: ssl.SSLContext | None = None) -> bool:
+    """Ask a service whether it answers; what it says does not matter, unless that it cannot."""
+    try:
+        with urllib.request.urlopen(url, timeout=5, context=context):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code < 500
+    except OSError:
+        return False
 
 
 def _environ() -> dict[str, str]:

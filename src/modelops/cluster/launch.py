@@ -141,9 +141,8 @@ def is_healthy(url: str, timeout_s: float = HEALTH_S) -> bool:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    if (
-        parts.scheme == "https"
-    ):  # whose certificate it shows does not matter: nothing secret is said or believed
+    if parts.scheme == "https":
+        # Whose certificate it shows does not matter: nothing secret is said or believed.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)

@@ -12,10 +12,10 @@ from collections import deque
 from typing import Final
 
 TARGET_S: Final = 1.0  # of work in a chunk
-CHUNKS_PER_S: Final = (
-    1_000  # that one driver and its store shall have to take in; more slots get longer chunks,
-)
-LONGEST_TARGET_S: Final = 4.0  # but not so long that outcomes are seen late
+# What one driver and its store shall have to take in. More slots get longer chunks, but not so long that outcomes are
+# seen late.
+CHUNKS_PER_S: Final = 1_000
+LONGEST_TARGET_S: Final = 4.0
 TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates have been measured
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one

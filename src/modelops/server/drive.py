@@ -137,9 +137,8 @@ class JobDriver:
             row = self._patiently(lambda: self._records.job(self.job))
             if row is None or row.state in FINAL_JOB_STATES:
                 return row.state if row is not None else JobState.QUEUED
-            if (
-                self.epoch == 1
-            ):  # nothing has run, so the bundle is as it was; what else is to be read need not be waited for
+            # Nothing has run, so the bundle is as it was; what else is to be read need not be waited for.
+            if self.epoch == 1:
                 self._begin_preparing(row.bundle)
             try:
                 ledger, loop = self._begin(row, pool)
@@ -253,8 +252,8 @@ class JobDriver:
         """Return for how many seconds pools have had no worker of which the job's story says that."""
         if not spec.asked_pools:
             return {}
-        said = [text for text, _ in self._records.said_last(self.job, (WAITS, JOINED))]
-        at = dict(self._records.said_last(self.job, (WAITS,)))
+        at = dict(self._records.said_last(self.job, (WAITS, JOINED)))
+        said = list(at)  # the last at the end
         now, waited = self._records.now(), {}
         for name in spec.asked_pools:
             waits, joined = waits_text(name), joined_text(name)
