@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 YOUNG: Final = (
     20_000  # new containers; Python's 700 are made and dropped again hundreds of times for each chunk
@@ -20,6 +23,9 @@ def look_seldom() -> None:
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
+_trim: Callable[[int], int] | None = None
+
+
 def give_back_at_once() -> None:
     """Return what large arrays took when they go, for a process that is small most of the time.
 
@@ -28,8 +34,20 @@ def give_back_at_once() -> None:
     """
     import pyarrow as pa
 
+    global _trim
     pa.set_memory_pool(pa.system_memory_pool())
     with contextlib.suppress(OSError, AttributeError):  # another C library: it stays as it is
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, SPARE_BYTES)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, SPARE_BYTES)
+        _trim = libc.malloc_trim
+
+
+def give_back_now() -> None:
+    """Return also what lies free between what is in use, in such a process; it takes some milliseconds.
+
+    For moments when much has just gone: parts of large arrays, and millions of texts, are smaller than what is
+    returned by itself.
+    """
+    if _trim is not None:
+        _trim(0)

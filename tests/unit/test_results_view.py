@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelops.store import columns
+from modelops.store.gather import Cover
 from modelops.store.views import Cells, column_names, convert, reason, scatter
 from modelops_runner.values import encode
 
@@ -157,3 +158,18 @@ def test_a_taken_name_gets_a_prefix_until_it_is_free() -> None:
     names = column_names(["seed", "x", "output.seed", "y"], ["seed", "y"], "output.")
     assert names == {"seed": "output.output.seed", "x": "x", "output.seed": "output.seed", "y": "output.y"}
     assert len(set(names.values()) | {"seed", "y"}) == 6
+
+
+def test_a_table_is_kept_until_all_its_keys_were_found_and_no_longer() -> None:
+    loaded: list[int] = []
+    cover = Cover([[(0, 4), (8, 10)], [(4, 8)]], lambda i: loaded.append(i) or i, lambda _: 1)  # type: ignore[func-returns-value]
+
+    def found(lo: int, hi: int) -> list[tuple[int, list[int]]]:
+        return [(i, at.tolist()) for i, at in cover.find(np.arange(lo, hi))]
+
+    assert found(0, 3) == [(0, [0, 1, 2])]
+    assert found(3, 6) == [(0, [0]), (1, [1, 2])]
+    assert found(6, 12) == [(0, [2, 3]), (1, [0, 1])]
+    assert loaded == [0, 1]
+    assert found(9, 10) == [(0, [0])], "who asks again is answered all the same"
+    assert loaded == [0, 1, 0]

@@ -22,6 +22,7 @@ from modelops.errors import (
     QueueFullError,
     RequestError,
 )
+from modelops.garbage import give_back_now
 from modelops.server.copying import JobFiles
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.parameters import canonical_forms, texts_of_file
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_JOBS: Final = 10_000
+MANY_SETS: Final = 50_000  # whose texts are worth giving back what they took
 T = TypeVar("T")
 
 
@@ -154,6 +156,9 @@ class JobService:
         canonicals, ids = self._parameters(request)
         check_count(request.spec, len(canonicals))
         row = self._store(request.spec, canonicals, ids)
+        if len(canonicals) > MANY_SETS:
+            del canonicals
+            give_back_now()
         try:
             recorded = submissions.record_submission(
                 self.records, row, submission, who=who, why=request.why, limit=self.max_jobs

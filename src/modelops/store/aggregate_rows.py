@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CODE: Final = {status: code for code, status in enumerate(AGGREGATE_OUTCOMES)}
 _ABSENT: Final = -1
+OF_ROW_BYTES: Final = 100  # that a row takes beside its outputs
 _WORST_FIRST: Final = (AggregateStatus.FAILED, AggregateStatus.SKIPPED, AggregateStatus.NOT_RUN)
 
 
@@ -78,7 +79,7 @@ class AggregateRows:
             target: Cover(
                 [ref.params for ref in contents.aggregates],
                 lambda i, target=target: self._load(contents.aggregates[i], target),  # type: ignore[misc]
-                lambda _: 1 << 20,
+                lambda loaded: loaded.stored.n_bytes + OF_ROW_BYTES * len(loaded.status),
             )
             for target in self._prefixes
         }

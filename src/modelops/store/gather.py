@@ -1,9 +1,9 @@
 """From committed segments to the cells of a table: which stored row lies where, in bounded memory.
 
 Tables are made of groups of at most 65,536 rows in result order. A group needs some rows of some
-segments; segments are loaded when a group asks for them and kept while they fit a budget. What cannot be
-a column (arrays, lists, tables, whatever is in a pack) is dropped when a segment is loaded; only the
-reason stays.
+segments; segments are loaded when a group asks for them and kept, while they fit a budget, until all their rows
+were asked for. What cannot be a column (arrays, lists, tables, whatever is in a pack) is dropped when a segment
+is loaded; only the reason stays.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Stored:
         int64, sorted: the index (or parameter set) of each row.
     labels
         What was dropped: reasons by output.
+    n_bytes
+        About what the outputs take.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Stored:
         self.names: list[str] = outputs.names
         found = np.unique(self._kind).tolist()
         self._one_kind = outputs.kinds[found[0]] if len(found) == 1 else None
+        self.n_bytes = self._data.nbytes + self._row.nbytes + self._name.nbytes + self._kind.nbytes
 
     def names_of(self, row: int) -> list[str]:
         """Return the outputs of a row, in the order of the model's dict."""
@@ -153,6 +156,8 @@ def cells_of(pieces: Sequence[_Piece]) -> dict[str, Cells]:
 class Cover(Generic[T]):
     """Which of some stored tables holds a key. Loads them on demand, keeps the last ones within a budget.
 
+    A table all of whose keys were found is let go: most often nobody asks for a key twice.
+
     Parameters
     ----------
     ranges
@@ -166,6 +171,8 @@ class Cover(Generic[T]):
     ) -> None:
         flat = sorted((lo, hi, i) for i, pairs in enumerate(ranges) for lo, hi in pairs)
         self._lo, self._hi, self._which = np.array(flat, np.int64).reshape(-1, 3).T
+        self._left = np.zeros(len(ranges), np.int64)  # keys of each table that were not found yet
+        np.add.at(self._left, self._which, self._hi - self._lo)
         self._load, self._size = load, size
         self._kept: OrderedDict[int, T] = OrderedDict()
         self._kept_bytes = 0
@@ -183,15 +190,19 @@ class Cover(Generic[T]):
         edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(which)]
         for lo, hi in pairwise(edges):
             if lo < hi:
-                yield self._get(int(which[lo])), at[lo:hi]
+                i = int(which[lo])
+                self._left[i] -= hi - lo
+                yield self._get(i), at[lo:hi]
 
     def _get(self, i: int) -> T:
-        if i in self._kept:
-            self._kept.move_to_end(i)
-            return self._kept[i]
-        table = self._load(i)
-        self._kept[i] = table
-        self._kept_bytes += self._size(table)
+        table = self._kept.pop(i, None)
+        if table is None:
+            table = self._load(i)
+        else:
+            self._kept_bytes -= self._size(table)
+        if self._left[i] > 0:
+            self._kept[i] = table
+            self._kept_bytes += self._size(table)
         while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._size(self._kept.popitem(last=False)[1])
         return table

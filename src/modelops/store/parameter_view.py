@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from modelops.store import columns
-from modelops.store.parameters import ROW_GROUP
+from modelops.store.parameters import ID_BYTES, ROW_GROUP
 from modelops.store.views import ARROW_TYPES
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ParameterView:
         while lo < min(hi, len(self._parameters)):
             number, at = divmod(lo, ROW_GROUP)
             group = self._group(number)
-            n = min(hi - lo, len(group.ids) - at)
+            n = min(hi - lo, len(group) - at)
             ids.append(group.ids.slice(at, n))
             for name, kind in self.kinds.items():
                 parts[name].append(group.column(name, kind).slice(at, n))
@@ -91,8 +91,17 @@ class _Group:
         made: dict[str, pa.Array],
         read_again: Callable[[], list[dict[str, Any]]],
     ) -> None:
-        self.ids, self.kinds, self._made, self._read_again = ids, kinds, made, read_again
-        self.n_bytes = ids.nbytes + sum(array.nbytes for array in made.values())
+        self._ids = bytes.fromhex(columns.joined(ids))  # less than half of what they take as texts
+        self.kinds, self._made, self._read_again = kinds, made, read_again
+        self.n_bytes = len(self._ids) + sum(array.nbytes for array in made.values())
+
+    def __len__(self) -> int:
+        return len(self._ids) // ID_BYTES
+
+    @property
+    def ids(self) -> pa.Array:
+        """The ids of its sets, as text."""
+        return columns.same_width(self._ids.hex(), 2 * ID_BYTES)
 
     @classmethod
     def of(cls, parameters: Parameters, number: int) -> _Group:
@@ -121,7 +130,7 @@ class _Group:
     def column(self, name: str, kind: str) -> pa.Array:
         """Return a column as what it is in all groups together."""
         if name not in self.kinds:
-            return pa.nulls(len(self.ids), ARROW_TYPES.get(kind, pa.large_string()))
+            return pa.nulls(len(self), ARROW_TYPES.get(kind, pa.large_string()))
         if self.kinds[name] == {kind}:
             return self._made[name]
         return _column(kind, [raw.get(name, _ABSENT) for raw in self._read_again()])

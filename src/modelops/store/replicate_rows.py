@@ -126,7 +126,7 @@ def replicate_groups(contents: JobContents, progress: Callable[[int, int], None]
 class _Loaded:
     def __init__(self, segment: SegmentTable) -> None:
         self.status = segment.status
-        self.n_bytes = segment.table.nbytes
         self.stored = Stored(
             segment.index, segment.status == _SUCCEEDED, OutputsColumn(segment.table, segment.pack)
         )
+        self.n_bytes = segment.table.nbytes + self.stored.n_bytes

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import pyarrow.parquet as pq
 
 from modelops.errors import IntegrityError, NotFoundError, StorageError
+from modelops.garbage import give_back_now
 from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
@@ -159,6 +160,8 @@ def finalize(
             beside = other.submit(_pour, tables.pop("attempts"), files["attempts.parquet"])
         for name, write in tables.items():
             _pour(write, files[f"{name}.parquet"])
+            if beside is not None:
+                give_back_now()
         if beside is not None:
             beside.result()
         written = tuple(_described(name, file) for name, file in files.items())
