@@ -162,7 +162,12 @@ def test_a_taken_name_gets_a_prefix_until_it_is_free() -> None:
 
 def test_a_table_is_kept_until_all_its_keys_were_found_and_no_longer() -> None:
     loaded: list[int] = []
-    cover = Cover([[(0, 4), (8, 10)], [(4, 8)]], lambda i: loaded.append(i) or i, lambda _: 1)  # type: ignore[func-returns-value]
+
+    def load(i: int) -> int:
+        loaded.append(i)
+        return i
+
+    cover = Cover([[(0, 4), (8, 10)], [(4, 8)]], load, lambda _: 1)
 
     def found(lo: int, hi: int) -> list[tuple[int, list[int]]]:
         return [(i, at.tolist()) for i, at in cover.find(np.arange(lo, hi))]
