@@ -88,6 +88,15 @@ def test_migrating_from_nothing_gives_the_tables_of_the_schema(url: str) -> None
     database.close()
 
 
+def test_a_database_of_no_encoding_keeps_text_as_it_is(postgres: Postgres) -> None:
+    url = postgres.new_database("ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    with contextlib.closing(Records.open(url)) as records:
+        job = JobId("job_a")
+        records.create_job(job, b"{}")
+        records.add_event(job, "zoë", "note", "20 °C", {})
+        assert [(event.who, event.text) for event in records.events(job)][-1] == ("zoë", "20 °C")
+
+
 def test_the_revisions_known_without_alembic_are_those_that_exist() -> None:
     config = Config()
     config.set_main_option("script_location", "modelops.store:migrations")

@@ -140,10 +140,10 @@ class Postgres:
         name = f" {url.rpartition('/')[2]} ".encode()
         return [pid for pid in _children(self.pid) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
-    def new_database(self) -> str:
+    def new_database(self, options: str = "") -> str:
         """Create an empty database and return its SQLAlchemy URL."""
         name = f"test_{next(self._numbers)}"
-        self._psql(f"CREATE DATABASE {name}")
+        self._psql(f"CREATE DATABASE {name} {options}")
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
 
     def _answers(self) -> bool:

@@ -48,6 +48,7 @@ _ON_SERVER: Final[dict[str, Any]] = {
 _CONNECTING: Final[dict[str, Any]] = {
     "connect_timeout": 8,
     "application_name": "modelops",
+    "client_encoding": "utf8",  # text, whatever the database was made for: one of SQL_ASCII would answer in bytes
     "tcp_user_timeout": 10_000,  # milliseconds until what was sent must have arrived
     "keepalives_idle": 5,  # seconds without a word, then it is asked whether it is there
     "keepalives_interval": 2,
