@@ -403,6 +403,10 @@ class World:
             self._hand_in(worker, task, len(task.items))
         elif "err" in wrong:
             self._answer(task, e.ChunkErred(task.attempt, "StorageError", "disk full", final=False))
+        elif "unfit" in wrong:
+            self._answer(
+                task, e.ChunkErred(task.attempt, "IndexUnreachableError", "no", final=False, unfit=True)
+            )
         elif "fatal" in wrong:
             self._answer(task, e.ChunkErred(task.attempt, "HandshakeError", "no", final=True))
         else:

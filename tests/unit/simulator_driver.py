@@ -10,6 +10,7 @@ from simulator_store import OF_OUTCOMES, committed_attempt, committed_items, int
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.blame import DEADLY
+from modelops.driver.fitness import TRY_AGAIN_S
 from modelops.states import FAILURES, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
 from modelops.study.ranges import Ranges
@@ -53,6 +54,7 @@ class Driver:
         self.doubles = False  # something may run twice: an attempt was given up, and its worker lives perhaps
         self.live: dict[AttemptId, tuple[str, bool, Sequence[int]]] = {}  # worker, whether a chunk, items
         self.load: dict[str, int] = {}
+        self.unfit_until: dict[str, float] = {}
         self.asked: set[str] = set()
         self.cut_off: set[str] = set()
         self.failed_attempts = self.store.failed_attempts.copy()
@@ -109,6 +111,8 @@ class Driver:
         self.has_lease = False
 
     def _note_chunk(self, event: e.ChunkDone) -> None:
+        if event.receipt.attempt in self.live:  # so its worker can
+            self.unfit_until.pop(self.live[event.receipt.attempt][0], None)
         for part in event.receipt.parts:
             self._note_receipt(part)
         self._note_receipt(event.receipt)
@@ -155,6 +159,8 @@ class Driver:
             self._forget_worker(self.live[event.attempt][0], died=True)
 
     def _note_erred(self, event: e.ChunkErred) -> None:
+        if event.unfit and event.attempt in self.live:
+            self.unfit_until.setdefault(self.live[event.attempt][0], self.world.now + TRY_AGAIN_S)
         self._forget(event.attempt)
 
     def _note_left(self, event: e.WorkerLeft) -> None:
@@ -169,6 +175,8 @@ class Driver:
     def _note_joined(self, event: e.WorkerJoined) -> None:
         if not self.world.may_use(event.pool or "".join(event.labels)):
             return
+        if event.worker not in self.load:
+            self.unfit_until.pop(event.worker, None)
         if event.worker in self.cut_off and event.worker not in self.load:
             self.asked.add(event.worker)  # it must be, as it may hold something still
         self.load.setdefault(event.worker, 0)
@@ -322,6 +330,8 @@ class Driver:
             world.broken("attempt id used twice")
         if load is None:
             world.broken("submitted to a worker that left, or is of none of its pools")
+        if self.unfit_until.get(worker, world.now) > world.now:
+            world.broken("submitted to a worker that has just said that it cannot")
         if load >= 2 * self.slots:
             world.broken("more than a window on a worker")
         world.ids.add(attempt)

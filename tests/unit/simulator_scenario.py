@@ -43,6 +43,7 @@ FAULTS = {
     },
     "end": {  # an attempt ends
         "err": 0.05,  # the task raises
+        "unfit": 0.02,  # likewise, as its worker cannot
         "fatal": 0.002,  # likewise, without hope
         "given_back": 0.06,  # nothing was done, unasked
     },

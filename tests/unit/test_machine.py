@@ -558,6 +558,42 @@ def test_a_fault_of_the_machinery_is_tried_again_three_times_then_stops_the_job(
     assert finalized(machine) == c.Finish(JobState.FAILED, "StorageError: disk full")
 
 
+def unfit(command: c.SubmitChunk, *, final: bool = False) -> e.ChunkErred:
+    return e.ChunkErred(command.chunk.attempt, "IndexUnreachableError", "on pod-1: away", final, unfit=True)
+
+
+def test_a_worker_that_cannot_prepare_the_environment_gets_no_work_for_a_while_and_others_do_it() -> None:
+    machine, commands = running(spec(1, 4), workers=2)
+    at_first = {submit.worker: submit for submit in only(commands, c.SubmitChunk)}
+    commands = machine.handle(unfit(at_first["w1"]), 1.0)
+    assert only(commands, c.Note) == [
+        c.Note("worker_unfit", "w1 gets no work of this job for now: IndexUnreachableError: on pod-1: away")
+    ]
+    assert c.SetTimer("unfit", 31.0) in commands
+    commands += machine.handle(e.ChunkDone(receipt(at_first["w0"].chunk)), 2.0)
+    assert {submit.worker for submit in only(commands, c.SubmitChunk)} == {"w0"}
+    commands = machine.handle(e.TimerRang("unfit"), 31.0)
+    (again,) = (s for s in only(commands, c.SubmitChunk) if s.worker == "w1")
+    commands = machine.handle(unfit(again), 32.0)
+    assert c.SetTimer("unfit", 92.0) in commands, "the next try is later"
+    assert only(commands, c.Note) == [], "it was said already"
+    machine.handle(e.TimerRang("unfit"), 92.0)
+    assert machine.counts()[ReplicateStatus.NOT_RUN] == 0
+    assert machine.state is JobState.RUNNING
+
+
+def test_that_no_worker_can_stops_a_job_only_if_trying_again_has_no_hope() -> None:
+    machine, commands = running(spec(1, 1))
+    for at in (1.0, 50.0, 200.0, 500.0, 1200.0, 2000.0):
+        (submit,) = only(commands, c.SubmitChunk)
+        machine.handle(unfit(submit), at)
+        assert machine.state is JobState.RUNNING
+        commands = machine.handle(e.TimerRang("unfit"), at + 700.0)
+    (submit,) = only(commands, c.SubmitChunk)
+    machine.handle(unfit(submit, final=True), 3000.0)
+    assert finalized(machine) == c.Finish(JobState.FAILED, "IndexUnreachableError: on pod-1: away")
+
+
 def test_a_late_receipt_is_committed_and_its_double_is_stopped() -> None:
     machine, commands = running(spec(1, 1), workers=2)
     (lost,) = only(commands, c.SubmitChunk)

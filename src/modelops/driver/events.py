@@ -84,13 +84,14 @@ class ChunkDone(msgspec.Struct, frozen=True):
 class ChunkErred(msgspec.Struct, frozen=True):
     """The task raised: a fault of ModelOps or the machine (storage full), not of the model.
 
-    ``final``: trying again has no hope.
+    ``final``: trying again has no hope. ``unfit``: it is its worker that cannot, others may.
     """
 
     attempt: AttemptId
     error_type: str
     message: str
     final: bool
+    unfit: bool = False
 
 
 class AttemptLost(msgspec.Struct, frozen=True):

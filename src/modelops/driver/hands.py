@@ -208,7 +208,7 @@ class Hands:
                 events.append(e.ChunkDone(known.receipt))
             elif known is not None and known.error is not None:
                 x = known.error
-                events.append(e.ChunkErred(attempt, x.error_type, x.message, final=x.final))
+                events.append(e.ChunkErred(attempt, x.error_type, x.message, final=x.final, unfit=x.unfit))
         for held in news.held:
             if held.receipt is not None and held.receipt.part_of in self._holders:
                 events.append(e.ChunkDone(held.receipt))
@@ -372,7 +372,7 @@ class Hands:
             self._put(Adopted(attempt, worker))
         except Exception as error:  # noqa: BLE001  whatever a task raised is told to the machine, by name
             x = task_error(error)
-            self._put(e.ChunkErred(attempt, x.error_type, x.message, final=x.final))
+            self._put(e.ChunkErred(attempt, x.error_type, x.message, final=x.final, unfit=x.unfit))
         else:
             if isinstance(answer, tasks.Receipt):
                 self._put(e.ChunkDone(answer))

@@ -2,9 +2,9 @@
 
 The parts: `outbox` (what was ordered), `course` (the job's state and end), `ledger` (what the store accepted),
 `places` (where everything else is), `probe`, `dispatch` and `roster` (what goes where next), `intake` (receipts and
-commits), `blame` (what took its worker down), `roll_call` and `recall` (what is on workers already). Here they are put
-together. A method named ``_on_...`` handles one event; whatever it changed, `handle` then fills the free slots and
-looks whether the job has come to its end.
+commits), `blame` (what took its worker down), `fitness` (which workers cannot), `roll_call` and `recall` (what is on
+workers already). Here they are put together. A method named ``_on_...`` handles one event; whatever it changed,
+`handle` then fills the free slots and looks whether the job has come to its end.
 
 Why it is like this: ``docs/explanation/driver.md``.
 """
@@ -19,6 +19,8 @@ from modelops.driver.backlog import Kind, Work
 from modelops.driver.blame import Blame, condemnation
 from modelops.driver.course import Course
 from modelops.driver.dispatch import Dispatcher
+from modelops.driver.fitness import TIMER as UNFIT_TIMER
+from modelops.driver.fitness import Fitness
 from modelops.driver.intake import Intake
 from modelops.driver.ledger import Ledger
 from modelops.driver.needs import Needs
@@ -115,6 +117,7 @@ class Machine:
         self._backlogs = self._dispatcher.backlogs
         self._places = Places(self._ledger, self._roster, self._backlogs)
         self._blame = Blame()
+        self._fitness = Fitness(self._roster, self._course, self._outbox)
         segments = tuple(segments)
         to_aggregate = self._ledger.adopt(segments, aggregates)
         self._plan: Plan | None = None
@@ -300,6 +303,7 @@ class Machine:
     def _on(self, event: e.Event, now: float) -> None:
         match event:
             case e.ChunkDone():
+                self._note_worked(event.receipt.attempt)
                 self._dispatcher.handed_over(event.receipt, now)
                 self._intake.chunk(event.receipt, now)
             case e.Committed():
@@ -375,6 +379,7 @@ class Machine:
 
     def _on_worker_left(self, name: str, died: bool) -> None:
         self._roll_call.leave(name, died=died)
+        self._fitness.left(name)
         worker = self._roster.leave(name)
         if worker is None:
             return
@@ -422,9 +427,20 @@ class Machine:
         if attempt is None or self._course.draining:
             return
         reason = f"{event.error_type}: {event.message}"
+        if event.unfit:
+            self._fitness.failed(attempt.worker, reason, now)
+            self._places.requeue(attempt.work)
+            if event.final and self._fitness.nobody_is():
+                self._stop_early(reason, now)
+            return
         if event.final:
             self._stop_early(reason, now)
         self._intake.erred(attempt.work, reason, now)
+
+    def _note_worked(self, attempt_id: AttemptId) -> None:
+        attempt = self._roster.attempts.get(attempt_id)
+        if attempt is not None:
+            self._fitness.worked(attempt.worker)
 
     # The store.
 
@@ -495,6 +511,8 @@ class Machine:
             self._abandon()
         elif name == "pools":
             self._pools.look(now)
+        elif name == UNFIT_TIMER:
+            self._fitness.look(now)
         elif name == "roll_call":
             self._roll_call.close()
         elif name == "retry":

@@ -38,7 +38,7 @@ class Attempt:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A worker and its attempts. ``reserved``: only for suspects, one at a time.
+    """A worker and its attempts. ``reserved``: only for suspects, one at a time. ``fit``: it can be given work.
 
     ``taken_until``: other jobs are thought to have it till then, as something of this one waited there.
     """
@@ -48,6 +48,7 @@ class Worker:
     running: dict[AttemptId, Attempt] = field(default_factory=dict)
     waiting: dict[AttemptId, Attempt] = field(default_factory=dict)
     reserved: bool = False
+    fit: bool = True
     taken_until: float = 0.0
     among: dict[str, Worker] | None = None  # those of the roster that have as much room
 
@@ -80,7 +81,7 @@ class Roster:
             worker = self.workers[name] = Worker(name, slots)
             self.slots += slots
         else:
-            self.slots += slots - worker.slots
+            self.slots += slots - worker.slots if worker.fit else 0
             worker.slots = slots
         self._promote(worker)
         self._sort_in(worker)
@@ -89,7 +90,7 @@ class Roster:
         """Forget a worker and its attempts, and return them."""
         worker = self.workers.pop(name, None)
         if worker is not None:
-            self.slots -= worker.slots
+            self.slots -= worker.slots if worker.fit else 0
             self._reserved.pop(name, None)
             if worker.among is not None:
                 del worker.among[name]
@@ -101,6 +102,17 @@ class Roster:
                     self._waits_no_more(attempt)
                     self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
         return worker
+
+    def set_fit(self, name: str, fit: bool) -> None:
+        """Give a worker nothing more, or again; what it has, it keeps."""
+        worker = self.workers.get(name)
+        if worker is None or worker.fit == fit:
+            return
+        worker.fit = fit
+        self.slots += worker.slots if fit else -worker.slots
+        if self._reserved.pop(name, None) is not None:
+            worker.reserved = False
+        self._sort_in(worker)
 
     def place(self, attempt: Attempt, now: float | None = None) -> None:
         """Note an attempt that was submitted, ``now`` if by this driver."""
@@ -237,7 +249,9 @@ class Roster:
         """Keep ``n`` workers (one or more, at most half) for suspects; return those that are empty."""
         n = min(n, max(1, len(self.workers) // 2))
         if len(self._reserved) < n:
-            free = sorted((w for w in self.workers.values() if not w.reserved and w.slots), key=_load)
+            free = sorted(
+                (w for w in self.workers.values() if w.fit and not w.reserved and w.slots), key=_load
+            )
             for worker in free[: n - len(self._reserved)]:
                 worker.reserved = True
                 self._reserved[worker.name] = worker
@@ -267,7 +281,7 @@ class Roster:
         if worker.among is not None:
             del worker.among[worker.name]
         load, among = len(worker.running) + len(worker.waiting), None
-        if not worker.reserved:
+        if worker.fit and not worker.reserved:
             if load < worker.slots:
                 among = self._taken if worker.taken_until > now else self._idle
             elif load < 2 * worker.slots:

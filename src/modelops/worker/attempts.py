@@ -23,6 +23,7 @@ from modelops.errors import (
     ModelOpsError,
     RemoteError,
     RequestError,
+    RetryableError,
     StartFailedError,
 )
 from modelops.processes import StopSignal
@@ -286,7 +287,11 @@ class AttemptTable:
 def task_error(error: Exception) -> TaskError:
     """Return what a task raised as a value; only an error of ModelOps can say that there is no hope."""
     text = str(error) if isinstance(error, ModelOpsError) else str(error) or repr(error)
-    return TaskError(error_type=type(error).__name__, message=text, final=isinstance(error, NO_HOPE))
+    text = "".join(f"{note}: " for note in getattr(error, "__notes__", ())) + text
+    # The driver of the job has the environment: if a worker cannot have it, it is that worker.
+    unfit = isinstance(error, BundleEnvironmentError)
+    final = isinstance(error, NO_HOPE) and not isinstance(error, RetryableError)
+    return TaskError(error_type=type(error).__name__, message=text, final=final, unfit=unfit)
 
 
 def _n_bytes(held: HeldAttempt) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelops.bundles import Manifest, load_manifest, snapshot_mark
-from modelops.errors import IntegrityError
+from modelops.errors import BundleEnvironmentError, IntegrityError
 from modelops.processes import RunnerSpec
 from modelops.store.fetch import fetch_snapshot
 from modelops.store.parameters import Parameters
@@ -67,7 +67,11 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     lock = read_lock(objects, job)
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
-    environment = runtime.environments.ensure(lock, bundle_root=snapshot)
+    try:
+        environment = runtime.environments.ensure(lock, bundle_root=snapshot)
+    except BundleEnvironmentError as error:
+        error.add_note(f"on {runtime.host}")  # the driver knows this worker by its address
+        raise
     manifest = load_manifest(snapshot)
     runner = RunnerSpec(
         python=str(environment.python),

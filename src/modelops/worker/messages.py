@@ -169,11 +169,15 @@ class AggregateReceipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task raised: a fault of ModelOps or the machine, not of the model. ``final``: no hope in another try."""
+    """What a task raised: a fault of ModelOps or the machine, not of the model.
+
+    ``final``: no hope in another try. ``unfit``: it is this worker that cannot, others may.
+    """
 
     error_type: str
     message: str
     final: bool
+    unfit: bool = False
 
 
 class HeldAttempt(msgspec.Struct, frozen=True, kw_only=True):
