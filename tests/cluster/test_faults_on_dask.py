@@ -208,7 +208,9 @@ def test_a_job_in_which_everything_fails_stops_early_and_says_why(
 def test_a_bundle_that_ends_every_process_that_imports_it_fails_its_job_at_the_first_chunk(
     cluster: EmbeddedCluster, write_bundle: Callable[..., Path]
 ) -> None:
-    bundle = write_bundle("import os\nprint('last words', flush=True)\nos._exit(7)\n")
+    bundle = write_bundle(
+        "import os\nprint('last words', flush=True)\nos._exit(7)\ndef simulate(params, seed): ...\n"
+    )
     job = mo.run(mo.Study(bundle=bundle, parameters=[{"a": 1}], replicates=40), cluster=cluster)
     status = job.status()
     assert status.state == JobState.FAILED

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelops.bundles import job_spec, load_manifest, pack_bundle, take_snapshot
+from modelops.client.entries import refuse_missing_entries
 from modelops.client.study_files import completed
 from modelops.store import AlreadyExistsError
 from modelops.store.fetch import bundle_object
@@ -65,6 +66,7 @@ def prepare_job(
     )  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
+    refuse_missing_entries(spec, manifest, snapshot)
     check(spec)
     canonicals = distinct_canonicals(study.sets())
     job = new_job_id()

@@ -17,6 +17,7 @@ import msgspec
 
 from modelops.bundles import job_spec, load_manifest, pack_bundle, take_snapshot
 from modelops.bundles.digest import is_digest
+from modelops.client.entries import refuse_missing_entries
 from modelops.client.http import MissingUploadError
 from modelops.client.served import who_asks
 from modelops.client.study_files import completed
@@ -70,8 +71,10 @@ def prepared(study: Study, home: Home, source: Callable[[], HttpSource]) -> Subm
         raise NotFoundError(f"there is no bundle at {path}: no such file or folder")
     manifest = load_manifest(path)  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
+    spec = job_spec(study, manifest, digest)
+    refuse_missing_entries(spec, manifest, snapshot)
     # Not by way of an Arrow table: making one from Python values imports pandas where it is installed, for a second.
-    return Submission(job_spec(study, manifest, digest), distinct_canonicals(study.sets()), snapshot, why)
+    return Submission(spec, distinct_canonicals(study.sets()), snapshot, why)
 
 
 def submit(submission: Submission, source: HttpSource) -> JobId:
