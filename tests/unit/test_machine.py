@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 import pytest
 from simulator import JOB, World
 from simulator_scenario import Scenario
@@ -19,11 +20,13 @@ from modelops.driver import events as e
 from modelops.driver.blame import DEADLY_AT_LAST
 from modelops.driver.chunking import Meter, chunk_size
 from modelops.driver.machine import Machine
-from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.driver.needs import Watched
+from modelops.states import STORED, AggregateStatus, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id, part_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
+from modelops.study.stopping import Until
 from modelops.worker.messages import (
     AggregateReceipt,
     AggregateRef,
@@ -662,8 +665,10 @@ def test_a_driver_without_its_lease_orders_nothing() -> None:
     assert machine.handle(e.CancelAsked(), 1.0) == []
 
 
-def committed(attempt: str, ranges: tuple[tuple[int, int], ...]) -> SegmentRef:
-    return segment(Chunk(job=JOB, attempt=attempt, epoch=1, ranges=ranges))  # type: ignore[arg-type]
+def committed(
+    attempt: str, ranges: tuple[tuple[int, int], ...], status: ReplicateStatus = SUCCEEDED
+) -> SegmentRef:
+    return segment(Chunk(job=JOB, attempt=attempt, epoch=1, ranges=ranges), status)  # type: ignore[arg-type]
 
 
 def test_what_is_committed_is_not_run_again_and_a_settled_job_only_finalizes() -> None:
@@ -727,6 +732,27 @@ def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_a
     machine = taken_over(spec(1, 2), segments=[committed("0001-000001", ((0, 1),))])
     assert only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)
     found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))
+    assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == [c.StopAttempt(found.attempt, "w0")]
+
+
+def test_a_new_driver_stops_what_it_has_run_itself_when_its_parameter_set_needs_no_more() -> None:
+    job = spec(2, 5, until=Until(half_width=1.0, of="x", level=0.8, min=2, max=5))
+
+    def watched(ref: SegmentRef, *numbers: float) -> SegmentRef:
+        codes = bytes([STORED.index(SUCCEEDED)] * len(numbers))
+        return msgspec.structs.replace(ref, watched=Watched(codes, np.array(numbers)).encode())
+
+    machine = taken_over(job, segments=[watched(committed("0001-000001", ((0, 2),)), 0.0, 1.0)])
+    submit, _ = only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)
+    assert submit.chunk.ranges == ((2, 3),)
+    done = receipt(submit.chunk)
+    assert done.segment is not None
+    machine.handle(e.ChunkDone(msgspec.structs.replace(done, segment=watched(done.segment, 0.5))), 6.0)
+    (dropped,) = only(machine.handle(e.Committed(submit.chunk.attempt), 6.0), c.CommitNotNeeded)
+    assert dropped.indices == Ranges([(3, 5)])
+    not_needed = committed(dropped.attempt, ((3, 5),), ReplicateStatus.NOT_NEEDED)
+    machine.handle(e.Committed(dropped.attempt, segment=not_needed), 6.0)
+    found = e.Found(attempt_id(1, 7), Ranges([(2, 3)]))  # its worker answers late, and had it all the time
     assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == [c.StopAttempt(found.attempt, "w0")]
 
 

@@ -211,7 +211,7 @@ class Needs:
         pairs = [
             pair
             for p, r, n in self._parts(indices)
-            if p not in self._waiting
+            if p not in self._waiting and self._is_open(p)
             for pair in self._slice(p, max(r, self._released(p)), r + n)
         ]
         return self._needed(Ranges(pairs))
@@ -247,7 +247,7 @@ class Needs:
         at = 0
         touched: dict[int, None] = {}
         for param, first, n in self._parts(indices):
-            if self._closed.lacks(Ranges(((param, param + 1),))):
+            if self._is_open(param):
                 one = self._sets.get(param) or self._open(param)
                 before = max(0, one.expected - one.known)
                 one.put(first, watched.codes[at : at + n], watched.numbers[at : at + n])
@@ -269,6 +269,9 @@ class Needs:
 
     def _line_of(self, param: int) -> Ranges:
         return self._line.of_param(param)
+
+    def _is_open(self, param: int) -> bool:
+        return bool(self._closed.lacks(Ranges(((param, param + 1),))))
 
     def _released(self, param: int) -> int:
         one = self._sets.get(param)
