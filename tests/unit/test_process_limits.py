@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from modelops.processes.cgroup import CgroupHome, candidate_homes, flat_keyed
 from modelops.processes.environ import THREAD_LIMITS, runner_environ
+from modelops.processes.frames import first_frame
 from modelops.processes.outcome import AnySet, after, indices, one_by_one
-from modelops.processes.pool import first_frame
 from modelops.rpc import ReplicateSet
 
 V1_SELF = "4:memory:/jobs/a\n2:cpu:/\n0::/\n"

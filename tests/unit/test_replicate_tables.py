@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelops.processes.frames import first_frame
 from modelops.processes.outcome import after, indices, one_by_one, part
-from modelops.processes.pool import first_frame
 from modelops.rpc import ReplicateSet, ReplicateTable
 from modelops.store import Objects
 from modelops.store.parameters import Parameters, write_parameters

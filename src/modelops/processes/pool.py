@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
-import os
-import secrets
 import shutil
 import signal
 import threading
@@ -30,12 +27,13 @@ from modelops.processes.aggregates import Made, make_aggregates, make_table
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.context import Conversation
+from modelops.processes.frames import FRAME_BYTES, first_frame
 from modelops.processes.outcome import RunEnd, after, indices, part
+from modelops.processes.pool_folder import PoolFolder
 from modelops.processes.process import Kill, RunnerProcess
 from modelops.processes.reaper import Reaper
 from modelops.processes.stop import StopSignal
 from modelops.processes.watch import STALLED_AFTER_S, Watch
-from modelops.rpc import ReplicateTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,14 +52,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
-FRAME_BYTES = 8 * 1024 * 1024
-DIGITS = 21  # of a seed, at most, and what is between two
 STARTS = 3  # fresh processes in a row that may die before they begin
 # These come from outside (the kernel out of memory, an operator): they say nothing of the bundle.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
-KEPT_LOGS = 8
-FORGOTTEN_AFTER_S = 24 * 3600.0
 _AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
 
 
@@ -95,22 +89,15 @@ class ProcessPool:
         cgroups: CgroupHome | None = _AUTO,
     ) -> None:
         self._slots, self._idle_s, self._start_timeout_s = slots, idle_s, start_timeout_s
-        root.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(root)
-        self.folder = root / f"pool-{os.getpid()}-{secrets.token_hex(4)}"
-        self.folder.mkdir()
-        self.logs = log if log is not None else self.folder / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
-        # Held by this process and its reaper: as long as anything of the pool may live, the folder stays.
-        self._lock_fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._home = PoolFolder(root, log)
+        self.folder, self.logs = self._home.path, self._home.logs
         self._cgroups = find_home() if cgroups is _AUTO else cgroups
         self._lock = threading.Lock()
         self._idle: list[RunnerProcess] = []  # least recently used first
         self._busy: set[RunnerProcess] = set()
         self._numbers = itertools.count(1)
         self._closed = False
-        self._reaper = Reaper(hold=(self._lock_fd,))
+        self._reaper = Reaper(hold=(self._home.lock_fd,))
         self._watch = Watch(stalled_after_s=stalled_after_s)
         self._unforkable: dict[RunnerSpec, str] = {}
         self.starts = 0
@@ -398,9 +385,9 @@ class ProcessPool:
             if not self._reaper.alive:
                 logger.warning("the reaper process was gone and is started anew")
                 self._reaper.close()
-                self._reaper = Reaper(hold=(self._lock_fd,))
+                self._reaper = Reaper(hold=(self._home.lock_fd,))
             reaper = self._reaper
-        folder = self.folder / f"p{number}"
+        folder = self._home.of_process(number)
         count(Counted(f"{spec.isolation}_starts"))
         try:
             process = RunnerProcess(
@@ -409,7 +396,7 @@ class ProcessPool:
                 watch=self._watch,
                 cgroups=self._cgroups,
                 folder=folder,
-                log_path=self.logs / f"runner-{os.getpid()}-{number}.log",
+                log_path=self._home.log_of_process(number),
                 sink=log,
             )
         except OSError as error:
@@ -428,12 +415,6 @@ class ProcessPool:
         process.close()
         raise ProcessError("the process pool is closed")
 
-    def _prune_logs(self) -> None:
-        """Keep the logs of the latest processes only, however many there have been."""
-        logs = sorted(self.logs.glob(f"runner-{os.getpid()}-*.log*"), key=lambda path: path.stat().st_mtime)
-        for path in logs[: -2 * (KEPT_LOGS + self._slots)]:
-            path.unlink(missing_ok=True)
-
     def _give_back(self, process: RunnerProcess, *, healthy: bool) -> None:
         now = time.monotonic()
         with self._lock:
@@ -447,10 +428,10 @@ class ProcessPool:
         if not healthy or self._closed:
             process.close()
             with self._lock:
-                self._prune_logs()
+                self._home.prune_logs(self._slots)
                 last = self._closed and not self._busy
             if last:
-                _remove_pool(self.folder)
+                self._home.remove()
         for one in surplus:
             one.close(graceful=True)
 
@@ -496,67 +477,11 @@ class ProcessPool:
             process.close()
         self._reaper.close()
         self._watch.close()
-        os.close(self._lock_fd)
+        self._home.unlock()
         if not busy:
-            _remove_pool(self.folder)
+            self._home.remove()
 
 
 def _for_aggregates(spec: RunnerSpec) -> RunnerSpec:
     """Return what aggregates run in: the process that replicates are forked from runs nothing itself."""
     return replace(spec, isolation="warm") if spec.isolation == "fork" else spec
-
-
-def first_frame(sets: list[AnySet], limit_bytes: int) -> list[AnySet]:
-    """Return as many sets from the front as fit one request (at least part of one)."""
-    size = 0
-    for i, one in enumerate(sets):
-        if isinstance(one, ReplicateTable):
-            each, head, sizes = one.each, 40, [len(bytes(params)) for params in one.params]
-        else:
-            each, head, sizes = len(one.seeds), 200, [len(bytes(one.params))]
-        whole = sum(sizes) + (head + DIGITS * each) * len(sizes)
-        if size + whole <= limit_bytes:
-            size += whole
-            continue
-        fitting = 0
-        for n_bytes in sizes:
-            size += n_bytes + head
-            n = max((limit_bytes - size) // DIGITS, 0)
-            if n < each:
-                fitting += n if n or i or fitting else 1
-                break
-            fitting += each
-            size += DIGITS * each
-        return [*sets[:i], *part(one, 0, fitting)]
-    return sets
-
-
-def _remove_pool(folder: Path) -> None:
-    """Remove a pool's folder, but for spooled files that outcomes own (their folders are not empty)."""
-    shutil.rmtree(folder / "logs", ignore_errors=True)
-    (folder / ".lock").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove the folders of pools of which nothing lives any more.
-
-    One without a lock was closed in order but for outputs that somebody was to fetch.
-    """
-    for folder in root.glob("pool-*"):
-        if not (folder / ".lock").exists() and time.time() - folder.stat().st_mtime > FORGOTTEN_AFTER_S:
-            shutil.rmtree(folder, ignore_errors=True)
-    for lock in root.glob("pool-*/.lock"):
-        try:
-            fd = os.open(lock, os.O_RDWR)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(lock.parent, ignore_errors=True)
-        finally:
-            os.close(fd)
