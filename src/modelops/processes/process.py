@@ -33,17 +33,11 @@ from modelops.errors import (
     RemoteError,
     StorageError,
 )
-from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
+from modelops.processes.memory import ProcessMemory
 from modelops.processes.sheet import Sheet
-from modelops.processes.watch import (
-    Watch,
-    Watched,
-    kill_largest_child,
-    peak_resident_bytes,
-    resident_bytes,
-)
+from modelops.processes.watch import Watch, Watched
 from modelops.rpc import Answer, Asked, Failure, Initialize, Initialized, Message, Peer, Shutdown
 from modelops.rpc.messages import PROTOCOL
 from modelops_runner.launch import runner_argv
@@ -51,6 +45,7 @@ from modelops_runner.launch import runner_argv
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from modelops.processes.cgroup import CgroupHome
     from modelops.processes.outcome import LogSink, RunnerSpec
     from modelops.processes.reaper import Child, Reaper
     from modelops.rpc.messages import Wire
@@ -114,15 +109,9 @@ class RunnerProcess:
         self._outgoing = bytearray()
         self._eof = False
         self.n_received_bytes = 0
-        self._peak: int | None = None
-        self._peak_at = 0.0
         for name in ("work", "tmp", "spool", "cache"):
             (folder / name).mkdir(parents=True)
-        self.cgroup: MemoryCgroup | None = None
-        if spec.memory_bytes is not None and cgroups is not None:
-            self.cgroup = make_cgroup(cgroups, limit_bytes=spec.memory_bytes)
-        self._oom_kills = 0
-        self._forks_killed, self._fork_peak = 0, 0  # by the watch, for their memory
+        self._memory = ProcessMemory(spec.memory_bytes, cgroups)
         self._watched: Watched | None = None
         self._child = self._spawn(log_path, sink)
 
@@ -175,7 +164,7 @@ class RunnerProcess:
                     cwd=self.folder / "work",
                     fds=fds,
                     on_exit=self.wake,
-                    cgroup=self.cgroup.path if self.cgroup else None,
+                    cgroup=self._memory.cgroup,
                 )
             except BaseException:
                 theirs.close()
@@ -278,10 +267,9 @@ class RunnerProcess:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Have memory (where no cgroup does it) and stalls watched within this block."""
-        limit = self.spec.memory_bytes
         watched = Watched(
             self.pid,
-            limit if self.cgroup is None else None,
+            self._memory.to_watch,
             self._too_large,
             lambda: self.kill(Kill("stalled", "the process was stopped (SIGSTOP) and did not go on")),
         )
@@ -293,37 +281,23 @@ class RunnerProcess:
 
     def _too_large(self, peak_bytes: int) -> bool:
         """Kill what takes too much memory; return whether that is the whole process, or only a fork of it."""
-        limit = self.spec.memory_bytes or 0
-        if (
-            self.spec.isolation == "fork"
-            and resident_bytes(self.pid) <= limit
-            and kill_largest_child(self.pid)
-        ):
-            self._forks_killed, self._fork_peak = self._forks_killed + 1, peak_bytes
+        if self.spec.isolation == "fork" and self._memory.kill_a_fork(self.pid, peak_bytes):
             return False
         self.kill(Kill("memory", "", peak_bytes=peak_bytes))
         return True
 
     def new_oom_kills(self) -> bool:
-        """Say whether the kernel has killed in its cgroup, or the watch a fork, since this was last asked."""
-        before = self._oom_kills
-        self._oom_kills = self._forks_killed if self.cgroup is None else self.cgroup.oom_kills()
-        return self._oom_kills > before
+        """Say whether somebody was killed for its memory since this was last asked."""
+        return self._memory.new_kills()
 
     def memory_message(self) -> str:
         """Return the sentence with limit and peak for a process that took too much."""
         killed = self.killed
-        peak = killed.peak_bytes if killed is not None and killed.kind == "memory" else None
-        if peak is None:
-            peak = (self._fork_peak or None) if self.cgroup is None else self.cgroup.peak_bytes()
-        limit = self.spec.memory_bytes or 0
-        return f"limit {_mib(limit)}, peak {_mib(peak) if peak is not None else 'unknown'}"
+        return self._memory.message(killed.peak_bytes if killed and killed.kind == "memory" else None)
 
     def max_rss_bytes(self, now: float, seconds: float) -> int | None:
         """Return its highest memory so far, read at most ten times a second."""
-        if self._peak is None or now - self._peak_at > 0.1 or seconds > 0.1:
-            self._peak, self._peak_at = peak_resident_bytes(self.pid) or self._peak, now
-        return self._peak
+        return self._memory.peak_bytes(self.pid, now, seconds)
 
     def returncode(self) -> int:
         """Return how it ended, as ``Popen`` reports it. Kills it if it lingers with its connection closed."""
@@ -355,8 +329,7 @@ class RunnerProcess:
             for fd in (self._stdin, self._stdout, self._wake_r, self._wake_w):
                 os.close(fd)
         self.drain.close()
-        if self.cgroup is not None:
-            self.cgroup.remove()
+        self._memory.remove()
         for name in ("work", "tmp", "cache"):
             shutil.rmtree(self.folder / name, onerror=_make_writable_and_retry)
         spool = self.folder / "spool"
@@ -538,10 +511,6 @@ class RunnerProcess:
         elif killed is not None and killed.text:
             tail = f"{killed.text}\n{tail}"
         return ProcessExitedError(doing, returncode, tail)
-
-
-def _mib(n: int) -> str:
-    return f"{n / (1 << 20):.1f} MiB"
 
 
 def _same_folder(one: str, other: str) -> bool:
