@@ -16,12 +16,11 @@ import fcntl
 import os
 import secrets
 import select
-import shutil
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +35,7 @@ from modelops.errors import (
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
 from modelops.processes.memory import ProcessMemory
+from modelops.processes.process_folder import make_folders, remove_folders
 from modelops.processes.sheet import Sheet
 from modelops.processes.watch import Watch, Watched
 from modelops.rpc import Answer, Asked, Failure, Initialize, Initialized, Message, Peer, Shutdown
@@ -109,8 +109,7 @@ class RunnerProcess:
         self._outgoing = bytearray()
         self._eof = False
         self.n_received_bytes = 0
-        for name in ("work", "tmp", "spool", "cache"):
-            (folder / name).mkdir(parents=True)
+        make_folders(folder)
         self._memory = ProcessMemory(spec.memory_bytes, cgroups)
         self._watched: Watched | None = None
         self._child = self._spawn(log_path, sink)
@@ -330,18 +329,7 @@ class RunnerProcess:
                 os.close(fd)
         self.drain.close()
         self._memory.remove()
-        for name in ("work", "tmp", "cache"):
-            shutil.rmtree(self.folder / name, onerror=_make_writable_and_retry)
-        spool = self.folder / "spool"
-        left = 0
-        for file in spool.iterdir():
-            if str(file) in self.owned:
-                left += 1
-            else:
-                file.unlink()
-        if not left:
-            spool.rmdir()
-            self.folder.rmdir()
+        remove_folders(self.folder, self.owned)
 
     # --- messages ----------------------------------------------------------------------------------
 
@@ -517,14 +505,3 @@ def _same_folder(one: str, other: str) -> bool:
     with contextlib.suppress(OSError):
         return Path(one).samefile(other)
     return False
-
-
-def _make_writable_and_retry(function: Any, path: str, error: Any) -> None:
-    """Let ``rmtree`` go on where a model has left folders without permissions."""
-    if isinstance(error[1], FileNotFoundError):
-        return
-    parent = Path(path).parent
-    parent.chmod(0o700)
-    if Path(path).is_dir() and not Path(path).is_symlink():
-        Path(path).chmod(0o700)
-    function(path)
