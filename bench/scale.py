@@ -7,7 +7,8 @@ never, and the driver itself is replaced once, in the middle. An aggregate for e
 Committing takes no time here; what the records really take for a segment is measured beside it.
 
 Printed: CPU of the driver's machine per million replicates, its events per second of that CPU, the events per second of
-the job that it would have to keep up with, and the peak of memory (goal: below 1 GB), the world's own included.
+the job that it would have to keep up with, and the peak of memory (goal: below 1 GB), the world's own included. What is
+committed is kept here in arrays: a database would have it on disk.
 
 Usage: python bench/scale.py [REPLICATES] [WORKERS] [MEAN_S]
 """
@@ -21,9 +22,13 @@ import resource
 import sys
 import tempfile
 import time
+from array import array
 from collections import Counter
 from heapq import heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from measuring import describe
 from modelops.driver import commands as c
@@ -31,13 +36,15 @@ from modelops.driver import events as e
 from modelops.driver.machine import Machine
 from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus
 from modelops.store import Records
-from modelops.study.ids import AttemptId, JobId
+from modelops.study.ids import AttemptId, JobId, attempt_id
 from modelops.study.index_line import IndexLine
 from modelops.study.ranges import Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
 from modelops.worker.messages import AggregateReceipt, AggregateRef, Receipt, SegmentRef
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modelops.study.ranges import Range
 
 JOB = JobId("job_of_scale")
@@ -63,6 +70,66 @@ class Worker:
         self.running: AttemptId | None = None
 
 
+class Committed:
+    """What the store has of segments and aggregates, in arrays: 24 bytes for a segment, and more where it has gaps."""
+
+    def __init__(self) -> None:
+        self.numbers, self._lows, self._highs = array("q"), array("q"), array("q")
+        self._gaps: dict[int, tuple[Range, ...]] = {}
+        self.aggregates: list[tuple[int, tuple[Range, ...], array[int]]] = []
+        self.n_outcomes = 0
+
+    def add(self, ref: SegmentRef) -> None:
+        if len(ref.ranges) > 1:
+            self._gaps[len(self.numbers)] = ref.ranges
+        self.numbers.append(_number(ref.attempt))
+        self._lows.append(ref.ranges[0][0])
+        self._highs.append(ref.ranges[-1][1])
+        self.n_outcomes += sum(ref.counts.values())
+
+    def add_aggregates(self, ref: AggregateRef) -> None:
+        self.aggregates.append((_number(ref.attempt), ref.params, array("q", map(_number, ref.inputs))))
+
+    def segments(self) -> Iterator[SegmentRef]:
+        """Yield the segments by their first index, one at a time."""
+        for i in np.argsort(np.array(self._lows), kind="stable").tolist():
+            ranges = self._gaps.get(i, ((self._lows[i], self._highs[i]),))
+            yield segment_ref(_attempt(self.numbers[i]), ranges)
+
+    def refs_of_aggregates(self) -> Iterator[AggregateRef]:
+        for number, params, inputs in self.aggregates:
+            yield aggregate_ref(_attempt(number), params, tuple(map(_attempt, inputs)))
+
+    def is_each_once(self, size: int) -> bool:
+        """Say whether each index below ``size`` is in one segment."""
+        gaps = {pair for ranges in self._gaps.values() for pair in ranges}
+        whole = [i for i in range(len(self.numbers)) if i not in self._gaps]
+        lows = np.sort([*(self._lows[i] for i in whole), *(lo for lo, _ in gaps)])
+        highs = np.sort([*(self._highs[i] for i in whole), *(hi for _, hi in gaps)])
+        return bool(lows[0] == 0 and highs[-1] == size and (lows[1:] == highs[:-1]).all())
+
+
+def _number(attempt: str) -> int:
+    epoch, _, number = attempt.partition("-")
+    return int(epoch) << 40 | int(number)
+
+
+def _attempt(number: int) -> AttemptId:
+    return attempt_id(*divmod(number, 1 << 40))
+
+
+def segment_ref(attempt: AttemptId, ranges: tuple[Range, ...]) -> SegmentRef:
+    counts = {SUCCEEDED: sum(hi - lo for lo, hi in ranges)}
+    return SegmentRef(attempt=attempt, name="s", digest=attempt, n_bytes=1, ranges=ranges, counts=counts)
+
+
+def aggregate_ref(attempt: AttemptId, params: tuple[Range, ...], inputs: tuple[str, ...]) -> AggregateRef:
+    counts = {AggregateStatus.SUCCEEDED: sum(hi - lo for lo, hi in params)}
+    return AggregateRef(
+        attempt=attempt, name="a", digest=attempt, n_bytes=1, params=params, counts=counts, inputs=inputs
+    )
+
+
 class World:
     """Plays the job to its end. ``cpu_s`` and ``n_events`` are the machine's."""
 
@@ -76,11 +143,9 @@ class World:
         self.queue: list[tuple[float, int, Any, Any]] = []
         self.workers: dict[str, Worker] = {}
         self.n_workers = n_workers
-        self.segments: dict[AttemptId, SegmentRef] = {}
-        self.aggregates: dict[AttemptId, AggregateRef] = {}
+        self.store = Committed()
         self.state, self.reason = JobState.QUEUED, ""
         self.cpu_s, self.n_events, self.n_drivers = 0.0, 0, 0
-        self.n_outcomes = 0
         self.met: Counter[str] = Counter()
 
     def play(self) -> None:
@@ -91,7 +156,7 @@ class World:
         while self.state not in FINAL_JOB_STATES:
             self.now, _, happen, arg = heappop(self.queue)
             happen(arg)
-            if self.n_drivers == 1 and self.n_outcomes > halfway:
+            if self.n_drivers == 1 and self.store.n_outcomes > halfway:
                 self.drive()
 
     def drive(self) -> None:
@@ -100,8 +165,8 @@ class World:
         self.timers: dict[str, int] = {}
         began = time.process_time()
         self.machine = Machine(
-            self.spec, JOB, epoch=self.n_drivers, segments=self.segments.values(),
-            aggregates=self.aggregates.values(), state=self.state, adopt=self.n_drivers > 1,
+            self.spec, JOB, epoch=self.n_drivers, segments=self.store.segments(),
+            aggregates=self.store.refs_of_aggregates(), state=self.state, adopt=self.n_drivers > 1,
         )  # fmt: skip
         commands = self.machine.start(self.now)
         self.cpu_s += time.process_time() - began
@@ -132,11 +197,10 @@ class World:
                     worker.held[command.chunk.attempt] = command
                     self.start(worker)
             case c.CommitSegment():
-                self.segments[command.segment.attempt] = command.segment
-                self.n_outcomes += sum(command.segment.counts.values())
+                self.store.add(command.segment)
                 self.tell(e.Committed(command.segment.attempt))
             case c.CommitAggregates():
-                self.aggregates[command.stored.attempt] = command.stored
+                self.store.add_aggregates(command.stored)
                 self.tell(e.Committed(command.stored.attempt))
             case c.ChangeState():
                 self.state = command.state
@@ -246,10 +310,8 @@ class World:
     def receipt(self, worker: Worker, submitted: Any, n: int, model_s: float) -> e.Event:
         chunk = submitted.chunk
         if isinstance(submitted, c.SubmitAggregates):
-            stored = AggregateRef(
-                attempt=chunk.attempt, name="a", digest="", n_bytes=1, params=chunk.params,
-                counts={AggregateStatus.SUCCEEDED: n}, inputs=(),
-            )  # fmt: skip
+            inputs = tuple(segment.digest for segment in chunk.segments)
+            stored = aggregate_ref(chunk.attempt, chunk.params, inputs)
             return e.AggregateDone(
                 AggregateReceipt(
                     job=JOB,
@@ -268,12 +330,7 @@ class World:
             k = lo + int(self.random.random() * (hi - lo))
             crashed = Ranges(((k, k + 1),))
             ranges, retry = (Ranges(ranges) - crashed).pairs, ((ReplicateStatus.CRASHED, crashed.pairs),)
-        segment = None
-        if ranges:
-            segment = SegmentRef(
-                attempt=chunk.attempt, name="s", digest="", n_bytes=1, ranges=ranges,
-                counts={SUCCEEDED: n - len(retry)},
-            )  # fmt: skip
+        segment = segment_ref(chunk.attempt, ranges) if ranges else None
         return e.ChunkDone(
             Receipt(
                 job=JOB,
@@ -320,16 +377,16 @@ def main() -> None:
     wall_s = time.perf_counter() - began
     counts, size = world.machine.counts(), world.spec.line.size
     assert world.state is JobState.SUCCEEDED, (world.state, world.reason)
-    assert counts[SUCCEEDED] == size == sum(sum(s.counts.values()) for s in world.segments.values())
-    assert len(Ranges(pair for s in world.segments.values() for pair in s.ranges)) == size
+    peak, n_segments = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(world.store.numbers)
+    assert counts[SUCCEEDED] == size == world.store.n_outcomes
+    assert world.store.is_each_once(size)
     assert world.machine.aggregate_counts()[AggregateStatus.SUCCEEDED] == n // PER_SET
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ideal_s, n_events, cpu_s = size * mean_s / n_workers, world.n_events, world.cpu_s
     needed, can = n_events / world.now, n_events / cpu_s
-    each_s, rate = commit_s(list(world.segments.values())[:4_000]), len(world.segments) / world.now
+    each_s, rate = commit_s(list(islice(world.store.segments(), 4_000))), n_segments / world.now
     print(f"{size:,} replicates of {mean_s:g} s on {n_workers:,} workers")
     print(f"  {world.now:,.0f} s, {world.now / ideal_s:.2f} of the ideal; {n_events:,} events,", end=" ")
-    print(f"{len(world.segments):,} segments, {len(world.aggregates):,} of aggregates; {dict(world.met)}")
+    print(f"{n_segments:,} segments, {len(world.store.aggregates):,} of aggregates; {dict(world.met)}")
     print(f"  driver: {1e6 * cpu_s / size:.2f} s of CPU per million replicates, {1e6 / can:.1f} us per event")
     print(f"  it can do {can:,.0f} events per second, and needs {needed:,.0f}: {needed / can:.1%} of a core")
     print(f"  records: {1e6 * each_s:.0f} us of CPU per segment, {rate:,.0f} per second:", end=" ")

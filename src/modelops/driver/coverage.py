@@ -82,7 +82,7 @@ def _filled(block: Block, end: int, added: Range, whole: Range) -> Range | None:
 
 
 class SegmentMap:
-    """Which committed segment holds which indices."""
+    """Which committed segment holds which indices, as long as somebody may ask."""
 
     def __init__(self) -> None:
         self._lows: list[int] = []
@@ -98,6 +98,15 @@ class SegmentMap:
                 i = bisect_right(self._lows, lo)
                 self._lows.insert(i, lo)
                 self._entries.insert(i, (hi, segment))
+
+    def remove(self, segment: SegmentRef) -> None:
+        """Forget a segment."""
+        for lo, _ in segment.ranges:
+            i = bisect_left(self._lows, lo)
+            del self._lows[i], self._entries[i]
+
+    def __len__(self) -> int:
+        return len(self._lows)
 
     def trim(self, indices: Ranges) -> None:
         """Let segments hold none of these any more. Costs the whole map: for rare events."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _NO_OUTCOMES: Final = dict.fromkeys(
     (ReplicateStatus.SUCCEEDED, *sorted(FAILURES), ReplicateStatus.NOT_NEEDED), 0
 )
+JUDGED_AT_ONCE: Final = 1_000  # segments that are taken in before it is looked which aggregates count
 _NO_AGGREGATES: Final = dict.fromkeys(AggregateStatus, 0)
 
 
@@ -43,20 +44,30 @@ class Ledger:
     def adopt(self, segments: Iterable[SegmentRef], aggregates: Iterable[AggregateRef]) -> Ranges:
         """Take in what earlier runs left, and return the parameter sets that lack only their aggregate.
 
-        An aggregate is stale, and left out, when it lacks a segment that its parameter sets have by now.
+        An aggregate is stale, and left out, when it lacks a segment that its parameter sets have by now. Segments are
+        best given in order of their indices: then few of them are held at a time.
         """
-        segments = sorted(segments, key=lambda segment: segment.ranges)
-        for segment in segments:
-            self._count(segment.counts, segment)
-        settled = self._cover(Ranges(pair for segment in segments for pair in segment.ranges))
-        for stored in aggregates if self._n_targets else ():
-            params = Ranges(stored.params)
-            if (params - settled).pairs:
-                continue
-            inputs = {segment.digest for segment in self.segments_of(params)}
-            if inputs.issubset(stored.inputs):
-                self.add_aggregates(params, stored.counts)
-        return self._aggregated.lacks(settled)
+        waiting = (
+            sorted(aggregates, key=lambda stored: stored.params, reverse=True) if self._n_targets else []
+        )
+        settled = RangeSet()
+        for n, segment in enumerate(segments, 1):
+            for lo, hi in self.add_outcomes(Ranges(segment.ranges), segment.counts, segment).pairs:
+                settled.add(lo, hi)
+            if n % JUDGED_AT_ONCE == 0:
+                while waiting and not settled.lacks(Ranges(waiting[-1].params)).pairs:
+                    self._judge(waiting.pop())
+        for stored in waiting:
+            if not settled.lacks(Ranges(stored.params)).pairs:
+                self._judge(stored)
+        return self._aggregated.lacks(settled.ranges)
+
+    def _judge(self, stored: AggregateRef) -> None:
+        """Take in an aggregate of parameter sets that have settled, unless it is stale."""
+        params = Ranges(stored.params)
+        inputs = {segment.digest for segment in self.segments_of(params)}
+        if inputs.issubset(stored.inputs):
+            self.add_aggregates(params, stored.counts)
 
     def add_outcomes(
         self, indices: Ranges, counts: Mapping[ReplicateStatus, int], segment: SegmentRef | None
@@ -92,13 +103,16 @@ class Ledger:
             self.n_open_params -= hi - lo
         for status, n in counts.items():
             self.aggregate_counts[AggregateStatus(status)] += n
+        for segment in self.segments_of(params):
+            if not self._aggregated.lacks(self._line.params_of(Ranges(segment.ranges))).pairs:
+                self._segments.remove(segment)  # nobody asks for it again
 
     def lacks(self, kind: Kind, items: Ranges) -> Ranges:
         """Return those indices (or parameter sets) that have no outcome (or aggregate)."""
         return (self._coverage if kind is Kind.SIMULATE else self._aggregated).lacks(items)
 
     def segments_of(self, params: Ranges) -> tuple[SegmentRef, ...]:
-        """Return the segments that hold replicates of these parameter sets."""
+        """Return the segments that hold replicates of these parameter sets, of which some lack their aggregate."""
         indices = (pair for lo, hi in params.pairs for pair in self._line.of_params(lo, hi).pairs)
         return self._segments.over(Ranges(indices))
 

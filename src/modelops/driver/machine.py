@@ -118,8 +118,8 @@ class Machine:
         self._places = Places(self._ledger, self._roster, self._backlogs)
         self._blame = Blame()
         self._fitness = Fitness(self._roster, self._course, self._outbox)
-        segments = tuple(segments)
-        to_aggregate = self._ledger.adopt(segments, aggregates)
+        looked_at = () if spec.until is None else tuple(segments)
+        to_aggregate = self._ledger.adopt(looked_at or segments, aggregates)
         self._plan: Plan | None = None
         if spec.until is not None:
             self._plan = Plan(
@@ -131,7 +131,7 @@ class Machine:
                 next_attempt=self._next_attempt_id,
                 stop_surplus=self._stop_surplus,
             )
-            self._plan.adopt(segments)
+            self._plan.adopt(looked_at)
             to_aggregate &= self._plan.needs.closed
         self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
         missing = self._ledger.lacks(_SIMULATE, spec.line.all())

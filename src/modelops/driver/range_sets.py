@@ -94,6 +94,11 @@ class RangeSet:
     def __len__(self) -> int:
         return self._n
 
+    @property
+    def ranges(self) -> Ranges:
+        """The set as it is now."""
+        return Ranges(zip(self._lows, self._highs, strict=True))
+
     def add(self, lo: int, hi: int) -> Range:
         """Put ``lo <= k < hi`` in, and return the whole range in which it now lies."""
         lows, highs = self._lows, self._highs
