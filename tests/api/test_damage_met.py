@@ -45,6 +45,9 @@ class Idle(Nobody):
     def membership(self, worker: str) -> Membership:
         return NO_POOL
 
+    def refused(self) -> dict[str, str]:
+        return {}
+
     def connected(self) -> bool:
         return True
 

@@ -91,6 +91,9 @@ class AttachedPool:
     def membership(self, worker: str) -> Membership:
         return NO_POOL
 
+    def refused(self) -> dict[str, str]:
+        return {}
+
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
         if message["event"] == "joined":

@@ -75,6 +75,7 @@ class Drivers:
     woken: int = 0
     pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
     pools: dict[str, Membership] = field(default_factory=dict)
+    refused_workers: dict[str, str] = field(default_factory=dict)
     scheduler: bool = True
     abandoned: list[str] = field(default_factory=list)
     tell: Callable[[JobId, bool], None] = lambda _job, _ended: None
@@ -96,6 +97,9 @@ class Drivers:
 
     def membership(self, worker: str) -> Membership:
         return self.pools.get(worker, NO_POOL)
+
+    def refused(self) -> dict[str, str]:
+        return self.refused_workers
 
     def connected(self) -> bool:
         return self.scheduler

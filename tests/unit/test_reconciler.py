@@ -41,6 +41,9 @@ class NoPool:
     def membership(self, worker: str) -> Membership:
         return NO_POOL
 
+    def refused(self) -> dict[str, str]:
+        return {}
+
     def on_workers(self, joined: Any, left: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 

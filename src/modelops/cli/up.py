@@ -97,6 +97,7 @@ def status(as_json: AsJson = False) -> None:
                 "jobs": jobs,
                 "jobs_unknown": unknown,
                 "waiting": waiting,
+                "refused": told.get("refused", {}),
                 "logs": str(home.logs),
             }
         )
@@ -107,6 +108,12 @@ def status(as_json: AsJson = False) -> None:
         for text in dict.fromkeys(waiting.values()):
             n = list(waiting.values()).count(text)
             typer.echo(f"{'waiting':<11}{n} job{'s' if n > 1 else ''}: {text}")
+        refused = {str(worker): str(versions) for worker, versions in told.get("refused", {}).items()}
+        for versions in dict.fromkeys(refused.values()):
+            n = list(refused.values()).count(versions)
+            typer.echo(
+                f"{'refused':<11}{n} worker{'s' if n > 1 else ''} whose versions do not fit:\n{versions}"
+            )
         typer.echo(f"{'data':<11}{home.data}")
         typer.echo(f"{'logs':<11}{home.logs}")
     if settings.server is not None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from modelops.cluster.versions import VERSIONS
+
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
 
@@ -23,9 +25,9 @@ class AnnounceWorkers(SchedulerPlugin):
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Announce a worker with the number of its threads."""
         state = scheduler.workers[worker]
-        of = state.extra.get(MEMBERSHIP)
+        said = {key: state.extra.get(key) for key in (MEMBERSHIP, VERSIONS)}
         scheduler.log_event(
-            WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": state.nthreads, MEMBERSHIP: of}
+            WORKERS_TOPIC, {"event": "joined", "worker": worker, "slots": state.nthreads, **said}
         )
 
     def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:

@@ -23,13 +23,14 @@ from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.listeners import Listeners
 from modelops.cluster.tls import security
+from modelops.cluster.versions import VERSIONS, Versions, misfits, ours, table
 from modelops.counters import Counted, count
 from modelops.errors import ClusterError
 from modelops.logs import quiet_dask
 from modelops.study.pools import NO_POOL, Membership
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 CONNECT_S: Final = 10.0
@@ -57,6 +58,7 @@ class ConnectedCluster:
         self._client: Client | None = None
         self._workers: dict[str, int] = {}
         self._memberships: dict[str, Membership] = {}  # of these
+        self._refused: dict[str, str] = {}  # workers whose versions do not fit, and the table of these
         self._left_early: set[str] = set()
         self._closing = threading.Event()
         self._changed = threading.Condition(self._lock)
@@ -119,6 +121,11 @@ class ConnectedCluster:
         with self._lock:
             return self._memberships.get(worker, NO_POOL)
 
+    def refused(self) -> dict[str, str]:
+        """Return the workers that get no work as their versions do not fit, and a table of these."""
+        with self._lock:
+            return dict(self._refused)
+
     def wait_for_workers(self, n: int, timeout_s: float) -> bool:
         """Wait until there are so many workers; False if there are not after that time."""
         with self._changed:
@@ -176,7 +183,7 @@ class ConnectedCluster:
         log.info("connected to the scheduler %s, which has %s workers", address, len(found))
         for worker, info in found.items():
             if worker not in self._left_early:  # told before the list arrived, and true after it was made
-                self._join(worker, int(info["nthreads"]), info.get(MEMBERSHIP))
+                self._join(worker, int(info["nthreads"]), info)
         return connection
 
     def _forget(self, client: _Connection) -> None:
@@ -184,6 +191,7 @@ class ConnectedCluster:
             self._client = None
             gone, self._workers = self._workers, {}
             self._memberships.clear()
+            self._refused.clear()
             self._changed.notify_all()
         self._listeners.listen_to(None)
         if not self._closing.is_set():
@@ -197,18 +205,23 @@ class ConnectedCluster:
         message = event[1]
         worker = str(message["worker"])
         if message["event"] == "joined":
-            self._join(worker, int(message["slots"]), message.get(MEMBERSHIP))
+            self._join(worker, int(message["slots"]), message)
             return
         self._left_early.add(worker)
         with self._changed:
             known = self._workers.pop(worker, None) is not None
             self._memberships.pop(worker, None)
+            self._refused.pop(worker, None)
             self._changed.notify_all()
         if known:
             count(Counted.WORKERS_DIED if message["died"] else Counted.WORKERS_LEFT)
             self._listeners.left(worker, bool(message["died"]))
 
-    def _join(self, worker: str, slots: int, of: Any) -> None:
+    def _join(self, worker: str, slots: int, said: Mapping[str, Any]) -> None:
+        of = said.get(MEMBERSHIP)
+        if slots and worker not in self._workers and (versions := _skew(worker, said.get(VERSIONS))):
+            self._refuse(worker, versions)
+            return
         with self._changed:
             if slots == 0 and worker not in self._workers:
                 return  # its own last word, which came later than what the scheduler said of its end
@@ -221,6 +234,25 @@ class ConnectedCluster:
             self._changed.notify_all()
         if new:
             self._listeners.joined(worker, slots)
+
+    def _refuse(self, worker: str, versions: str) -> None:
+        with self._lock:
+            is_new = versions not in self._refused.values()
+            self._refused[worker] = versions
+        if is_new:  # not for each worker of a pool
+            log.warning(
+                "%s, and others like it, get no work: their versions do not fit\n%s", worker, versions
+            )
+
+
+def _skew(worker: str, said: Any) -> str:
+    """Return how the versions of a worker and of this process differ where it matters; empty: they do not."""
+    try:
+        theirs = Versions() if said is None else msgspec.convert(said, Versions)
+    except msgspec.ValidationError as error:
+        log.warning("what %s says of its versions cannot be read: %s", worker, error)
+        theirs = Versions()
+    return table(ours(), theirs) if misfits(ours(), theirs) else ""
 
 
 def _membership(worker: str, said: Any) -> Membership:

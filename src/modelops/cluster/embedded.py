@@ -104,6 +104,10 @@ class EmbeddedCluster:
         """Return that these workers are in no pool."""
         return NO_POOL
 
+    def refused(self) -> dict[str, str]:
+        """Return that all workers fit: they are of this process."""
+        return {}
+
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
         if message["event"] == "joined":

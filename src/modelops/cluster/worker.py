@@ -28,6 +28,7 @@ from modelops.cluster.dask_settings import DASK_SETTINGS
 from modelops.cluster.place import Place
 from modelops.cluster.tls import security
 from modelops.cluster.upkeep import ExitCode
+from modelops.cluster.versions import VERSIONS, ours
 from modelops.counters import Totals, totals
 from modelops.logs import quiet_dask
 from modelops.worker.plugin import ModelOpsWorker
@@ -148,7 +149,10 @@ async def _work(
         place.scheduler, nthreads=place.slots, security=security(place.tls, "worker"), protocol="tls://",
         host=host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
         local_directory=str(settings.scratch), plugins=(ModelOpsWorker(settings),), death_timeout=CONNECT_S,
-        startup_information={MEMBERSHIP: lambda _worker: msgspec.to_builtins(place.membership)},
+        startup_information={
+            MEMBERSHIP: lambda _worker: msgspec.to_builtins(place.membership),
+            VERSIONS: lambda _worker: msgspec.to_builtins(ours()),
+        },
     )  # fmt: skip
     starting = asyncio.ensure_future(_started(worker))
     asked = asyncio.ensure_future(told.wait())

@@ -67,6 +67,8 @@ class Pool(Protocol):
 
     def membership(self, worker: str) -> Membership: ...  # noqa: D102  of one that is connected
 
+    def refused(self) -> dict[str, str]: ...  # noqa: D102  workers of versions that do not fit -> table of these
+
     def on_workers(  # noqa: D102  within the block, on a thread of the client
         self, joined: Callable[[str, int], None], left: Callable[[str, bool], None]
     ) -> contextlib.AbstractContextManager[None]: ...

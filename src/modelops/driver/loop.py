@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.hands import STORAGE_AWAY, Adopted, Hands, Heard, Said
+from modelops.driver.skew import Skews
 from modelops.driver.writer import WRITES, Ledger, RecordUse, Writer
 from modelops.errors import (
     ClusterError,
@@ -104,6 +105,7 @@ class DriverLoop:
 
     def __post_init__(self) -> None:
         self._writer = Writer(self.ledger)
+        self._skews = Skews()
         self.hands = Hands(
             self.job, (self.study, self.study_digest), self.machine.epoch, self.pool, self.inbox.put
         )
@@ -229,6 +231,8 @@ class DriverLoop:
         now = self.clock()
         self._check_workers(now)
         self.hands.look_around(now)
+        if skews := self._skews.notes(self.pool.refused()):
+            self._perform([*skews])
         if note := self.hands.story_of_storage():
             if note.kind == STORAGE_AWAY:
                 self.on_waiting(note.text)

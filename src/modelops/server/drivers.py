@@ -98,6 +98,10 @@ class Drivers:
         """Return what a worker says of its pool."""
         return self._pool.membership(worker) if self._pool is not None else NO_POOL
 
+    def refused(self) -> dict[str, str]:
+        """Return the workers that get no work as their versions do not fit, and a table of these."""
+        return self._pool.refused() if self._pool is not None else {}
+
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""
         return self._pool is not None and self._pool.connected

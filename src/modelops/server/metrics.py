@@ -110,6 +110,12 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
             ),
             family("modelops_workers", "gauge", "Workers that are connected.", [({}, len(workers))]),
             family(
+                "modelops_workers_refused",
+                "gauge",
+                "Workers that get no work as their versions do not fit.",
+                [({}, len(service.supervisor.refused()))],
+            ),
+            family(
                 "modelops_pool_workers",
                 "gauge",
                 "Workers that are connected, by the named pool they are in.",

@@ -95,6 +95,9 @@ class Driving(Protocol):
     def membership(self, worker: str) -> Membership:
         """Return what a worker says of its pool."""
 
+    def refused(self) -> dict[str, str]:
+        """Return the workers that get no work as their versions do not fit, and a table of these."""
+
     def connected(self) -> bool:
         """Say whether the Dask scheduler answers."""
 

@@ -1,10 +1,13 @@
 """What driver and workers say to each other: chunks out, receipts back. Plain frozen values.
 
 They travel as Dask task arguments and results, so they stay small: ranges and counts, never parameters
-or outputs.
+or outputs. Whoever changes what they mean, or what one of both stores for the other, counts `PROTOCOL` up: then a
+server gives no work to workers of the other kind (`modelops.cluster.versions`).
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import msgspec
 
@@ -12,6 +15,8 @@ from modelops.counters import Durations
 from modelops.states import ReplicateStatus
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
+
+PROTOCOL: Final = 1
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):

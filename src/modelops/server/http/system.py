@@ -48,6 +48,7 @@ class WorkerView(msgspec.Struct, frozen=True):
 class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     """What the server is and what it is connected to.
 
+    ``refused``: workers that get no work as their versions do not fit, by address, and a table of these.
     ``database``: ``ok``, or what is wrong with it. ``waiting``: what database or storage said, by waiting job.
     """
 
@@ -55,6 +56,7 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     protocol: int
     started_at: datetime
     workers: list[WorkerView]
+    refused: dict[str, str]
     scheduler: Literal["connected", "away"]
     database: str
     jobs: dict[str, int]
@@ -131,6 +133,7 @@ def _server(api: Api, jobs: dict[JobState, int], waiting: dict[str, str], databa
             WorkerView(address, slots, (of := supervisor.membership(address)).pool, of.labels)
             for address, slots in sorted(supervisor.workers().items())
         ],
+        refused=supervisor.refused(),
         scheduler="connected" if supervisor.connected() else "away",
         database=database,
         jobs={str(state): n for state, n in jobs.items()},
