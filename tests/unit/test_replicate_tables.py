@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -119,3 +120,23 @@ def test_a_chunk_has_the_sets_that_each_of_its_parameter_sets_has_by_itself(how:
         row = parameters[param]
         alone = replicate_set(spec, param, row.param_id, row.canonical, index=k, replicate=replicate, n=1)
         assert found[k] == by_index([alone])[k]
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_a_chunk_costs_nothing_for_the_replicates_of_its_parameter_sets_that_are_not_in_it(
+    common: bool,
+) -> None:
+    objects = Objects.open("memory:///")
+    write_parameters(objects, JOB, [canonical_json({"x": k}) for k in range(2)])
+    parameters = Parameters(objects, JOB)
+    n = 4_000_000_000
+    names = ["line", "seeds", "common_random_numbers", "study_seed"]
+    spec: Any = msgspec.defstruct("Spec", names)(IndexLine.of(2, n), None, common, 11)
+    chunk = Ranges([(n // 2, n // 2 + 3), (n - 2, n + 2), (2 * n - 3, 2 * n)])
+    tracemalloc.start()
+    try:
+        found = by_index(one_by_one(replicate_sets(spec, parameters, chunk)))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert [(k, found[k][2]) for k in found] == [(k, k % n) for k in chunk]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,27 +55,33 @@ def part(one: AnySet, lo: int, hi: int) -> list[AnySet]:
     if isinstance(one, ReplicateSet):
         cut = {"index": one.index + lo, "replicate": one.replicate + lo, "seeds": one.seeds[lo:hi]}
         return [msgspec.structs.replace(one, **cut)] if lo < hi else []
-    each = one.each
     parts: list[AnySet] = []
+    for start, end in runs(one.each, lo, hi):
+        nth, within = divmod(start, one.each)
+        last = -(-end // one.each)
+        parts.append(
+            msgspec.structs.replace(
+                one,
+                each=min(one.each, end - start),
+                params=one.params[nth:last],
+                param=one.param + nth,
+                index=one.index + start,
+                replicate=one.replicate + within,
+                seeds=one.seeds[start:end],
+                param_ids=one.param_ids and one.param_ids[32 * nth : 32 * last],
+            )
+        )
+    return parts
+
+
+def runs(each: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+    """Cut ``lo <= i < hi`` of sets of ``each`` into at most three runs: of whole sets, or a part of one."""
     while lo < hi:
         nth, within = divmod(lo, each)
         n_whole = 0 if within else (hi - lo) // each
         end = lo + n_whole * each if n_whole else min(hi, (nth + 1) * each)
-        last = nth + max(n_whole, 1)
-        parts.append(
-            msgspec.structs.replace(
-                one,
-                each=each if n_whole else end - lo,
-                params=one.params[nth:last],
-                param=one.param + nth,
-                index=one.index + lo,
-                replicate=one.replicate + within,
-                seeds=one.seeds[lo:end],
-                param_ids=one.param_ids and one.param_ids[32 * nth : 32 * last],
-            )
-        )
+        yield lo, end
         lo = end
-    return parts
 
 
 def nth_set(one: ReplicateTable, nth: int) -> ReplicateSet:

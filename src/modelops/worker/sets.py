@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from modelops.processes import ReplicateSet, ReplicateTable
-from modelops.processes.outcome import part
+from modelops.processes.outcome import runs
 from modelops.study.seeds import entropy_key, seed_key, seed_keys, seeds_at, seeds_of
 
 if TYPE_CHECKING:
@@ -34,32 +34,40 @@ def replicate_sets(spec: JobSpec, parameters: Parameters, indices: Ranges) -> li
 
 
 def _of_block(spec: JobSpec, parameters: Parameters, block: Block, lo: int, hi: int) -> list[AnySet]:
-    """Return the sets of these indices: those at both edges may be parts of sets."""
-    n = block.n_replicates
-    first, last = (lo - block.base) // n, (hi - 1 - block.base) // n
-    ids, texts = parameters.columns(block.p0 + first, block.p0 + last + 1)
-    nth, replicates = np.divmod(np.arange(lo - block.base, hi - block.base, dtype=np.int64), n)
+    """Return the sets of these indices: those at both edges may be parts of sets.
+
+    Costs what these replicates cost, however many their parameter sets have.
+    """
+    each, lo, hi = block.n_replicates, lo - block.base, hi - block.base
+    first = lo // each
+    ids, texts = parameters.columns(block.p0 + first, block.p0 + (hi - 1) // each + 1)
+    nth, replicates = np.divmod(np.arange(lo, hi, dtype=np.int64), each)
     replicates += block.r0
     if spec.seeds is not None:
-        seeds = [spec.seeds[r] for r in replicates.tolist()]
+        seeds = tuple(spec.seeds[r] for r in replicates.tolist())
     elif spec.common_random_numbers:
         key = seed_key(spec.study_seed, None)
-        seeds = seeds_at(np.uint32(key.a), np.uint32(key.b), replicates).tolist()
+        seeds = tuple(seeds_at(np.uint32(key.a), np.uint32(key.b), replicates).tolist())
     else:
         keys = seed_keys(spec.study_seed, ids)[nth - first]
-        seeds = seeds_at(keys[:, 0], keys[:, 1], replicates).tolist()
-    before, behind = block.base + first * n, block.base + (last + 1) * n
-    whole = ReplicateTable(
-        each=n,
-        params=tuple(map(msgspec.Raw, texts)),
-        param=block.p0 + first,
-        index=before,
-        replicate=block.r0,
-        seeds=(*[0] * (lo - before), *seeds, *[0] * (behind - hi)),
-        study_seed=spec.study_seed,
-        param_ids=None if spec.common_random_numbers else "".join(ids),
-    )
-    return part(whole, lo - before, hi - before)
+        seeds = tuple(seeds_at(keys[:, 0], keys[:, 1], replicates).tolist())
+    sets: list[AnySet] = []
+    for start, end in runs(each, lo, hi):
+        nth_first, within = divmod(start, each)
+        of = slice(nth_first - first, -(-end // each) - first)
+        sets.append(
+            ReplicateTable(
+                each=min(each, end - start),
+                params=tuple(map(msgspec.Raw, texts[of])),
+                param=block.p0 + nth_first,
+                index=block.base + start,
+                replicate=block.r0 + within,
+                seeds=seeds[start - lo : end - lo],
+                study_seed=spec.study_seed,
+                param_ids=None if spec.common_random_numbers else "".join(ids[of]),
+            )
+        )
+    return sets
 
 
 def replicate_set(
