@@ -70,8 +70,17 @@ FAULTS = {
 }
 OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
-# Mean seconds of a replicate -> how many make 200 events: what takes longer says more, what is short goes together.
-LONG = {1e-3: range(30, 45), 1.0: range(35, 40), 3.0: range(33, 38), 60.0: range(29, 33)}
+# What makes events, and about how many. A schedule with much of that gets fewer replicates, so that most are about as
+# long: a few that are twice as long would take the time of many.
+EVENTS = {1.0: 295, 3.0: 273, 60.0: 273}  # by mean seconds of a replicate; what is shorter goes together
+EVENTS_OF_ONE = 5.5  # replicate
+EVENTS_OF_PARAM = 3.6  # parameter set that is aggregated
+EVENTS_OF_RETRY = 4.8
+EVENTS_OF_POISON = 38
+EVENTS_OF_RUN = 10
+EVENTS_OF_FAULT = dict.fromkeys(("pause", "rival", "crash", "death", "partition"), 5.0)  # others: 0.6
+FEWEST, MOST = 16, 48  # replicates
+NEAR = 10  # events
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 
@@ -165,63 +174,82 @@ class Scenario:
 
 
 def draw_scenario(seed: int) -> Scenario:
-    """Make a random scenario. The same seed makes the same one. Every tenth uses the real store, and is small."""
+    """Make a random scenario. The same seed makes the same one. Every tenth uses the real store, and is small.
+
+    First what goes wrong, then how many replicates there are.
+    """
     rng = random.Random(seed)
-    chance = rng.random
+    chance, choice = rng.random, rng.choice
     real_store = seed % 10 == 9
-    mean = rng.choice([1e-3, 1.0, 1.0, 3.0, 60.0])
-    line = _draw_line(rng, LONG[mean], small=real_store)
-    until = _draw_until(random.Random(~seed), line)
-    pools, homes = _draw_pools(random.Random(seed ^ 0x9001))
-    size = line.size
+    mean = choice([1e-3, 1.0, 1.0, 3.0, 60.0])
     retry = RetryPolicy(max_retries=0)
     if chance() < 0.6:
         retry = RetryPolicy(
             max_retries=rng.randint(1, 4),
-            initial_delay=rng.choice([0.0, 0.5, 30.0]),
-            backoff=rng.choice([1.0, 2.0]),
-            max_delay=rng.choice([None, 40.0]),
+            initial_delay=choice([0.0, 0.5, 30.0]),
+            backoff=choice([1.0, 2.0]),
+            max_delay=choice([None, 40.0]),
             on=frozenset({CRASHED} if chance() < 0.7 else {CRASHED, FAILED}),
         )
-    seconds = [mean * (0.1 + 2 * chance() ** 2) for _ in range(size)]
     failing: frozenset[int] = frozenset()
     if chance() < 0.03:
-        failing = frozenset(range(size))
+        failing = frozenset(range(MOST))
     elif chance() < 0.4:
-        failing = frozenset(k for k in range(size) if chance() < 0.1)
+        failing = frozenset(k for k in range(MOST) if chance() < 0.1)
+    crashes = {k: rng.randint(1, 7) for k in range(MOST) if chance() < 0.1} if chance() < 0.5 else {}
+    n_poison = rng.randint(1, 2) if chance() < 0.12 else 0
+    aggregates = tuple("mn"[: choice([0, 1, 1, 2])])
+    resumes = choice([0, 0, 0, 1] if real_store else [0, 0, 1, 2])
+    faults = {} if chance() < 0.1 else _draw_faults(rng)
+    if real_store:
+        line = _draw_blocks(rng, rng.randint(1, 3))
+    elif chance() < 1 / 16:
+        line = _draw_blocks(rng, rng.randint(1, 16))
+    elif mean not in EVENTS:
+        line = _draw_line(rng, EVENTS_OF_ONE * rng.randint(FEWEST, MOST), 0.0)
+    else:
+        n_again = sum(min(n, retry.max_retries) for n in crashes.values())
+        if FAILED in retry.on:
+            n_again += len(failing) * retry.max_retries
+        wanted = (
+            EVENTS[mean] - n_again * EVENTS_OF_RETRY - n_poison * EVENTS_OF_POISON - resumes * EVENTS_OF_RUN
+        )
+        wanted -= sum(len(numbers) * EVENTS_OF_FAULT.get(kind, 0.6) for kind, numbers in faults.items())
+        line = _draw_line(rng, wanted, EVENTS_OF_PARAM if aggregates else 0.0)
+    size = line.size
+    seconds = [mean * (0.1 + 2 * chance() ** 2) for _ in range(size)]
     total = sum(seconds)
+    pools, homes = _draw_pools(rng)
     return Scenario(
         spec=JobSpec(
             name="simulated",
             bundle="b",
             bundle_name="b",
             model="m:f",
-            aggregates=tuple("mn"[: rng.choice([0, 1, 1, 2])]),
+            aggregates=aggregates,
             line=line,
             retry=retry,
             fail_fast=chance() < 0.7,
             max_failures=rng.randint(0, size) if chance() < 0.05 else None,
             timeout_s=total * chance() * 2 if chance() < 0.05 else None,
-            until=until,
+            until=_draw_until(rng, line) if chance() < 1 / 16 else None,
             pools=pools or msgspec.UNSET,
         ),
         n_workers=rng.randint(1, 4),
-        slots=rng.choice([1, 1, 2, 3]),
+        slots=choice([1, 1, 2, 3]),
         seconds=seconds,
-        crashes={k: rng.randint(1, 7) for k in range(size) if chance() < 0.1} if chance() < 0.5 else {},
-        failing=failing,
-        fingerprints=rng.choice([1, 1, 3]),
-        poison=_draw_some(rng, size) if chance() < 0.12 else frozenset(),
-        poison_params=frozenset({rng.randrange(line.n_params)}) if size and chance() < 0.05 else frozenset(),
+        crashes={k: n for k, n in crashes.items() if k < size},
+        failing=frozenset(k for k in failing if k < size),
+        fingerprints=choice([1, 1, 3]),
+        poison=frozenset(rng.randrange(size) for _ in range(n_poison)),
+        poison_params=frozenset({rng.randrange(line.n_params)}) if chance() < 0.05 else frozenset(),
         environment_fails=chance() < 0.01,
-        missing_import_at=rng.randrange(size) if size and chance() < 0.02 else -1,
-        jitter=rng.choice([0.0, 0.0, 0.01, mean]),
-        cancels=tuple(sorted(total * chance() for _ in range(rng.choice([1, 1, 2]))))
-        if chance() < 0.1
-        else (),
-        resumes=rng.choice([0, 0, 0, 1] if real_store else [0, 0, 1, 2]),
+        missing_import_at=rng.randrange(size) if chance() < 0.02 else -1,
+        jitter=choice([0.0, 0.0, 0.01, mean]),
+        cancels=tuple(sorted(total * chance() for _ in range(choice([1, 1, 2])))) if chance() < 0.1 else (),
+        resumes=resumes,
         repairs=frozenset(n for n in (1, 2) if chance() < 0.3),
-        faults={} if chance() < 0.1 else _draw_faults(rng),
+        faults=faults,
         real_store=real_store,
         homes=homes,
     )
@@ -236,9 +264,9 @@ def _draw_pools(rng: random.Random) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _draw_until(rng: random.Random, line: IndexLine) -> Until | None:
-    """Draw, for one schedule in sixteen whose sets are alike, when a parameter set has enough replicates."""
+    """Draw when a parameter set has enough replicates, if all have as many."""
     most = {n for _, _, n in line.replicates()}
-    if rng.random() > 1 / 16 or len(most) != 1 or min(most) < 2:
+    if len(most) != 1 or min(most) < 2:
         return None
     half_width = rng.choice([0.4, 0.7, 1.0, 2.0, 4.0])
     return Until(half_width=half_width, of="x", level=0.8, min=rng.randint(2, min(6, *most)), max=most.pop())
@@ -259,28 +287,32 @@ def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
     return faults
 
 
-def _draw_some(rng: random.Random, size: int) -> frozenset[int]:
-    return frozenset(rng.randrange(size) for _ in range(rng.randint(1, 2))) if size else frozenset()
-
-
-def _draw_line(rng: random.Random, long: range, *, small: bool) -> IndexLine:
-    """Draw a line that is long enough for a story, but not longer; one in eight is short."""
-    if small:
-        return _draw_blocks(rng, rng.randint(1, 3))
-    if rng.random() < 1 / 16:
-        return _draw_blocks(rng, rng.randint(1, 16))
+def _draw_line(rng: random.Random, wanted: float, of_param: float) -> IndexLine:
+    """Draw a line that makes about as many events as wanted, a parameter set ``of_param`` of them."""
     while True:
-        line = _draw_blocks(rng, rng.randint(18, 44))
-        if line.size in long:
-            return line
+        shape = n_params, n_replicates, more, n_new = _draw_shape(rng, rng.randint(FEWEST, MOST))
+        size = (n_params + n_new) * (n_replicates + more)
+        if FEWEST <= size <= MOST:
+            missing = wanted - size * EVENTS_OF_ONE - (n_params + n_new) * of_param
+            if abs(missing) <= NEAR or size == (MOST if missing > 0 else FEWEST):
+                return _blocks(shape)
 
 
 def _draw_blocks(rng: random.Random, size: int) -> IndexLine:
+    return _blocks(_draw_shape(rng, size))
+
+
+def _draw_shape(rng: random.Random, size: int) -> tuple[int, int, int, int]:
+    """Draw parameter sets, replicates of each, more replicates that came later, and new parameter sets after that."""
     n_params = min(size, rng.choice([1, 2, 5, 10, 20]))
-    blocks = [Block(0, 0, n_params, 0, max(1, size // n_params))]
-    if rng.random() < 0.3:  # more replicates, then more parameter sets
-        b = blocks[0]
-        more = rng.randint(0, 2)
-        blocks.append(Block(b.end, 0, b.n_params, b.n_replicates, more))
-        blocks.append(Block(blocks[-1].end, b.n_params, rng.randint(0, 2), 0, b.n_replicates + more))
+    more, n_new = (rng.randint(0, 2), rng.randint(0, 2)) if rng.random() < 0.3 else (0, 0)
+    return n_params, max(1, size // n_params), more, n_new
+
+
+def _blocks(shape: tuple[int, int, int, int]) -> IndexLine:
+    n_params, n_replicates, more, n_new = shape
+    blocks = [Block(0, 0, n_params, 0, n_replicates)]
+    if more or n_new:
+        blocks.append(Block(blocks[-1].end, 0, n_params, n_replicates, more))
+        blocks.append(Block(blocks[-1].end, n_params, n_new, 0, n_replicates + more))
     return IndexLine(tuple(blocks))
