@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
+import tomllib
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +18,14 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it has no types
 
 from modelops.settings import NAMES
+from modelops.study.pools import Aliases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 K8S = Path(__file__).parents[2] / "k8s"
-OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+WITH_POOL = "production and a second pool"
+OVERLAYS = [*sorted(path.name for path in (K8S / "overlays").iterdir()), WITH_POOL]
 VERSIONS = ("1.32", "1.37")
 kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the overlays")
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool checks the rules")
@@ -28,8 +33,20 @@ promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool
 
 @cache
 def rendered(overlay: str) -> list[dict[str, Any]]:
+    if overlay != WITH_POOL:
+        return rendered_from(K8S, overlay)
+    with tempfile.TemporaryDirectory() as folder:  # as an operator does it: a line of the overlay
+        mine = Path(shutil.copytree(K8S, f"{folder}/k8s"))
+        file = mine / "overlays/production/kustomization.yaml"
+        text = file.read_text("utf-8")
+        assert text.count("  # - ../../components/pool") == 1
+        file.write_text(text.replace("  # - ../../components/pool", "  - ../../components/pool"), "utf-8")
+        return rendered_from(mine, "production")
+
+
+def rendered_from(folder: Path, overlay: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        ["kubectl", "kustomize", K8S / "overlays" / overlay], capture_output=True, text=True, check=True
+        ["kubectl", "kustomize", folder / "overlays" / overlay], capture_output=True, text=True, check=True
     )
     return list(yaml.safe_load_all(done.stdout))
 
@@ -79,7 +96,10 @@ def test_every_selector_finds_a_pod_and_every_reference_something(overlay: str) 
         assert {p["targetPort"] for p in found["spec"]["ports"]} <= ports, name
         assert all(p["protocol"] == "TCP" for p in found["spec"]["ports"])
     for found in of_kind(overlay, "PodDisruptionBudget"):
-        assert len(fits(found["spec"]["selector"])) == 1
+        assert (
+            len({labels[name]["app.kubernetes.io/component"] for name in fits(found["spec"]["selector"])})
+            == 1
+        )
     for found in of_kind(overlay, "NetworkPolicy"):
         assert fits(found["spec"]["podSelector"])
         for rule in (*found["spec"].get("ingress", ()), *found["spec"].get("egress", ())):
@@ -137,7 +157,8 @@ def test_what_the_manifests_set_are_settings_and_the_readme_makes_every_secret(o
         secrets |= {v["secret"]["secretName"] for v in pod["spec"]["volumes"] if "secret" in v}
         for container in pod["spec"]["containers"]:
             names |= {e["name"] for e in container.get("env", ())}
-            refs = [e["valueFrom"]["secretKeyRef"] for e in container.get("env", ()) if "valueFrom" in e]
+            values = [e["valueFrom"] for e in container.get("env", ()) if "valueFrom" in e]
+            refs = [value["secretKeyRef"] for value in values if "secretKeyRef" in value]
             refs += [e["secretRef"] for e in container.get("envFrom", ()) if "secretRef" in e]
             secrets |= {ref["name"] for ref in refs}
     for found in of_kind(overlay, "Ingress"):
@@ -154,10 +175,42 @@ def test_what_the_manifests_set_are_settings_and_the_readme_makes_every_secret(o
 def test_workers_know_no_database_and_no_token() -> None:
     for overlay in OVERLAYS:
         for name, pod in pods(overlay):
-            if name in ("modelops-worker", "modelops-scheduler"):
+            if name.startswith(("modelops-worker", "modelops-scheduler")):
                 said = json.dumps(pod)
                 assert "MODELOPS_DATABASE" not in said
                 assert "MODELOPS_TOKEN" not in said
+
+
+@kubectl
+def test_a_second_pool_is_like_the_first_but_for_its_name_and_place() -> None:
+    workers = {n: deepcopy(pod["spec"]) for n, pod in pods(WITH_POOL) if n.startswith("modelops-worker")}
+    main, other = workers["modelops-worker"], workers["modelops-worker-eu-west"]
+    assert main.pop("nodeSelector", None) is None
+    assert other.pop("nodeSelector")
+    assert main.pop("topologySpreadConstraints")
+    assert other.pop("topologySpreadConstraints")  # within the pool
+    environ = {e["name"]: e for e in other["containers"][0]["env"]}
+    assert {"MODELOPS_POOL", "MODELOPS_POOL_LABELS"} <= environ.keys()
+    other["containers"][0]["env"] = [e for n, e in environ.items() if "POOL" not in n]
+    assert other == main
+    (server,) = (pod["spec"] for name, pod in pods(WITH_POOL) if name == "modelops-server")
+    (file,) = (e["value"] for e in server["containers"][0]["env"] if e["name"] == "MODELOPS_POOL_ALIASES")
+    (data,) = (c["data"] for c in of_kind(WITH_POOL, "ConfigMap") if "pool-aliases" in c["metadata"]["name"])
+    assert Aliases.of_table(tomllib.loads(data[Path(file).name]), file).canonical("eu_west_1") == "eu"
+
+
+@kubectl
+def test_in_production_nobody_talks_to_the_server_without_tls() -> None:
+    (pod,) = (pod["spec"] for name, pod in pods("production") if name == "modelops-server")
+    container = pod["containers"][0]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    environ = {e["name"]: e.get("value", "") for e in container["env"]}
+    (mount,) = (m["mountPath"] for m in container["volumeMounts"] if m["name"] == "tls")
+    assert {Path(environ[f"MODELOPS_TLS_{what}"]).parent for what in ("CERT", "KEY")} == {Path(mount)}
+    (ingress,) = of_kind("production", "Ingress")
+    said = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert (said["backend-protocol"], said["proxy-ssl-verify"]) == ("HTTPS", "on")
 
 
 def test_every_metric_that_a_rule_or_a_panel_asks_for_is_one() -> None:
