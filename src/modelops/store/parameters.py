@@ -234,7 +234,7 @@ class Parameters:
         """Return ids and canonical forms of a row group, in which each id is that of the form."""
         try:
             with contextlib.nullcontext() if locked else self._lock:
-                table = self._file.read_row_group(group).combine_chunks()
+                table = self._file.read_row_group(group, use_threads=False).combine_chunks()
             numbers = columns.fixed_values(columns.only_chunk(table, "param"))
             stored = columns.only_chunk(table, "param_id")
             canonical = columns.only_chunk(table, "canonical")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -128,30 +129,47 @@ def read_parameters(operation: Operation, request: Request) -> Any:
     MalformedRequestError
         Something else is not as the schema says.
     """
-    fields = {f.encode_name: f for f in msgspec.structs.fields(operation.parameters)}
+    known = _parameters_of(operation.parameters)
     query = _query(request)
-    places = {name: place_of(f) for name, f in fields.items()}
-    known = [name for name, place in places.items() if place is Place.QUERY]
     for name in query:
-        if name not in known:
+        if name not in known or known[name].place is not Place.QUERY:
+            others = (name for name, one in known.items() if one.place is Place.QUERY)
             raise MalformedRequestError(
-                f"unknown query parameter {name!r}; known here: {', '.join(known) or 'none'}"
+                f"unknown query parameter {name!r}; known here: {', '.join(others) or 'none'}"
             )
     values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if places[name] is Place.PATH:
+    for name, one in known.items():
+        if one.place is Place.PATH:
             values[name] = request.path_params[name]
-        elif places[name] is Place.HEADER and name.lower() in request.headers:
+        elif one.place is Place.HEADER and name.lower() in request.headers:
             values[name] = request.headers[name]
         elif name in query:
-            values[name] = _one_or_many(name, query[name], field)
+            values[name] = _one_or_many(name, query[name], one)
     try:
         return msgspec.convert(values, operation.parameters, strict=False)
     except msgspec.ValidationError as e:
-        in_path = any(f"`$.{name}`" in str(e) for name, place in places.items() if place is Place.PATH)
+        in_path = any(f"`$.{name}`" in str(e) for name, one in known.items() if one.place is Place.PATH)
         if in_path:
             raise NoSuchRouteError(f"there is nothing at {request.url.path}: {e}") from e
         raise MalformedRequestError(f"a parameter of the request is not as the schema says: {e}") from e
+
+
+class _Parameter(NamedTuple):
+    """``many``: whether it may be repeated; ``kind``: what it must be, as ``pattern`` says."""
+
+    place: Place
+    many: bool
+    kind: str
+    pattern: re.Pattern[str]
+
+
+@functools.cache  # there are a few dozen, and to look at the types of one takes longer than all else
+def _parameters_of(given: type) -> dict[str, _Parameter]:
+    """Return the parameters that a struct stands for, by name."""
+    return {
+        f.encode_name: _Parameter(place_of(f), is_many(f), *_pattern(f))
+        for f in msgspec.structs.fields(given)
+    }
 
 
 def place_of(field: msgspec.structs.FieldInfo) -> Place:
@@ -204,17 +222,18 @@ def _query(request: Request) -> dict[str, list[str]]:
     return found
 
 
-def _one_or_many(name: str, values: list[str], field: msgspec.structs.FieldInfo) -> Any:
-    if is_many(field):
+def _one_or_many(name: str, values: list[str], parameter: _Parameter) -> Any:
+    if parameter.many:
         return values
     if len(values) > 1:
         raise MalformedRequestError(
             f"the query parameter {name!r} is there {len(values)} times; give it once"
         )
     # Looked at here: the lax reading of msgspec takes more than the schema, such as "null" and "nan".
-    kind, pattern = _pattern(field)
-    if not pattern.fullmatch(values[0]):
-        raise MalformedRequestError(f"the query parameter {name!r} must be {kind}, not {values[0]!r}")
+    if not parameter.pattern.fullmatch(values[0]):
+        raise MalformedRequestError(
+            f"the query parameter {name!r} must be {parameter.kind}, not {values[0]!r}"
+        )
     return values[0]
 
 
