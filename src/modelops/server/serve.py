@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +17,11 @@ import uvicorn
 
 from modelops.cluster.run_folder import SERVER
 from modelops.cluster.upkeep import ExitCode
-from modelops.errors import ClusterError, RequestError, StorageError
+from modelops.errors import ClusterError, StorageError
 from modelops.server.door import Door
 from modelops.server.drivers import Drivers
 from modelops.server.http import make_app
+from modelops.server.https import LOOK_EVERY_S, Certificate
 from modelops.server.idle import Attendance
 from modelops.server.service import JobService
 from modelops.store import Objects, Records
@@ -89,14 +89,20 @@ class Server:
         self._records: Records | None = None
         self._door = Door(self.token, self.allowed_hosts)
         self._attendance = Attendance(self._door)
+        certificate = None if self.https is None else Certificate(*self.https)
+        https: dict[str, Any] = {}
+        if certificate is not None:
+            https["ssl_context_factory"] = lambda _config, _default: certificate.context
         config = uvicorn.Config(
             self._attendance, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=GRACE_S, backlog=512, **_certified(self.https),
+            timeout_graceful_shutdown=GRACE_S, backlog=512, **https,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)
         with self._stack:
             if not self._let_in():
                 self._beside("modelops-store", self._let_in_later)
+            if certificate is not None:
+                self._beside("modelops-certificate", partial(self._watch, certificate))
             if self.kept:
                 self._beside("modelops-idle", self._end_when_idle)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -157,6 +163,10 @@ class Server:
                 return
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    def _watch(self, certificate: Certificate) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            certificate.look()
+
     def _end_when_idle(self) -> None:
         while True:
             limit_s = self._idle_limit_s()
@@ -202,17 +212,6 @@ class Server:
     def _end(self, code: int) -> None:
         self._code = self._code or code
         self._uvicorn.should_exit = True
-
-
-def _certified(https: tuple[Path, Path] | None) -> dict[str, Any]:
-    if https is None:
-        return {}
-    cert, key = map(str, https)
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
-    except (OSError, ssl.SSLError) as error:
-        raise RequestError(f"{cert} and {key} are no certificate and its key: {error}") from error
-    return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def bound(host: str, port: int) -> socket.socket:
