@@ -40,8 +40,9 @@ k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; ne
 		$(VENV)/k8s/bin/checkov --skip-download --quiet --compact --framework kubernetes -f $(VENV)/k8s/rendered.yaml \
 		|| exit 1; done
 
-k8s-test: $(VENV)/dev.stamp ## deploy the local overlay to the cluster of KUBECONFIG, run jobs, delete pods; removes it again
-	$(BIN)/python -m pytest tests/kubernetes --timeout 1800 -o faulthandler_timeout=0
+K8S_TESTS = $(BIN)/python -m pytest tests/kubernetes --timeout 1800 -o faulthandler_timeout=0
+k8s-test: $(VENV)/dev.stamp ## deploy to the cluster of KUBECONFIG, or to one made here (root, Debian), and let pods go while jobs run
+	$(if $(KUBECONFIG),,tests/kubernetes/lab/run.sh) $(K8S_TESTS)
 
 hosts-test: $(VENV)/dev.stamp ## a pool on many hosts, far apart and cut off from one another; needs root, says so if it cannot
 	$(BIN)/python -m pytest tests/hosts -s -rs --timeout 600

@@ -1,8 +1,15 @@
-"""A cluster that KUBECONFIG names, with the local overlay in it. `make k8s-test` runs this, and nothing else does."""
+"""A cluster that KUBECONFIG names, with the local overlay in it. `make k8s-test` runs this, and nothing else does.
+
+Files are run in the order of their names: `test_cluster` meets the local overlay as it is; the others want `equipped`,
+which adds what tests need (`overlay`).
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import io
 import json
 import os
 import re
@@ -10,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +31,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("modelops"))
 DEADLINE_S = 300.0
+OVERLAY = Path(__file__).parent / "overlay"
 TOKEN = "the-token-of-a-cluster-for-tests"
 ROLES = ("scheduler", "server", "worker")
+BEFORE = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}  # of Kubernetes 1.20
+UNREACHABLE = 5  # exit code: the server does not answer
+ENDED = ("succeeded", "partial", "failed", "cancelled")
 
 
 def kubectl(*arguments: str, given: str | None = None) -> str:
@@ -48,29 +60,35 @@ class Cluster:
 
     home: Path
     url: str = ""
+    _forward: subprocess.Popen[str] | None = None
 
-    def modelops(self, *arguments: str, code: int = 0) -> str:
-        environ = {
-            **os.environ,
-            "MODELOPS_HOME": str(self.home),
-            "MODELOPS_SERVER": self.url,
-            "MODELOPS_TOKEN": TOKEN,
-        }
-        done = subprocess.run([COMMAND, *arguments], env=environ, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
+    def modelops(self, *arguments: str) -> str:
+        """Run a command, again when the way to the server broke off: a port-forward ends with its pod, and before."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            environ = {
+                **os.environ,
+                "MODELOPS_HOME": str(self.home),
+                "MODELOPS_SERVER": self.url,
+                "MODELOPS_TOKEN": TOKEN,
+            }
+            command = [COMMAND, *arguments]
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+            if done.returncode != UNREACHABLE or time.monotonic() > deadline:
+                assert done.returncode == 0, done.stdout + done.stderr
+                return done.stdout
+            self._reach()
 
-    def ready(self) -> None:
-        """Wait until every Deployment is."""
-        for role in ROLES:
-            kubectl(
-                "-n",
-                "modelops",
-                "rollout",
-                "status",
-                f"deployment/modelops-{role}",
-                f"--timeout={DEADLINE_S:g}s",
-            )
+    def ready(self, *deployments: str) -> None:
+        """Wait until all Deployments are, or these."""
+        for name in deployments or [f"modelops-{role}" for role in ROLES]:
+            kubectl("-n", "modelops", "rollout", "status", f"deployment/{name}", f"--timeout={DEADLINE_S:g}s")
+
+    def scale(self, n: int) -> None:
+        """Have so many pods of workers, and wait for them."""
+        kubectl("-n", "modelops", "scale", "deployment/modelops-worker", f"--replicas={n}")
+        self.ready("modelops-worker")
+        wait_for(lambda: len(self.pods("worker")) == n, f"there are {n} pods of workers")
 
     def pods(self, role: str) -> list[str]:
         found = kubectl(
@@ -78,21 +96,72 @@ class Cluster:
         )
         return found.split()
 
+    def restarts(self, role: str) -> list[int]:
+        """Return how often the containers of a role's pods were started again."""
+        path = "{.items[*].status.containerStatuses[*].restartCount}"
+        label = f"app.kubernetes.io/component={role}"
+        return [
+            int(n)
+            for n in kubectl("-n", "modelops", "get", "pods", "-l", label, "-o", f"jsonpath={path}").split()
+        ]
+
+    def status(self, job: str) -> dict[str, Any]:
+        """Return what `modelops jobs show --json` says."""
+        found: dict[str, Any] = json.loads(self.modelops("jobs", "show", job, "--json"))
+        return found
+
+    def succeeded(self, job: str) -> int:
+        return int(self.status(job)["counts"].get("succeeded", 0))
+
+    def events(self, job: str) -> list[dict[str, Any]]:
+        """Return the job's story."""
+        request = urllib.request.Request(
+            f"{self.url}/v1/jobs/{job}/events?limit=1000", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["events"]
+            return found
+
+    def submit(self, bundle: Path, *arguments: str) -> str:
+        job: str = json.loads(self.modelops("submit", str(bundle), *arguments, "--json"))["job"]
+        return job
+
+    def ended(self, job: str) -> str:
+        """Wait for a job's end, and return its state."""
+        wait_for(lambda: self.status(job)["state"] in ENDED, f"job {job} ends")
+        return str(self.status(job)["state"])
+
     @contextlib.contextmanager
     def forwarded(self) -> Iterator[None]:
-        """Reach the server through a port-forward, begun again by this block's caller when its pod goes."""
-        command = ["kubectl", "-n", "modelops", "port-forward", "svc/modelops-server", ":80"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        """Reach the server through a port-forward within this block."""
         try:
-            port = re.search(r":(\d+) ->", process.stdout.readline())
-            assert port is not None
-            self.url = f"http://localhost:{port[1]}"
-            wait_for(self.answers, "the server answers through the port-forward")
+            self._reach()
             yield
         finally:
-            process.terminate()
-            process.communicate()
+            self._leave()
+
+    def _reach(self) -> None:
+        """Begin a port-forward, until the server answers through one."""
+
+        def reached() -> bool:
+            self._leave()
+            command = ["kubectl", "-n", "modelops", "port-forward", "svc/modelops-server", ":80"]
+            self._forward = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            assert self._forward.stdout is not None
+            if (port := re.search(r":(\d+) ->", self._forward.stdout.readline())) is None:
+                return False
+            self.url = f"http://localhost:{port[1]}"
+            return self.answers()
+
+        wait_for(reached, "the server answers through a port-forward")
+
+    def _leave(self) -> None:
+        if self._forward is not None:
+            self._forward.terminate()
+            self._forward.communicate()
+            self._forward = None
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
@@ -106,8 +175,7 @@ def for_this_cluster(manifests: str) -> list[dict[str, Any]]:
     old = (int(version["major"]), int(re.sub(r"\D", "", version["minor"]))) < (1, 21)
     found: list[dict[str, Any]] = list(yaml.safe_load_all(manifests))
     for manifest in found if old else ():
-        if manifest["apiVersion"] == "policy/v1":
-            manifest["apiVersion"] = "policy/v1beta1"
+        manifest["apiVersion"] = BEFORE.get(manifest["apiVersion"], manifest["apiVersion"])
         for rule in (
             *manifest.get("spec", {}).get("ingress", ()),
             *manifest.get("spec", {}).get("egress", ()),
@@ -118,6 +186,24 @@ def for_this_cluster(manifests: str) -> list[dict[str, Any]]:
     return found
 
 
+def rendered(overlay: Path) -> list[dict[str, Any]]:
+    """Return the manifests of an overlay, as this cluster knows them."""
+    return for_this_cluster(kubectl("kustomize", str(overlay)))
+
+
+def dry_run(manifests: list[dict[str, Any]]) -> None:
+    """Have the API server say what it thinks of them."""
+    options = ("--server-side", "--force-conflicts", "--dry-run=server")
+    kubectl("apply", *options, "-f", "-", given=yaml.safe_dump_all(manifests))
+
+
+def apply(manifests: list[dict[str, Any]]) -> None:
+    """Apply them, and let the names of new Services be known."""
+    kubectl("apply", "-f", "-", given=yaml.safe_dump_all(manifests))
+    if hook := os.environ.get("MODELOPS_AFTER_APPLY"):  # a cluster whose DNS must be told of Services
+        subprocess.run(hook, shell=True, check=True)  # noqa: S602  it is the operator's own line
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Deploy the local overlay, and leave nothing behind. The image is there already, as k8s/README.md says."""
@@ -125,7 +211,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.fail("KUBECONFIG names no cluster")
     folder = tmp_path_factory.mktemp("cluster")
     subprocess.run([COMMAND, "certs", "create", str(folder / "certs")], check=True, stdout=subprocess.DEVNULL)
-    manifests = for_this_cluster(kubectl("kustomize", str(ROOT / "k8s/overlays/local")))
+    manifests = rendered(ROOT / "k8s/overlays/local")
     secrets = [
         {
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
@@ -143,12 +229,54 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         kubectl("apply", "-f", "-", given=yaml.safe_dump_all(namespaces))
         kubectl("apply", "-f", "-", given=yaml.safe_dump_all(secrets))
-        kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", given=yaml.safe_dump_all(manifests))
-        kubectl("apply", "-f", "-", given=yaml.safe_dump_all(manifests))
-        if hook := os.environ.get("MODELOPS_AFTER_APPLY"):  # a cluster whose DNS must be told of Services
-            subprocess.run(hook, shell=True, check=True)  # noqa: S602  it is the operator's own line
+        dry_run(manifests)
+        apply(manifests)
         found = Cluster(folder / "home")
         found.ready()
         yield found
     finally:
         kubectl("delete", "namespace", "modelops", "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def equipped(cluster: Cluster) -> Cluster:
+    """Give the cluster PostgreSQL instead of SQLite, and a package index of its own."""
+    image = os.environ.get("MODELOPS_TEST_POSTGRES", "docker.io/library/postgres:15")
+    manifests = rendered(OVERLAY)
+    (postgres,) = (m for m in manifests if m["kind"] == "StatefulSet")
+    postgres["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    wheel = wheel_of_test_dependency()
+    name = "modelops_test_dependency-1.0-py3-none-any.whl"
+    listing = f'<a href="../../{name}#sha256={hashlib.sha256(wheel).hexdigest()}">{name}</a>'
+    files = {"listing": listing.encode(), "wheel": wheel}
+    index = {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "test-index", "namespace": "modelops"},
+        "binaryData": {key: base64.b64encode(data).decode() for key, data in files.items()},
+    }  # fmt: skip
+    apply([index, *manifests])
+    kubectl("-n", "modelops", "rollout", "status", "statefulset/test-postgres", f"--timeout={DEADLINE_S:g}s")
+    cluster.ready("test-index")
+    cluster.ready()
+    return cluster
+
+
+def wheel_of_test_dependency() -> bytes:
+    """Return a package that is nowhere else."""
+    info = "modelops_test_dependency-1.0.dist-info"
+    files = {
+        "modelops_test_dependency.py": "ANSWER = 42\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: modelops-test-dependency\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(
+        f"{name},sha256={_digest(text.encode())},{len(text.encode())}\n" for name, text in files.items()
+    )
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+            archive.writestr(name, text)
+    return whole.getvalue()
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
