@@ -713,3 +713,56 @@ def test_where_no_replicate_failed_the_most_frequent_failure_is_of_aggregates_or
     assert most_frequent_failure(job.contents()) == "2 of 5 aggregates failed: ValueError: no data (m.py:7)"
     job.aggregates.clear()
     assert most_frequent_failure(job.contents()) == ""
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_the_rows_of_indices_are_those_that_show_them(data: st.DataObject) -> None:
+    line = IndexLine.of(3, 2).extended(replicates=5).extended(n_more_params=2).extended(replicates=6)
+    order = ResultOrder(line)
+    chosen = Ranges.of(data.draw(st.sets(st.integers(0, line.size - 1))))
+    found = order.numbers_of(chosen)
+    shown = order.at(np.array(list(found), np.int64))
+    assert sorted(shown.index.tolist()) == list(chosen)
+    every = order.rows(0, line.size)
+    pairs = zip(every.param.tolist(), every.index.tolist(), strict=True)
+    assert shown.param.tolist() == [param for param, index in pairs if index in chosen]
+
+
+def test_very_many_replicates_that_did_not_run_have_no_rows_but_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = IndexLine.of(3, 4).extended(replicates=7)
+    job = Job(spec_of(line), SETS[:3])
+    job.run([1, 2, 5, 13, 14, 20], model)
+    contents = job.contents(rest=ReplicateStatus.CANCELLED)
+    every, failures = replicates_table(contents), failures_table(contents)
+    assert every.num_rows == line.size
+    assert b"modelops.no_rows" not in every.schema.metadata
+
+    monkeypatch.setattr("modelops.store.contents.MAX_ROWS_NOT_RUN", 14)
+    running = Ranges([(7, 9)])
+    few = replicates_table(replace(contents, running=running))
+    ran = pa.compute.not_equal(every["status"], "cancelled")
+    assert few.equals(every.filter(ran))
+    assert json.loads(few.schema.metadata[b"modelops.no_rows"]) == {"running": 2, "cancelled": 13}
+    few_failures = failures_table(replace(contents))
+    assert few_failures.equals(failures.filter(pa.compute.not_equal(failures["status"], "cancelled")))
+    assert json.loads(few_failures.schema.metadata[b"modelops.no_rows"]) == {"cancelled": 15}
+
+    monkeypatch.setattr("modelops.store.contents.MAX_ROWS_NOT_RUN", 15)
+    assert replicates_table(replace(contents)).equals(every)
+
+
+def test_what_a_cancelled_job_of_any_size_has_is_written_in_the_time_that_its_outcomes_take() -> None:
+    n = 4_000_000_000
+    job = Job(spec_of(IndexLine.of(2, n)), SETS[:2])
+    job.run([0, 5, n - 1, n, 2 * n - 1], model)
+    contents = job.contents(rest=ReplicateStatus.CANCELLED)
+    finalize(contents)
+    written = io.BytesIO(job.objects.get(f"v1/jobs/{job.job}/results/replicates.parquet"))
+    table = pq.read_table(written)
+    rows = list(zip(table["param"].to_pylist(), table["replicate"].to_pylist(), strict=True))
+    assert rows == [(0, 0), (0, 5), (0, n - 1), (1, 0), (1, n - 1)]
+    assert json.loads(table.schema.metadata[b"modelops.no_rows"]) == {"cancelled": 2 * n - 5}
+    assert failures_table(contents).num_rows == 0

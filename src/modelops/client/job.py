@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import time
 from functools import cached_property
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from modelops.study.spec import JobSpec
 
 __all__ = ["Job", "JobEventRecord", "JobStatus"]
+log = logging.getLogger(__name__)
 LOOK_S = 25.0  # how long one question for a change waits
 UNREACHABLE_S = 60.0  # how long `wait` puts up with a server that is away
 
@@ -175,9 +178,10 @@ class Job:
 
         Columns: ``param`` (ordinal), ``param_id``, ``replicate``, ``seed``, ``status``, the parameters, then every
         scalar output whose values all have one type. What was left out, and why, is in the table's schema metadata
-        under ``modelops.left_out``. Answers also while the job runs.
+        under ``modelops.left_out``. Answers also while the job runs. If more than 1,000,000 replicates have not run
+        to an end, they have no rows; a warning, and ``modelops.no_rows`` in the metadata, say how many they are.
         """
-        return self.source.table(self.id, "replicates")
+        return self._table_of_replicates("replicates")
 
     def aggregates(self) -> pa.Table:
         """Return one row per parameter set: parameters, status, how many replicates, scalar outputs."""
@@ -185,7 +189,14 @@ class Job:
 
     def failures(self) -> pa.Table:
         """Return one row per replicate that did not succeed, with its error, traceback and last stderr."""
-        return self.source.table(self.id, "failures")
+        return self._table_of_replicates("failures")
+
+    def _table_of_replicates(self, name: str) -> pa.Table:
+        table = self.source.table(self.id, name)
+        if said := (table.schema.metadata or {}).get(b"modelops.no_rows"):
+            counts = ", ".join(f"{n:,} {status}" for status, n in json.loads(said).items())
+            log.warning("job %s: the table has no rows of replicates that did not run: %s", self.id, counts)
+        return table
 
     def failure_summary(self) -> pa.Table:
         """Return one row per fingerprint (type and place), the most frequent first.

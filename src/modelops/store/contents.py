@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from modelops.study.ids import JobId
     from modelops.worker.messages import AggregateRef, SegmentRef
 
+MAX_ROWS_NOT_RUN: Final = 1_000_000  # of replicates that did not run, in a table; three seconds of writing
+NO_ROWS: Final = "modelops.no_rows"
+_NOT_NEEDED: Final = {ReplicateStatus.NOT_NEEDED}
 _REST: Final = {
     JobState.CANCELLING: ReplicateStatus.CANCELLED,
     JobState.CANCELLED: ReplicateStatus.CANCELLED,
@@ -64,6 +68,29 @@ class JobContents:
             rest_of(row.state),
             running,
         )
+
+    @cached_property
+    def no_rows(self) -> Ranges:
+        """The replicates that no table has a row of: all that have not run to an end, if those are very many.
+
+        Otherwise a cancelled job of 4,000,000,000 replicates would be written for hours, to say nothing of them.
+        """
+        ended = (ref.ranges for ref in self.segments if ref.counts.keys() != _NOT_NEEDED)
+        left = self.spec.line.all() - Ranges(pair for ranges in ended for pair in ranges)
+        return left if len(left) > MAX_ROWS_NOT_RUN else EMPTY
+
+    def no_rows_metadata(self) -> dict[str, str]:
+        """Return what a table's schema says of `no_rows`: how many of which status."""
+        if not self.no_rows:
+            return {}
+        n = {
+            ReplicateStatus.NOT_NEEDED: sum(
+                sum(ref.counts.values()) for ref in self.segments if ref.counts.keys() == _NOT_NEEDED
+            ),
+            ReplicateStatus.RUNNING: len(self.running & self.no_rows),
+        }
+        n[self.rest] = len(self.no_rows) - sum(n.values())
+        return {NO_ROWS: json.dumps({str(status): n for status, n in n.items() if n})}
 
     @cached_property
     def parameters(self) -> Parameters:

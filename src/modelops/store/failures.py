@@ -67,17 +67,20 @@ def failures_table(contents: JobContents) -> pa.Table:
     """Return one row per replicate that did not succeed, sorted by (parameter set, replicate).
 
     Replicates that failed have an error. Those that are pending do not appear; once the job has ended,
-    those that were cancelled or not run do, without an error.
+    those that were cancelled or not run do, without an error, unless they are `JobContents.no_rows`.
     """
     tables = list(_failed(contents))
+    schema = FAILURES_SCHEMA
     if contents.rest != ReplicateStatus.PENDING:
         tables += _not_run(contents)
+        schema = schema.with_metadata(contents.no_rows_metadata())
     if not tables:
-        return FAILURES_SCHEMA.empty_table()
+        return schema.empty_table()
     return (
         pa.concat_tables(tables)
         .sort_by([("param", "ascending"), ("replicate", "ascending")])
         .combine_chunks()
+        .replace_schema_metadata(schema.metadata)
     )
 
 
@@ -123,7 +126,7 @@ def _failed(contents: JobContents) -> Iterator[pa.Table]:
 
 def _not_run(contents: JobContents) -> list[pa.Table]:
     covered = Ranges(pair for ref in contents.segments for pair in ref.ranges)
-    missing = contents.spec.line.all() - covered - contents.running
+    missing = contents.spec.line.all() - covered - contents.running - contents.no_rows
     if not missing:
         return []
     indices = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in missing.pairs])

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from modelops.study.ranges import Ranges
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     from modelops.study.index_line import Block, IndexLine
+    from modelops.study.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,16 @@ class ResultOrder:
 
     def rows(self, lo: int, hi: int) -> Rows:
         """Return the rows ``lo <= row < hi``."""
-        hi = min(hi, self.size)
-        parts = []
-        while lo < hi:
-            at = bisect_right(self._bands, lo, key=lambda band: band.first_row) - 1
-            end = self._bands[at + 1].first_row if at + 1 < len(self._bands) else self.size
-            parts.append(_rows_of_band(self._bands[at], lo, min(hi, end)))
-            lo = min(hi, end)
+        return self.at(np.arange(lo, min(hi, self.size), dtype=np.int64))
+
+    def at(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """Return the rows of these numbers, which ascend."""
+        edges = np.searchsorted(numbers, [band.first_row for band in self._bands]).tolist()
+        parts = [
+            _rows_of_band(band, numbers[lo:hi])
+            for band, lo, hi in zip(self._bands, edges, [*edges[1:], len(numbers)], strict=True)
+            if lo < hi
+        ]
         if not parts:
             nothing = np.zeros(0, np.int64)
             return Rows(nothing, nothing, nothing)
@@ -77,9 +85,35 @@ class ResultOrder:
             np.concatenate([part.index for part in parts]),
         )
 
+    def numbers_of(self, indices: Ranges) -> Ranges:
+        """Return the numbers of the rows of these indices."""
+        return Ranges(
+            pair
+            for band, end in zip(
+                self._bands, [*(b.first_row for b in self._bands[1:]), self.size], strict=True
+            )
+            for pair in _numbers_in_band(band, (end - band.first_row) // band.per_param, indices)
+        )
 
-def _rows_of_band(band: _Band, lo: int, hi: int) -> Rows:
-    nth, within = np.divmod(np.arange(lo, hi, dtype=np.int64) - band.first_row, band.per_param)
+
+def _numbers_in_band(band: _Band, n_params: int, indices: Ranges) -> Iterator[Range]:
+    at = band.first_row
+    for block in band.blocks:
+        n = block.n_replicates
+        base = block.base + (band.first_param - block.p0) * n
+        for lo, hi in (indices & Ranges([(base, base + n_params * n)])).pairs:
+            if n == band.per_param:  # nothing of another block lies in between
+                yield at + lo - base, at + hi - base
+                continue
+            for nth in range((lo - base) // n, (hi - 1 - base) // n + 1):
+                first = base + nth * n
+                start = at + nth * band.per_param - first
+                yield start + max(lo, first), start + min(hi, first + n)
+        at += n
+
+
+def _rows_of_band(band: _Band, numbers: npt.NDArray[np.int64]) -> Rows:
+    nth, within = np.divmod(numbers - band.first_row, band.per_param)
     param = nth + band.first_param
     starts = np.cumsum([0, *(b.n_replicates for b in band.blocks)])
     block = np.searchsorted(starts, within, side="right") - 1

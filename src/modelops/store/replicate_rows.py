@@ -93,16 +93,21 @@ def in_ranges(ranges: Ranges, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 
 def replicate_groups(contents: JobContents, progress: Callable[[int, int], None] | None) -> Iterator[Group]:
-    """Yield every row of the line in result order, a row group at a time; committed segments are verified."""
+    """Yield the rows of the line in result order, a row group at a time; committed segments are verified.
+
+    That is every row, but for those of `JobContents.no_rows`.
+    """
     order = ResultOrder(contents.spec.line)
+    shown = order.numbers_of(contents.spec.line.all() - contents.no_rows)
+    n_done = 0
     cover: Cover[_Loaded] = Cover(
         [ref.ranges for ref in contents.segments],
         lambda i: _Loaded(contents.read(i)),
         lambda loaded: loaded.n_bytes,
     )
     _, rest, running = replicate_statuses(contents)
-    for lo in range(0, order.size, ROW_GROUP):
-        rows = order.rows(lo, lo + ROW_GROUP)
+    for numbers in _in_groups(shown):
+        rows = order.at(numbers)
         codes = np.where(in_ranges(contents.running, rows.index), running, rest)
         pieces, first_at, first = [], len(codes), None
         dropped: defaultdict[str, set[str]] = defaultdict(set)
@@ -119,8 +124,26 @@ def replicate_groups(contents: JobContents, progress: Callable[[int, int], None]
         yield Group(
             base_columns(contents, rows, status_column(contents, codes)), cells_of(pieces), dropped, first
         )
+        n_done += len(numbers)
         if progress is not None:
-            progress(min(lo + ROW_GROUP, order.size), order.size)
+            progress(n_done, len(shown))
+
+
+def _in_groups(numbers: Ranges) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield these, ascending, `ROW_GROUP` at a time."""
+    held: list[npt.NDArray[np.int64]] = []
+    n = 0
+    for start, hi in numbers.pairs:
+        lo = start
+        while lo < hi:
+            end = min(hi, lo + ROW_GROUP - n)
+            held.append(np.arange(lo, end, dtype=np.int64))
+            n, lo = n + end - lo, end
+            if n == ROW_GROUP:
+                yield np.concatenate(held)
+                held, n = [], 0
+    if held:
+        yield np.concatenate(held)
 
 
 class _Loaded:

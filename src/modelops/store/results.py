@@ -11,6 +11,7 @@ from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelops.errors import IntegrityError, NotFoundError, StorageError
@@ -28,8 +29,6 @@ from modelops.store.view_writer import ROW_GROUP, MemorySink, ParquetSink, Strea
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import pyarrow as pa
 
     from modelops.store.contents import JobContents
     from modelops.store.objects import Objects
@@ -208,9 +207,10 @@ def _write_replicates(
     contents: JobContents, open_sink: Callable[[pa.Schema], Any], progress: Callable[[int, int], None] | None
 ) -> None:
     fields, _ = replicate_fields(contents)
-    write_view(fields, lambda: replicate_groups(contents, progress), open_sink)
+    base = pa.schema(fields, contents.no_rows_metadata())
+    write_view(base, lambda: replicate_groups(contents, progress), open_sink)
 
 
 def _write_aggregates(contents: JobContents, open_sink: Callable[[pa.Schema], Any]) -> None:
     rows = AggregateRows(contents)
-    write_view(rows.fields, rows.groups, open_sink, rows.order)
+    write_view(pa.schema(rows.fields), rows.groups, open_sink, rows.order)

@@ -53,11 +53,12 @@ class Layout(NamedTuple):
     columns: tuple[tuple[str, str, str], ...]
     left_out: tuple[tuple[str, str], ...]
 
-    def schema(self, base: Sequence[pa.Field]) -> pa.Schema:
+    def schema(self, base: pa.Schema) -> pa.Schema:
         """Return the schema of the whole table, with what was left out in its metadata."""
         metadata = {
             "modelops.format": str(FORMAT),
             "modelops.left_out": json.dumps(dict(self.left_out), ensure_ascii=False),
+            **(base.metadata or {}),
         }
         outputs = [pa.field(column, ARROW_TYPES[label]) for _, column, label in self.columns]
         return pa.schema([*base, *outputs], metadata)
@@ -103,7 +104,7 @@ class Sink(Protocol):
 
 
 def write_view(
-    base: Sequence[pa.Field],
+    base: pa.Schema,
     groups: Callable[[], Iterable[Group]],
     open_sink: Callable[[pa.Schema], Sink],
     order: Callable[[Iterable[str]], list[str]] | None = None,
@@ -112,6 +113,8 @@ def write_view(
 
     Parameters
     ----------
+    base
+        The columns that every row has, and metadata of the table.
     groups
         Called once or twice; must yield the same groups each time.
     open_sink
@@ -145,9 +148,7 @@ def write_view(
             sink.write(_table(base, layout, group, converted))
 
 
-def _table(
-    base: Sequence[pa.Field], layout: Layout, group: Group, converted: Mapping[str, Column]
-) -> pa.Table:
+def _table(base: pa.Schema, layout: Layout, group: Group, converted: Mapping[str, Column]) -> pa.Table:
     arrays = [group.base[field.name] for field in base]
     n_rows = len(arrays[0])
     for name, _, label in layout.columns:
