@@ -11,6 +11,7 @@ from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import schema
 from modelops.store.rows import append_event, hold, read_job, update_job
 from modelops.store.runs import BEGINS_RUN
+from modelops.store.statements import Statement
 from modelops.study.ids import JobId
 from modelops.study.ranges import Ranges
 from modelops.study.wording import counted
@@ -35,7 +36,7 @@ def _retried() -> sa.Select[tuple[Any]]:
     return query.order_by(e.number)
 
 
-_RETRIED: Final = _retried()  # built once, as those of `rows`
+_RETRIED: Final = Statement(_retried())
 
 
 class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,5 +119,5 @@ class DrivingRecords:
     def retried(self, job: JobId) -> list[tuple[Ranges, int]]:
         """Return what `record_retry` recorded in this run of the job, in that order."""
         with self._database.reading() as sql:
-            found = list(sql.scalars(_RETRIED, {"of_job": job}))
-        return [(Ranges((lo, hi) for lo, hi in data["ranges"]), int(data["number"])) for data in found]
+            found = _RETRIED.rows(sql, {"of_job": job})
+        return [(Ranges((lo, hi) for lo, hi in data["ranges"]), int(data["number"])) for (data,) in found]

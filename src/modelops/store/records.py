@@ -40,6 +40,7 @@ from modelops.store.rows import (
     update_job,
 )
 from modelops.store.runs import BEGINS_RUN, VOIDED, Runs, expect
+from modelops.store.statements import Statement
 from modelops.store.withdrawal import Kept, drop_stale, trim
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
@@ -51,11 +52,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ChangedMeanwhileError", "EventRow", "JobRow", "LeaseLostError", "Records"]
 
-_INSERT_LEASE = schema.leases.insert()
+_INSERT_LEASE = Statement(schema.leases.insert())
 
 
 class _Commits:
-    """The statements about what is committed, of segments or of aggregates: built once, as those of `rows`."""
+    """The statements about what is committed, of segments or of aggregates."""
 
     def __init__(self, table: sa.Table, ranges: sa.Table) -> None:
         r = ranges.c
@@ -63,14 +64,17 @@ class _Commits:
         attempt: sa.BindParameter[str] = sa.bindparam("of_attempt")
         below = sa.select(r.hi).where(r.job == job, r.lo < sa.bindparam("below"))
         over = sa.select(r.attempt).where(r.job == job, r.lo < sa.bindparam("below"))
-        self.all = sa.select(table).where(table.c.job == job)
-        self.all_ranges = sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo)
         digest = sa.select(table.c.digest).where(table.c.job == job, table.c.attempt == attempt)
-        self.ranges = sa.select(r.lo, r.hi).where(r.job == job, r.attempt == attempt)
-        self.last_end = below.order_by(r.lo.desc()).limit(1)
-        self.before = sa.select(digest.scalar_subquery(), self.last_end.scalar_subquery())
-        self.over = over.where(r.hi > sa.bindparam("above"))
-        self.insert, self.insert_ranges = table.insert(), ranges.insert()
+        last_end = below.order_by(r.lo.desc()).limit(1)
+        self.all = Statement(sa.select(table).where(table.c.job == job))
+        self.all_ranges = Statement(sa.select(r.attempt, r.lo, r.hi).where(r.job == job).order_by(r.lo))
+        self.ranges = Statement(sa.select(r.lo, r.hi).where(r.job == job, r.attempt == attempt))
+        self.last_end = Statement(last_end)
+        self.before = Statement(
+            sa.select(digest.scalar_subquery().label("digest"), last_end.scalar_subquery().label("end"))
+        )
+        self.over = Statement(over.where(r.hi > sa.bindparam("above")))
+        self.insert, self.insert_ranges = Statement(table.insert()), Statement(ranges.insert())
 
 
 _SEGMENTS = _Commits(schema.segments, schema.segment_ranges)
@@ -153,7 +157,7 @@ class Records(DrivingRecords, Runs):
         now = self._clock()
         with self._database.writing() as sql:
             epoch, number = next_epoch(sql, job)
-            sql.execute(_INSERT_LEASE, {"job": job, "epoch": epoch, "owner": owner, "taken_at": now})
+            _INSERT_LEASE.run(sql, {"job": job, "epoch": epoch, "owner": owner, "taken_at": now})
             insert_event(sql, job, number, now, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
         return epoch
 
@@ -319,9 +323,9 @@ class Records(DrivingRecords, Runs):
             raise InternalError(f"attempt {ref.attempt} wants to commit a segment that covers nothing")
         which = {"of_job": job, "of_attempt": ref.attempt}
         first, *others = covers.pairs
-        digest, end = sql.execute(statements.before, {**which, "below": first[1]}).one()
+        ((digest, end),) = statements.before.rows(sql, {**which, "below": first[1]})
         if digest is not None:  # this attempt is known
-            held = sql.execute(statements.ranges, which)
+            held = statements.ranges.rows(sql, which)
             return bool(digest == ref.digest) and Ranges((lo, hi) for lo, hi in held) == covers
         if _overlaps(end, first[0]):
             return False
@@ -332,9 +336,9 @@ class Records(DrivingRecords, Runs):
             "n_bytes": ref.n_bytes, "pack": ref.pack, "pack_bytes": ref.pack_bytes,
             "committed_at": self._clock(), **columns,
         }  # fmt: skip
-        sql.execute(statements.insert, values)
+        statements.insert.run(sql, values)
         rows = [{"job": job, "lo": lo, "hi": hi, "attempt": ref.attempt} for lo, hi in covers.pairs]
-        sql.execute(statements.insert_ranges, rows)
+        statements.insert_ranges.run_each(sql, rows)
         return True
 
     def void_results(self, job: JobId, epoch: int, who: str, why: str) -> int:
@@ -425,10 +429,10 @@ def _aggregates(sql: sa.Connection, job: JobId) -> list[AggregateRef]:
 
 def _stored(
     sql: sa.Connection, job: JobId, statements: _Commits
-) -> tuple[list[sa.Row[Any]], dict[str, tuple[Range, ...]]]:
-    rows = list(sql.execute(statements.all, {"of_job": job}))
+) -> tuple[Sequence[Any], dict[str, tuple[Range, ...]]]:
+    rows = statements.all.rows(sql, {"of_job": job})
     covers: defaultdict[str, list[Range]] = defaultdict(list)
-    for attempt, lo, hi in sql.execute(statements.all_ranges, {"of_job": job}):
+    for attempt, lo, hi in statements.all_ranges.rows(sql, {"of_job": job}):
         covers[attempt].append((lo, hi))
     return rows, {attempt: tuple(pairs) for attempt, pairs in covers.items()}
 
@@ -438,13 +442,13 @@ def _rivals(sql: sa.Connection, job: JobId, params: Ranges) -> set[AttemptId]:
     return {
         AttemptId(attempt)
         for lo, hi in params.pairs
-        for attempt in sql.scalars(_AGGREGATES.over, {"of_job": job, "below": hi, "above": lo})
+        for (attempt,) in _AGGREGATES.over.rows(sql, {"of_job": job, "below": hi, "above": lo})
     }
 
 
 def _covered(sql: sa.Connection, statements: _Commits, job: JobId, lo: int, hi: int) -> bool:
     """Say whether a committed range overlaps; they are disjoint, so only the last one below ``hi`` can."""
-    return _overlaps(sql.scalar(statements.last_end, {"of_job": job, "below": hi}), lo)
+    return _overlaps(statements.last_end.scalar(sql, {"of_job": job, "below": hi}), lo)
 
 
 def _overlaps(last_end: int | None, lo: int) -> bool:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from modelops.errors import ModelOpsError, NotFoundError, RetryableError
 from modelops.states import JobState
 from modelops.store import schema
+from modelops.store.statements import Statement
 from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
@@ -18,27 +19,24 @@ if TYPE_CHECKING:
 
 LAST_EVENTS = 16  # among which an event is looked for whose writing was not answered
 
-# Statements are built once: building one takes SQLAlchemy ten times as long as running it.
 _OF_JOB = schema.jobs.c.job == sa.bindparam("of_job")
-_READ_JOB = sa.select(schema.jobs).where(_OF_JOB)
-_LOCK_JOB = _READ_JOB.with_for_update()
-_HOLD = (
-    schema.jobs.update()
-    .where(_OF_JOB, schema.jobs.c.epoch == sa.bindparam("of_epoch"))
-    .values(epoch=sa.bindparam("of_epoch"))
-)
-_READ_HELD = _HOLD.returning(*schema.jobs.c)
-_COUNT_EVENT = (
+_OF_EPOCH = schema.jobs.c.epoch == sa.bindparam("of_epoch")
+_HOLDING = schema.jobs.update().where(_OF_JOB, _OF_EPOCH).values(epoch=sa.bindparam("of_epoch"))
+_COUNTING = (
     schema.jobs.update()
     .where(_OF_JOB)
     .values(n_events=schema.jobs.c.n_events + 1)
     .returning(schema.jobs.c.n_events)
 )
-_COUNT_HELD_EVENT = _COUNT_EVENT.where(schema.jobs.c.epoch == sa.bindparam("of_epoch"))
-_NEXT_EPOCH = _COUNT_EVENT.values(epoch=schema.jobs.c.epoch + 1).returning(schema.jobs.c.epoch)
-_INSERT_JOB = schema.jobs.insert()
-_INSERT_EVENT = schema.events.insert()
-_UPDATE_JOB = schema.jobs.update().where(_OF_JOB)
+_READ_JOB = Statement(sa.select(schema.jobs).where(_OF_JOB))
+_LOCK_JOB = Statement(sa.select(schema.jobs).where(_OF_JOB).with_for_update())
+_HOLD = Statement(_HOLDING)
+_READ_HELD = Statement(_HOLDING.returning(*schema.jobs.c))
+_COUNT_EVENT = Statement(_COUNTING)
+_COUNT_HELD_EVENT = Statement(_COUNTING.where(_OF_EPOCH))
+_NEXT_EPOCH = Statement(_COUNTING.values(epoch=schema.jobs.c.epoch + 1).returning(schema.jobs.c.epoch))
+_INSERT_EVENT = Statement(schema.events.insert())
+_UPDATE_JOB = Statement(schema.jobs.update().where(_OF_JOB))
 
 
 class LeaseLostError(ModelOpsError):
@@ -105,7 +103,7 @@ def new_row(job: JobId, spec: bytes, *, name: str, bundle: str, at: datetime) ->
 
 def insert_job(sql: sa.Connection, row: JobRow, who: str, why: str) -> None:
     """Write the row of a new job, with its first event, ``created``."""
-    sql.execute(_INSERT_JOB, msgspec.structs.asdict(row))
+    sql.execute(schema.jobs.insert(), msgspec.structs.asdict(row))
     insert_event(sql, row.job, 1, row.created_at, who, "created", why, {})
 
 
@@ -117,13 +115,12 @@ def record_request(sql: sa.Connection, asked: Submission, job: JobId, at: dateti
 
 def update_job(sql: sa.Connection, job: JobId, **values: object) -> None:
     """Change columns of the job's row."""
-    sql.execute(_UPDATE_JOB, {"of_job": job, **values})
+    _UPDATE_JOB.run(sql, {"of_job": job, **values})
 
 
 def hold(sql: sa.Connection, job: JobId, epoch: int) -> None:
     """Lock the job's row for this transaction, or learn that the lease is lost."""
-    held = sql.execute(_HOLD, {"of_job": job, "of_epoch": epoch})
-    if held.rowcount == 0:
+    if not _HOLD.run(sql, {"of_job": job, "of_epoch": epoch}):
         _fail_to_hold(sql, job, epoch)
 
 
@@ -136,15 +133,15 @@ def read_held(sql: sa.Connection, job: JobId, epoch: int | None) -> JobRow:
     """Return a job's row, locked; with an ``epoch`` as `hold` does."""
     if epoch is None:
         return read_job(sql, job, lock=True)
-    row = sql.execute(_READ_HELD, {"of_job": job, "of_epoch": epoch}).mappings().one_or_none()
+    row = _READ_HELD.row(sql, {"of_job": job, "of_epoch": epoch})
     if row is None:
         _fail_to_hold(sql, job, epoch)
-    return job_row(row)
+    return job_row(row._asdict())
 
 
 def next_epoch(sql: sa.Connection, job: JobId) -> tuple[int, int]:
     """Raise a job's epoch; return it, and the number of the event that is to say so. Raises NotFoundError."""
-    row = sql.execute(_NEXT_EPOCH, {"of_job": job}).one_or_none()
+    row = _NEXT_EPOCH.row(sql, {"of_job": job})
     if row is None:
         raise _not_found(job)
     return row.epoch, row.n_events
@@ -156,10 +153,10 @@ def _not_found(job: JobId) -> NotFoundError:
 
 def read_job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:
     """Return a job's row, locked for this transaction if wanted. Raises NotFoundError."""
-    row = sql.execute(_LOCK_JOB if lock else _READ_JOB, {"of_job": job}).mappings().one_or_none()
+    row = (_LOCK_JOB if lock else _READ_JOB).row(sql, {"of_job": job})
     if row is None:
         raise _not_found(job)
-    return job_row(row)
+    return job_row(row._asdict())
 
 
 def job_row(row: Mapping[Any, Any]) -> JobRow:
@@ -181,7 +178,7 @@ def insert_event(
     values = {
         "job": job, "number": number, "at": at, "who": who, "kind": str(kind), "text": text, "data": data,
     }  # fmt: skip
-    sql.execute(_INSERT_EVENT, values)
+    _INSERT_EVENT.run(sql, values)
 
 
 def append_event(
@@ -197,11 +194,11 @@ def append_event(
 ) -> int:
     """Append to a job's story and return the event's number; with an ``epoch``, hold the job as `hold` does."""
     if epoch is None:
-        number = sql.scalar(_COUNT_EVENT, {"of_job": job})
+        number = _COUNT_EVENT.scalar(sql, {"of_job": job})
         if number is None:
             raise _not_found(job)
     else:
-        number = sql.scalar(_COUNT_HELD_EVENT, {"of_job": job, "of_epoch": epoch})
+        number = _COUNT_HELD_EVENT.scalar(sql, {"of_job": job, "of_epoch": epoch})
         if number is None:
             _fail_to_hold(sql, job, epoch)
     insert_event(sql, job, number, at, who, kind, text, data)
