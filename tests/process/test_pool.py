@@ -78,6 +78,14 @@ CODE = """
         if params["how"] == "raises": raise ValueError
         if params["how"] == "dies": os._exit(3)
         return {"odd": {1}}
+    class Text(str): pass
+    def various(replicates, params):
+        k = params["k"]
+        plain = {"a": k / 3, "b": k, "c": k % 2 == 0, "d": None}
+        return (
+            [plain] * 5 + [{**plain, "a": float("inf")}, {**plain, "b": 2**70}, {**plain, "b": "t"}, {"b": k}, {}, k]
+            + [{"b": k, "a": 1.5}, {"a": k, "b": 1.5}, {Text("a"): k, "b": 2.5}, {"b": Text("t")}, {"c": [k]}]
+        )[(k * 7 + k // 40) % 16 if k < 300 else k % 2]
     class Unfinished:
         def start(self, params): return 0
         def add(self, state, r): return state + 1
@@ -656,6 +664,15 @@ def test_aggregates_of_a_table_are_those_of_its_sets(pool: ProcessPool, spec: Ru
             {"k": p, "ids": [p + i / 4 for i in range(p % 3)], "y": [-0.0] * (p % 3)} for p in range(3_000)
         ]
     assert pool.starts == 1
+
+
+def test_aggregates_of_a_table_are_what_each_would_be_alone(pool: ProcessPool, spec: RunnerSpec) -> None:
+    table = aggregate_table(600)
+    rows = ((0, "dict", ()),)
+    sets = [AggregateSet(param=p, params=params, rows=rows) for p, params in enumerate(table.params)]
+    alone = [(one.returned_dict, one.outputs) for one in pool.aggregates(spec, "m:various", sets)]
+    assert len(alone) == 600
+    assert pool.aggregate_table(spec, "m:various", table) == alone
 
 
 @pytest.mark.parametrize("how", ["raises", "is odd", "dies"])

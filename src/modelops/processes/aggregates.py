@@ -7,6 +7,7 @@ outcome here, nor have those behind it. Made by itself (`AggregateRun`), it gets
 from __future__ import annotations
 
 import time
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -71,11 +72,21 @@ def make_table(
         for message in messages:
             if not isinstance(message, AggregatesMade):
                 continue
-            if message.param != table.param + len(made) or len(made) + len(message.made) > len(table.params):
+            rows = _rows(process, message)
+            if message.param != table.param + len(made) or len(made) + len(rows) > len(table.params):
                 process.kill(Kill("protocol", f"it made an aggregate of set {message.param}"))
                 return made
-            made += [(returned == "dict", _outputs(process, outputs)) for returned, outputs in message.made]
+            made += rows
     return made
+
+
+def _rows(process: RunnerProcess, message: AggregatesMade) -> list[Made]:
+    rows = [(returned == "dict", _outputs(process, outputs)) for returned, outputs in message.made]
+    if message.names:
+        k, data = len(message.names), list(map(bytes, message.data))
+        cells = [zip(repeat(name), repeat("json"), data[i::k]) for i, name in enumerate(message.names)]
+        rows += [(True, outputs) for outputs in zip(*cells, strict=True)]
+    return rows
 
 
 def _tagged(target_data: Any) -> msgspec.Raw:

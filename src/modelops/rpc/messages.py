@@ -233,11 +233,17 @@ class AggregateFinished(Wire, frozen=True, kw_only=True):
 
 
 class AggregatesMade(Wire, frozen=True, kw_only=True):
-    """Some aggregates of a table are made; ``param``: of the first. Of each whether it returned a dict, and outputs."""
+    """Some aggregates of a table are made; ``param``: of the first.
+
+    ``made``: of each whether it returned a dict, and outputs. Or each returned a dict of these ``names``, all values of
+    which are inline JSON: ``data`` has those of the first, then those of the second.
+    """
 
     METHOD: ClassVar[str] = "aggregates/made"
     param: int
-    made: tuple[tuple[Literal["dict", "value"], tuple[Output, ...]], ...]
+    made: tuple[tuple[Literal["dict", "value"], tuple[Output, ...]], ...] = ()
+    names: tuple[str, ...] = ()
+    data: tuple[msgspec.Raw, ...] = ()
 
 
 class FunctionResult(msgspec.Struct, frozen=True, kw_only=True):

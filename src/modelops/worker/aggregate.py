@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
 from modelops.worker.replicates import ReplicateReader
 from modelops.worker.small_sets import MAX_REPLICATES, SmallSets
-from modelops.worker.stored import stored_error, stored_outputs
+from modelops.worker.stored import stored_aggregates, stored_error, stored_outputs
 
 MAX_AT_ONCE = 1_000  # parameter sets
 
@@ -122,7 +123,9 @@ class _AggregateRun:
     def _many(self, lo: int, hi: int, log: LogSink) -> int:
         """Make all aggregates of these sets; return for how many sets they were made, up to one that needs care."""
         table = self.small.table(lo, hi)
-        if table is not None and all(map(self._is_enough, table.n_succeeded, table.n_replicates)):
+        if table is not None and all(
+            starmap(self._is_enough, set(zip(table.n_succeeded, table.n_replicates, strict=True)))
+        ):
             return self._of_table(table, log)
         sets = self.small.read(lo, hi)
         n_made = next((i for i, one in enumerate(sets) if one.data is None), len(sets))
@@ -184,7 +187,7 @@ class _AggregateRun:
                 target,
                 table.n_succeeded[:n_made],
                 table.n_replicates[:n_made],
-                [(returned_dict, stored_outputs(outputs)) for returned_dict, outputs in found[:n_made]],
+                stored_aggregates(found[:n_made]),
             )
         return n_made
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelops.processes import Output, ReplicateError
+    from modelops.processes.aggregates import Made
     from modelops.store.segment_body import Output as StoredOutput
 
 
@@ -27,6 +28,13 @@ def stored_outputs(outputs: Sequence[Output]) -> Sequence[StoredOutput]:
                 for name, kind, data in outputs
             ]
     return outputs  # type: ignore[return-value]  # no SpooledFile is left in it
+
+
+def stored_aggregates(made: Sequence[Made]) -> Sequence[tuple[bool, Sequence[StoredOutput]]]:
+    """Return what many aggregates returned as a writer takes it. Costs little if no output is in a file."""
+    if SpooledFile not in {type(data) for _, outputs in made for _, _, data in outputs}:
+        return made  # type: ignore[return-value]  # no SpooledFile is in it
+    return [(returned_dict, stored_outputs(outputs)) for returned_dict, outputs in made]
 
 
 def stored_error(error: ReplicateError | None) -> StoredError | None:
