@@ -23,6 +23,7 @@ from volumes import Volume, can_mount
 import modelops as mo
 from modelops.client.http import Http
 from modelops.client.server import Local
+from modelops.errors import ServerUnreachableError
 from modelops.states import JobState
 from modelops.store import Records
 
@@ -135,7 +136,7 @@ def placed(root: Path, bundle: Path, cache: Path, **environ: str) -> Iterator[Pl
         for name in [n for n in os.environ if n.startswith("MODELOPS_")]:
             monkeypatch.delenv(name)
         for name, value in pool.environ.items():
-            if name.startswith(("MODELOPS_", "AWS_")):
+            if name.startswith(("MODELOPS_", "AWS_", "TMPDIR")):
                 monkeypatch.setenv(name, value)
         place = Place(pool, root, bundle, {})
         job = place.submit()
@@ -249,3 +250,31 @@ def test_a_database_or_a_storage_service_that_dies_stops_a_job_until_it_is_back(
             Fault("S3", s3.stop, s3.start, f"127.0.0.1:{s3.port}", service, "storage_away"),
         ):
             suffer(place, fault)
+
+
+def test_a_full_folder_of_temporary_files_is_named_and_waited_for(
+    tmp_path: Path, shared_cache: Path, bundle: Path, write_bundle: Callable[..., Path]
+) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("mounting file systems in memory needs root")
+    code = "import random\ndef simulate(params, seed):\n    return {'x': random.Random(seed).random()}\n"
+    many = mo.Study(bundle=write_bundle(code, name="many"), parameters=[{}], replicates=200_000, seed=7)
+    with (
+        Volume(tmp_path / "temporary", "1m") as temporary,
+        placed(tmp_path, bundle, shared_cache, TMPDIR=str(temporary.path)) as place,
+    ):
+        job = mo.submit(many)
+        wait_for(lambda: bool(job.status().waiting_for) or job.status().final, "the job waits")
+        said = job.status().waiting_for
+        assert f"volume {temporary.path}" in said
+        assert "TMPDIR" in said
+        assert f"the result files of {job.id}" in said
+        assert not job.status().final
+        server = Http(Local(place.pool.home), patience_s=0)
+        with pytest.raises(ServerUnreachableError, match=f"volume {temporary.path}"):
+            server.get(f"/jobs/{job.id}/tables/replicates")
+        temporary.grow("64m")
+        wait_for(lambda: job.status().final, "the job ends")
+        assert job.status().counts == {"succeeded": 200_000}
+        assert len(set(job.results()["x"].to_pylist())) == 200_000
+        assert "driver_failed" not in [event.kind for event in job.events()]

@@ -53,6 +53,10 @@ class Volume:
         """Give back what `fill` took."""
         self._filler.unlink()
 
+    def grow(self, size: str) -> None:
+        """Make it larger."""
+        _run("mount", "-o", f"remount,size={size}", str(self.path))
+
     def forbid_writing(self) -> None:
         """Make it read-only, as soon as nobody has a file open for writing."""
         deadline = time.monotonic() + BUSY_S

@@ -24,6 +24,7 @@ from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
 from modelops.study.ids import BundleDigest, JobId
 from modelops.study.parameter_sets import distinct_canonicals
+from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ def submit(submission: Submission, source: HttpSource) -> JobId:
     RequestError
         The server refuses it; no job was recorded.
     """
-    with tempfile.TemporaryFile() as file:
+    with temporary_files_are("the parameters of a study"), tempfile.TemporaryFile() as file:
         body = _body(submission, file)
         headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
         for _ in range(3):  # the bundle, then the parameters, may be missing
@@ -117,7 +118,7 @@ def _body(submission: Submission, file: IO[bytes]) -> bytes:
 
 
 def _upload_bundle(source: HttpSource, digest: BundleDigest, snapshot: Path) -> None:
-    with tempfile.TemporaryFile() as archive:
+    with temporary_files_are("an archive of the bundle"), tempfile.TemporaryFile() as archive:
         pack_bundle(snapshot, archive)
         _put(source, f"/bundles/{digest}", archive)
 

@@ -229,7 +229,7 @@ def _naming_volume(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        from modelops.store.objects import volume_of
+        from modelops.volumes import volume_of
 
         advice = "free some space there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise StorageError(

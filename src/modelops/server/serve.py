@@ -25,8 +25,8 @@ from modelops.server.https import LOOK_EVERY_S, Certificate
 from modelops.server.idle import Attendance
 from modelops.server.service import JobService
 from modelops.store import Objects, Records
-from modelops.store.objects import volume_of
 from modelops.study.pools import NO_ALIASES
+from modelops.volumes import volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -23,8 +23,8 @@ from modelops.counters import Counted, count
 from modelops.errors import ClusterError, RequestError, StorageError
 from modelops.home import make_private
 from modelops.store.answers import Answers
-from modelops.store.objects import volume_of
 from modelops.store.schema import HEAD, REVISIONS
+from modelops.volumes import volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,6 +28,7 @@ from uuid import uuid4
 from modelops.counters import Counted, count
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
 from modelops.home import make_private
+from modelops.volumes import volume_of
 
 Content = bytes | Path | Iterable[bytes]
 COPY_BYTES: Final = 1 << 20
@@ -412,16 +413,3 @@ def _at_once(calls: Sequence[Callable[[], object]]) -> None:
         thread.join()
     if failed:
         raise failed[0]
-
-
-def volume_of(path: Path) -> str:
-    """Name the mounted volume that holds a path, and what is free on it."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    try:
-        free_bytes = shutil.disk_usage(path).free
-    except OSError:
-        return f"volume of {path}"
-    while not path.is_mount():
-        path = path.parent
-    return f"volume {path}, {free_bytes / 2**20:.1f} MiB free"

@@ -26,6 +26,7 @@ from modelops.store.segments import FORMAT, job_folder
 from modelops.study.canonical import id_bytes, parse_canonical
 from modelops.study.ids import ParamId
 from modelops.study.spec import FIRST_PARAMETERS
+from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -84,7 +85,7 @@ def write_parameters(
         The job has parameters.
     """
     folder = job_folder(job)
-    with SpooledTemporaryFile(IN_MEMORY_BYTES) as f:
+    with temporary_files_are(f"the parameters of {job}"), SpooledTemporaryFile(IN_MEMORY_BYTES) as f:
         n = pour_parameters(f, canonicals, ids)
         others = {f"{folder}/{name}": data for name, data in beside.items()}
         taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others})
@@ -98,7 +99,7 @@ def write_more_parameters(objects: Objects, job: JobId, run: int, canonicals: It
 
     The name says what is in it, so that to do it again after a crash gives the same object.
     """
-    with TemporaryFile() as f:
+    with temporary_files_are(f"the parameters of {job}"), TemporaryFile() as f:
         pour_parameters(f, canonicals)
         digest = sha256()
         for piece in pieces_of(f):

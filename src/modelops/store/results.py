@@ -25,6 +25,7 @@ from modelops.store.replicate_rows import replicate_fields, replicate_groups
 from modelops.store.result_file import ResultFile
 from modelops.store.segments import job_folder
 from modelops.store.view_writer import ROW_GROUP, MemorySink, ParquetSink, StreamSink, write_view
+from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,13 +143,15 @@ def finalize(
     ------
     IntegrityError, NotFoundError
         A committed segment is damaged or gone; nothing was written.
+    StorageError
+        There is no room for them, where they are to be or in the folder of temporary files; nothing was written.
     """
     tables: dict[str, Callable[[Callable[[pa.Schema], ParquetSink]], None]] = {
         "replicates": lambda open_sink: _write_replicates(contents, open_sink, progress),
         "aggregates": lambda open_sink: _write_aggregates(contents, open_sink),
         "attempts": lambda open_sink: write_attempts(contents, open_sink),
     }
-    with contextlib.ExitStack() as stack:
+    with temporary_files_are(f"the result files of {contents.job}"), contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {
             f"{name}.parquet": stack.enter_context(SpooledTemporaryFile(IN_MEMORY_BYTES)) for name in tables
         }

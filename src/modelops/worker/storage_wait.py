@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from modelops.errors import StorageError
-from modelops.store.objects import volume_of
+from modelops.volumes import volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from modelops.server.http.problems import RangeError
+from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,12 +69,19 @@ def send_object(
 
 
 async def send_written(api: Api, write: Callable[[IO[bytes]], None], media_type: str) -> Response:
-    """Answer with what a function writes to a file, which is in memory while it is small."""
+    """Answer with what a function writes to a file, which is in memory while it is small.
+
+    Raises
+    ------
+    StorageError
+        It is not small, and the folder of temporary files has no room.
+    """
     file = cast("IO[bytes]", SpooledTemporaryFile(max_size=IN_MEMORY_BYTES))  # noqa: SIM115  closed by the reader
 
     def written() -> int:
-        write(file)
-        return file.seek(0, 2)
+        with temporary_files_are("an answer"):
+            write(file)
+            return file.seek(0, 2)
 
     try:
         n_bytes = await api.slow(written)
