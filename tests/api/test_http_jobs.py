@@ -405,17 +405,26 @@ def test_a_part_of_a_file_is_sent_when_asked_for(
     assert (changed.status, changed.data) == (200, whole.data)
 
 
-def test_a_range_outside_is_refused_and_an_unreadable_one_passed_over(
+def test_a_range_behind_the_last_byte_is_refused_and_one_of_another_file_passed_over(
     client: Client, service: JobService, bundle: str
 ) -> None:
     job = client.submit(request_for(bundle))["job"]
     run_some(service, job, {0: GOOD})
     (file,) = client.get(f"/v1/jobs/{job}/files")["files"]
     path = f"/v1/jobs/{job}/files/{file['name']}"
-    answer = client("GET", path, headers={"Range": "bytes=99999999-"})
+    answer = client("GET", path, headers={"Range": f"bytes={file['n_bytes']}-"})
     assert "lies outside" in detail(answer, 416)
     assert answer.headers["Content-Range"] == f"bytes */{file['n_bytes']}"
-    for header in ("bytes=1-2,5-6", "lines=1-2", "bytes=9-2", "nonsense", "bytes=-"):
+    passed_over = (
+        "bytes=1-2,5-6",
+        "lines=1-2",
+        "bytes=9-2",
+        "nonsense",
+        "bytes=-",
+        "bytes=-0",
+        "bytes=99999999-",
+    )
+    for header in passed_over:
         assert client("GET", path, headers={"Range": header}).status == 200
     head = client("HEAD", path)
     assert (head.status, head.data, head.headers["Content-Length"]) == (200, b"", str(file["n_bytes"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -11,31 +13,61 @@ from typing import TYPE_CHECKING, Any
 import jsonschema_rs
 import msgspec
 import pytest
-from http_service import TOKEN, Client, request_for, run_some, serving
+from http_service import TOKEN, Client, Drivers, Seen, SeenReplicate, request_for, run_some, serving
 from wrong_submissions import SETS, WRONG
 
-from modelops.errors import ConflictError, RequestError
+from modelops.environments import Interpreter
+from modelops.environments.lock import EMPTY, make_lock
+from modelops.errors import ClusterError, ConflictError, RequestError
 from modelops.server.http.app import OPERATIONS
 from modelops.server.http.openapi import document, problems_of
 from modelops.server.http.operations import Place, place_of
+from modelops.server.reconciler import Reconciler
 from modelops.states import JobEvent, ReplicateStatus
+from modelops.store.segments import job_folder
+from modelops.study.ids import JobId
+from modelops.study.ranges import Ranges
 from modelops.study.spec import JobSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from modelops.server.service import JobService
-    from modelops.study.ids import JobId
+    from modelops.store import Records
+    from modelops.study.ids import AttemptId
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/http-api.md").read_text("utf-8")
 SCHEMA = document(OPERATIONS, "1")
 
 
-class NothingWrong:
-    """A reconciler that finds nothing."""
+class NoPool:
+    """A pool without workers, whose scheduler is away."""
 
-    def run(self, job: JobId | None) -> Sequence[Any]:
+    @property
+    def client(self) -> Any:
+        raise ClusterError("not connected to the scheduler")
+
+    def workers(self) -> dict[str, int]:
+        return {}
+
+
+class Idle(Drivers):
+    """Drivers of a server that drives nothing, as its reconciler sees them."""
+
+    records: Records
+
+    def driven(self) -> list[JobId]:
         return []
+
+    def attempts(self, job: JobId) -> dict[AttemptId, str]:
+        return {}
+
+    def lost(self, job: JobId, attempt: AttemptId) -> None:
+        raise AssertionError(job, attempt)
+
+    @contextlib.contextmanager
+    def apart(self, job: JobId) -> Iterator[int | None]:
+        yield self.records.take_lease(job, "the reconciler")
 
 
 def schema_of(name: str) -> Any:
@@ -55,23 +87,87 @@ def test_every_schema_in_it_is_one(client: Client) -> None:
         assert schema_of(name).is_valid({}) in (True, False)
 
 
-def test_schemathesis_finds_nothing(service: JobService, bundle: str, tmp_path: Path) -> None:
-    """Every operation, with data that the schema allows and with data that it does not, by all checks there are."""
-    service.reconciler = NothingWrong()
+SCHEMATHESIS = """\
+[dictionaries.jobs]
+values = {jobs}
+[dictionaries.files]
+values = {files}
+[parameters]
+"path.job" = {{ dictionary = "jobs" }}
+"path.digest" = {{ dictionary = "bundles", probability = 0.5 }}
+"path.name" = {{ dictionary = "files", probability = 0.8 }}
+"path.param" = {{ dictionary = "numbers", probability = 0.8 }}
+"query.param" = {{ dictionary = "numbers", probability = 0.8 }}
+"query.replicate" = {{ dictionary = "replicates", probability = 0.8 }}
+"query.wait_s" = 0.01
+"body.spec.bundle" = {{ dictionary = "bundles" }}
+"body.spec.model" = {{ dictionary = "models" }}
+[dictionaries.bundles]
+values = {bundles}
+[dictionaries.models]
+values = ["model:simulate"]
+[dictionaries.replicates]
+values = [0, 1, 2, 3]
+[dictionaries.numbers]
+values = ["0", "1", "2", "3"]
+"""
+
+
+def jobs_in_every_state(service: JobService, client: Client, bundle: str, drivers: Drivers) -> list[str]:
+    """Make a job in each state that an operation may meet, with outcomes in most."""
+    ok, failed = ReplicateStatus.SUCCEEDED, ReplicateStatus.FAILED
+    made = [client.submit(request_for(bundle, name=f"job {n}"))["job"] for n in range(6)]
+    lock = make_lock(
+        EMPTY, Interpreter("python", "3.12.1", "cpython", "linux-x86_64", "2.36", "cpython-312", "/usr")
+    )
+    for job in made[:-1]:
+        service.objects.put_new(f"{job_folder(JobId(job))}/lock", lock.text.encode())
+    partial, whole, running, cancelling, cancelled, _queued = made
+    run_some(service, partial, {**dict.fromkeys(range(6), ok), 7: failed}, end=JobEvent.SOME_SUCCEEDED)
+    run_some(service, whole, dict.fromkeys(range(12), ok), chunk=5, end=JobEvent.ALL_SUCCEEDED)
+    run_some(service, running, {0: ok, 1: ok, 4: failed})
+    reports = [SeenReplicate(2, 0.5, {"loss": 1.5}), SeenReplicate(3, 1.0)]
+    drivers.seen[running] = Seen(Ranges.of(range(2, 4)), 12.5, reports)
+    for job, events in (
+        (cancelling, [JobEvent.CANCEL_ASKED]),
+        (cancelled, [JobEvent.CANCEL_ASKED, JobEvent.STOPPED]),
+    ):
+        run_some(service, job, {0: ok, 1: failed})
+        assert client("POST", f"/v1/jobs/{job}/cancel").status == 200
+        epoch = service.records.take_lease(JobId(job), "a driver")
+        for event in events:
+            service.records.change_state(JobId(job), event, who="a driver", epoch=epoch)
+    states = [service.records.job(JobId(job)).state for job in made]
+    assert states == ["partial", "succeeded", "running", "cancelling", "cancelled", "queued"]
+    return made
+
+
+def test_schemathesis_finds_nothing(
+    service: JobService, bundle: str, drivers: Drivers, tmp_path: Path
+) -> None:
+    """Every operation in all phases and by all checks there are; they meet jobs in every state.
+
+    By hand with more examples and chance: MODELOPS_FUZZ_EXAMPLES=50 MODELOPS_FUZZ_SEED=4242.
+    """
+    seed = os.environ.get("MODELOPS_FUZZ_SEED")
+    chance = ["--generation-deterministic"] if seed is None else ["--seed", seed]
+    service.supervisor = idle = Idle(drivers.seen)
+    idle.records = service.records
+    service.reconciler = Reconciler(service.records, service.objects, idle, NoPool(), "reconciler")  # type: ignore[arg-type]
     with serving(service, longest_wait_s=0.02) as client:
-        job = client.submit(request_for(bundle))["job"]
-        outcomes = {**dict.fromkeys(range(6), ReplicateStatus.SUCCEEDED), 7: ReplicateStatus.FAILED}
-        run_some(service, job, outcomes, end=JobEvent.SOME_SUCCEEDED)
+        jobs = jobs_in_every_state(service, client, bundle, idle)
+        files = [f["name"] for job in jobs[:3] for f in client.get(f"/v1/jobs/{job}/files")["files"]]
         config = tmp_path / "schemathesis.toml"
-        config.write_text(f'[parameters]\n"path.job" = "{job}"\n')  # so that there is something to find
+        config.write_text(SCHEMATHESIS.format(jobs=jobs, files=files, bundles=[bundle]))
         done = subprocess.run(
             [
                 Path(sys.executable).with_name("schemathesis"), "--config-file", config, "run",
                 f"{client.url}/v1/openapi.json", "--header", f"Authorization: Bearer {TOKEN}",
-                "--phases", "coverage,fuzzing", "--max-examples", "5", "--generation-deterministic",
-                "--suppress-health-check", "all", "--request-timeout", "60", "--no-color",
+                "--phases", "examples,coverage,fuzzing,stateful", "--suppress-health-check", "all",
+                "--max-examples", os.environ.get("MODELOPS_FUZZ_EXAMPLES", "20"), *chance,
+                "--request-timeout", "60", "--no-color",
             ],
-            capture_output=True, text=True, timeout=280, cwd=tmp_path, check=False,
+            capture_output=True, text=True, timeout=900, cwd=tmp_path, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
     assert f"Tested: {len(OPERATIONS) - 1}" in done.stdout  # the schema itself is no operation to it
@@ -94,7 +190,7 @@ def test_what_is_wrong_by_itself_is_wrong_by_the_schema_too(changes: dict[str, A
         allowed = True  # it depends on the bundle or the parameter sets
     data = msgspec.json.decode(msgspec.json.encode(spec))
     if b"null" not in msgspec.json.encode(changes):  # what JSON cannot say, such as NaN
-        assert schema_of("JobSpec").is_valid(data) == (allowed or "must be 'parameters.parquet'" in says)
+        assert schema_of("NewJobSpec").is_valid(data) == allowed
 
 
 @pytest.mark.parametrize(("texts", "says"), SETS)
@@ -110,7 +206,7 @@ def test_a_parameter_name_that_none_can_have_is_wrong_by_the_schema_too(
 
 
 def test_a_spec_that_the_client_makes_is_right_by_the_schema() -> None:
-    schema = schema_of("JobSpec")
+    schema = schema_of("NewJobSpec")
     for changes in (
         {},
         {"seeds": (1, 2, 3, 4)},
@@ -121,8 +217,15 @@ def test_a_spec_that_the_client_makes_is_right_by_the_schema() -> None:
         spec = request_for("0" * 64, **changes).spec
         assert schema.is_valid(msgspec.json.decode(msgspec.json.encode(spec)))
     assert {f.encode_name for f in msgspec.structs.fields(JobSpec)} == set(
-        SCHEMA["components"]["schemas"]["JobSpec"]["properties"]
+        SCHEMA["components"]["schemas"]["NewJobSpec"]["properties"]
     )
+
+
+def test_the_schema_allows_the_spec_of_an_extended_job_and_not_to_submit_it_as_new() -> None:
+    spec = request_for("0" * 64, format=2, parameters="parameters.2-0123456789abcdef.parquet").spec
+    data = msgspec.json.decode(msgspec.json.encode(spec))
+    assert schema_of("JobSpec").is_valid(data)
+    assert not schema_of("SubmitRequest").is_valid({"spec": data, "parameters": [{}]})
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)

@@ -276,7 +276,9 @@ SCHEMA: Final[Mapping[str, Mapping[str, Any]]] = {
         "n_params": {"minimum": 1},
         "n_replicates": _integer(1, MAX_REPLICATES),
     },
+    "NewJobSpec": {"parameters": {"const": FIRST_PARAMETERS}},
     "SubmitRequest": {
+        "spec": {"$ref": "#/components/schemas/NewJobSpec"},
         "parameters": _or_null(_SETS),
         "parameters_sha256": _or_null({"type": "string", "pattern": _HEX}),
         "why": {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$", "maxLength": MAX_WHY},

@@ -28,15 +28,16 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 def parse_range(header: str | None, n_bytes: int) -> tuple[int, int] | None:
     """Return the first byte and one past the last that a Range header asks for; None: the whole.
 
-    Ranges of other units, several at once, and what cannot be read are passed over, as RFC 9110 allows.
+    Ranges of other units, several at once, what cannot be read, and what begins beyond the end, so that it is of
+    another file, are passed over, as RFC 9110 allows.
 
     Raises
     ------
     RangeError
-        It lies outside.
+        It begins at the end: who asks has the whole already.
     """
     found = _RANGE.fullmatch(header.strip()) if header else None
-    if found is None or found[1] == found[2] == "":
+    if found is None or (found[1] == "" and not found[2].strip("0")):
         return None
     if found[1] == "":  # the last so many
         lo, hi = max(0, n_bytes - int(found[2])), n_bytes
@@ -44,7 +45,9 @@ def parse_range(header: str | None, n_bytes: int) -> tuple[int, int] | None:
         lo, hi = int(found[1]), min(int(found[2]) + 1 if found[2] else n_bytes, n_bytes)
         if found[2] and int(found[2]) < lo:
             return None
-    if lo >= hi:
+    if lo > n_bytes or not n_bytes:
+        return None
+    if lo == n_bytes:
         raise RangeError(header or "", n_bytes)
     return lo, hi
 

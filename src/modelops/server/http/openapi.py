@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -30,7 +31,7 @@ _SAID: Final = {
     409: "What is recorded does not allow it.",
     413: "The body is larger than the server takes.",
     415: "The body has another media type.",
-    416: "The range lies outside the file.",
+    416: "The range begins where the file ends.",
     421: "The request is for another host.",
     422: "Understood, and wrong: the detail says what to change.",
     429: "Too many jobs have not ended.",
@@ -52,8 +53,10 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     components["ParameterValue"] = dict(PARAMETER_VALUE)
     for name, component in components.items():
         component["description"] = inspect.cleandoc(component.get("description", ""))
-        for key, more in SCHEMA.get(name, {}).items():
-            _demand(component["properties"][key], more)
+        _demand_of(component, name)
+    # What is asked of the spec of a new job is more than what holds for that of one that was extended.
+    components["NewJobSpec"] = {**deepcopy(components["JobSpec"]), "title": "NewJobSpec"}
+    _demand_of(components["NewJobSpec"], "NewJobSpec")
     paths: dict[str, dict[str, Any]] = {}
     for op in operations:
         path = re.sub(r":path}", "}", op.path)
@@ -73,6 +76,11 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _demand_of(component: dict[str, Any], name: str) -> None:
+    for key, more in SCHEMA.get(name, {}).items():
+        _demand(component["properties"][key], more)
 
 
 def _demand(schema: dict[str, Any], more: Mapping[str, Any]) -> None:
