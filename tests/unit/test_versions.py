@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from modelops.cluster.connected import ConnectedCluster
 from modelops.cluster.versions import MATTERS, VERSIONS, Versions, misfits, ours, table
-from modelops.driver.skew import Skews
+from modelops.driver.idle_workers import IdleWorkers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,10 +79,17 @@ def test_a_worker_that_does_not_fit_is_nobodys_and_one_that_replaces_it_is(tmp_p
 
 
 def test_the_story_of_a_job_has_each_table_once() -> None:
-    skews = Skews()
-    assert skews.notes({}) == []
-    assert len(skews.notes({"a": "table 1", "b": "table 1", "c": "table 2"})) == 2
-    assert skews.notes({"b": "table 1", "d": "table 2"}) == []
-    (note,) = skews.notes({"e": "table 3"})
+    idle = IdleWorkers()
+    assert idle.skewed({}) == []
+    assert len(idle.skewed({"a": "table 1", "b": "table 1", "c": "table 2"})) == 2
+    assert idle.skewed({"b": "table 1", "d": "table 2"}) == []
+    (note,) = idle.skewed({"e": "table 3"})
     assert note.kind == "version_skew"
     assert note.text == "e, and others like it, get no work: their versions do not fit\ntable 3"
+
+
+def test_a_worker_that_takes_long_is_told_of_once_though_it_has_many_processes() -> None:
+    idle, told = IdleWorkers(), deque(["pod-1 has needed 30 s"] * 3)
+    (note,) = idle.slow(told)
+    assert (note.kind, note.text, len(told)) == ("environment_slow", "pod-1 has needed 30 s", 0)
+    assert idle.slow(deque(["pod-1 has needed 30 s"])) == []

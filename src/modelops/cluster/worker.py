@@ -205,6 +205,8 @@ async def _leave(worker: Worker) -> None:
     while running := list(attempts):  # each ends within the grace of its stop signal
         for attempt in running:
             attempt.stop.stop()
+        if all(attempt.preparing for attempt in running):
+            break  # an environment may take minutes, and nothing is lost with it
         await asyncio.sleep(POLL_S)
     # A receipt is Dask's result of the task: it is here until the driver has fetched it.
     try:

@@ -12,6 +12,7 @@ import contextlib
 import heapq
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -33,6 +34,7 @@ from modelops.worker.topics import (
     CHECKPOINT_TOPIC,
     PROGRESS_TOPIC,
     RECEIPTS_TOPIC,
+    SLOW_TOPIC,
     STORAGE_TOPIC,
 )
 
@@ -117,6 +119,7 @@ class Hands:
         self.job, (self._study, self._study_digest) = job, study
         self._epoch, self._pool, self._put = epoch, pool, put
         self.workers: set[str] = set()
+        self.told: deque[str] = deque()  # by workers that take long to prepare the environment
         self.reports: dict[int, dict[str, Any]] = {}  # the last progress of replicates, by index
         self._futures: dict[AttemptId, Future[Any]] = {}
         self._holders: dict[AttemptId, str] = {}  # the worker of every attempt whose receipt has not come
@@ -142,6 +145,7 @@ class Hands:
             RECEIPTS_TOPIC: self._hear_receipt,
             STORAGE_TOPIC: self._hear_storage,
             PROGRESS_TOPIC: self._hear_progress,
+            SLOW_TOPIC: lambda message: self.told.append(str(message["text"])),
             CHECKPOINT_TOPIC: lambda message: self._put(e.Checkpointed(int(message["index"]))),
             BEGUN_TOPIC: lambda message: self._put(e.AttemptBegun(AttemptId(message["attempt"]))),
         }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.hands import STORAGE_AWAY, Adopted, Hands, Heard, Said
-from modelops.driver.skew import Skews
+from modelops.driver.idle_workers import IdleWorkers
 from modelops.driver.writer import WRITES, Ledger, RecordUse, Writer
 from modelops.errors import (
     ClusterError,
@@ -105,7 +105,7 @@ class DriverLoop:
 
     def __post_init__(self) -> None:
         self._writer = Writer(self.ledger)
-        self._skews = Skews()
+        self._idle_workers = IdleWorkers()
         self.hands = Hands(
             self.job, (self.study, self.study_digest), self.machine.epoch, self.pool, self.inbox.put
         )
@@ -231,8 +231,9 @@ class DriverLoop:
         now = self.clock()
         self._check_workers(now)
         self.hands.look_around(now)
-        if skews := self._skews.notes(self.pool.refused()):
-            self._perform([*skews])
+        idle = self._idle_workers
+        if notes := [*idle.skewed(self.pool.refused()), *idle.slow(self.hands.told)]:
+            self._perform([*notes])
         if note := self.hands.story_of_storage():
             if note.kind == STORAGE_AWAY:
                 self.on_waiting(note.text)

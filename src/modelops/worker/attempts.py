@@ -57,6 +57,7 @@ class Attempt:
     ``ranges``: shrinks when a part is handed in, which is in ``parts`` then. ``alone``: nothing may run beside it.
     ``storing``: it is done, and storage does not take it. ``asked_for``: its driver has asked for the table since it
     began, so Dask perhaps hands its result to nobody. ``recalled``: its driver wants back what has not begun.
+    ``preparing``: nothing of it runs yet; the job's environment is being looked at, or built, which no stop ends.
     ``aside``: its replicates have ended, and the next attempt may begin in its slot while it stores.
     """
 
@@ -71,6 +72,7 @@ class Attempt:
     storing: bool = False
     asked_for: bool = False
     recalled: bool = False
+    preparing: bool = False
     aside: bool = False
     parts: tuple[Receipt, ...] = ()
 

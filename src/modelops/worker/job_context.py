@@ -17,6 +17,8 @@ from modelops.study.ids import BundleDigest
 from modelops.study.spec import JobSpec, decode_spec
 from modelops.worker.job_lock import read_lock
 from modelops.worker.sets import replicate_sets
+from modelops.worker.slow import SLOW_S, said_if_slow
+from modelops.worker.topics import SLOW_TOPIC
 
 if TYPE_CHECKING:
     from modelops.environments import Environment
@@ -67,8 +69,18 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     lock = read_lock(objects, job)
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
+
+    def say(stage: str) -> None:
+        text = (
+            f"{runtime.host} has needed {SLOW_S:.0f} s for the environment until now ({stage or 'it waits'})"
+        )
+        runtime.announce(
+            SLOW_TOPIC, {"job": job, "text": f"{text}; see whether it reaches the package index"}
+        )
+
     try:
-        environment = runtime.environments.ensure(lock, bundle_root=snapshot)
+        with said_if_slow(say) as note:
+            environment = runtime.environments.ensure(lock, bundle_root=snapshot, on_progress=note)
     except BundleEnvironmentError as error:
         error.add_note(f"on {runtime.host}")  # the driver knows this worker by its address
         raise

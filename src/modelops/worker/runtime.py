@@ -87,7 +87,12 @@ class WorkerRuntime:
         """
         with contextlib.ExitStack() as held:
             key = (chunk.job, chunk.study, chunk.study_digest)
-            yield self.when_storage_allows(lambda: self._held(key, held), attempt)
+            attempt.preparing = True
+            try:
+                context = self.when_storage_allows(lambda: self._held(key, held), attempt)
+            finally:
+                attempt.preparing = False
+            yield context
 
     def say_begun(self, attempt: Attempt) -> None:
         """Make sure that the driver knows that a suspect runs now, alone; should it take the worker down, it was it."""
