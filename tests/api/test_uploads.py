@@ -6,12 +6,14 @@ import gzip
 import io
 import tarfile
 import threading
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from http_service import Archive, Client, request_for
 
 from modelops.bundles import pack_bundle, take_snapshot
+from modelops.bundles.digest import FILE, Entry, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +125,27 @@ def test_a_bundle_without_a_model_is_refused_before_any_job_names_it(client: Cli
     packed = io.BytesIO()
     digest = pack_bundle(folder, packed)
     assert "names no model" in refused(client, digest, packed.getvalue(), 422)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("pyproject.toml", b"\xff", "pyproject.toml is not UTF-8 text"),
+        ("pyproject.toml", b"tool.modelops = 3\n", "[tool.modelops] must be a table, not 3"),
+        ("pyproject.toml", b"project = 3\n", "[project] must be a table, not 3"),
+        ("pyproject.toml", b"a = " + b"[" * 100_000, "nested too deeply"),
+        ("pyproject.toml", b"a = " + b"9" * 10_000, "is not valid TOML"),
+        ("m.py", b"\0", "not valid Python"),
+        ("m.py", b"-" * 100_000 + b"1", "not valid Python"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_refused_with_its_reason(
+    client: Client, file: str, text: bytes, says: str
+) -> None:
+    digest = digest_of([Entry(file, FILE, sha256(text).hexdigest())])
+    detail = refused(client, digest, tar_of(member(file, text)), 422)
+    assert says in detail
+    assert digest not in detail  # no path of the server
 
 
 def test_a_bundle_comes_back_as_it_was_uploaded_whole_or_in_parts(client: Client, archive: Archive) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from modelops.study.ids import BundleDigest
 
 BLOCK_BYTES = 1 << 20
+# What every file system that a bundle may be unpacked on can hold, below whatever folder its cache lies in.
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 2000
+MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ def _walk(folder: Path, prefix: str, ignore: Ignore) -> Iterator[Found]:
             is_dir = item.is_dir(follow_symlinks=False)
             if ignore.matches(path, is_dir=is_dir):
                 continue
+            if trouble := path_trouble(path):
+                raise BundleError(f"{item.path}: {trouble}; shorten it, or list it in {IGNORE_FILE}")
             if is_dir:
                 yield from _walk(Path(item.path), path + "/", ignore)
             else:
@@ -114,6 +120,16 @@ def _found(path: str, source: Path, stats: os.stat_result) -> Found:
             f"remove it, or list it in {IGNORE_FILE}"
         )
     return Found(path, source, EXECUTABLE if stats.st_mode & stat.S_IXUSR else FILE, stamp)
+
+
+def path_trouble(path: str) -> str:
+    """Say what is too much about a path in a bundle, so that a machine may be unable to hold it; empty: nothing."""
+    parts = path.split("/")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        return f"a name has more than {MAX_NAME_BYTES} bytes"
+    if len(parts) > MAX_DEPTH:
+        return f"it lies more than {MAX_DEPTH} folders deep"
+    return f"the path has more than {MAX_PATH_BYTES} bytes" if len(path.encode()) > MAX_PATH_BYTES else ""
 
 
 def link_leads_out(path: str, target: str) -> bool:

@@ -7,12 +7,12 @@ the bundle is imported: this works without its environment.
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles.script import script_metadata, top_level_functions
 from modelops.bundles.target_data import read_target_data
+from modelops.bundles.toml import parse_toml, read_text
 from modelops.bundles.wire import OF_A_DEPENDENCY, Wire, find_wire, wire_of_dependency
 from modelops.errors import BundleError, NotFoundError, RequestError
 from modelops.study.spec import ISOLATIONS
@@ -106,7 +106,7 @@ def load_manifest(bundle: Path) -> Manifest:
         raise NotFoundError(f"there is no bundle at {bundle}: no such file or folder")
     file = bundle / "pyproject.toml"
     if file.is_file():
-        return _folder_manifest(bundle, file.read_text("utf-8"))
+        return _folder_manifest(bundle, read_text(file))
     wire = find_wire(bundle, {})
     if wire is None and (bundle / "requirements.txt").is_file():
         wire = wire_of_dependency()
@@ -123,10 +123,7 @@ def load_manifest(bundle: Path) -> Manifest:
 
 def _folder_manifest(bundle: Path, text: str) -> Manifest:
     where = "pyproject.toml"
-    try:
-        pyproject = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise BundleError(f"{bundle / where} is not valid TOML: {e}") from e
+    pyproject = parse_toml(text, str(bundle / where))
     wire = find_wire(bundle, pyproject)
     table = pyproject.get("tool", {}).get("modelops")
     if table is None and wire is None:
@@ -139,10 +136,7 @@ def _folder_manifest(bundle: Path, text: str) -> Manifest:
 def _script_manifest(file: Path) -> Manifest:
     if file.suffix != ".py":
         raise BundleError(f"{file} is no bundle: a bundle is a folder with a pyproject.toml, or one .py file")
-    try:
-        text = file.read_text("utf-8")
-    except UnicodeDecodeError as e:
-        raise BundleError(f"{file} is not UTF-8 text: {e}") from e
+    text = read_text(file)
     metadata = script_metadata(text, file.name) or {}
     table = dict(metadata.get("tool", {}).get("modelops", {}))
     functions = top_level_functions(text, file.name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from modelops.bundles.digest import EXECUTABLE, FILE, LINK, Entry, digest_of
-from modelops.bundles.files import BLOCK_BYTES, find_files, link_leads_out, read_entry
+from modelops.bundles.files import BLOCK_BYTES, find_files, link_leads_out, path_trouble, read_entry
 from modelops.bundles.snapshot import is_whole_snapshot, publish, staging
 from modelops.errors import BundleError, IntegrityError
 
@@ -156,10 +156,12 @@ def _checked(
     for member in tar:
         name = member.name
         _check_format(tar, archive)
-        if not name or name.startswith("/") or "\\" in name or posixpath.normpath(name) != name:
-            raise BundleError(f"{archive}: unsafe path {name!r}")
+        if name in ("", ".") or name.startswith("/") or "\\" in name or "\0" in name or posixpath.normpath(name) != name:
+            raise BundleError(f"{archive}: unsafe path {_shown(name)}")
         if name.split("/")[0] == "..":
             raise BundleError(f"{archive}: the path {name!r} leads out of the bundle")
+        if trouble := path_trouble(name):
+            raise BundleError(f"{archive}: {_shown(name)}: {trouble}; shorten it, and pack the bundle again")
         if not member.isreg() and not member.issym():
             raise BundleError(f"{archive}: {name!r} is neither a file nor a symbolic link")
         parents = {parent.as_posix() for parent in Path(name).parents}
@@ -170,6 +172,9 @@ def _checked(
                 raise BundleError(
                     f"{archive}: the link {name!r} -> {member.linkname!r} leads out of the bundle"
                 )
+            if not member.linkname or (trouble := path_trouble(member.linkname)):
+                why = trouble if member.linkname else "it leads nowhere"
+                raise BundleError(f"{archive}: the link {name!r} -> {_shown(member.linkname)}: {why}")
             links[name] = member.linkname
         seen.add(name)
         folders |= parents
@@ -184,6 +189,10 @@ def _checked(
         end = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
         if links.keys() & {end, *(parent.as_posix() for parent in Path(end).parents)}:
             raise BundleError(f"{archive}: the link {name!r} points to another link")
+
+
+def _shown(path: str) -> str:
+    return repr(path if len(path) <= 100 else f"{path[:100]}...")
 
 
 def _check_format(tar: tarfile.TarFile, archive: Path) -> None:

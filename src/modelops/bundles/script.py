@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import tomllib
 from typing import Any
 
+from modelops.bundles.toml import parse_toml
 from modelops.errors import BundleError
 
 # The regular expression of the specification (PEP 723, "Reference Implementation").
@@ -30,13 +30,8 @@ def script_metadata(source: str, where: str) -> dict[str, Any] | None:
         raise BundleError(f"{where} has {len(blocks)} blocks '# /// script'; keep one")
     lines = blocks[0]["content"].splitlines(keepends=True)
     content = "".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
-    try:
-        return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as e:
-        first = source[: blocks[0].start()].count("\n") + 1
-        raise BundleError(
-            f"{where}: the '# /// script' block (from line {first}) is not valid TOML: {e}"
-        ) from e
+    first = source[: blocks[0].start()].count("\n") + 1
+    return parse_toml(content, f"{where}: the '# /// script' block (from line {first})")
 
 
 def top_level_functions(source: str, where: str) -> list[str]:
@@ -45,5 +40,7 @@ def top_level_functions(source: str, where: str) -> list[str]:
         tree = ast.parse(source, filename=where)
     except SyntaxError as e:
         raise BundleError(f"{where}, line {e.lineno}: not valid Python: {e.msg}") from e
+    except (ValueError, RecursionError, MemoryError) as e:  # a NUL; nested too deeply
+        raise BundleError(f"{where}: not valid Python: {str(e) or type(e).__name__}") from e
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [node.name for node in tree.body if isinstance(node, kinds)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from modelops.bundles.files import path_trouble
 from modelops.errors import BundleError
 from modelops_runner.values import InvalidOutputError, dumps
 
@@ -37,7 +38,7 @@ def read_target_data(bundle: Path, declared: Any) -> Any:
             raise BundleError(f"target_data cannot be handed to a target: {e}") from e
         return declared
     file = bundle / declared
-    if not file.is_file() or not file.resolve().is_relative_to(bundle.resolve()):
+    if "\0" in declared or path_trouble(declared) or not file.is_file() or not file.resolve().is_relative_to(bundle.resolve()):
         raise BundleError(f"target_data = {declared!r} is no file of the bundle")
     if (size := file.stat().st_size) > MAX_BYTES:
         raise BundleError(
@@ -49,5 +50,5 @@ def read_target_data(bundle: Path, declared: Any) -> Any:
         return data
     try:
         return json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BundleError(f"target_data = {declared!r} is not valid JSON: {e}") from e

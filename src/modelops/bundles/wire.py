@@ -45,6 +45,8 @@ def find_wire(bundle: Path, pyproject: Mapping[str, Any]) -> Wire | None:
     """
     group = pyproject.get("project", {}).get("entry-points", {}).get(GROUP)
     if group:
+        if not isinstance(group, dict):
+            raise BundleError(f'pyproject.toml: [project.entry-points."{GROUP}"] must be a table, not {group!r}')
         if len(group) > 1:
             raise BundleError(
                 f'pyproject.toml: [project.entry-points."{GROUP}"] names {len(group)} functions '
@@ -55,7 +57,7 @@ def find_wire(bundle: Path, pyproject: Mapping[str, Any]) -> Wire | None:
     if file.is_file():
         try:
             declared = json.loads(file.read_text("utf-8"))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise BundleError(f"{MANIFEST} is not valid JSON: {e}") from e
         if isinstance(declared, dict) and "wire" in declared:
             return _wire(declared["wire"], MANIFEST)

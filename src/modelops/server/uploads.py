@@ -112,7 +112,10 @@ class Uploads:
         except (IntegrityError, BundleError) as e:
             kind = BundleError if isinstance(e, BundleError) else ConflictError
             raise kind(str(e).replace(str(archive), "the archive")) from e
-        load_manifest(snapshot)
+        try:
+            load_manifest(snapshot)
+        except BundleError as e:
+            raise BundleError(str(e).replace(f"{snapshot}/", "")) from e
         try:
             self._objects.put_new(bundle_object(wanted), archive)
         except AlreadyExistsError:
