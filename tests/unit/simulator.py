@@ -85,6 +85,7 @@ class World:
     def __init__(self, scenario: Scenario, seed: int, *, traced: bool = False) -> None:
         self.s, self.seed = scenario, seed
         self.line, self.size = scenario.spec.line, scenario.spec.line.size
+        self.asked_pools = scenario.spec.asked_pools
         self.all_succeed = not scenario.crashes and not scenario.failing and scenario.missing_import_at < 0
         self.random = random.Random(seed ^ 0x5EED).random
         self.now = 0.0
@@ -136,10 +137,10 @@ class World:
         queue = self.queue
         while queue and not self.ended:
             self.now, _, happen, arg = heappop(queue)
-            self.n_events += 1
-            happen(arg)
-            if self.n_events > MAX_STEPS:
+            self.n_events = n = self.n_events + 1
+            if n > MAX_STEPS:
                 self.broken("the job does not end")
+            happen(arg)
         if not self.ended or self.holder.finished is not None:
             self._check_end(self.holder)  # otherwise the driver died when all was recorded
 
@@ -210,7 +211,10 @@ class World:
     def wrong(self, occasion: str) -> tuple[str, ...]:
         """Return what goes wrong at this occasion: mostly nothing."""
         self.occasions[occasion] = n = self.occasions[occasion] + 1
-        found = self.faults[occasion].get(n, ())
+        faults = self.faults[occasion]
+        if n not in faults:
+            return ()
+        found = faults[n]
         self.n_faults += len(found)
         return found
 
@@ -292,7 +296,7 @@ class World:
 
     def may_use(self, home: str) -> bool:
         """Say whether the job may run on the workers of a pool."""
-        asked = self.s.spec.asked_pools
+        asked = self.asked_pools
         return not asked or home.lower().replace("_", "-").replace(".", "-") in asked
 
     def submit(self, driver: Driver, command: Submit, items: Sequence[int]) -> None:
@@ -321,7 +325,10 @@ class World:
             waiting = worker.waiting
             i = 0
             if len(waiting) > 1:
-                i = next((i for i, t in enumerate(waiting) if isinstance(t.command, c.SubmitAggregates)), 0)
+                for n, t in enumerate(waiting):
+                    if isinstance(t.command, c.SubmitAggregates):
+                        i = n
+                        break
             task = waiting.pop(i)
             worker.running[task.attempt] = task
             if task.command.chunk.alone:
@@ -585,7 +592,7 @@ class World:
             segment=segment_of(chunk.attempt, ranges, counts, self._watched(chunk.attempt_number, ranges))
             if final
             else None,
-            retry=tuple((status, ranges_of(ks).pairs) for status, ks in again.items()),
+            retry=tuple((status, ranges_of(ks).pairs) for status, ks in again.items()) if again else (),
             unstarted=unstarted.pairs,
             failures=tuple(failures.values()),
             model_seconds=seconds,

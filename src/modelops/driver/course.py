@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatus, next_state
@@ -10,6 +10,8 @@ from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, ReplicateStatu
 if TYPE_CHECKING:
     from modelops.driver.ledger import Ledger
     from modelops.driver.outbox import Outbox
+
+_RUNNING: Final = JobState.RUNNING
 
 
 class Course:
@@ -39,7 +41,7 @@ class Course:
     @property
     def may_run(self) -> bool:
         """Whether chunks may be submitted."""
-        return self.state is JobState.RUNNING and self.has_environment and not self._outbox.paused
+        return self.state is _RUNNING and self.has_environment and not self._outbox.paused
 
     def change(self, event: JobEvent, reason: str = "") -> None:
         """Go on, and write it down."""

@@ -105,6 +105,11 @@ class SegmentMap:
             i = bisect_left(self._lows, lo)
             del self._lows[i], self._entries[i]
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._lows.clear()
+        self._entries.clear()
+
     def __len__(self) -> int:
         return len(self._lows)
 
@@ -112,8 +117,7 @@ class SegmentMap:
         """Let segments hold none of these any more. Costs the whole map: for rare events."""
         segments = {segment.attempt: segment for _, segment in self._entries}
         concerned = {segment.attempt for segment in self.over(indices)}
-        self._lows.clear()
-        self._entries.clear()
+        self.clear()
         for attempt, segment in segments.items():
             if attempt in concerned:
                 kept = Ranges(segment.ranges) - indices

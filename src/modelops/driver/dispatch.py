@@ -34,8 +34,8 @@ class Dispatcher:
     ) -> None:
         self._roster, self._ledger, self._pinned = roster, ledger, replicates_per_chunk
         self._max_retries, self._retry_on = retry.max_retries, tuple(sorted(retry.on))
-        self.backlogs = {kind: Backlog(kind) for kind in Kind}
-        self.meters = {kind: Meter() for kind in Kind}
+        self.backlogs = {_SIMULATE: Backlog(_SIMULATE), _AGGREGATE: Backlog(_AGGREGATE)}
+        self.meters = {_SIMULATE: Meter(), _AGGREGATE: Meter()}
         self._simulate, self._aggregate = self.backlogs[_SIMULATE], self.backlogs[_AGGREGATE]
 
     @property

@@ -103,6 +103,9 @@ class Ledger:
             self.n_open_params -= hi - lo
         for status, n in counts.items():
             self.aggregate_counts[AggregateStatus(status)] += n
+        if not self.n_open_params:
+            self._segments.clear()
+            return
         for segment in self.segments_of(params):
             if not self._aggregated.lacks(self._line.params_of(Ranges(segment.ranges))).pairs:
                 self._segments.remove(segment)  # nobody asks for it again

@@ -50,6 +50,7 @@ PROBE_WAIT_S: Final = 5.0  # then the other slots begin, whatever the probe does
 STOP_GRACE_S: Final = 60.0  # for stopped attempts to hand in what they finished
 
 _SIMULATE, _AGGREGATE = Kind.SIMULATE, Kind.AGGREGATE
+_RUNNING: Final = JobState.RUNNING
 
 
 class Machine:
@@ -565,25 +566,26 @@ class Machine:
 
     def _conclude(self) -> None:
         """Begin to finalize when nothing is left to do."""
-        if self._course.finalizing or self.over or self._places.commits:
+        course = self._course
+        if self._places.commits or course.finalizing or self.over:
             return
-        if self._course.draining:
+        if course.draining:
             if self._roster.attempts:
                 return
-        elif self.state is not JobState.RUNNING or not self._ledger.is_settled_but(
+        elif course.state is not _RUNNING or not self._ledger.is_settled_but(
             len(self._left), self._n_left_params
         ):
             return
         else:
             self._stop_attempts()  # only doubles of what is committed
-            self._course.change(JobEvent.SETTLED)
+            course.change(JobEvent.SETTLED)
         if self._n_surplus:
             n, self._n_surplus = self._n_surplus, 0
             attempts = "an attempt was" if n == 1 else f"{n} attempts were"
             self._outbox.write(
                 c.Note("surplus", f"{attempts} stopped because of replicates that are not needed")
             )
-        self._course.finalize()
+        course.finalize()
 
     def _on_finalized(self, reason: str) -> None:
         if self._course.finalizing:

@@ -46,7 +46,7 @@ class Places:
 
     def __init__(self, ledger: Ledger, roster: Roster, backlogs: dict[Kind, Backlog]) -> None:
         self.commits: dict[AttemptId, Commit] = {}
-        self._twice = dict.fromkeys(Kind, EMPTY)  # items that may be in two places
+        self._twice = {Kind.SIMULATE: EMPTY, Kind.AGGREGATE: EMPTY}  # items that may be in two places
         self._given_up: dict[AttemptId, Work] = {}
         self._begun = EMPTY  # indices that were in an attempt before, and have checkpoints perhaps
         self._ledger, self._roster, self._backlogs = ledger, roster, backlogs

@@ -72,7 +72,7 @@ class Recall:
         if roster.has_waiting:
             self._ask(roster.recallable())
         cost = self._meter.seconds_per_item
-        if cost is not None:
+        if cost is not None and (self._asked or roster.has_queues):
             self._asked = {
                 i: a for i, a in self._asked.items() if i in roster.attempts and len(a.work.ranges) > 1
             }

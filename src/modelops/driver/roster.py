@@ -190,6 +190,11 @@ class Roster:
         return found[:n_free]
 
     @property
+    def has_queues(self) -> bool:
+        """Whether `with_queues` may have any."""
+        return bool(self._unasked)
+
+    @property
     def n_idle(self) -> int:
         """How many workers have a free slot."""
         return len(self._idle)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import Range, Ranges
 
 MAX_INDICES = 2**53  # a dashboard's JavaScript counts exactly up to here
 
@@ -169,13 +169,17 @@ class IndexLine(msgspec.Struct, frozen=True):
 
     def params_of(self, indices: Ranges) -> Ranges:
         """Return the ordinals of the parameter sets that these indices belong to."""
-        out = []
-        for b in self.blocks:
-            if not b.n_replicates:
+        out: list[Range] = []
+        given = indices.pairs
+        for b in self.blocks if given else ():
+            base, end, n = b.base, b.end, b.n_replicates
+            if not n:
                 continue
-            for lo, hi in (indices & Ranges([(b.base, b.end)])).pairs:
-                first = b.p0 + (lo - b.base) // b.n_replicates
-                out.append((first, b.p0 + (hi - 1 - b.base) // b.n_replicates + 1))
+            inside = given  # most often
+            if given[0][0] < base or given[-1][1] > end:
+                inside = (indices & Ranges(((base, end),))).pairs
+            for lo, hi in inside:
+                out.append((b.p0 + (lo - base) // n, b.p0 + (hi - 1 - base) // n + 1))
         return Ranges(out)
 
     def ordered(self, lo_param: int, hi_param: int) -> list[tuple[int, int, int, int]]:

@@ -34,8 +34,9 @@ class Ranges:
     def __init__(self, pairs: Iterable[Range] = ()) -> None:
         given = tuple(pairs)
         if len(given) == 1:  # most often
-            ((lo, hi),) = given
-            self.pairs, self._count = (given, hi - lo) if lo < hi else ((), 0)
+            lo, hi = given[0]
+            self._count = n = hi - lo if lo < hi else 0
+            self.pairs = given if n else ()
             return
         merged: list[Range] = []
         for lo, hi in sorted(given):
@@ -105,9 +106,10 @@ class Ranges:
         return not mine or not others or mine[-1][1] <= others[0][0] or others[-1][1] <= mine[0][0]
 
     def __and__(self, other: Ranges) -> Ranges:
-        if self._is_apart(other):
-            return EMPTY
-        if self.pairs == other.pairs:
+        mine, others = self.pairs, other.pairs
+        if not mine or not others or mine[-1][1] <= others[0][0] or others[-1][1] <= mine[0][0]:
+            return EMPTY  # nearly always, or else both are the same
+        if mine == others:
             return self
         out: list[Range] = []
         i, j = _first_beyond(self.pairs, other.pairs[0][0]), _first_beyond(other.pairs, self.pairs[0][0])
@@ -123,9 +125,10 @@ class Ranges:
         return Ranges._trusted(out)
 
     def __sub__(self, other: Ranges) -> Ranges:
-        if self._is_apart(other):
-            return self
-        if self.pairs == other.pairs:
+        mine, others = self.pairs, other.pairs
+        if not mine or not others or mine[-1][1] <= others[0][0] or others[-1][1] <= mine[0][0]:
+            return self  # as above
+        if mine == others:
             return EMPTY
         out: list[Range] = []
         j = _first_beyond(other.pairs, self.pairs[0][0])
