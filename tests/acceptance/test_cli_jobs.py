@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -91,7 +92,7 @@ class Started:
     """A command that goes on in the background."""
 
     def __init__(self, home: Home, folder: Path, *words: str | Path) -> None:
-        self.seen = ""
+        self.seen = self.printed = ""
         self.process = subprocess.Popen(
             [COMMAND, *map(str, words)], cwd=folder, env={**os.environ, "MODELOPS_HOME": str(home.data)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
@@ -99,20 +100,30 @@ class Started:
 
     def until(self, words: str) -> None:
         """Read stderr until these words were said."""
-        deadline = time.monotonic() + DEADLINE_S
         assert self.process.stderr is not None
-        while words not in self.seen:
-            ready, _, _ = select.select([self.process.stderr], [], [], max(0.0, deadline - time.monotonic()))
-            data = os.read(self.process.stderr.fileno(), 65_536) if ready else b""
-            assert data, f"{words!r} was not said: {self.seen}"
-            self.seen += data.decode()
+        self.seen = self._read(self.process.stderr, self.seen, words)
+
+    def until_printed(self, words: str) -> None:
+        """Read stdout until these words were said."""
+        assert self.process.stdout is not None
+        self.printed = self._read(self.process.stdout, self.printed, words)
+
+    @staticmethod
+    def _read(pipe: IO[bytes], seen: str, words: str) -> str:
+        deadline = time.monotonic() + DEADLINE_S
+        while words not in seen:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+            data = os.read(pipe.fileno(), 65_536) if ready else b""
+            assert data, f"{words!r} was not said: {seen}"
+            seen += data.decode()
+        return seen
 
     def press_ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self) -> Said:
         out, err = self.process.communicate(timeout=DEADLINE_S)
-        return Said(self.process.returncode, out.decode(), self.seen + err.decode())
+        return Said(self.process.returncode, self.printed + out.decode(), self.seen + err.decode())
 
 
 @pytest.fixture
@@ -323,10 +334,18 @@ def test_a_run_that_is_killed_goes_on(start: Callable[..., Started], bundle: Pat
 
 
 def test_when_the_pool_is_down_a_state_is_unknown_and_the_job_goes_on_with_the_next(
-    modelops: Callable[..., Said], submit: Callable[..., mo.Job], gate: Path
-) -> None:
+    modelops: Callable[..., Said], submit: Callable[..., mo.Job], start: Callable[..., Started], gate: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     job = submit(0, 1, 2, 4, 5, gate=str(gate))
     until(job, some_succeeded)
+    logs = start("jobs", "logs", "-f", job.id)
+    copying = start("jobs", "sync", "-f", job.id, "copy")
+    logs.until_printed("seed 0")
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "copy" / "modelops-sync.json").exists():
+        assert time.monotonic() < deadline, copying.end()
+        threading.Event().wait(0.1)
     assert "unfinished: " + job.id in modelops("down").out
     said = modelops("jobs", "show", job.id, "--json")
     assert (said.code, said.json["state"], said.json["last_known"]) == (5, "unknown", "running"), said.err
@@ -334,7 +353,13 @@ def test_when_the_pool_is_down_a_state_is_unknown_and_the_job_goes_on_with_the_n
     assert job.status().last_known == "running"
     with pytest.raises(ServerUnreachableError, match="modelops up"):
         job.results()
+    for following in (logs, copying):
+        following.until("connecting again")
     gate.touch()
     assert modelops("up").code == 0
     assert job.wait(DEADLINE_S).state == "succeeded"  # the same object, another server
     assert sorted(job.results()["x"].to_pylist()) == [0, 1, 2, 4, 5]
+    printed, copied = logs.end(), copying.end()
+    assert (printed.code, copied.code) == (0, 0), printed.err + copied.err
+    assert set(re.findall(r"seed (\d)", printed.out)) == set("01245")  # an attempt that was lost printed, too
+    assert (tmp_path / "copy" / "results" / "replicates.parquet").exists()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelops.client import Job
+    from modelops.client.following import Following
     from modelops.client.status import JobStatus
     from modelops.client.sync import Synced
 
@@ -143,10 +144,9 @@ def watch(
     from modelops.cli.show import show_json
     from modelops.client.progress import ProgressBar
     from modelops.client.run import Watcher
-    from modelops.client.server import look_at
     from modelops.client.watch import watch as watch_job
 
-    found = look_at(job)
+    found = _followed(job, quiet=quiet).job
     try:
         if quiet:
             status = watch_job(found, Watcher())
@@ -269,19 +269,18 @@ def logs(
     """Print what the bundle printed: of a replicate, a parameter set, or the whole job."""
     from modelops.cli.show import show_json
     from modelops.client.logs import new_text
-    from modelops.client.server import look_at
     from modelops.errors import RequestError
 
     if replicate is not None and param is None:
         raise RequestError("--replicate needs --param as well: a replicate of which parameter set")
     if follow and as_json:
         raise RequestError("--follow has no end to print as one JSON object; leave one of the two out")
-    found = look_at(job)
+    following = _followed(job, follow=follow)
     which = int(param) if param is not None and param.isdecimal() and len(param) < 20 else param
     if as_json:
-        show_json({"job": found.id, "log": found.log(which, replicate)})
+        show_json({"job": following.job.id, "log": following.job.log(which, replicate)})
         return
-    for text in new_text(found, which, replicate, follow=follow):
+    for text in new_text(following, which, replicate, follow=follow):
         typer.echo(text, nl=False)
 
 
@@ -299,15 +298,17 @@ def sync(
     Works during and after the job. Run again, it copies what is new.
     """
     from modelops.cli.show import show_json
-    from modelops.client.server import look_at
+    from modelops.client.logs import LOOK_S
 
-    found = look_at(job)
-    synced = found.sync(folder)
+    following = _followed(job, follow=follow)
+    found = following.job
+    synced = following.ask(lambda: found.sync(folder)) if follow else found.sync(folder)
     while follow and not synced.final:
+        if following.look(LOOK_S).unknown_since is not None:
+            continue
         if not as_json and synced.copied:
             typer.echo(_synced_text(synced))
-        found.source.wait_for_change(found.id, found.status(), 25.0)
-        synced = found.sync(folder)
+        synced = following.ask(lambda: found.sync(folder))
     if as_json:
         show_json(
             {
@@ -345,6 +346,20 @@ def reconcile(
                 typer.echo(f"  {text}")
         else:
             typer.echo(f"{name}: {value}")
+
+
+def _followed(text: str, *, follow: bool = True, quiet: bool = False) -> Following:
+    """Return a job to be looked at until it has ended; says on stderr when its server is away, and when it is back."""
+    from modelops.client.following import Following, Outages, job_to_follow
+    from modelops.client.server import look_at
+
+    def say(line: str) -> None:
+        if line and not quiet:
+            typer.echo(line, err=True)
+
+    outages = Outages()
+    job = job_to_follow(text, say) if follow else look_at(text)
+    return Following(job, lambda status: say(outages.line(status)))
 
 
 def _steerable(text: str) -> Job:

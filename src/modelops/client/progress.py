@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from modelops.client.following import Outages
 from modelops.client.run import Watcher
 from modelops.states import FINAL_JOB_STATES, ReplicateStatus
 
@@ -37,7 +38,8 @@ class ProgressBar(Watcher):
         self._began = 0.0
         self._plain_at = 0.0
         self._said = ""
-        self._ended = self._away = False
+        self._ended = False
+        self._outages = Outages()
         self._first_done: int | None = None
         self._stage = ""
         self._standing: list[str] = []  # what keeps the job waiting, said already
@@ -96,14 +98,10 @@ class ProgressBar(Watcher):
 
     def seen(self, status: JobStatus) -> None:
         """Redraw from what the server says; while it is away, say since when nothing is known."""
+        if line := self._outages.line(status):
+            self._line(line)
         if status.unknown_since is not None:
-            if not self._away:
-                self._line(f"{status.reason}; connecting again")
-            self._away = True
             return
-        if self._away:
-            self._away = False
-            self._line("connected again")
         said = [("stalled", status.stalled), ("waiting", status.waiting_for)]
         said += [("pool", str(pool)) for pool in status.waiting_pools]
         for line in [f"{what}: {text}" for what, text in said if text]:

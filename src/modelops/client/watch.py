@@ -8,7 +8,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from modelops.errors import ModelOpsError, ServerUnreachableError
+from modelops.client.following import Following
+from modelops.errors import ModelOpsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 5.0  # also how old what is shown may be
 CANCELLING_LOOK_S: Final = 1.0
-AWAY_PAUSE_S: Final = 0.5
 AWAY_S: Final = 60.0  # how long a run puts up with a server that is away
 AT_ONCE_S: Final = 2.0  # how long the second Ctrl-C waits for the server to say that all has stopped
 
@@ -46,25 +46,11 @@ def watch(
     ServerUnreachableError
         The server has been away for longer.
     """
-    status: JobStatus | None = None
-    away: float | None = None
+    following = Following(job, watcher.seen, patience_s=patience_s)
     while True:
-        look_s = CANCELLING_LOOK_S if cancels is not None and cancels.pressed else LOOK_S
-        status = job.source.wait_for_change(job.id, status, look_s)
-        watcher.seen(status)
+        status = following.look(CANCELLING_LOOK_S if cancels is not None and cancels.pressed else LOOK_S)
         if status.final or (cancels is not None and cancels.leave()):
             return status
-        if status.unknown_since is None:
-            away = None
-            continue
-        now = time.monotonic()
-        away = away or now
-        if patience_s is not None and now - away > patience_s:
-            raise ServerUnreachableError(
-                f"the server of job {job.id}", f"it has been away for {now - away:.0f} s",
-                f"the job is recorded: 'modelops jobs watch {job.id}' goes on watching when the server is back",
-            )  # fmt: skip
-        time.sleep(AWAY_PAUSE_S)
 
 
 def run_on_server(study: Study, watcher: Watcher) -> Job:
