@@ -70,6 +70,8 @@ JOB_NEXT: Final = MappingProxyType(
         **_BEGIN_AGAIN,
     }
 )
+# Each event leads to one state, wherever it comes from: a job's story says in which state it is.
+STATE_AFTER: Final = MappingProxyType({event: state for (_, event), state in JOB_NEXT.items()})
 FINAL_JOB_STATES: Final = frozenset({state for (state, event) in _BEGIN_AGAIN})
 
 

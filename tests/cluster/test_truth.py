@@ -192,6 +192,19 @@ def test_damage_while_a_job_runs_is_mended_before_it_ends(
     server.records.close()
 
 
+def test_a_job_that_somebody_calls_ended_while_it_runs_goes_on(server: Server, bundle: Path) -> None:
+    job = run(bundle, server.cluster, SETS, 2)
+    extend_job(server.records, server.objects, job, "me", parameters=[canonical_json({"a": 5, "slow": 2})])
+    server.supervisor.wake()
+    server.until(lambda: bool(server.supervisor.attempts(job)), job)
+    with server.records.database.writing() as sql:
+        sql.exec_driver_sql("UPDATE jobs SET state = 'failed' WHERE job = ?", (job,))
+    assert [f.kind for f in server.reconciler.run(job)] == [Mismatch.STATE_DIFFERS]
+    assert server.ended(job) is JobState.SUCCEEDED
+    assert server.n_attempts(job) == 8, "nothing was stopped or run again"
+    assert server.reconciler.run(job) == []
+
+
 def test_failures_are_tried_again_when_asked(server: Server, bundle: Path, tmp_path: Path) -> None:
     wall = tmp_path / "wall"
     wall.write_text("")

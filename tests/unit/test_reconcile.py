@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -292,6 +293,27 @@ def test_what_is_lost_when_result_files_are_written_is_owed_a_run(
     assert job.records.job(job.job).state is JobState.QUEUED
     assert job.missing() == Ranges(resumable.ranges)
     assert job.records.mismatches() == {"segment_damaged": 1}
+
+
+@pytest.mark.parametrize("wrong", [{"failed": 7}, {"succeeded": 1}, {}, {"succeeded": 70}])
+def test_a_record_that_counts_otherwise_than_its_segment_is_put_right_and_nothing_runs_again(
+    stored: StoredJob, fresh: dict[str, bytes], wrong: dict[str, int]
+) -> None:
+    before, ran = stored.records.segments(stored.job), stored.n_ran
+    with stored.records.database.writing() as sql:
+        sql.exec_driver_sql(
+            "UPDATE segments SET counts = ? WHERE job = ? AND attempt = ?",
+            (json.dumps(wrong), stored.job, before[1].attempt),
+        )
+    assert kinds(mend(stored, deep=sum(wrong.values()) == 7)) == {Mismatch.COUNTS_DIFFER}
+    assert stored.records.segments(stored.job) == before
+    assert not stored.missing()
+    assert mend(stored) == []
+    assert stored.records.job(stored.job).state is JobState.QUEUED, "how it ended is decided anew"
+    stored.run()
+    assert stored.records.job(stored.job).state is JobState.SUCCEEDED
+    assert (stored.files(), stored.n_ran) == (fresh, ran)
+    assert stored.records.mismatches() == {"counts_differ": 1}
 
 
 def test_only_who_holds_the_lease_mends(stored: StoredJob) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from stored_job import StoredJob
 from test_reconcile import SETS, N, damage, names
@@ -111,6 +112,25 @@ def test_damage_is_repaired_whether_one_job_or_all_are_looked_at(stored: StoredJ
         for name in set(names(stored, "aggregates")) - used:  # or it may be that which is damaged next
             stored.objects.delete(name)
     assert stored.records.mismatches() == {"aggregate_damaged": 2}
+
+
+@pytest.mark.parametrize("wrong", sorted(set(JobState) - {JobState.SUCCEEDED}))
+def test_a_state_that_the_story_does_not_tell_is_put_right_and_said_once(
+    stored: StoredJob, wrong: JobState
+) -> None:
+    ours, before = reconciler(stored, Nobody(stored)), stored.records.job(stored.job)
+    with stored.records.database.writing() as sql:
+        sql.exec_driver_sql("UPDATE jobs SET state = ? WHERE job = ?", (wrong, stored.job))
+    assert [f.kind for f in ours.run(stored.job)] == [Mismatch.STATE_DIFFERS]
+    after = stored.records.job(stored.job)
+    assert after == msgspec.structs.replace(before, n_events=before.n_events + 1)
+    event = stored.records.events(stored.job)[-1]
+    assert (event.kind, event.text) == (
+        "mismatch",
+        f"the record says {wrong}, and the story succeeded; it is succeeded",
+    )
+    assert ours.run() == []
+    assert stored.records.mismatches() == {"state_differs": 1}
 
 
 def test_a_job_that_does_not_exist_is_not_found(stored: StoredJob) -> None:

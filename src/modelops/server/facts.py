@@ -9,9 +9,11 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
 from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of
-from modelops.states import OUTCOMES
+from modelops.states import OUTCOMES, STORED, ReplicateStatus
 from modelops.store import PackSlice, read_segment
 from modelops.store.parameters import Parameters
 from modelops.store.segment_table import (
@@ -28,10 +30,10 @@ from modelops.worker.job_lock import read_lock
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from modelops.store import JobRow, Objects, Records
-    from modelops.study.ids import JobId
+    from modelops.study.ids import AttemptId, JobId
 
 
 def facts_of(
@@ -42,7 +44,8 @@ def facts_of(
     Parameters
     ----------
     deep
-        Read every object and compare it with its digest; otherwise its size is compared.
+        Read every object and compare it with its digest; otherwise its size is compared. Done as well if a record
+        contradicts itself.
     orphans
         Look for segments without a row, too. Only where nobody may be about to commit them.
 
@@ -77,11 +80,20 @@ def facts_of(
         sizes=sizes,
         orphans=list(_orphans(objects, job, segments, sizes, spec.line.all())) if orphans else (),
     )
-    return replace(facts, damaged=dict(_damage(objects, facts))) if deep else facts
+    if not deep and all(sum(ref.counts.values()) == len(Ranges(ref.ranges)) for ref in segments):
+        return facts
+    held: dict[AttemptId, Mapping[ReplicateStatus, int]] = {}
+    damaged = dict(_damage(objects, facts, held))
+    return replace(facts, damaged=damaged, counted=held)
 
 
-def _damage(objects: Objects, facts: JobFacts) -> Iterator[tuple[str, str]]:
-    """Yield the damaged objects, and what is wrong; those that are gone or too short are seen without reading."""
+def _damage(
+    objects: Objects, facts: JobFacts, held: dict[AttemptId, Mapping[ReplicateStatus, int]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the damaged objects, and what is wrong; those that are gone or too short are seen without reading.
+
+    ``held``: gets what each whole segment holds of the indices that its record names.
+    """
     job = facts.row.job
     folder = job_folder(job)
 
@@ -95,8 +107,11 @@ def _damage(objects: Objects, facts: JobFacts) -> Iterator[tuple[str, str]]:
         except (IntegrityError, NotFoundError, RequestError) as error:
             yield name, str(error)
 
+    def look(ref: SegmentRef) -> None:
+        held[ref.attempt] = _counts_of(verify_segment(objects, job, ref))
+
     for ref in facts.segments:
-        yield from check(ref.name, ref.n_bytes, lambda ref=ref: verify_segment(objects, job, ref))  # type: ignore[misc]
+        yield from check(ref.name, ref.n_bytes, lambda ref=ref: look(ref))  # type: ignore[misc]
     for stored in facts.aggregates:
         yield from check(
             stored.name,
@@ -177,6 +192,13 @@ def verify_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTabl
     if ref.pack:
         _verify_slices(objects, OutputsColumn(segment.table, segment.pack))
     return segment
+
+
+def _counts_of(segment: SegmentTable) -> dict[ReplicateStatus, int]:
+    edges = np.array(segment.ref.ranges, np.int64).ravel()
+    mine = np.searchsorted(edges, segment.index, side="right") % 2 == 1
+    found = np.bincount(segment.status[mine], minlength=len(STORED)).tolist()
+    return {status: n for status, n in zip(STORED, found, strict=True) if n}
 
 
 def _verify_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> None:

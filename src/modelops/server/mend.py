@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_NAMED: Final = 20  # in one event
-OF_STORAGE: Final = frozenset(Mismatch) - {Mismatch.NOBODY_RUNS, Mismatch.RUNS_AFTER_END}
 
 
 def mend_job(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from modelops.states import FINAL_JOB_STATES, OUTCOMES, JobState
+from modelops.states import FINAL_JOB_STATES, OUTCOMES, JobState, ReplicateStatus
 from modelops.store.runs import Withdrawn
 from modelops.store.segments import ranges_of
-from modelops.store.withdrawal import NOTHING, Withdrawal, no_longer_unneeded, stale_aggregates
+from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded, stale_aggregates
 from modelops.study.ids import AttemptId, JobId, epoch_of
 from modelops.study.ranges import Ranges
 from modelops.study.wording import counted
@@ -38,7 +38,9 @@ ADOPTS: Final = frozenset({JobState.QUEUED, JobState.PREPARING, JobState.RUNNING
 class Mismatch(StrEnum):
     """A way in which what the system says can differ from what is."""
 
+    STATE_DIFFERS = "state_differs"
     SEGMENT_DAMAGED = "segment_damaged"
+    COUNTS_DIFFER = "counts_differ"
     AGGREGATE_DAMAGED = "aggregate_damaged"
     EXECUTION_DAMAGED = "execution_damaged"
     STUDY_DAMAGED = "study_damaged"
@@ -94,6 +96,7 @@ class JobFacts:
     ``settled``: what had its outcomes when the run settled (nothing if it ended otherwise, or has not).
     ``owed``: indices of which outcomes were withdrawn when the run could no longer run them (None: nothing was).
     ``sizes``: bytes of each object that is there. ``damaged``: what was found when objects were read, by name.
+    ``counted``: what whole segments were found to hold of the indices that their records name, by attempt.
     ``orphans``: segments that could be adopted; none were looked for if the job may have attempts in flight.
     """
 
@@ -107,6 +110,7 @@ class JobFacts:
     owed: Ranges | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
+    counted: Mapping[AttemptId, Mapping[ReplicateStatus, int]] = field(default_factory=dict)
     orphans: Sequence[Orphan] = ()
 
     @property
@@ -160,6 +164,7 @@ def plan_for(facts: JobFacts) -> Plan:
     ]
     attempts = {ref.attempt for ref in bad}
     whole = [ref for ref in facts.segments if ref.attempt not in attempts]
+    recounted = _recounted(facts, whole, said)
     undone = no_longer_unneeded(facts.spec.line, whole, _indices(bad)) if facts.spec.until else {}
     undecided = Ranges(p for ref in whole if ref.attempt in undone for p in ref.ranges)
     undecided = undecided - Ranges(p for kept in undone.values() for p in kept.ranges)
@@ -172,6 +177,8 @@ def plan_for(facts: JobFacts) -> Plan:
     run = _run(facts, _indices(bad) | undecided, adopt, said) if facts.is_final else None
     if facts.is_final and run is None and aggregates:
         run = Ranges()  # aggregates only
+    if facts.is_final and run is None and recounted:
+        run = Ranges()  # nothing: its end is decided anew
     results = False
     if facts.is_final and run is None:
         for file in facts.result_files:
@@ -180,7 +187,7 @@ def plan_for(facts: JobFacts) -> Plan:
     return Plan(
         findings=said.findings,
         withdrawal=Withdrawal(
-            segments=dict.fromkeys(attempts, NOTHING) | undone,
+            segments=dict.fromkeys(attempts, NOTHING) | recounted | undone,
             aggregates=tuple(aggregates),
             executions=tuple(executions),
         ),
@@ -216,9 +223,26 @@ def _missing(facts: JobFacts, known: Ranges) -> str:
     return f"the aggregate of {counted(len(sets), 'parameter set')}" if facts.spec.aggregates and sets else ""
 
 
+def _recounted(facts: JobFacts, segments: Iterable[SegmentRef], said: _Said) -> dict[AttemptId, Kept]:
+    """Return what is really in the segments whose records count otherwise."""
+    out = {}
+    for ref in segments:
+        held = facts.counted.get(ref.attempt, ref.counts)
+        if dict(held) != dict(ref.counts):
+            text = f"the record of {ref.name} counts {_counts(ref.counts)}, and it holds {_counts(held)}"
+            said.note(Mismatch.COUNTS_DIFFER, ref.name, text)
+            out[ref.attempt] = Kept(tuple(ref.ranges), held)
+    return out
+
+
+def _counts(counts: Mapping[ReplicateStatus, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "nothing"
+
+
 def _wrong_segment(ref: SegmentRef, facts: JobFacts) -> str:
-    if sum(ref.counts.values()) != len(Ranges(ref.ranges)):
-        return f"the record of {ref.name} counts {sum(ref.counts.values())} outcomes of {len(Ranges(ref.ranges))}"
+    n_counted = sum(facts.counted.get(ref.attempt, ref.counts).values())
+    if n_counted != len(Ranges(ref.ranges)):
+        return f"the record of {ref.name} counts {n_counted} outcomes of {len(Ranges(ref.ranges))}"
     return facts.wrong(ref.name, ref.n_bytes) or facts.wrong(ref.pack, ref.pack_bytes)
 
 

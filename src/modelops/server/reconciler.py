@@ -138,12 +138,13 @@ class Reconciler:
     def _is_due(self, row: JobRow) -> bool:
         return (
             row.state not in FINAL_JOB_STATES
+            or row.job in self._driving.driven()
             or self._records.now() - row.changed_at < RECENT
             or any(job == row.job for job, _ in self._useless)
         )
 
     def _look(self, rows: list[JobRow], *, deep: bool) -> list[Finding]:
-        found = self._look_at_attempts(rows)
+        found = self._look_at_stories(rows) + self._look_at_attempts(rows)
         if deep:
             found += self._look_at_bundles(rows)
         for row in rows:
@@ -155,6 +156,15 @@ class Reconciler:
                 self._collect(row.job)
             except (LeaseLostError, NotFoundError) as error:  # somebody else is at it
                 log.info("job %s is left to others: %s", row.job, error, extra={"job": row.job})
+        return found
+
+    def _look_at_stories(self, rows: list[JobRow]) -> list[Finding]:
+        """Put states right that are not what their stories say; before anything is decided by them."""
+        kind, found = Mismatch.STATE_DIFFERS, []
+        for row in rows:
+            if text := self._records.restore_state(row.job, who=self._who, mismatch=kind):
+                log.warning("job %s: %s: %s", row.job, kind, text, extra={"job": row.job})
+                found.append(Finding(row.job, kind, "", text))
         return found
 
     # What is stored.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from modelops.states import FINAL_JOB_STATES, JobEvent, JobState, next_state
+from modelops.states import FINAL_JOB_STATES, STATE_AFTER, JobEvent, JobState, next_state
 from modelops.store import schema
 from modelops.store.result_file import ResultFile
 from modelops.store.rows import (
@@ -182,6 +182,34 @@ class Runs:
                 update_job(sql, job, stalled=reason)
                 append_event(sql, job, self._clock(), who, "stalled" if reason else "going_on", text, {})
 
+    def restore_state(self, job: JobId, *, who: str, mismatch: str) -> str:
+        """Make the job's state what its story says, if somebody has written another one; an event says so.
+
+        Every change of a state writes its event in the same transaction, so both can only differ by a hand from
+        outside. The version stays: whoever drives the job goes on, as if nothing had happened.
+
+        Parameters
+        ----------
+        mismatch
+            What kind of disagreement the event is to name.
+
+        Returns
+        -------
+            What was wrong; empty: nothing.
+        """
+        with self._database.reading() as sql:
+            if _told_state(sql, job) is read_job(sql, job).state:
+                return ""
+        with self._database.writing() as sql:
+            row, told = read_job(sql, job, lock=True), _told_state(sql, job)
+            if told is row.state:
+                return ""
+            text = f"the record says {row.state}, and the story {told}; it is {told}"
+            update_job(sql, job, state=told)
+            data = {"kind": mismatch, "n": 1, "what": [row.state]}
+            append_event(sql, job, self._clock(), who, MISMATCH, text, data)
+            return text
+
     def mismatches(self) -> dict[str, int]:
         """Return how many disagreements of each kind were found, of all jobs, ever."""
         e = schema.events.c
@@ -281,3 +309,10 @@ def _said(data: Mapping[str, Any], what: Withdrawal | None, why: str) -> str:
     ]
     text = " and ".join(part for part in parts if part) or "nothing"
     return f"{text} no longer count" + (f": {why}" if why else "")
+
+
+def _told_state(sql: sa.Connection, job: JobId) -> JobState:
+    e = schema.events.c
+    query = sa.select(e.kind).where(e.job == job, e.kind.in_(STATE_AFTER)).order_by(e.number.desc()).limit(1)
+    kind = sql.scalar(query)
+    return JobState.QUEUED if kind is None else STATE_AFTER[JobEvent(kind)]

@@ -122,9 +122,11 @@ def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]
         ``attempts`` whose segments lost any, and which ``ranges`` of indices that were.
     """
     before = _ranges(sql, schema.segment_ranges, job) if what.segments else {}
-    lost = Ranges()
+    lost, losers = Ranges(), []
     for attempt, kept in what.segments.items():
-        lost |= Ranges(before.get(attempt, ())) - Ranges(kept.ranges)
+        if gone := Ranges(before.get(attempt, ())) - Ranges(kept.ranges):
+            lost |= gone
+            losers.append(attempt)
         _trim(sql, job, attempt, kept)
     if what.executions:
         s = schema.segments.c
@@ -134,7 +136,7 @@ def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]
         "replicates": len(lost),
         "ranges": [list(pair) for pair in lost.pairs],
         "aggregates": _drop_aggregates(sql, job, what.aggregates),
-        "attempts": [*what.segments],
+        "attempts": losers,
     }
 
 
