@@ -118,10 +118,12 @@ class AggregateRows:
             "param": columns.fixed(params, pa.int64()),
             "param_id": ids,
             **{self._names[name]: column for name, column in parameters.items()},
-            "status": columns.text(_statuses(codes, contents.rest)),
+            "status": _statuses(codes, contents.rest),
             "n_succeeded": columns.fixed(n_succeeded, pa.int64(), known),
             "n_replicates": columns.fixed(n_replicates, pa.int64()),
-            "reason": columns.text(["; ".join(reasons[i]) if i in reasons else None for i in range(n)]),
+            "reason": columns.text(["; ".join(reasons[i]) if i in reasons else None for i in range(n)])
+            if reasons
+            else pa.nulls(n, pa.string()),
         }
         return Group(base, cells, dropped, None)
 
@@ -154,14 +156,15 @@ def _held(
     return of[held], at[held]
 
 
-def _statuses(codes: npt.NDArray[np.int64], rest: ReplicateStatus) -> list[str]:
+def _statuses(codes: npt.NDArray[np.int64], rest: ReplicateStatus) -> pa.Array:
     """Join the targets' statuses by parameter set: the worst one; absent ones may come, or did not run."""
     absent = str(ReplicateStatus.PENDING if rest == ReplicateStatus.PENDING else AggregateStatus.NOT_RUN)
-    out = np.full(codes.shape[1], str(AggregateStatus.SUCCEEDED), object)
-    out[(codes == _ABSENT).any(axis=0)] = absent
-    for status in reversed(_WORST_FIRST):
-        out[(codes == _CODE[status]).any(axis=0)] = str(status)
-    return [str(word) for word in out]
+    words = [str(AggregateStatus.SUCCEEDED), absent, *map(str, reversed(_WORST_FIRST))]
+    out = np.zeros(codes.shape[1], np.int64)
+    out[(codes == _ABSENT).any(axis=0)] = 1
+    for word, status in enumerate(reversed(_WORST_FIRST), 2):
+        out[(codes == _CODE[status]).any(axis=0)] = word
+    return columns.text(words).take(columns.fixed(out, pa.int64()))
 
 
 def _explanation(loaded: _Loaded, row: int) -> str:

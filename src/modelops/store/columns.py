@@ -143,6 +143,15 @@ def binary_values(array: pa.Array) -> list[bytes]:
     return [data[lo:hi] for lo, hi in pairwise(edges)]
 
 
+def joined_bytes(array: pa.Array) -> bytes:
+    """Return the values of a large_binary array one after another."""
+    _, ends_buffer, data_buffer = array.buffers()
+    if not len(array) or data_buffer is None:
+        return b""
+    ends = np.frombuffer(ends_buffer, np.int64, len(array) + 1, array.offset * 8)
+    return bytes(memoryview(data_buffer)[int(ends[0]) : int(ends[-1])])
+
+
 def starts_and_sizes(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return where the bytes of each value of a large_binary array begin in its buffer, and their number."""
     if not len(array):

@@ -217,8 +217,8 @@ class Parameters:
         for group in range(self._file.num_row_groups):
             self._columns(group)
 
-    def texts(self, group: int) -> tuple[pa.Array, list[bytes]]:
-        """Return the ids, as text, and the canonical forms of a row group."""
+    def texts(self, group: int) -> tuple[pa.Array, pa.Array]:
+        """Return the ids, as text, and the canonical forms of a row group, as large_binary."""
         return self._verified(group)
 
     @property
@@ -229,9 +229,9 @@ class Parameters:
     def _columns(self, group: int, *, locked: bool = False) -> tuple[list[str], list[bytes]]:
         """Return ids and canonical forms of a row group."""
         ids, texts = self._verified(group, locked=locked)
-        return ids.to_pylist(), texts
+        return ids.to_pylist(), columns.binary_values(texts)
 
-    def _verified(self, group: int, *, locked: bool = False) -> tuple[pa.Array, list[bytes]]:
+    def _verified(self, group: int, *, locked: bool = False) -> tuple[pa.Array, pa.Array]:
         """Return ids and canonical forms of a row group, in which each id is that of the form."""
         try:
             with contextlib.nullcontext() if locked else self._lock:
@@ -239,18 +239,22 @@ class Parameters:
             numbers = columns.fixed_values(columns.only_chunk(table, "param"))
             stored = columns.only_chunk(table, "param_id")
             canonical = columns.only_chunk(table, "canonical")
-            texts = columns.binary_values(canonical.view(pa.large_binary()))
+            texts = canonical.view(pa.large_binary())
         except (pa.ArrowException, OSError, ValueError, LookupError) as e:
             raise IntegrityError(f"{self._name} is damaged: {e}; {_ADVICE}") from e
         first = group * ROW_GROUP
         whole = np.array_equal(numbers, np.arange(first, min(first + ROW_GROUP, len(self))))
         if self._digests[group : group + 1] != [_digest(stored, canonical)]:
-            whole = whole and stored.equals(columns.same_width(id_bytes(texts).hex(), 2 * ID_BYTES))
+            whole = whole and stored.equals(_ids_of(texts))
         if not whole:
             raise IntegrityError(
                 f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
             )
         return stored, texts
+
+
+def _ids_of(texts: pa.Array) -> pa.Array:
+    return columns.same_width(id_bytes(columns.binary_values(texts)).hex(), 2 * ID_BYTES)
 
 
 def _digest(ids: pa.Array, texts: pa.Array) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from modelops.store.views import ARROW_TYPES, Cells, Column, column_names, conve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from concurrent.futures import Future
 
 ROW_GROUP: Final = 65_536
 PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the same bytes
@@ -177,20 +179,48 @@ class MemorySink:
 
 
 class ParquetSink:
-    """Writes each group as one row group of a Parquet file, with pinned options."""
+    """Writes each group as one row group of a Parquet file, with pinned options.
+
+    From the second one on, a group is encoded and compressed in another thread while the next one is made; what goes
+    wrong there is raised by the call after it.
+    """
 
     def __init__(self, file: Any, schema: pa.Schema) -> None:
         file.seek(0)
         file.truncate()
         self._writer = pq.ParquetWriter(file, schema, **PARQUET_OPTIONS)
+        self._beside: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+        self._n_groups = 0
 
     def write(self, table: pa.Table) -> None:
         """Take the next group."""
-        self._writer.write_table(table, row_group_size=ROW_GROUP)
+        self._n_groups += 1
+        if self._n_groups == 1:  # nearly always the only one
+            self._write(table)
+            return
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, thread_name_prefix="modelops-parquet")
+        self._settle()
+        self._writing = self._beside.submit(self._write, table)
 
     def close(self) -> None:
         """Write the end of the file."""
-        self._writer.close()
+        try:
+            self._settle()
+        finally:
+            if self._beside is not None:
+                self._beside.shutdown()
+            self._writer.close()
+
+    def _write(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=ROW_GROUP)
+
+    def _settle(self) -> None:
+        """Wait until what was taken is written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
 
 class StreamSink:
