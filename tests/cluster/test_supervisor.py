@@ -97,6 +97,25 @@ def test_jobs_beyond_the_limit_wait_in_order_and_can_be_cancelled_while_they_do(
     assert not server.records.ask_cancel(first, "too late")
 
 
+def test_a_job_is_cancelled_at_once_if_nothing_of_it_has_begun_behind_another_job(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "STOP_GRACE_S", 3600.0)
+    bundle = write_bundle(WAITS)
+    first = server.submit(bundle, seeds=[0, 1])
+    supervisor = server.start()
+    wait_for(lambda: n_starts(server.folder) == 2, "the first job has all workers")
+    second = server.submit(bundle, seeds=[2, 3, 4, 5])
+    supervisor.wake()
+    wait_for(lambda: bool(supervisor.attempts(second)), "its chunks wait on the workers")
+    assert server.records.ask_cancel(second, "somebody")
+    supervisor.wake()
+    server.wait_for(second, JobState.CANCELLED)  # while the workers are another's
+    (server.folder / "go").touch()
+    server.wait_for(first, JobState.SUCCEEDED)
+    assert n_starts(server.folder) == 2
+
+
 def test_a_recorded_cancel_is_heard_by_whoever_drives_next(
     server: Server, write_bundle: Callable[..., Path]
 ) -> None:

@@ -490,7 +490,8 @@ class World:
             if task is None:
                 return
             worker.waiting.remove(task)
-            self._hand_in(worker, task, 0)
+            self._tell_all(e.AttemptRecalled(stop.attempt))
+            self._answer(task, self._receipt(worker, task, 0), self.random() * 2)
         self._start_next(worker)
 
     def do_ask(self, asked: tuple[Driver, str]) -> None:

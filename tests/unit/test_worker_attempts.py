@@ -74,9 +74,11 @@ def test_the_receipt_of_what_an_older_driver_began_is_to_be_announced() -> None:
 
 
 def test_a_stop_that_comes_first_keeps_an_attempt_from_beginning() -> None:
-    table, one = AttemptTable(), attempt(1)
-    table.stop(JOB, one.attempt)
+    table, one, other = AttemptTable(), attempt(1), attempt(2)
+    assert table.stop(JOB, one.attempt)
     assert not table.enter(one)
+    assert table.enter(other)
+    assert not table.stop(JOB, other.attempt)
 
 
 def test_a_job_that_has_ended_leaves_nothing() -> None:

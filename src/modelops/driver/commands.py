@@ -40,6 +40,7 @@ class SubmitAggregates(msgspec.Struct, frozen=True):
 class StopAttempt(msgspec.Struct, frozen=True):
     """Ask the worker to stop: finish nothing more, store what is finished, give back the rest.
 
+    If nothing of it has begun, answer AttemptRecalled: its place may be another job's for hours.
     ``soon``: it does what is not needed, so what runs has little time to end.
     """
 

@@ -70,7 +70,7 @@ class AttemptWaits(msgspec.Struct, frozen=True):
 
 
 class AttemptRecalled(msgspec.Struct, frozen=True):
-    """In answer to RecallAttempt: it had not begun, and never will."""
+    """In answer to RecallAttempt or StopAttempt: it had not begun, and never will."""
 
     attempt: AttemptId
 

@@ -411,7 +411,12 @@ class Hands:
 
     def stop(self, command: c.StopAttempt) -> None:
         """Ask the worker; Dask itself cannot stop a task that runs."""
-        self._tell_workers([command.worker], tasks.stop, self.job, command.attempt, command.soon)
+
+        def told(attempt: AttemptId, withheld: bool) -> None:
+            if withheld:
+                self._put(e.AttemptRecalled(attempt))
+
+        self._call(command.worker, tasks.stop, command.attempt, told, command.soon)
 
     def recall(self, command: c.RecallAttempt) -> None:
         """Take an attempt back that has not begun."""
@@ -430,14 +435,15 @@ class Hands:
         function: Callable[..., object],
         attempt: AttemptId,
         told: Callable[[AttemptId, bool], None],
+        *more: object,
     ) -> None:
         """Ask a worker about an attempt; ``told`` is called with its answer, on the client's event loop."""
 
         async def call(client: Client) -> None:
             try:
-                answers = await client.run(function, self.job, attempt, workers=[worker])
+                answers = await client.run(function, self.job, attempt, *more, workers=[worker])
             except (OSError, ValueError, TimeoutError) as error:
-                # It will be asked again.
+                # It will be asked again, or it is leaving. What is to be stopped is not waited for long.
                 log.info(
                     "could not ask %s about %s: %s", worker, attempt, error, extra=self._subject(attempt)
                 )

@@ -228,14 +228,16 @@ class AttemptTable:
                 *(held for held in self._kept.values() if held.job == job),
             ]
 
-    def stop(self, job: JobId, attempt: AttemptId, *, soon: bool = False) -> None:
-        """Stop it now, or as soon as it would start. ``soon``: what runs has little time to end."""
+    def stop(self, job: JobId, attempt: AttemptId, *, soon: bool = False) -> bool:
+        """Stop it now; True if it has not begun: then it never will. ``soon``: what runs has little time to end."""
         with self._lock:
             running = self._running.get((job, attempt))
             if running is None and (job, attempt) not in self._kept:
                 self._not_to_begin((job, attempt))
+                return True
         if running is not None:
             running.stop.stop(grace_s=SOON_S if soon else None)
+        return False
 
     def has_begun(self, job: JobId, attempt: AttemptId) -> bool:
         """Say whether an attempt runs here or has ended here; otherwise it waits, or never came."""

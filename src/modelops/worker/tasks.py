@@ -98,12 +98,12 @@ async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAtte
     return runtime_of(dask_worker).attempts.of_job(job, epoch)
 
 
-async def stop(job: JobId, attempt: AttemptId, soon: bool = False, *, dask_worker: Worker) -> None:
-    """Stop an attempt, or make sure that it will not start. Runs on the event loop, beside the task.
+async def stop(job: JobId, attempt: AttemptId, soon: bool = False, *, dask_worker: Worker) -> bool:
+    """Stop an attempt, or make sure that it will not start, and say so (True). On the event loop, beside the task.
 
     ``soon``: nobody needs what it does.
     """
-    runtime_of(dask_worker).attempts.stop(job, attempt, soon=soon)
+    return runtime_of(dask_worker).attempts.stop(job, attempt, soon=soon)
 
 
 async def has_begun(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
