@@ -35,6 +35,7 @@ def told(idle_s: float, longest_s: float | None = None, **what: Any) -> str:
     ("what", "longest_s", "explained_s", "says"),
     [
         ({"n_workers": 0, "n_running": 0}, 1.0, PATIENCE_S, "no worker is connected"),
+        ({"n_workers": 0, "n_refused": 3}, 1.0, PATIENCE_S, "3 workers of versions that do not fit"),
         ({"waiting_for": "the volume is full"}, 1.0, PATIENCE_S, "the volume is full"),
         ({"n_running": 0, "n_running_of_others": 5}, 1.0, PATIENCE_S, "busy with other jobs"),
         ({"n_running": 0, "retry_delay_s": 1000.0}, 1.0, 1000.0, "nothing of it runs on them"),
@@ -88,6 +89,9 @@ class Drivers:
 
     def workers(self) -> dict[str, int]:
         return self.slots
+
+    def refused(self) -> dict[str, str]:
+        return {}
 
     def connected(self) -> bool:
         return self.is_connected

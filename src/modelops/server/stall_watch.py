@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from modelops.errors import ModelOpsError, StorageError
@@ -38,6 +39,9 @@ class Driving(Protocol):
 
     def workers(self) -> dict[str, int]:
         """Return the slots of each worker."""
+
+    def refused(self) -> dict[str, str]:
+        """Return the workers that get no work as their versions do not fit, and a table of these."""
 
     def connected(self) -> bool:
         """Say whether there is a scheduler."""
@@ -131,11 +135,13 @@ class StallWatch:
         views = {job: view for job in self._driving.driven() if (view := self._driving.view(job)) is not None}
         running = {job: len(view.running) for job, view in views.items()}
         n_workers = sum(1 for slots in self._driving.workers().values() if slots)
+        n_refused = len(self._driving.refused())
         out = {}
         for row in self._rows:
             view = views.get(row.job)
             if view is not None:
                 seen = _of_driven(row, view, n_workers, running[row.job], sum(running.values()))
+                seen = replace(seen, n_refused=n_refused)
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")
             elif self._driving.is_full and row.state is JobState.QUEUED:

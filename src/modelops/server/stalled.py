@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from modelops.states import JobState
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -26,7 +27,8 @@ class Seen:
 
     ``mark``: differs whenever the job has made a step: an outcome, an aggregate, progress that a replicate reports, a
     change of state. ``waiting_for``: what it cannot go on without: the answer of the database or the storage, the
-    scheduler, its turn. ``pools``: those it asks for, if any; then ``n_workers`` are of these.
+    scheduler, its turn. ``n_refused``: workers that get no work as their versions do not fit. ``pools``: those it asks
+    for, if any; then ``n_workers`` are of these.
     ``n_running``: replicates that workers hold; ``n_running_of_others``: of other jobs.
     ``retry_delay_s``: as long as a replicate may have to wait before it is tried again.
     """
@@ -35,6 +37,7 @@ class Seen:
     mark: Hashable
     waiting_for: str = ""
     n_workers: int = 0
+    n_refused: int = 0
     pools: tuple[str, ...] = ()
     n_running: int = 0
     n_running_of_others: int = 0
@@ -87,6 +90,11 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str
     if seen.state in (JobState.FINALIZING, JobState.CANCELLING):
         return FINALIZING_S, "its result files are still being written"
     if not seen.n_workers:
+        if seen.n_refused:
+            return (
+                0.0,
+                f"connected is only what gets no work: {counted(seen.n_refused, 'worker')} of versions that do not fit",
+            )
         if seen.pools:
             return 0.0, f"no worker of the pools that it asks for is connected: {', '.join(seen.pools)}"
         return 0.0, "no worker is connected"

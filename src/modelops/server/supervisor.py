@@ -174,6 +174,10 @@ class Supervisor:
         """Return the slots of each worker."""
         return dict(self._workers)
 
+    def refused(self) -> dict[str, str]:
+        """Return the workers that get no work as their versions do not fit, and a table of these."""
+        return self._pool.refused()
+
     def connected(self) -> bool:
         """Say whether there is a scheduler."""
         try:
