@@ -940,3 +940,42 @@ def test_what_waits_behind_a_chunk_of_this_job_is_recalled_as_soon_as_a_worker_i
     assert {order.attempt for order in recalled} <= {chunk.attempt for chunk in taken["w1"]}
     (back,) = only(machine.handle(e.AttemptRecalled(recalled[0].attempt), now), c.SubmitChunk)
     assert back.worker == "w0"
+
+
+def test_the_story_tells_once_of_replicates_whose_workers_went_away_together() -> None:
+    machine, commands = running(spec(1, 3), workers=2)
+    assert len(only(commands, c.SubmitChunk)) == 2
+    commands = machine.handle(e.WorkerLeft("w0", died=False), 1.0)
+    assert c.SetTimer("attempts_lost", 2.0) in commands
+    commands += machine.handle(e.WorkerLeft("w1", died=False), 1.1)
+    assert not only(commands, c.Note)
+    (note,) = only(machine.handle(e.TimerRang("attempts_lost"), 2.0), c.Note)
+    assert note.kind == "attempts_lost"
+    assert note.text.startswith(
+        "2 attempts at 2 replicates lost, as 2 workers or the scheduler went away: w0, w1;"
+    )
+    assert not only(machine.handle(e.TimerRang("attempts_lost"), 3.0), c.Note)
+
+
+def test_what_was_lost_is_told_before_the_job_ends() -> None:
+    machine, commands = running(spec(1, 1), workers=2)
+    (lost,) = only(commands, c.SubmitChunk)
+    (again,) = only(machine.handle(e.AttemptLost(lost.chunk.attempt, worker_died=False), 1.0), c.SubmitChunk)
+    machine.handle(e.ChunkDone(receipt(again.chunk)), 1.1)
+    (note,) = only(machine.handle(e.Committed(again.chunk.attempt), 1.2), c.Note)
+    assert (note.kind, note.text[:28]) == ("attempts_lost", "1 attempt at 1 replicate los")
+
+
+@pytest.mark.parametrize("n_held", [0, 2])
+def test_a_driver_that_takes_a_running_job_over_tells_what_workers_still_hold_of_it(n_held: int) -> None:
+    machine = Machine(spec(1, 3), JOB, epoch=2, state=JobState.RUNNING, adopt=True)
+    commands = machine.start(0.0)
+    commands += machine.handle(e.EnvironmentReady(), 0.0)
+    commands += machine.handle(e.WorkerJoined("w0", 4), 0.0)
+    (timer,) = [t for t in only(commands, c.SetTimer) if t.name == "taken_over"]
+    found = tuple(e.Found(attempt_id(1, k + 1), Ranges([(k, k + 1)])) for k in range(n_held))
+    commands = machine.handle(e.AttemptsFound("w0", found), 1.0)
+    assert len(only(commands, c.SubmitChunk)) == 3 - n_held
+    (note,) = only(machine.handle(e.TimerRang("taken_over"), timer.at), c.Note)
+    held = "workers hold 2 replicates" if n_held else "no worker holds a replicate"
+    assert note.text.startswith(f"{held} that an earlier driver had begun; whatever")

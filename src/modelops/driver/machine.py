@@ -23,6 +23,7 @@ from modelops.driver.fitness import TIMER as UNFIT_TIMER
 from modelops.driver.fitness import Fitness
 from modelops.driver.intake import Intake
 from modelops.driver.ledger import Ledger
+from modelops.driver.losses import ATTEMPTS_LOST, TAKEN_OVER, Losses
 from modelops.driver.needs import Needs
 from modelops.driver.outbox import Outbox
 from modelops.driver.places import Places
@@ -118,6 +119,7 @@ class Machine:
         self._backlogs = self._dispatcher.backlogs
         self._places = Places(self._ledger, self._roster, self._backlogs)
         self._blame = Blame()
+        self._losses = Losses(self._outbox, took_over=adopt and state is JobState.RUNNING)
         self._fitness = Fitness(self._roster, self._course, self._outbox)
         looked_at = () if spec.until is None else tuple(segments)
         to_aggregate = self._ledger.adopt(looked_at or segments, aggregates)
@@ -179,6 +181,7 @@ class Machine:
             backlog=self._backlogs[_SIMULATE],
             probe=self._probe,
             outbox=self._outbox,
+            losses=self._losses,
             needs=None if self._plan is None else self._plan.needs,
         )
 
@@ -326,9 +329,9 @@ class Machine:
                 self._recall.recalled(event.attempt, now)
             case e.WorkerLeft():
                 self._pools.leave(event.worker, now)
-                self._on_worker_left(event.worker, event.died)
+                self._on_worker_left(event.worker, event.died, now)
             case e.AttemptLost():
-                self._on_attempt_lost(event)
+                self._on_attempt_lost(event, now)
             case e.Checkpointed():
                 self._blame.made_progress(event.index)
             case e.ChunkErred():
@@ -378,7 +381,7 @@ class Machine:
 
     # Workers and attempts that end without a receipt.
 
-    def _on_worker_left(self, name: str, died: bool) -> None:
+    def _on_worker_left(self, name: str, died: bool, now: float) -> None:
         self._roll_call.leave(name, died=died)
         self._fitness.left(name)
         worker = self._roster.leave(name)
@@ -387,6 +390,8 @@ class Machine:
         if died and worker.load and not self._course.draining:
             text = f"{name} died while it held {counted(worker.load, 'attempt')}"
             self._outbox.write(c.Note("worker_died", text))
+        if not self._course.draining:
+            self._losses.lost(worker.running.values(), now)
         for attempt in worker.running.values():
             work = self._places.give_up(attempt)
             if died:
@@ -396,13 +401,15 @@ class Machine:
         for attempt in worker.waiting.values():
             self._places.requeue(self._places.give_up(attempt))
 
-    def _on_attempt_lost(self, event: e.AttemptLost) -> None:
+    def _on_attempt_lost(self, event: e.AttemptLost, now: float) -> None:
         attempt = self._roster.attempts.get(event.attempt)
         if attempt is None:
             return
         if event.worker_died:  # the others it held are lost as well, and the order of the news is chance
-            self._on_worker_left(attempt.worker, died=True)
+            self._on_worker_left(attempt.worker, died=True, now=now)
         else:
+            if not self._course.draining:
+                self._losses.lost([attempt], now)
             self._roster.remove(event.attempt)
             self._places.requeue(self._places.give_up(attempt))
 
@@ -514,6 +521,10 @@ class Machine:
             self._pools.look(now)
         elif name == UNFIT_TIMER:
             self._fitness.look(now)
+        elif name == ATTEMPTS_LOST:
+            self._losses.tell()
+        elif name == TAKEN_OVER:
+            self._losses.tell_of_before()
         elif name == "roll_call":
             self._roll_call.close()
         elif name == "retry":
@@ -579,6 +590,8 @@ class Machine:
         else:
             self._stop_attempts()  # only doubles of what is committed
             course.change(JobEvent.SETTLED)
+        self._losses.tell()
+        self._losses.tell_of_before()
         if self._n_surplus:
             n, self._n_surplus = self._n_surplus, 0
             attempts = "an attempt was" if n == 1 else f"{n} attempts were"

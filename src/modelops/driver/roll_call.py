@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelops.driver.backlog import Backlog
     from modelops.driver.events import Found
     from modelops.driver.ledger import Ledger
+    from modelops.driver.losses import Losses
     from modelops.driver.needs import Needs
     from modelops.driver.outbox import Outbox
     from modelops.driver.places import Places
@@ -41,10 +42,12 @@ class RollCall:
         backlog: Backlog,
         probe: Probe,
         outbox: Outbox,
+        losses: Losses,
         needs: Needs | None,
     ) -> None:
         self._wanted, self._roster, self._ledger, self._places = wanted, roster, ledger, places
         self._backlog, self._probe, self._outbox, self._needs = backlog, probe, outbox, needs
+        self._losses = losses
         self._missing: dict[str, int] = {}  # workers that have not answered, and their slots
         self._cut_off: set[str] = set()
 
@@ -60,6 +63,7 @@ class RollCall:
             return
         self._missing[worker] = slots
         self._outbox.order(c.AskForAttempts(worker))
+        self._losses.ask(now)
         self._outbox.set_timer("roll_call", now + ROLL_CALL_S)
 
     def leave(self, worker: str, *, died: bool) -> None:
@@ -84,6 +88,7 @@ class RollCall:
             return
         for found in attempts:
             if found.attempt not in self._roster.attempts:
+                self._losses.held(len(found.indices))
                 self._adopt(worker, found, draining=draining)
 
     def _adopt(self, worker: str, found: Found, *, draining: bool) -> None:
