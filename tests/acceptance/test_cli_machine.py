@@ -23,6 +23,7 @@ def test_doctor_finds_nothing_wrong_here(modelops: Modelops) -> None:
     assert (said.code, answer["ok"]) == (0, True), [c for c in answer["checks"] if c["status"] == "FAILED"]
     assert {c["name"] for c in answer["checks"]} >= {
         "Python", "packages", "uv", "interpreters", "data folder", "cache folder", "state folder", "file system",
+        "database",
         "temporary folder", "package index", "open files", "user processes", "memory limits", "processes", "clock",
         "pool",
     }  # fmt: skip

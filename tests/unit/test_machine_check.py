@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,10 @@ import pytest
 
 from modelops.checks import CheckStatus
 from modelops.client import machine_check
-from modelops.client.machine_check import clock, file_system, folder_check, index, mount_of
+from modelops.client.machine_check import clock, database, file_system, folder_check, index, mount_of
 from modelops.home import Home
+from modelops.store import Records
+from modelops.store.schema import HEAD, REVISIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,3 +108,24 @@ def test_a_full_volume_is_not_called_one_that_may_not_be_written(
     check = folder_check("cache folder", tmp_path)
     assert check.status is CheckStatus.FAILED
     assert "free some space" in check.advice
+
+
+def test_a_newer_database_is_a_fault_with_what_to_do_and_an_older_one_is_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    home = Home.at(tmp_path)
+    assert database(home).details["revision"] is None
+    assert list(tmp_path.iterdir()) == [], "looking makes no database"
+    Records.open(home.database_url).close()
+    assert (database(home).status, database(home).details["revision"]) == (CheckStatus.OK, HEAD)
+    for revision, status in (("9999", CheckStatus.FAILED), (REVISIONS[0], CheckStatus.OK)):
+        with closing(sqlite3.connect(tmp_path / "modelops.db")) as raw, raw:
+            raw.execute("UPDATE alembic_version SET version_num = ?", [revision])
+        check = database(home)
+        assert check.status is status
+        assert revision in check.message
+        if status is CheckStatus.FAILED:
+            assert "newer ModelOps" in check.message
+            assert "upgrade modelops" in check.advice
+        with closing(sqlite3.connect(tmp_path / "modelops.db")) as raw:
+            assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [(revision,)]

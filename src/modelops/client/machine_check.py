@@ -52,7 +52,7 @@ def check_machine(
     say = on_progress or (lambda _text: None)
     looks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("Python", lambda: [python(), packages(), uv(), interpreters(home)]),
-        ("folders", lambda: [*folders(home), file_system(home), temporary_folder()]),
+        ("folders", lambda: [*folders(home), file_system(home), database(home), temporary_folder()]),
         ("package index", lambda: [index(environ)]),
         ("limits", lambda: [*limits(), memory_limits()]),
         ("processes", lambda: [runner(home), clock(home)]),
@@ -171,6 +171,24 @@ def file_system(home: Home) -> Check:
         mount=mount,
         kind=kind,
     )
+
+
+def database(home: Home) -> Check:
+    """Check that the database answers, and that this version may use it."""
+    from modelops.store.database import Database
+    from modelops.store.schema import HEAD
+
+    try:
+        revision = Database.revision_at(home.database_url)
+    except ModelOpsError as error:
+        what, _, advice = str(error).partition("; ")
+        return failed("database", what, advice)
+    if revision is None:
+        return ok("database", "none yet: the first command that needs one makes it", revision=None)
+    if revision != HEAD:
+        said = f"of an older ModelOps (revision {revision}): the next command that needs it brings it up to {HEAD}"
+        return ok("database", said, revision=revision)
+    return ok("database", f"it answers, revision {revision}", revision=revision)
 
 
 def mount_of(path: Path, mounts: str | None = None) -> tuple[str, str]:

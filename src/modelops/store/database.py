@@ -127,6 +127,27 @@ class Database:
                     _lock_file(parsed).write_text(_MADE)
         return self
 
+    @classmethod
+    def revision_at(cls, url: str) -> str | None:
+        """Return the revision of a database as it is, None if there are no tables in it; makes and migrates nothing.
+
+        Raises
+        ------
+        ClusterError
+            It was written by a newer ModelOps.
+        StorageError
+            It does not answer, or its file cannot be read.
+        """
+        parsed = _parse(url)
+        on_file = parsed.get_backend_name() == "sqlite"
+        if on_file and not Path(parsed.database or "").exists():
+            return None
+        self = cls(sa.create_engine(parsed, **(_ON_FILE if on_file else _on_server(parsed))))
+        try:
+            return self._known(self._revision())
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -234,6 +255,15 @@ class Database:
             found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
             return None if found is None else str(found)
 
+    def _known(self, revision: str | None) -> str | None:
+        """Return a revision that this program knows. Raises ClusterError."""
+        if revision is not None and revision not in REVISIONS:
+            raise ClusterError(
+                f"the database {self.name} was written by a newer ModelOps (revision {revision}, this "
+                f"one knows up to {HEAD}); upgrade modelops, or use another MODELOPS_HOME"
+            )
+        return revision
+
     def _switch_to_wal(self) -> None:
         with self._as_ours(), self.engine.connect() as connection:
             raw = connection.connection.cursor()  # outside any transaction, as the pragma demands
@@ -251,12 +281,7 @@ class Database:
         from alembic import command
         from alembic.config import Config
 
-        revision = self._revision()
-        if revision is not None and revision not in REVISIONS:
-            raise ClusterError(
-                f"the database {self.name} was written by a newer ModelOps (revision {revision}, this "
-                f"one knows up to {HEAD}); upgrade modelops, or use another MODELOPS_HOME"
-            )
+        self._known(self._revision())
         config = Config()
         config.set_main_option("script_location", "modelops.store:migrations")
         with _MIGRATING, self.writing() as connection, _long(connection):
