@@ -217,7 +217,7 @@ def test_the_timeout_counts_what_earlier_drivers_used(
     server.records.record_use(job, row.epoch, 3599.0)
     server.start()
     server.wait_for(job, JobState.FAILED)
-    assert server.records.job(job).reason == "timeout"
+    assert server.records.job(job).reason.startswith("timeout of 3,600 s")
     assert server.records.counts(job) == {}
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelops.cli.jobs import extend
 from modelops.cli.run import refuse_unwritable
 from modelops.client.study_arguments import (
     axes_of_texts,
@@ -117,3 +118,9 @@ def test_result_files_that_could_not_be_written_are_refused_before_anything_runs
             refuse_unwritable(folder)
     refuse_unwritable(tmp_path / "not" / "yet")
     assert not (tmp_path / "not").exists()
+
+
+def test_extending_by_nothing_is_refused_in_the_words_of_the_shell() -> None:
+    with pytest.raises(RequestError, match=r"-n 400 .*-p a=1,2 .*--seeds") as refused:
+        extend("job_1")
+    assert "=[" not in str(refused.value)

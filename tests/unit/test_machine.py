@@ -533,7 +533,9 @@ def test_the_timeout_stops_the_job_and_the_rest_is_not_run() -> None:
     for stop in only(commands, c.StopAttempt):
         commands = machine.handle(e.AttemptLost(stop.attempt, worker_died=False), 108.0)
     assert c.Finalize() in commands
-    assert finalized(machine) == c.Finish(JobState.FAILED, "timeout")
+    assert finalized(machine) == c.Finish(
+        JobState.FAILED, "timeout of 100 s: 'modelops jobs resume' runs the rest"
+    )
     assert machine.counts()[ReplicateStatus.NOT_RUN] == 4
 
 

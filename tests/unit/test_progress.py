@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
+from modelops.cli.tables import show_failures
+from modelops.cli.up import _line
 from modelops.client.progress import ProgressBar
 from modelops.client.status import JobStatus, Reported
+from modelops.cluster.status import PoolStatus, RoleStatus
+from modelops.cluster.upkeep import UNSEEN
 from modelops.states import JobState
 
 
@@ -56,3 +60,23 @@ def test_what_is_done_before_replicates_run_and_what_a_job_waits_for_are_shown()
         status("preparing", 0, doing="installing 3 packages"),
         status("running", 0, waiting_for="the disk is full"),
     ) == ["installing 3 packages", "waiting: the disk is full"]
+
+
+def test_a_job_that_has_ended_has_no_time_left() -> None:
+    ended = JobStatus(JobState.FAILED, {"not_run": 2}, {}, "it cannot be installed", eta=0.0)
+    assert lines_of(ended) == ["failed: 0/2  2 not_run"]
+
+
+def test_a_process_whose_end_nobody_saw_is_told_of_in_a_sentence() -> None:
+    role = RoleStatus("server", "running", 7, "", 2, UNSEEN, "")
+    line = _line(role, PoolStatus(True, True, "", "", True, (role,)))
+    assert line.endswith(
+        "started 2 times, nobody saw how the last one ended: its keeper was started again meanwhile"
+    )
+
+
+def test_a_failure_that_was_stored_without_a_type_is_shown_without_one() -> None:
+    pipe = io.StringIO()
+    entry = {"count": 2, "status": "crashed", "error_type": "", "message": "signal 9 (Killed)"}
+    show_failures(Console(file=pipe), cast("Any", None), [entry])
+    assert pipe.getvalue().startswith("\n2 x crashed: signal 9 (Killed)\n")

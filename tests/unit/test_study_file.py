@@ -84,6 +84,7 @@ def test_a_parameter_file_is_relative_to_the_study_file(
 
 
 WRONG = [
+    ("reps = 3", "unknown key 'reps'; there are bundle, .*replicates, "),
     ("replicats = 3", "unknown key 'replicats'; did you mean 'replicates'"),
     ("replicates = 0", "replicates must be"),
     ("parameters.beta = 0.3", r"beta = 0.3 is one value"),

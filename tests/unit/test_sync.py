@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,6 @@ from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 JOB = JobId("job_" + "0" * 32)
 
@@ -142,9 +142,30 @@ def test_a_server_cannot_write_outside_the_folder(tmp_path: Path, name: str) -> 
     assert contents(tmp_path) == {}
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["file", "file/to", "/dev/null/to", "/proc/no/such"])
+def test_what_cannot_be_a_folder_is_a_wrong_request_that_names_it(path: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        StorageError, match=r"file/to cannot be written: Not a directory; .*name another folder"
-    ):
-        sync(Files(segments__a=b"aaaaa"), tmp_path / "file" / "to")
+    with pytest.raises(RequestError, match="is no folder to copy to") as refused:
+        sync(Files(segments__a=b"aaaaa"), tmp_path / path)
+    assert path in str(refused.value)
+    assert "space" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some of your space"), (errno.EROFS, "mounted"),
+        (errno.EACCES, "chmod"), (errno.EPERM, "chmod"), (errno.EIO, "; name another folder"),
+    ],
+)  # fmt: skip
+def test_the_advice_fits_what_the_system_said(
+    number: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match="cannot be written") as refused:
+        sync(Files(segments__a=b"aaaaa"), tmp_path / "to")
+    assert advice in str(refused.value)
+    assert ("space" in str(refused.value)) == (number in (errno.ENOSPC, errno.EDQUOT))

@@ -224,6 +224,11 @@ def extend(
 
     if parameter and parameters:
         raise RequestError("give either -p or --parameters: both say which parameter sets to add")
+    if not (parameter or parameters or seeds) and replicates is None:
+        raise RequestError(
+            "say what to add: -n 400 (how many replicates each parameter set is to have in all), -p a=1,2 or "
+            "--parameters FILE (more parameter sets), --seeds 11,977 (for a job with explicit seeds)"
+        )
     found = _steerable(job)
     added: Any = parameters
     if parameter:

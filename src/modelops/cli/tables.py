@@ -41,7 +41,8 @@ def cell(value: Any) -> str:
 def show_failures(console: Console, job: Job, summary: list[dict[str, Any]], *, limit: int = 5) -> None:
     """Show each kind of failure of a job once: how often, one full example, and the command that runs it again."""
     for entry in summary[:limit]:
-        head = f"{entry['count']:,} x {entry['status']}: {entry['error_type']}: {entry['message']}"
+        what = ": ".join(filter(None, (entry["status"], entry["error_type"], entry["message"])))
+        head = f"{entry['count']:,} x {what}"
         _show_example(console, head, entry)
         if entry["error_type"] == "KeyError" and (hint := _no_such_parameter(job, entry)):
             console.print(hint, markup=False, highlight=False, soft_wrap=True)

@@ -147,7 +147,10 @@ def _line(role: RoleStatus, found: PoolStatus) -> str:
     if role.address:
         parts.append(role.address)
     if role.starts > 1:
-        parts.append(f"started {role.starts} times, the last one ended with {role.last_end}")
+        from modelops.cluster.upkeep import UNSEEN
+
+        how = role.last_end if role.last_end == UNSEEN else f"the last one ended with {role.last_end}"
+        parts.append(f"started {role.starts} times, {how}")
     return f"{role.role:<11}{', '.join(parts)}"
 
 

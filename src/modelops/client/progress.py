@@ -131,7 +131,7 @@ class ProgressBar(Watcher):
         elapsed = now - self._began
         rate = f"{(done - self._first_done) / elapsed:,.0f}/s" if elapsed > 0.2 else ""
         shown = "  ".join(f"{n:,} {status}" for status, n in counts.items() if n and status not in _WAITING)
-        left = f"{_duration(eta)} left" if eta is not None and done < total else ""
+        left = f"{_duration(eta)} left" if eta is not None and done < total and not self._ended else ""
         if not self.plain:
             text = self._stage if state in ("queued", "preparing") and self._stage else str(state)
             self._progress.update(

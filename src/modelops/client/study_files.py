@@ -15,7 +15,7 @@ from modelops.errors import ModelOpsError, NotFoundError, RequestError
 from modelops.study.sampling import grid, ints, latin_hypercube, log_range, sobol
 from modelops.study.stopping import until_of_table
 from modelops.study.study import Retry, Study, parameter_sets
-from modelops.study.wording import did_you_mean
+from modelops.study.wording import known_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ def parameter_sets_of(given: Any) -> ParameterSets:
 def _study(table: Mapping[str, Any], *, folder: Path, where: str) -> Study:
     for key in table:
         if key not in KEYS:
-            raise RequestError(f"{where}: unknown key {key!r}{did_you_mean(key, KEYS)}")
+            raise RequestError(f"{where}: unknown key {key!r}{known_words(key, KEYS)}")
     values = dict(table)
     try:
         values["bundle"] = folder / _text(values["bundle"], "bundle")
@@ -134,7 +134,7 @@ def _retry(given: Any) -> RetryPolicy:
         raise RequestError(f"retry = {given!r} must be a table, e.g. retry = {{ max_retries = 5 }}")
     for key in given:
         if key not in _RETRY_KEYS:
-            raise RequestError(f"unknown key {key!r} in retry{did_you_mean(key, _RETRY_KEYS)}")
+            raise RequestError(f"unknown key {key!r} in retry{known_words(key, _RETRY_KEYS)}")
     return Retry(**given)
 
 

@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 LIST: Final = "modelops-sync.json"
 TRIES: Final = 3
 _BLOCK: Final = 1 << 20
+_NO_FOLDER: Final = frozenset(
+    {errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+)
+_ADVICE: Final = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your space there",
+    errno.EROFS: "have its volume mounted so that it can be written",
+    errno.EACCES: "let yourself write there (chmod, chown)",
+    errno.EPERM: "let yourself write there (chmod, chown, chattr)",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ def sync_files(source: JobSource, job: JobId, folder: Path, *, only: str = "") -
     Raises
     ------
     RequestError
-        The folder holds the files of another job, or a name that leads out of it was offered.
+        The folder holds the files of another job, is none and cannot be one, or a name that leads out of it was
+        offered.
     StorageError
         The folder cannot be written.
     IntegrityError
@@ -212,11 +223,19 @@ class _Nameless:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Say in a sentence why a folder cannot be written."""
+    """Say in a sentence why a folder cannot be written, and what helps."""
     try:
         yield
     except OSError as e:
+        if e.errno in _NO_FOLDER:
+            raise RequestError(
+                f"{folder} is no folder to copy to, and cannot be made: {e.strerror}; name one, or a path where one "
+                "can be made"
+            ) from e
+        advice = (
+            f"{_ADVICE[e.errno]}, or name another folder" if e.errno in _ADVICE else "name another folder"
+        )
         raise StorageError(
-            f"{folder} cannot be written: {e.strerror or e}; free some space there, or name another folder. "
+            f"{folder} cannot be written: {e.strerror or e}; {advice}. "
             "What was copied is whole, and the same command copies the rest"
         ) from e

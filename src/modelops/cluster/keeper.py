@@ -24,7 +24,7 @@ from modelops.cluster import handles, spawn
 from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import SERVER, RunFolder
 from modelops.cluster.tls import ensure_certificates
-from modelops.cluster.upkeep import Finish, Kill, Life, Start, Tell, Upkeep
+from modelops.cluster.upkeep import UNSEEN, Finish, Kill, Life, Start, Tell, Upkeep
 from modelops.errors import ModelOpsError, RequestError, describe_exit
 from modelops.settings import Settings
 
@@ -198,7 +198,7 @@ class Keeper:
             self._ended(role, charge.handle.pid, code, now)
 
     def _ended(self, role: str, pid: int, code: int | None, now: float) -> None:
-        how = "nobody knows how" if code is None else describe_exit(code)
+        how = UNSEEN if code is None else describe_exit(code)
         self.mind.ended(role, code, how, now)
         life = self.mind.lives.get(role)
         expected = self.mind.stopping or life is None

@@ -16,6 +16,8 @@ from typing import Final
 
 from modelops.cluster.run_folder import SCHEDULER, SERVER
 
+# How a process ended that this keeper has not started: its predecessor did, and only a parent is told.
+UNSEEN: Final = "nobody saw how the last one ended: its keeper was started again meanwhile"
 STEADY_S: Final = 5.0  # who lived so long did not die at once
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0

@@ -368,7 +368,7 @@ class Machine:
         if not self._probe.passed:
             self._outbox.set_timer("probe", now + PROBE_WAIT_S)
         if self._expired:
-            self._stop_early("timeout", now)
+            self._stop_early(self._timed_out, now)
 
     def _on_environment_failed(self, event: e.EnvironmentFailed, now: float) -> None:
         reason = f"{event.error_type}: {event.message}"
@@ -470,6 +470,10 @@ class Machine:
 
     # Ends before the end.
 
+    @property
+    def _timed_out(self) -> str:
+        return f"timeout of {self.spec.timeout_s:,g} s: 'modelops jobs resume' runs the rest"
+
     def _stop_early(self, reason: str, now: float) -> None:
         if self.state is JobState.RUNNING:
             self._course.change(JobEvent.STOPPED_EARLY, reason)
@@ -514,7 +518,7 @@ class Machine:
             self._backlogs[_SIMULATE].add(Work(_SIMULATE, self._probe.release()))
         elif name == "timeout":
             self._expired = True
-            self._stop_early("timeout", now)
+            self._stop_early(self._timed_out, now)
         elif name == "stop" and self._course.draining:
             self._abandon()
         elif name == "pools":

@@ -112,7 +112,10 @@ class IndexLine(msgspec.Struct, frozen=True):
         most = max((n for _, _, n in runs), default=0)
         wanted = most if replicates is None else replicates
         if wanted < most:
-            raise ValueError(f"a parameter set has {most} replicates already; {wanted} would be fewer")
+            raise ValueError(
+                f"a parameter set has {most} replicates already; {wanted} would be fewer. "
+                f"Say how many each set is to have in all: {most + 1} or more"
+            )
         gains = [(lo, hi, n) for lo, hi, n in runs if replicates is not None and n < replicates]
         gains += [(self.n_params, self.n_params + n_more_params, 0)] if n_more_params else []
         blocks = list(self.blocks)

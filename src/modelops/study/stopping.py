@@ -15,7 +15,7 @@ import msgspec
 
 from modelops.errors import RequestError
 from modelops.study.student_t import t_quantile
-from modelops.study.wording import did_you_mean
+from modelops.study.wording import known_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -153,7 +153,7 @@ def until_of_table(table: Mapping[str, Any]) -> Until:
     """Read the table ``replicates`` of a study file: the arguments of `until`. Raises RequestError."""
     for key in table:
         if key not in KEYS:
-            raise RequestError(f"unknown key {key!r} in replicates{did_you_mean(str(key), KEYS)}")
+            raise RequestError(f"unknown key {key!r} in replicates{known_words(str(key), KEYS)}")
     for key in KEYS[:2]:
         if key not in table:
             raise RequestError(

@@ -6,12 +6,17 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 def counted(n: int, noun: str) -> str:
     """Return ``1 replicate``, ``2 replicates``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def known_words(word: str, known: Sequence[str]) -> str:
+    """Return `did_you_mean`, or else which words there are."""
+    return did_you_mean(word, known) or f"; there are {', '.join(known)}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
