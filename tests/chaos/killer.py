@@ -114,6 +114,10 @@ class Killer:
         """Return how many kills of these kinds hit live work of a job."""
         return sum(s.how == "SIGKILL" and s.kind in kinds and job in s.jobs for s in list(self.strikes))
 
+    def killed(self, kind: str) -> frozenset[int]:
+        """Return the pids of the processes of a kind that were killed."""
+        return frozenset(s.pid for s in self.strikes if s.how == "SIGKILL" and s.kind == kind)
+
     def deaths(self, job: str, replicate: Replicate, *kinds: str) -> int:
         """Return how many processes of these kinds were killed while they ran this replicate."""
         return sum(self._died_of[kind, job, replicate] for kind in kinds)

@@ -19,6 +19,7 @@ from journal import in_flight, read_journal
 from killer import OF_THE_POOL, Flight
 from processes import ancestors, below, bury, end_all, heir_of_all
 from services import Postgres
+from watchers import Watchers
 
 from modelops.cluster.run_folder import RunFolder
 from modelops.home import Home
@@ -49,6 +50,7 @@ class Live:
     plan: Plan
     counts: dict[str, int] = field(default_factory=dict)  # of its last status
     kills: Counter[str] = field(default_factory=Counter)  # that hit its live work, by kind
+    untrue: list[str] = field(default_factory=list)  # what was said of it and cannot be
 
 
 @dataclass
@@ -58,7 +60,6 @@ class Pool:
     root: Path
     postgres: Postgres
     say: Callable[[str], None]
-    watchers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     live: dict[str, Live] = field(default_factory=dict)
     gates: bool = False
     left: list[str] = field(default_factory=list)  # processes that had to be killed after the end
@@ -71,6 +72,7 @@ class Pool:
         self.url = self.postgres.new_database()
         self.home = Home.at(self.root / "home")
         (self.root / "studies").mkdir(parents=True)
+        self.watchers = Watchers(self.root / "watched", lambda: (COMMAND, self.environ()))
 
     @property
     def settings(self) -> dict[str, str]:
@@ -105,31 +107,25 @@ class Pool:
         if not self.gates:
             (self.folder(plan) / "go").touch()
 
-    def heard(self, job: str, status: JobStatus, asked_at: float) -> None:
+    def heard(self, one: Live, status: JobStatus, asked_at: float) -> None:
         """Take in what the server says of a job."""
-        one, counts = self.live[job], dict(status.counts)
+        counts = dict(status.counts)
         if status.unknown_since is not None:
             return
         if counts.get("running"):
             self._driven_at = asked_at
         if sum(counts.get(s, 0) for s in SETTLED) > sum(one.counts.get(s, 0) for s in SETTLED):
             self._moved_at = asked_at
+        if one.counts and sum(counts.values()) != sum(one.counts.values()):
+            one.untrue.append(f"first {one.counts}, then {counts}: not as many in all")
+        for word in SETTLED:
+            if counts.get(word, 0) < (before := one.counts.get(word, 0)):
+                one.untrue.append(f"first {before} {word}, then {counts.get(word, 0)}")
         one.counts = counts
 
-    def look_after_watchers(self) -> None:
-        """Have a client watch each live job; one that was killed is started again."""
-        for job in self.watchers.keys() | self.live.keys():
-            watcher = self.watchers.get(job)
-            if job not in self.live:
-                del self.watchers[job]
-                if watcher is not None:
-                    watcher.kill()
-                    watcher.wait()
-            elif watcher is None or watcher.poll() is not None:
-                self.watchers[job] = subprocess.Popen(
-                    [*COMMAND, "jobs", "watch", job], env=self.environ(),
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
+    def look_after_processes(self) -> None:
+        """Have a client watch each live job, and bury the dead."""
+        self.watchers.look_after(self.live)
         if self._crashing.acquire(blocking=False):
             try:
                 bury({self.postgres.pid} if self.postgres.runs else ())
@@ -169,7 +165,7 @@ class Pool:
                 holder = self.run.holder("server")
                 return {} if holder is None or pid not in (None, holder) else {holder: everything}
             case "client":
-                watching = [(w.pid, job) for job, w in list(self.watchers.items()) if w.poll() is None]
+                watching = self.watchers.watching()
                 return {p: [f for f in everything if f.job == j] for p, j in watching if pid in (None, p)}
             case _:
                 return {self.postgres.pid: everything}
@@ -239,9 +235,7 @@ class Pool:
 
     def down(self) -> None:
         """End clients and pool."""
-        for watcher in self.watchers.values():
-            watcher.kill()
-            watcher.wait()
+        self.watchers.kill()
         self.command("down")
 
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
@@ -25,17 +25,23 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from killer import Killer
 from plans import LONG, PLANS, Plan
-from pool import Live, Pool, started_pool
-from verdict import RESULT_FILES, Ended, table, what_is_wrong, what_is_wrong_undisturbed
+from pool import END_S, Live, Pool, started_pool
+from verdict import (
+    RESULT_FILES,
+    Commit,
+    Ended,
+    table,
+    what_is_wrong,
+    what_is_wrong_undisturbed,
+    what_was_said_wrongly,
+)
 
 import modelops as mo
-from modelops.errors import ServerUnreachableError
+from modelops.errors import ClusterError, InternalError, ServerUnreachableError, StorageError
 from modelops.states import FINAL_JOB_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from journal import Replicate
 
     from modelops.client import JobStatus
 
@@ -60,6 +66,7 @@ class Soak:
     every_s: float
     within_s: float = WITHIN_S
     _known: set[str] = field(default_factory=set)  # jobs
+    _untrue: list[str] = field(default_factory=list)  # answers that no part that is away explains
 
     def run(self, n_jobs: int) -> tuple[list[str], list[str]]:
         """Run each study undisturbed, then ``n_jobs`` under fire; return a table of them, and what is wrong.
@@ -80,6 +87,9 @@ class Soak:
         ended = self._run(plans, killer)
         for job in ended:
             wrong += what_is_wrong(job, calm[job.plan], killer)
+        for job in (*calm.values(), *ended):
+            wrong += what_was_said_wrongly(job, self.pool.watchers.of(job.job, killer.killed("client")))
+        wrong += self._untrue
         ways = {strike.how for strike in killer.strikes if strike.kind == "postgres"}
         if n_jobs >= ENOUGH_FOR_ALL and len(ways) < 2:
             wrong.append(f"PostgreSQL was not both killed and stopped, only {ways}")
@@ -103,6 +113,7 @@ class Soak:
                         job = self._submitted(plan)
                         live[job] = Live(job, plan)
                         self.pool.say(f"{plan.name} ({job}) is submitted")
+                self.pool.look_after_processes()
                 for job, one in list(live.items()):
                     if self._has_ended(job):
                         del live[job]
@@ -110,11 +121,11 @@ class Soak:
                         self.pool.say(
                             f"{one.plan.name} ({job}) has ended; {len(waiting) + len(live)} are left"
                         )
-                self.pool.look_after_watchers()
                 threading.Event().wait(LOOK_EVERY_S)
         finally:
             if killer is not None:
                 killer.end()
+        self.pool.watchers.wait(END_S)
         return ended
 
     def _submitted(self, plan: Plan) -> str:
@@ -122,7 +133,8 @@ class Soak:
         while True:
             try:
                 job = str(mo.submit(plan.study(self.pool.folder(plan))).id)
-            except mo.ModelOpsError:
+            except mo.ModelOpsError as error:
+                self._hear(error)
                 recorded = self._patiently(lambda: {str(job.id) for job in mo.Client().jobs()}) - self._known
                 if not recorded:
                     continue
@@ -133,18 +145,15 @@ class Soak:
     def _has_ended(self, job: str) -> bool:
         asked_at = time.monotonic()
         status = self._patiently(lambda: mo.Client().job(job).status())
-        self.pool.heard(job, status, asked_at)
+        self.pool.heard(self.pool.live[job], status, asked_at)
         return status.state in FINAL_JOB_STATES
 
     def _ended(self, one: Live) -> Ended:
         job = self._patiently(lambda: mo.Client().job(one.job))
         status = self._patiently(partial(_known, job))
+        self.pool.heard(one, status, time.monotonic())
         folder = self.pool.root / "results" / one.job
         self._patiently(lambda: job.sync(folder))
-        tries: dict[Replicate, int] = {}
-        for row in self._patiently(job.attempts).to_pylist():
-            replicate = (row["param"], row["replicate"])
-            tries[replicate] = max(row["attempt_number"], tries.get(replicate, 0))
         files = {name: folder / "results" / name for name in RESULT_FILES}
         return Ended(
             job=one.job,
@@ -153,9 +162,11 @@ class Soak:
             counts={str(status): n for status, n in status.counts.items()},
             digests={name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
             rows=pq.read_table(files["replicates.parquet"]).to_pylist(),
-            tries=tries,
+            attempts=pq.read_table(folder / "results" / "attempts.parquet").to_pylist(),
             journal=self.pool.journal(one.plan),
             commits=self._patiently(partial(_commits, self.pool.url, one.job)),
+            mismatches=self._patiently(partial(_mismatches, self.pool.url, one.job)),
+            untrue=tuple(one.untrue),
         )
 
     def _patiently(self, ask: Callable[[], T]) -> T:
@@ -163,30 +174,64 @@ class Soak:
         while True:
             if time.monotonic() > self._deadline:
                 standing = "\n".join(self.pool.standing())
-                raise CutOffError(f"not done within {self.within_s:.0f} s:\n{standing}")
+                untrue = "\n".join(self._untrue)
+                raise CutOffError(f"not done within {self.within_s:.0f} s:\n{standing}\n{untrue}")
             try:
                 return ask()
             except (mo.ModelOpsError, sa.exc.OperationalError) as error:
-                self.pool.say(f"asked again: {error}")
+                self._hear(error)
                 threading.Event().wait(LOOK_EVERY_S)
+
+    def _hear(self, error: Exception) -> None:
+        """Note an error, unless it says that a part is away which may be."""
+        self.pool.say(f"asked again: {error}")
+        if not says_what_is_away(error):
+            self._untrue.append(f"an answer was {type(error).__name__}: {error}")
+
+
+def says_what_is_away(error: Exception) -> bool:
+    """Whether an error is one that may be while parts are struck: the server or the database is away, by its name."""
+    text = str(error)
+    if isinstance(error, ServerUnreachableError):
+        return not error.answers or "database" in error.why
+    if isinstance(error, StorageError):
+        return "database" in text and "damage" not in text
+    # The server of this machine was to be started, and is not ready in time.
+    return isinstance(error, sa.exc.OperationalError) or (
+        type(error) is ClusterError and " of this home " in text and "damage" not in text
+    )
 
 
 def _known(job: mo.Job) -> JobStatus:
+    """Return the status of a job that has ended."""
     status = job.status()
-    if not status.final:
+    if status.unknown_since is not None:
         raise ServerUnreachableError(job.id, status.reason, "")
+    if not status.final:
+        raise InternalError(f"job {job.id} had ended, and now is {status.state}")
     return status
 
 
-def _commits(url: str, job: str) -> list[tuple[float, tuple[int, int]]]:
-    """Return when each range of indices was committed: the database's own word."""
+def _commits(url: str, job: str) -> list[Commit]:
+    """Return when each attempt's range of indices was committed: the database's own word."""
     query = (
-        "SELECT committed_at, lo, hi FROM segments JOIN segment_ranges USING (job, attempt) WHERE job = :job"
+        "SELECT committed_at, attempt, lo, hi FROM segments JOIN segment_ranges USING (job, attempt) "
+        "WHERE job = :job"
     )
+    return [Commit(at.timestamp(), attempt, lo, hi) for at, attempt, lo, hi in _asked(url, query, job)]
+
+
+def _mismatches(url: str, job: str) -> list[str]:
+    """Return what was not as recorded, a sentence each."""
+    query = "SELECT data, text FROM events WHERE job = :job AND kind = 'mismatch'"
+    return [f"{data['kind']}: {text}" for data, text in _asked(url, query, job)]
+
+
+def _asked(url: str, query: str, job: str) -> list[Any]:
     engine = sa.create_engine(url)
     try:
         with engine.connect() as sql:
-            return [(at.timestamp(), (lo, hi)) for at, lo, hi in sql.execute(sa.text(query), {"job": job})]
+            return list(sql.execute(sa.text(query), {"job": job}))
     finally:
         engine.dispose()
 

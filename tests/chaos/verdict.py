@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from killer import DEADLY, KINDS, OF_THE_POOL
 from plans import MAX_RETRIES
 from pool import LEAST_KILLS
+
+from modelops.server.reconcile import Mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +20,30 @@ if TYPE_CHECKING:
     from journal import Line, Replicate
     from killer import Killer
     from plans import Plan
+    from watchers import Watch
 
 RESULT_FILES: Final = ("replicates.parquet", "aggregates.parquet")
+RETRIED: Final = frozenset({"failed", "crashed"})  # by the policy of every plan
+# What the death of a process may leave behind; that anything stored is damaged or gone it may not.
+MAY_DIFFER: Final = frozenset({Mismatch.SEGMENT_UNRECORDED, Mismatch.NOBODY_RUNS, Mismatch.RUNS_AFTER_END})
+
+
+class Commit(NamedTuple):
+    """Outcomes of a range of indices count since a time. ``attempt``: whose segment holds them."""
+
+    at: float
+    attempt: str
+    lo: int
+    hi: int
 
 
 @dataclass(frozen=True)
 class Ended:
     """A job that ended.
 
-    ``digests``: of its result files. ``rows``: of the replicates. ``tries``: the greatest attempt number of each
-    replicate. ``commits``: when each range of indices was committed, which is the database's own word.
+    ``digests``: of its result files. ``rows``: of the replicates. ``attempts``: rows of ``attempts.parquet``.
+    ``commits``: the database's own word. ``mismatches``: what was not as recorded. ``untrue``: what was said of the
+    job while it ran, and cannot be.
     """
 
     job: str
@@ -35,9 +52,30 @@ class Ended:
     counts: Mapping[str, int]
     digests: Mapping[str, str]
     rows: Sequence[Mapping[str, Any]]
-    tries: Mapping[Replicate, int]
+    attempts: Sequence[Mapping[str, Any]]
     journal: Sequence[Line]
-    commits: Sequence[tuple[float, tuple[int, int]]]
+    commits: Sequence[Commit]
+    mismatches: Sequence[str] = ()
+    untrue: Sequence[str] = ()
+
+    @cached_property
+    def of_replicate(self) -> Mapping[Replicate, Sequence[Mapping[str, Any]]]:
+        """The tries at each replicate that ended by themselves: rows of ``attempts.parquet``."""
+        found: dict[Replicate, list[Mapping[str, Any]]] = {}
+        for row in self.attempts:
+            found.setdefault((row["param"], row["replicate"]), []).append(row)
+        return found
+
+    @cached_property
+    def tries(self) -> Mapping[Replicate, int]:
+        """The greatest attempt number of each replicate."""
+        return {key: max(row["attempt_number"] for row in rows) for key, rows in self.of_replicate.items()}
+
+    @cached_property
+    def committed(self) -> Mapping[Replicate, Commit]:
+        """What made the outcome of each replicate count."""
+        n = self.plan.replicates
+        return {(k // n, k % n): commit for commit in self.commits for k in range(commit.lo, commit.hi)}
 
     def n(self, what: str) -> int:
         """Return how many lines of the journal say this."""
@@ -65,6 +103,8 @@ def what_is_wrong_undisturbed(job: Ended) -> Iterator[str]:
             yield f"{where} is {row['status']} with {row['walk']}, not {walk}"
         if job.tries[replicate] != 1 + (row["replicate"] % 7 == 3):
             yield f"{where} took {job.tries[replicate]} attempts"
+    for wrong in wrong_attempts(job):
+        yield f"{job.plan.name}, undisturbed: {wrong}"
 
 
 def what_is_wrong(job: Ended, calm: Ended, killer: Killer) -> Iterator[str]:
@@ -79,27 +119,73 @@ def what_is_wrong(job: Ended, calm: Ended, killer: Killer) -> Iterator[str]:
         yield f"{where}: only {n} kills hit its work"
     for again in begun_after_commit(job):
         yield f"{where}: {again}"
-    for wrong in _attempts(job, killer):
+    for wrong in (*wrong_attempts(job), *_unexplained_attempts(job, killer)):
         yield f"{where}: {wrong}"
 
 
 def begun_after_commit(job: Ended) -> Iterator[str]:
     """Yield which replicates were begun again although their outcome was committed."""
-    committed = {k: at for at, (lo, hi) in job.commits for k in range(lo, hi)}
     for line in job.journal:
-        param, number = line.replicate
-        at = committed.get(param * job.plan.replicates + number)
-        if at is not None and line.what == "begin" and line.at > at:
-            yield f"replicate {line.replicate} was begun {line.at - at:.3f} s after its outcome was committed"
+        commit = job.committed.get(line.replicate)
+        if commit is not None and line.what == "begin" and line.at > commit.at:
+            yield f"replicate {line.replicate} was begun {line.at - commit.at:.3f} s after its outcome was committed"
 
 
-def _attempts(job: Ended, killer: Killer) -> Iterator[str]:
+def what_was_said_wrongly(job: Ended, watches: Sequence[Watch]) -> Iterator[str]:
+    """Yield what anybody was told of a job and is not true, a sentence each."""
+    where = f"{job.plan.name} ({job.job})"
+    for untrue in job.untrue:
+        yield f"{where}: {untrue}"
+    for mismatch in job.mismatches:  # nothing here damages or removes what is stored
+        if mismatch.partition(":")[0] not in MAY_DIFFER:
+            yield f"{where}: found by the reconciler: {mismatch}"
+    for watch in watches:
+        for wrong in watch.what_is_wrong(job.state, job.counts):
+            yield f"{where}: {wrong}"
+    if not watches:
+        yield f"{where}: nobody has watched it"
+
+
+def wrong_attempts(job: Ended) -> Iterator[str]:
+    """Yield what ``attempts.parquet`` says that its own rows, the outcomes and the commits contradict.
+
+    A worker that was thought lost may come back: then there are two tries of one number, and the outcome is that of
+    either. Otherwise a number stands for one try, each but the last one ended so that the next was begun.
+    """
+    for row in job.rows:
+        replicate = (row["param"], row["replicate"])
+        tries, commit = job.of_replicate.get(replicate, ()), job.committed.get(replicate)
+        where = f"replicate {replicate}"
+        if commit is None:
+            yield f"{where} is {row['status']}, and no segment with its outcome is recorded"
+            continue
+        numbers = {one["attempt_number"] for one in tries}
+        if numbers != set(range(1, len(numbers) + 1)):
+            yield f"{where} has attempts of numbers {sorted(numbers)}"
+        last = [one for one in tries if one["attempt"] == commit.attempt]
+        if [one["status"] for one in last] != [row["status"]]:
+            yield f"{where} is {row['status']}, and its attempt was {[one['status'] for one in last]}"
+            continue
+        for number in range(1, last[0]["attempt_number"]):
+            if not {one["status"] for one in tries if one["attempt_number"] == number} & RETRIED:
+                yield f"{where}: its attempt {number} neither failed nor crashed, and was retried"
+    if unknown := job.of_replicate.keys() - {(row["param"], row["replicate"]) for row in job.rows}:
+        yield f"there are attempts at replicates that it does not have: {sorted(unknown)}"
+
+
+def _unexplained_attempts(job: Ended, killer: Killer) -> Iterator[str]:
     """Yield which replicates had more retries than failures and crashes, or fewer than their policy says."""
     failed = Counter(line.replicate for line in job.journal if line.what == "fail")
     for replicate, number in job.tries.items():
         # A runner that is stopped for five seconds is given up as crashed; on a slow machine it may be.
         crashed = sum(of(job.job, replicate, "runner") for of in (killer.deaths, killer.stops))
         explained = failed[replicate] + crashed
+        ends = Counter(row["status"] for row in job.of_replicate[replicate])
+        if ends["failed"] > failed[replicate] or ends["crashed"] > crashed:
+            yield (
+                f"replicate {replicate} has {ends['failed']} failed and {ends['crashed']} crashed attempts; it "
+                f"failed {failed[replicate]} times, and {crashed} times its runner was struck"
+            )
         if number - 1 > min(explained, MAX_RETRIES):
             yield f"replicate {replicate} had {number} attempts, which {explained} failures and crashes do not explain"
         if replicate[1] % 11 == 5 and number != 1 + MAX_RETRIES:
