@@ -142,6 +142,7 @@ def jobs_in_every_state(service: JobService, client: Client, bundle: str, driver
     return made
 
 
+@pytest.mark.timeout(900)
 def test_schemathesis_finds_nothing(
     service: JobService, bundle: str, drivers: Drivers, tmp_path: Path
 ) -> None:

@@ -65,21 +65,28 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first.
 
-    Exit code: 0, or 5 when no server runs; then the list is what was recorded last.
+    Exit code: 0, or 5 when the server of this machine does not run or answer; then the list is what was recorded last.
     """
     from modelops.cli.exits import Exit
     from modelops.cli.job_views import show_list, summary_json
     from modelops.cli.show import show_json
     from modelops.client.client import Client
-    from modelops.client.server import recorded_jobs, running
+    from modelops.client.server import is_elsewhere, recorded_jobs, running
+    from modelops.errors import ServerUnreachableError
 
     states = _states(state or ())
-    source = running()
-    if source is not None:
-        found, said = list(Client(source=source).summaries(states, limit=limit)), ""
-    else:
-        found = recorded_jobs(os.environ, states, limit)
+    source, found, said = running(), [], ""
+    if source is None:
         said = "no server runs here: the list is what was recorded last; 'modelops up' starts it"
+    else:
+        try:
+            found = list(Client(source=source).summaries(states, limit=limit))
+        except ServerUnreachableError as error:
+            if is_elsewhere() or error.answers:
+                raise
+            said = f"{error.what}: the list is what was recorded last; {error.advice}"
+    if said:
+        found = recorded_jobs(os.environ, states, limit)
     if as_json:
         show_json({"jobs": [summary_json(s) for s in found], "unreachable": said or None})
     elif found:
@@ -112,7 +119,7 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
     except ServerUnreachableError as error:
         if is_elsewhere() or error.answers:
             raise
-        name, status = last_recorded(job)
+        name, status = last_recorded(job, error)
     if as_json:
         shown: list[dict[str, Any]] = [
             {"at": e.at.isoformat(), "who": e.who, "kind": e.kind, "text": e.text} for e in events

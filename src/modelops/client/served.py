@@ -316,6 +316,7 @@ class HttpSource:
         """Return a table of the job."""
         import pyarrow as pa
 
+        self.http.get(f"/jobs/{job}")  # a table may take minutes to make; a server that is silent shall not
         answer = self.http.get(f"/jobs/{job}/tables/{name}", read_s=300.0)
         try:
             return pa.ipc.open_stream(pa.py_buffer(answer.body)).read_all()

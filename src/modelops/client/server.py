@@ -91,14 +91,14 @@ def connect(
 def served_at(home: Home, ca: Path | None = None) -> HttpSource:
     """Return the jobs of the server of this home, started unless one runs.
 
-    One that has answered here before, and whose process lives, is not asked whether it answers: the request shows it.
+    One whose process lives is not asked whether it answers: the request shows it, and who only looks at a job then
+    says *unknown* within seconds.
     """
     from modelops.cluster.launch import ensure_server, is_running
 
-    here = _here(os.getpid(), home, ca)
-    if not here.met or not is_running(home):
+    if not is_running(home):
         ensure_server(home)
-    return HttpSource(here, home)
+    return HttpSource(_here(os.getpid(), home, ca), home)
 
 
 # A process has one set of connections to a server, and its jobs share it; a fork of it has its own.
@@ -153,14 +153,18 @@ def look_at(text: str, environ: Mapping[str, str] = os.environ) -> Job:
     raise ServerUnreachableError(LOCAL, f"none runs for {home.data}, and job {row.job} has not ended", _UP)
 
 
-def last_recorded(text: str, environ: Mapping[str, str] = os.environ) -> tuple[str, JobStatus]:
-    """Return the id of a job and what is known of it while no server runs: unknown since its last change."""
-    row = _recorded(Home.from_environ(environ), text)
+def last_recorded(
+    text: str, silent: ServerUnreachableError, environ: Mapping[str, str] = os.environ
+) -> tuple[str, JobStatus]:
+    """Return the id of a job and what is known of it while the server is away or silent: unknown since its change."""
+    home = Home.from_environ(environ)
+    row = _recorded(home, text)
+    why = str(silent) if Local(home).runs() else f"no server runs; {_UP}"
     since = row.changed_at
     at = f"{since.astimezone():%Y-%m-%d %H:%M:%S}"
     return row.job, JobStatus(
         state=UNKNOWN, counts={}, aggregates={}, unknown_since=since, last_known=row.state,
-        reason=f"unknown since {at} (last recorded: {row.state}): no server runs; {_UP}",
+        reason=f"unknown since {at} (last recorded: {row.state}): {why}",
     )  # fmt: skip
 
 
