@@ -27,12 +27,14 @@ RUN --mount=type=secret,id=ca,required=false \
     for version in ${PYTHONS}; do /tmp/first/bin/uv python install --quiet "${version}"; done
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
+# Without tests, and without what of pyarrow nobody here uses: servers, other formats, its own ways to object storage.
+# Bundles have a pyarrow of their own.
 RUN --mount=type=secret,id=ca,required=false \
     set -eu; if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
     /tmp/first/bin/uv pip install --quiet --python /opt/modelops/bin/python --no-deps .; \
     cd /opt/modelops/lib/python3*/site-packages/modelops-*.dist-info; rm uv_cache.json; sed -i /uv_cache.json/d RECORD; cd /; \
     find /opt/modelops -depth -type d \( -name tests -o -name __pycache__ \) -path '*/site-packages/*' -exec rm -rf {} +; \
-    rm -rf /opt/modelops/lib/python3*/site-packages/pyarrow/include; \
+    cd /opt/modelops/lib/python3*/site-packages/pyarrow; rm -rf include src ./*flight* ./*s3* ./*gcs* ./*azure* ./*hdfs* ./*orc*; cd /; \
     python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/modelops/lib
 
 FROM ${BASE_IMAGE}
