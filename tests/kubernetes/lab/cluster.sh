@@ -101,8 +101,17 @@ volumes(){ # so many, for claims: the node is this machine
 export KUBECONFIG=$R/admin.kubeconfig
 for i in $(seq 1 "$1"); do
   mkdir -p $R/volumes/$i; chmod 777 $R/volumes/$i
-  echo "{apiVersion: v1, kind: PersistentVolume, metadata: {name: lab-$i}, spec: {capacity: {storage: 20Gi}, accessModes: [ReadWriteOnce], persistentVolumeReclaimPolicy: Retain, hostPath: {path: $R/volumes/$i}}}"
-  echo ---
+  cat <<V
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: lab-$i}
+spec:
+  capacity: {storage: 20Gi}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  hostPath: {path: $R/volumes/$i}
+V
 done | kubectl apply -f - >/dev/null
 }
 kubeconfig(){ echo $R/admin.kubeconfig; }

@@ -10,6 +10,7 @@ export K8S_LAB=$lab
 "$here/images.sh" "$lab/images.tar"
 trap '"$here/cluster.sh" down' EXIT
 IMAGES=$lab/images.tar "$here/cluster.sh" up
+rm -f "$lab/images.tar"
 "$here/cluster.sh" volumes 4
 KUBECONFIG=$("$here/cluster.sh" kubeconfig); export KUBECONFIG
 export MODELOPS_AFTER_APPLY="$here/cluster.sh dns" MODELOPS_TEST_POSTGRES=localhost/postgres:15
