@@ -102,9 +102,7 @@ def test_a_pod_whose_index_is_silent_says_so_within_a_minute_and_keeps_nobody_wh
         with worker_cut_off(equipped, index) as pod:
             job = equipped.submit(tmp_path / "needy.py", "-p", "p=1", "-n", str(N))
             text = told(equipped, job, "environment_slow")
-            assert text.startswith(
-                f"{pod} has needed 30 s for the environment until now (installing 1 package"
-            )
+            assert text.startswith(f"{pod} has needed 30 s for the environment until now;")
             began = time.monotonic()
         assert time.monotonic() - began < GRACE_S
         assert "worker_died" not in [event["kind"] for event in equipped.events(job)]

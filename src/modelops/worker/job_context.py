@@ -70,17 +70,15 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
 
-    def say(stage: str) -> None:
-        text = (
-            f"{runtime.host} has needed {SLOW_S:.0f} s for the environment until now ({stage or 'it waits'})"
-        )
+    def say() -> None:
+        needed = f"{runtime.host} has needed {SLOW_S:.0f} s for the environment until now"
         runtime.announce(
-            SLOW_TOPIC, {"job": job, "text": f"{text}; see whether it reaches the package index"}
+            SLOW_TOPIC, {"job": job, "text": f"{needed}; see whether it reaches the package index"}
         )
 
     try:
-        with said_if_slow(say) as note:
-            environment = runtime.environments.ensure(lock, bundle_root=snapshot, on_progress=note)
+        with said_if_slow(say):
+            environment = runtime.environments.ensure(lock, bundle_root=snapshot)
     except BundleEnvironmentError as error:
         error.add_note(f"on {runtime.host}")  # the driver knows this worker by its address
         raise

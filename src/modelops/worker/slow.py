@@ -13,22 +13,12 @@ SLOW_S: Final = 30.0  # uv waits four times as long for an index that is silent
 
 
 @contextlib.contextmanager
-def said_if_slow(say: Callable[[str], None], after_s: float = SLOW_S) -> Iterator[Callable[[str], None]]:
-    """Call ``say``, once and on a thread of its own, if the block takes longer than that.
-
-    Yields
-    ------
-        What is to be told how far it is; ``say`` is given the last of that.
-    """
-    last = [""]
-
-    def note(text: str) -> None:
-        last[0] = text
-
-    timer = threading.Timer(after_s, lambda: say(last[0]))
+def said_if_slow(say: Callable[[], None], after_s: float = SLOW_S) -> Iterator[None]:
+    """Call ``say``, once and on a thread of its own, if the block takes longer than that."""
+    timer = threading.Timer(after_s, say)
     timer.daemon = True
     timer.start()
     try:
-        yield note
+        yield
     finally:
         timer.cancel()
