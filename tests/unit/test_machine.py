@@ -379,6 +379,7 @@ def test_three_deaths_alone_condemn_and_say_so() -> None:
         assert submit.chunk.alone == (n > 0)
         if submit.chunk.alone:
             assert machine.handle(e.AttemptBegun(submit.chunk.attempt), 1.0) == []
+        assert machine.n_lost_with_worker == n
         assert not only(commands, c.CommitSynthetic)
         commands = machine.handle(e.WorkerLeft(f"n{n}", died=True), 1.0)
     (synthetic,) = only(commands, c.CommitSynthetic)

@@ -35,6 +35,12 @@ def told(idle_s: float, longest_s: float | None = None, **what: Any) -> str:
     ("what", "longest_s", "explained_s", "says"),
     [
         ({"n_workers": 0, "n_running": 0}, 1.0, PATIENCE_S, "no worker is connected"),
+        (
+            {"n_workers": 0, "n_lost_with_worker": 2},
+            1.0,
+            PATIENCE_S,
+            "; 2 attempts of this job ended as their",
+        ),
         ({"n_workers": 0, "n_refused": 3}, 1.0, PATIENCE_S, "3 workers of versions that do not fit"),
         ({"waiting_for": "the volume is full"}, 1.0, PATIENCE_S, "the volume is full"),
         ({"n_running": 0, "n_running_of_others": 5}, 1.0, PATIENCE_S, "busy with other jobs"),

@@ -25,14 +25,19 @@ DEADLY_AT_LAST: Final = 30  # of one that keeps checkpoints in between
 
 
 class Blame:
-    """Counts the deaths of workers at which an item was running alone."""
+    """Counts the deaths of workers at which an item was running alone.
+
+    ``n_lost``: attempts that began and ended with the death of their worker, alone or not.
+    """
 
     def __init__(self) -> None:
         self._strikes: dict[tuple[Kind, int], int] = {}
+        self.n_lost = 0
         self._deaths: dict[tuple[Kind, int], int] = {}  # the same, whatever checkpoints it kept
 
     def parts(self, work: Work, *, alone: bool) -> list[Work]:
         """Return what to run again after a worker died while it ran this; nothing if it is condemned."""
+        self.n_lost += 1
         work = work._replace(deaths=work.deaths + 1)
         if len(work.ranges) != 1:
             return work.split()

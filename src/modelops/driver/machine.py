@@ -251,6 +251,11 @@ class Machine:
         held = [a.work.ranges for a in attempts if a.work.kind is _SIMULATE and not a.waits]
         return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
 
+    @property
+    def n_lost_with_worker(self) -> int:
+        """How many attempts ended, since this driver took the job up, with the death of the worker that ran them."""
+        return self._blame.n_lost
+
     def pools(self) -> tuple[PoolView, ...]:
         """Return the pools that were asked for, or else those that workers are in, and what runs there."""
         running = {

@@ -468,6 +468,7 @@ class JobDriver:
             ),
             waiting_for=waiting_for,
             pools=self._pools_of(machine, now),
+            n_lost_with_worker=machine.n_lost_with_worker,
         )
 
     def _pools_of(self, machine: Machine, now: float) -> tuple[LivePool, ...]:

@@ -41,6 +41,7 @@ class LiveView:
     workers hold. ``waiting_for``: what the database or the storage said, while one of them is away. ``stalled``: why it
     stands still, if it does. ``doing``: what is being done before replicates can run, e.g. which packages are
     installed. ``pools``: those that the job asks for, or else those that workers are in.
+    ``n_lost_with_worker``: attempts that ended with the death of their worker.
     """
 
     state: JobState
@@ -54,3 +55,4 @@ class LiveView:
     stalled: str = ""
     doing: str = ""
     pools: tuple[LivePool, ...] = ()
+    n_lost_with_worker: int = 0

@@ -163,6 +163,7 @@ def _of_driven(row: JobRow, view: LiveView, n_workers: int, n_running: int, n_ru
         n_workers=sum(p.workers for p in view.pools) if spec.asked_pools else n_workers,
         pools=spec.asked_pools,
         n_running=n_running,
+        n_lost_with_worker=view.n_lost_with_worker,
         n_running_of_others=n_running_of_all - n_running,
         replicate_timeout_s=spec.limits.replicate_timeout_s,
         retry_delay_s=max((spec.retry.delay_s(n) for n in (1, spec.retry.max_retries) if n), default=0.0),

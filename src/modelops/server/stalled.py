@@ -30,6 +30,7 @@ class Seen:
     scheduler, its turn. ``n_refused``: workers that get no work as their versions do not fit. ``pools``: those it asks
     for, if any; then ``n_workers`` are of these.
     ``n_running``: replicates that workers hold; ``n_running_of_others``: of other jobs.
+    ``n_lost_with_worker``: attempts that ended with the death of their worker.
     ``retry_delay_s``: as long as a replicate may have to wait before it is tried again.
     """
 
@@ -41,6 +42,7 @@ class Seen:
     pools: tuple[str, ...] = ()
     n_running: int = 0
     n_running_of_others: int = 0
+    n_lost_with_worker: int = 0
     replicate_timeout_s: float | None = None
     retry_delay_s: float = 0.0
 
@@ -96,8 +98,11 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str
                 f"connected is only what gets no work: {counted(seen.n_refused, 'worker')} of versions that do not fit",
             )
         if seen.pools:
-            return 0.0, f"no worker of the pools that it asks for is connected: {', '.join(seen.pools)}"
-        return 0.0, "no worker is connected"
+            return (
+                0.0,
+                f"no worker of the pools that it asks for is connected: {', '.join(seen.pools)}{_deaths(seen)}",
+            )
+        return 0.0, f"no worker is connected{_deaths(seen)}"
     if not seen.n_running:
         if seen.n_running_of_others:
             return seen.retry_delay_s, "all workers are busy with other jobs"
@@ -108,6 +113,14 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str
     if longest_s is None:
         return None, ""
     return TIMES_LONGEST * longest_s, f"until now no step took longer than {_rounded(longest_s)}"
+
+
+def _deaths(seen: Seen) -> str:
+    """Say whether it may be the job itself that ends its workers: one that died may have had another reason."""
+    n = seen.n_lost_with_worker
+    return (
+        f"; {n:,} attempts of this job ended as their workers died, so its model may be why" if n > 1 else ""
+    )
 
 
 def _rounded(seconds: float) -> str:
