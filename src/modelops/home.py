@@ -99,5 +99,7 @@ class Home:
 
 def make_private(folder: Path) -> None:
     """Make a folder, and those above it that are missing, for their user only; one that exists stays as it is."""
+    if folder.exists():  # nearly always; then so do those above
+        return
     for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)

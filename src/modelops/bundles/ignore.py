@@ -6,6 +6,7 @@ defaults, so ``!results/`` takes a default back.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from pathspec import GitIgnoreSpec
@@ -55,11 +56,16 @@ class Ignore:
     """
 
     def __init__(self, lines: Iterable[str] = (), *, defaults: Iterable[str] = DEFAULT_PATTERNS) -> None:
-        self._spec = GitIgnoreSpec.from_lines([*defaults, *lines])
+        self._spec = _spec((*defaults, *lines))
 
     def matches(self, path: str, *, is_dir: bool) -> bool:
         """Say whether this path (relative to the bundle, ``/`` between its parts) is left out."""
         return self._spec.match_file(path + "/" if is_dir else path)
+
+
+@functools.lru_cache(maxsize=32)  # a submission takes a millisecond for the patterns, and is seldom the only one
+def _spec(lines: tuple[str, ...]) -> GitIgnoreSpec:
+    return GitIgnoreSpec.from_lines(lines)
 
 
 # In a snapshot every file counts; Python writes its caches there when it runs as root.
