@@ -12,7 +12,7 @@ from test_reconcile import SETS, N, damage, names
 from test_reconciler import Nobody, reconciler
 
 from modelops.client.job import Job
-from modelops.errors import IntegrityError
+from modelops.errors import IntegrityError, NotFoundError
 from modelops.home import Home
 from modelops.server.service import JobService
 from modelops.store.results import replicates_table, stream_table
@@ -121,3 +121,21 @@ def test_tables_of_an_ended_job_are_those_of_its_result_files_unless_these_are_d
     assert not service.write_finished(job.job, "replicates", file)
     job.objects.delete(path)
     assert not service.write_finished(job.job, "replicates", file)
+
+
+def test_without_its_parameters_a_job_says_what_is_lost_what_is_not_and_what_to_do(tmp_path: Path) -> None:
+    job = StoredJob(tmp_path, SETS, N)
+    job.run()
+    service = JobService(
+        job.records, job.objects, Home.at(tmp_path), Idle(job), reconciler=reconciler(job, Idle(job))
+    )
+    (parameters,) = names(job, "parameters.parquet")
+    for harm in ("zero", "remove"):
+        damage(job, parameters, harm)
+        with pytest.raises((NotFoundError, IntegrityError)) as raised:
+            service.answer(job.job, lambda contents: stream_table(contents, "replicates", io.BytesIO()))
+        assert "parameters.parquet is" in str(raised.value)
+        assert "outcomes are not lost ('modelops jobs sync' copies them)" in str(raised.value)
+        assert "from a backup" in str(raised.value)
+    listed = [file.name for file in service.files.page(job.job, "", 1000, 60.0).files]
+    assert [name for name in listed if name.startswith("segments/")]

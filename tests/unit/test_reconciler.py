@@ -133,6 +133,19 @@ def test_a_state_that_the_story_does_not_tell_is_put_right_and_said_once(
     assert stored.records.mismatches() == {"state_differs": 1}
 
 
+def test_the_story_names_each_of_a_few_damaged_objects_by_its_name_in_the_job(stored: StoredJob) -> None:
+    damaged = sorted(names(stored, "segments"))[:2]
+    assert len(damaged) == 2
+    for name in damaged:
+        damage(stored, name, "flip")
+    reconciler(stored, Nobody(stored)).run()
+    (event,) = [e for e in stored.records.events(stored.job) if "segment" in e.data.get("kind", "")]
+    short = [name.removeprefix(f"{job_folder(stored.job)}/") for name in damaged]
+    assert sorted(event.data["what"]) == short
+    assert all(name in event.text for name in short)
+    assert job_folder(stored.job) not in event.text
+
+
 def test_a_job_that_does_not_exist_is_not_found(stored: StoredJob) -> None:
     with pytest.raises(NotFoundError):
         reconciler(stored, Nobody(stored)).run(JobId("job_none"))

@@ -15,7 +15,7 @@ from modelops.errors import IntegrityError, NotFoundError, RequestError, Storage
 from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of
 from modelops.states import OUTCOMES, STORED, ReplicateStatus
 from modelops.store import PackSlice, read_segment
-from modelops.store.parameters import Parameters
+from modelops.store.parameters import ADVICE, Parameters
 from modelops.store.segment_table import (
     OutputsColumn,
     SegmentTable,
@@ -183,7 +183,7 @@ def refuse_empty(objects: Objects) -> None:
 
 
 _BACKUP: Final = "put it back from a backup, or submit the study again"
-_TO_DO: Final = {Mismatch.PARAMETERS_DAMAGED: _BACKUP, Mismatch.LOCK_DAMAGED: _BACKUP}
+_TO_DO: Final = {Mismatch.PARAMETERS_DAMAGED: ADVICE, Mismatch.LOCK_DAMAGED: _BACKUP}
 
 
 def verify_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTable:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_NAMED: Final = 20  # in one event
+MAX_SAID: Final = 3  # in its sentence
 
 
 def mend_job(
@@ -139,6 +140,9 @@ def _by_kind(findings: Sequence[Finding]) -> list[tuple[Mismatch, list[Finding]]
 
 
 def _note(kind: Mismatch, found: Sequence[Finding]) -> Note:
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    named = [finding.what for finding in found[:MAX_NAMED]]
-    return Note(MISMATCH, f"{found[0].text}{more}", {"kind": str(kind), "n": len(found), "what": named})
+    """Return what the job's story says of findings of one kind; it calls objects by their names in the job's folder."""
+    folder = f"{job_folder(found[0].job)}/"
+    said = "; ".join(finding.text.replace(folder, "") for finding in found[:MAX_SAID])
+    more = f" (and {len(found) - MAX_SAID} more)" if len(found) > MAX_SAID else ""
+    named = [finding.what.removeprefix(folder) for finding in found[:MAX_NAMED]]
+    return Note(MISMATCH, f"{said}{more}", {"kind": str(kind), "n": len(found), "what": named})

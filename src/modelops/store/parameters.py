@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modelops.errors import IntegrityError, RequestError
+from modelops.errors import IntegrityError, NotFoundError, RequestError
 from modelops.store import columns
 from modelops.store.objects import IN_MEMORY_BYTES, AlreadyExistsError, pieces_of
 from modelops.store.segments import FORMAT, job_folder
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 ROW_GROUP: Final = 65_536
 ID_BYTES: Final = 16
 _DIGESTS: Final = "modelops.digests"
-_ADVICE: Final = "put it back from a backup, or submit the study again"
+ADVICE: Final = (
+    "the job's outcomes are not lost ('modelops jobs sync' copies them), only which parameters they belong to: put the "
+    "file back from a backup, or submit the study again"
+)
 _SCHEMA: Final = pa.schema(
     [("param", pa.int64()), ("param_id", pa.string()), ("canonical", pa.large_string())],
     metadata={"modelops.format": str(FORMAT)},
@@ -158,7 +161,11 @@ class Parameters:
         self._name = whole = f"{job_folder(job)}/{name}"
         path = objects.local_path(whole)
         if path is None or not path.exists():
-            self._file = _open(pa.BufferReader(objects.get(whole)), whole)
+            try:
+                data = objects.get(whole)
+            except NotFoundError as e:
+                raise NotFoundError(f"{whole} is gone; {ADVICE}") from e
+            self._file = _open(pa.BufferReader(data), whole)
         else:
             self._file = _open(path, whole)
         self._lock = threading.Lock()
@@ -241,14 +248,14 @@ class Parameters:
             canonical = columns.only_chunk(table, "canonical")
             texts = canonical.view(pa.large_binary())
         except (pa.ArrowException, OSError, ValueError, LookupError) as e:
-            raise IntegrityError(f"{self._name} is damaged: {e}; {_ADVICE}") from e
+            raise IntegrityError(f"{self._name} is damaged: {e}; {ADVICE}") from e
         first = group * ROW_GROUP
         whole = np.array_equal(numbers, np.arange(first, min(first + ROW_GROUP, len(self))))
         if self._digests[group : group + 1] != [_digest(stored, canonical)]:
             whole = whole and stored.equals(_ids_of(texts))
         if not whole:
             raise IntegrityError(
-                f"{self._name} is damaged: its ids are not those of its parameters; {_ADVICE}"
+                f"{self._name} is damaged: its ids are not those of its parameters; {ADVICE}"
             )
         return stored, texts
 
@@ -279,12 +286,12 @@ def _open(source: Any, name: str) -> pq.ParquetFile:
         file = pq.ParquetFile(source)
         found = int((file.metadata.metadata or {}).get(b"modelops.format", b"0"))
     except (pa.ArrowException, OSError, ValueError) as e:
-        raise IntegrityError(f"{name} is damaged: {e}; {_ADVICE}") from e
+        raise IntegrityError(f"{name} is damaged: {e}; {ADVICE}") from e
     if found > FORMAT:
         raise RequestError(
             f"{name} was written by a newer ModelOps (format {found}, this one reads up to {FORMAT}); "
             "upgrade modelops"
         )
     if not file.schema_arrow.equals(_SCHEMA):
-        raise IntegrityError(f"{name} is damaged: it has other columns than parameters have; {_ADVICE}")
+        raise IntegrityError(f"{name} is damaged: it has other columns than parameters have; {ADVICE}")
     return file
