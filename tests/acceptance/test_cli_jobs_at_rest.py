@@ -91,7 +91,10 @@ def test_of_a_job_that_has_not_ended_nothing_is_claimed(modelops: Modelops, ende
     assert listed.code == 5
     assert {j["job"]: j["state"] for j in listed.json["jobs"]} == {ended: "partial", dark: "unknown"}
     assert "no server runs" in listed.json["unreachable"]
-    assert modelops("jobs", "list", "--state", "partial").out.count("job_") == 1
+    (counts,) = [j["counts"] for j in listed.json["jobs"] if j["job"] == ended]
+    assert counts == {"succeeded": 3, "failed": 1}
+    lines = modelops("jobs", "list", "--state", "partial").out
+    assert (lines.count("job_"), "4/4" in lines) == (1, True)
 
 
 def test_a_server_that_lets_nobody_connect_is_waited_for_aloud_and_given_up(modelops: Modelops) -> None:

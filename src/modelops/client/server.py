@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.client.http import Address, Http, checked_url
 from modelops.client.served import HttpSource, Summary, ambiguous
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from modelops.client.job import Job
-    from modelops.store import JobRow
+    from modelops.store import JobRow, Records
 
+T = TypeVar("T")
 LOCAL: Final = "the server of this machine"
 _UP: Final = "'modelops up' starts it, and it goes on with what has not ended"
 
@@ -170,15 +171,33 @@ def last_recorded(
 
 def recorded_jobs(environ: Mapping[str, str], states: Collection[str], limit: int | None) -> list[Summary]:
     """Return the jobs that are recorded on this machine, newest first; those that have not ended as unknown."""
-    rows = [row for row in _rows(Home.from_environ(environ)) if not states or row.state in states]
-    return [
-        Summary(
-            job=row.job, name=row.name, bundle=row.bundle, run=row.run,
-            state=row.state if row.state in FINAL_JOB_STATES else UNKNOWN, reason=row.reason,
-            created_at=row.created_at, changed_at=row.changed_at,
-        )
-        for row in rows[:limit]
-    ]  # fmt: skip
+
+    def summaries(records: Records) -> list[Summary]:
+        rows = [row for row in records.jobs() if not states or row.state in states]
+        return [_summary(records, row) for row in rows[:limit]]
+
+    return _looked_up(Home.from_environ(environ), summaries)
+
+
+def _summary(records: Records, row: JobRow) -> Summary:
+    """Return a line of the list; with the counts of a job that has ended, which change no more."""
+    from modelops.study.spec import decode_spec
+
+    ended = row.state in FINAL_JOB_STATES
+    known: dict[str, Any] = {}
+    if ended:
+        spec = decode_spec(row.spec)
+        known = {
+            "bundle_name": spec.bundle_name,
+            "n_params": spec.line.n_params,
+            "n_replicates": max((n for _, _, n in spec.line.replicates()), default=0),
+            "size": spec.line.size,
+            "counts": {str(status): n for status, n in records.counts(row.job).items()},
+        }
+    return Summary(
+        job=row.job, name=row.name, bundle=row.bundle, run=row.run, state=row.state if ended else UNKNOWN,
+        reason=row.reason, created_at=row.created_at, changed_at=row.changed_at, **known,
+    )  # fmt: skip
 
 
 def _recorded(home: Home, text: str) -> JobRow:
@@ -195,6 +214,10 @@ def _fits(job: str, text: str) -> bool:
 
 
 def _rows(home: Home) -> list[JobRow]:
+    return _looked_up(home, lambda records: records.jobs())
+
+
+def _looked_up(home: Home, what: Callable[[Records], list[T]]) -> list[T]:
     from modelops.store import Records
 
     url = home.database_url
@@ -202,6 +225,6 @@ def _rows(home: Home) -> list[JobRow]:
         return []  # looking makes no database
     records = Records.open(url)
     try:
-        return records.jobs()
+        return what(records)
     finally:
         records.close()
