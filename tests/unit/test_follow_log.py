@@ -123,7 +123,7 @@ class Absent:
     def __init__(self, job: str) -> None:
         self.http, self._job, self._asked = self, job, 0
 
-    def get(self, path: str, query: Any) -> Answer:
+    def get(self, path: str, query: Any, **_: Any) -> Answer:
         self._asked += 1
         if self._asked < 3:
             raise ServerUnreachableError("the server", "it is away", "wait")
