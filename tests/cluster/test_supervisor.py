@@ -108,6 +108,12 @@ def test_a_job_is_cancelled_at_once_if_nothing_of_it_has_begun_behind_another_jo
     second = server.submit(bundle, seeds=[2, 3, 4, 5])
     supervisor.wake()
     wait_for(lambda: bool(supervisor.attempts(second)), "its chunks wait on the workers")
+
+    def stands() -> bool:
+        view = supervisor.view(second)
+        return view is not None and view.counts == {"pending": 4}
+
+    wait_for(stands, "it says that none of them runs")
     assert server.records.ask_cancel(second, "somebody")
     supervisor.wake()
     server.wait_for(second, JobState.CANCELLED)  # while the workers are another's

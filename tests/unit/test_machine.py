@@ -982,3 +982,22 @@ def test_a_driver_that_takes_a_running_job_over_tells_what_workers_still_hold_of
     (note,) = only(machine.handle(e.TimerRang("taken_over"), timer.at), c.Note)
     held = "workers hold 2 replicates" if n_held else "no worker holds a replicate"
     assert note.text.startswith(f"{held} that an earlier driver had begun; whatever")
+
+
+def test_what_is_behind_a_chunk_of_the_same_job_on_its_worker_is_pending_until_it_begins() -> None:
+    machine, commands = running(spec(1, 100_000, fail_fast=False))
+    now = 0.0
+    submits = only(commands, c.SubmitChunk)
+    while len(submits) == 1:
+        now += 0.1
+        (done,) = submits
+        commands = machine.handle(e.ChunkDone(receipt(done.chunk, seconds=1e-3)), now)
+        commands += machine.handle(e.Committed(done.chunk.attempt), now)
+        submits = only(commands, c.SubmitChunk)
+    first, second = (Ranges(s.chunk.ranges) for s in submits)
+    assert (machine.counts()[ReplicateStatus.RUNNING], machine.running) == (len(first), first)
+    machine.handle(e.AttemptBegun(submits[1].chunk.attempt), now)  # its worker knows better
+    assert machine.counts()[ReplicateStatus.RUNNING] == len(first) + len(second)
+    machine.handle(e.WorkerLeft("w0", died=False), now)
+    assert machine.counts()[ReplicateStatus.RUNNING] == 0
+    assert machine._roster.n_standing == 0

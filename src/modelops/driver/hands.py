@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
 BEGUN_WITHIN_S: Final = 2.0  # after it was submitted; who has not said so by then is asked
+FIRST_BEGUN_WITHIN_S: Final = (
+    0.3  # the same, of a worker that has ended nothing of this job: others may have it
+)
 ASK_AGAIN_S: Final = 2.0  # whether an attempt still waits; later and later
 LONGEST_ASK_AGAIN_S: Final = 15.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
@@ -126,6 +129,7 @@ class Hands:
         self._adopted: dict[AttemptId, str] = {}  # those of them that Dask will not tell us of
         self._poll_at = 0.0
         self._unbegun: dict[AttemptId, float] = {}  # how long to wait between asking whether it has begun
+        self._served: set[str] = set()  # workers that have ended something of this job
         self._asks: list[tuple[float, AttemptId]] = []  # a heap: when to ask after which attempt
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
@@ -245,6 +249,7 @@ class Hands:
         self._unbegun.pop(attempt, None)
         worker = self._holders.pop(attempt, None)
         if worker is not None:
+            self._served.add(worker)
             self._received.append((worker, attempt))
 
     def acknowledge(self) -> None:
@@ -335,7 +340,8 @@ class Hands:
         )
         self._holders[chunk.attempt] = worker
         self._unbegun[chunk.attempt] = ASK_AGAIN_S
-        heapq.heappush(self._asks, (time.monotonic() + BEGUN_WITHIN_S, chunk.attempt))
+        within_s = BEGUN_WITHIN_S if worker in self._served else FIRST_BEGUN_WITHIN_S
+        heapq.heappush(self._asks, (time.monotonic() + within_s, chunk.attempt))
         try:
             client = self._pool.client
             future = client.submit(
@@ -501,6 +507,7 @@ class Hands:
         """Give up the receipts that a worker took along: Dask would wait for them for ever."""
         self.workers.discard(worker)
         self._acknowledged.pop(worker, None)
+        self._served.discard(worker)
         gone = [attempt for attempt, name in self._holders.items() if name == worker]
         futures = [future for attempt in gone if (future := self._futures.pop(attempt, None)) is not None]
         for attempt in gone:

@@ -246,9 +246,9 @@ class Machine:
 
     @property
     def running(self) -> Ranges:
-        """The indices that workers hold and that have no outcome yet."""
+        """The indices that workers run, or have ended, and that have no outcome yet."""
         attempts = self._roster.attempts.values()
-        held = [a.work.ranges for a in attempts if a.work.kind is _SIMULATE and not a.waits]
+        held = [a.work.ranges for a in attempts if a.work.kind is _SIMULATE and not a.stands]
         return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
 
     @property

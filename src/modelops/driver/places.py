@@ -177,7 +177,7 @@ class Places:
 
     @property
     def n_running(self) -> int:
-        """How many indices are in commits and in attempts, but for those that are known to wait.
+        """How many indices are in commits and in attempts, but for those that stand behind something else.
 
         With very many attempts, the few indices that are in two places count twice: to find them takes too long.
         """
@@ -187,10 +187,10 @@ class Places:
             for k in self.commits.values()
             if k.work.kind is Kind.SIMULATE and not isinstance(k.command, c.CommitNotNeeded)
         ]
-        n = self._roster.n_live[Kind.SIMULATE] - self._roster.n_waits + sum(map(len, commits))
+        n = self._roster.n_live[Kind.SIMULATE] - self._roster.n_standing + sum(map(len, commits))
         if not twice or len(attempts) > MANY_ATTEMPTS:
             return n
-        held = [a.work.ranges for a in attempts.values() if a.work.kind is Kind.SIMULATE and not a.waits]
+        held = [a.work.ranges for a in attempts.values() if a.work.kind is Kind.SIMULATE and not a.stands]
         doubtful = [ranges & twice for ranges in (*held, *commits)]
         found = Ranges(pair for ranges in doubtful for pair in ranges.pairs)
         return n - sum(map(len, doubtful)) + len(self._ledger.lacks(Kind.SIMULATE, found))

@@ -22,8 +22,8 @@ TAKEN_S: Final = 5.0  # after that, a worker that others had may be free again
 class Attempt:
     """One try at some work, on one worker.
 
-    ``begun``, ``waits``: its worker said so. ``recalled``: its worker was asked to give it back if it still waits.
-    ``placed_at``: when it was submitted to a free slot; None if it had to wait.
+    ``begun``, ``waits``: its worker said so. ``queued``: others of this job have its slot. ``recalled``: its worker was
+    asked to give it back if it still waits. ``placed_at``: when it was given a free slot; None if it had to wait.
     """
 
     id: AttemptId
@@ -34,6 +34,12 @@ class Attempt:
     waits: bool = False
     recalled: bool = False
     placed_at: float | None = None
+    queued: bool = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is known, or to be expected, that nothing of it runs."""
+        return not self.begun and (self.waits or self.queued)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +73,7 @@ class Roster:
         self.slots = 0
         self.n_live = {Kind.SIMULATE: 0, Kind.AGGREGATE: 0}  # items held by attempts
         self._reserved: dict[str, Worker] = {}
-        self.n_waits = 0  # indices of attempts that are known to wait
+        self.n_standing = 0  # indices of attempts that stand
         self._waits: dict[AttemptId, Attempt] = {}
         self._unasked: dict[AttemptId, Attempt] = {}  # plain chunks, the youngest last; see `with_queues`
         self._idle: dict[str, Worker] = {}  # a slot is free
@@ -100,6 +106,7 @@ class Roster:
                     del self.attempts[attempt.id]
                     self._unasked.pop(attempt.id, None)
                     self._waits_no_more(attempt)
+                    self._set_queued(attempt, False)
                     self.n_live[attempt.work.kind] -= len(attempt.work.ranges)
         return worker
 
@@ -121,6 +128,8 @@ class Roster:
         self.n_live[attempt.work.kind] += len(attempt.work.ranges)
         has_slot = len(worker.running) < worker.slots
         attempt.placed_at = now if has_slot else None
+        if not has_slot:
+            self._set_queued(attempt, True)
         (worker.running if has_slot else worker.waiting)[attempt.id] = attempt
         if attempt.work.kind is Kind.SIMULATE and not attempt.work.suspect:
             self._unasked[attempt.id] = attempt
@@ -139,6 +148,7 @@ class Roster:
         worker.taken_until = 0.0
         if worker.running.pop(attempt_id, None) is None:
             del worker.waiting[attempt_id]
+            self._set_queued(attempt, False)
         elif worker.waiting:
             self._promote(worker)
         self._sort_in(worker)
@@ -146,19 +156,19 @@ class Roster:
 
     def shrink(self, attempt: Attempt, done: Ranges) -> None:
         """Note that an attempt goes on without these items."""
-        waits = attempt.waits
-        self._waits_no_more(attempt)
+        before = self._standing(attempt)
         self.n_live[attempt.work.kind] -= len(done)
         attempt.work = attempt.work._replace(ranges=attempt.work.ranges - done)
-        if waits:
-            self._wait(attempt)
+        self.n_standing += self._standing(attempt) - before
 
     # What workers said of attempts that take their time.
 
     def begun(self, attempt: Attempt) -> None:
         """Note that an attempt runs."""
-        attempt.begun = True
         self._waits_no_more(attempt)
+        before = self._standing(attempt)
+        attempt.begun = True
+        self.n_standing += self._standing(attempt) - before
         worker = self.workers[attempt.worker]
         worker.taken_until = 0.0
         self._sort_in(worker)
@@ -213,18 +223,29 @@ class Roster:
                 found.append(attempt)
         return found
 
+    @staticmethod
+    def _standing(attempt: Attempt) -> int:
+        """Return how many indices of an attempt stand."""
+        stands = attempt.stands and attempt.work.kind is Kind.SIMULATE
+        return len(attempt.work.ranges) if stands else 0
+
+    def _set_queued(self, attempt: Attempt, queued: bool) -> None:
+        before = self._standing(attempt)
+        attempt.queued = queued
+        self.n_standing += self._standing(attempt) - before
+
     def _wait(self, attempt: Attempt) -> None:
+        before = self._standing(attempt)
         attempt.waits = True
         self._waits[attempt.id] = attempt
-        if attempt.work.kind is Kind.SIMULATE:
-            self.n_waits += len(attempt.work.ranges)
+        self.n_standing += self._standing(attempt) - before
 
     def _waits_no_more(self, attempt: Attempt) -> None:
         if attempt.waits:
+            before = self._standing(attempt)
             attempt.waits = False
             del self._waits[attempt.id]
-            if attempt.work.kind is Kind.SIMULATE:
-                self.n_waits -= len(attempt.work.ranges)
+            self.n_standing += self._standing(attempt) - before
 
     def idle(self) -> Worker | None:
         """Return a worker with a free slot, the one that was served longest ago; one that others have comes last."""
@@ -281,6 +302,7 @@ class Roster:
                     break
             del worker.waiting[chosen.id]
             worker.running[chosen.id] = chosen
+            self._set_queued(chosen, False)
 
     def _sort_in(self, worker: Worker, now: float = 0.0) -> None:
         if worker.among is not None:
