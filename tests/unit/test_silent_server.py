@@ -31,7 +31,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         (served, "STATUS_READ_S"),
         (served, "STATUS_PATIENCE_S"),
         (client, "LIST_READ_S"),
-        (client, "STATUS_PATIENCE_S"),
+        (client, "LIST_PATIENCE_S"),
     ):
         monkeypatch.setattr(module, name, 0.1)
     home = Home.from_environ(os.environ)

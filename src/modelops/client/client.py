@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from modelops.client.job import Job
-from modelops.client.served import STATUS_PATIENCE_S, JobsPage, Summary, ambiguous
+from modelops.client.served import JobsPage, Summary, ambiguous
 from modelops.client.server import connect, running
 from modelops.errors import NotFoundError
 from modelops.home import Home
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = 200
 LIST_READ_S: Final = 10.0  # how long a page of jobs is waited for, whoever has so many
+LIST_PATIENCE_S: Final = 3.0
 SUBMITTING: Final = "submitting"
 STARTING: Final = "starting the server, which ends by itself half an hour after it was last needed"
 _PART: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -93,7 +94,7 @@ class Client:
             n = PAGE if left is None else min(PAGE, left)
             query += [("limit", n), ("cursor", cursor), ("match", match)]
             page = self.source.http.get(
-                "/jobs", query, read_s=LIST_READ_S, patience_s=STATUS_PATIENCE_S
+                "/jobs", query, read_s=LIST_READ_S, patience_s=LIST_PATIENCE_S
             ).as_type(JobsPage)
             yield from page.jobs
             left = None if left is None else left - len(page.jobs)
