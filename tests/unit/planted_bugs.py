@@ -9,7 +9,7 @@ from simulator_store import Store
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver import machine
+from modelops.driver import intake, machine
 from modelops.driver.backlog import Kind, Work
 from modelops.driver.blame import Blame
 from modelops.driver.course import Course
@@ -487,3 +487,45 @@ def uses_workers_of_all_pools(patch: pytest.MonkeyPatch) -> None:
 @bug
 def knows_only_one_spelling(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Aliases, "canonical", lambda self, name: name)
+
+
+@bug
+def commits_while_result_files_are_written(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Intake, attempt: Any, commit: Commit) -> None:
+        if self._places.may_commit(commit):
+            self.commit(attempt, commit)
+        else:
+            self._places.requeue(commit.work)
+
+    patch.setattr(Intake, "_commit_if_new", wrong)
+
+
+@bug
+def lets_the_timeout_begin_anew_with_each_driver(patch: pytest.MonkeyPatch) -> None:
+    init = Machine.__init__
+
+    def wrong(self: Machine, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "used_s": 0.0})
+
+    patch.setattr(Machine, "__init__", wrong)
+
+
+@bug
+def knows_no_timeout(patch: pytest.MonkeyPatch) -> None:
+    on_timer = Machine._on_timer
+
+    def wrong(self: Machine, name: str, now: float) -> None:
+        if name != "timeout":
+            on_timer(self, name, now)
+
+    patch.setattr(Machine, "_on_timer", wrong)
+
+
+@bug
+def never_gives_up_what_fails_outside_the_model(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(intake, "MAX_ERRORS", 10**9)
+
+
+@bug
+def does_not_stop_doubles_of_what_was_handed_in_late(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Places, "doubles", lambda *_: [])

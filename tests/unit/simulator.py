@@ -19,7 +19,7 @@ from simulator_store import RealStore, Store, integers, number_of, ranges_of, se
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.machine import Machine
+from modelops.driver.machine import STOP_GRACE_S, Machine
 from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
 from modelops.study.ids import JobId, part_id
@@ -48,6 +48,7 @@ SUCCEEDED, CRASHED, NOT_NEEDED = (
 )
 MAX_STEPS = 30_000
 SAY_BEGUN_AFTER_S = 1.0  # as workers do
+END_S = STOP_GRACE_S + 20.0  # after a timeout, with all there
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
 
 
@@ -101,6 +102,7 @@ class World:
         self.workers: dict[str, Worker] = {}
         self.drivers: list[Driver] = []
         self.cancelled = self.ended = False
+        self.began = self.undisturbed_since = 0.0  # this run; since when driver and store are there
 
     # One run of the job.
 
@@ -126,7 +128,7 @@ class World:
 
     def _run_once(self) -> None:
         self.forget()
-        self.began = self.now
+        self.began = self.undisturbed_since = self.now
         self.store.up = True
         self.cancelled = self.ended = False
         for n in range(self.s.n_workers):
@@ -151,6 +153,7 @@ class World:
             return
         if self.store.state in FINAL_JOB_STATES:
             return
+        self.undisturbed_since = self.now
         store, is_first = self.store, not self.drivers
         epoch = store.take_lease()
         segments, aggregates, retried = store.known()
@@ -406,6 +409,9 @@ class World:
             return
         del worker.running[task.attempt]
         wrong = self.wrong("end")
+        if self.s.cursed in task.items and isinstance(task.command, c.SubmitChunk):
+            self.n_faults += 1
+            wrong = ("err",)
         if not wrong:
             self._hand_in(worker, task, len(task.items))
         elif "err" in wrong:
@@ -706,6 +712,7 @@ class World:
 
     def _mend(self, _: None) -> None:
         self.store.up = True
+        self.undisturbed_since = self.now
         self._tell_all(e.StoreBack())
 
     # What must hold at the end.
@@ -731,6 +738,12 @@ class World:
         )
         n_stored = sum(hi - lo for s in store.segments.values() for lo, hi in s.ranges)
         check(n_stored == len(store.outcomes), "an outcome is stored twice")
+        written = driver.files == (store.outcomes, store.aggregated)
+        unwritten = driver.files is None and self.s.environment_fails
+        check(written or unwritten, "the result files hold something else than the record")
+        if self.s.spec.timeout_s is not None:
+            due = max(self.began + self.s.spec.timeout_s, self.undisturbed_since)
+            check(self.now < due + END_S, "the job went on after its timeout")
         rows = machine.aggregate_counts()
         for row in (AggregateStatus.SUCCEEDED, AggregateStatus.SKIPPED, AggregateStatus.FAILED):
             check(rows[row] == store.aggregate_rows[row], "other aggregates were reported than are stored")

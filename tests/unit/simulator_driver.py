@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from simulator_store import OF_OUTCOMES, committed_attempt, committed_items, integers
@@ -11,6 +11,7 @@ from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.blame import DEADLY
 from modelops.driver.fitness import TRY_AGAIN_S
+from modelops.driver.intake import MAX_ERRORS
 from modelops.states import FAILURES, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
 from modelops.study.ranges import Ranges
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Submit = c.SubmitChunk | c.SubmitAggregates
 OF_RECEIPTS = (c.CommitSegment, c.CommitAggregates)
+FINALIZE_S = 8.0  # at most; meanwhile the result files are written from what was committed before
 _EPSILON = 1e-9
 
 
@@ -49,6 +51,11 @@ class Driver:
         self.dropped: set[int] = set()
         self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
         self.state = self.store.state
+        self.stopped: set[AttemptId] = set()
+        self.erred: Counter[int] = Counter()  # how often an index had a fault outside the model, in a row
+        self.files: tuple[dict[int, ReplicateStatus], dict[int, AttemptId]] | None = None  # of results
+        # Until when it may submit. What it was about to do when it fell asleep, and what it is told first, it may do.
+        self.deadline = world.began + (float("inf") if self.spec.timeout_s is None else self.spec.timeout_s)
         self.receipted: set[AttemptId] = set()
         self.handed_in: set[int] = set()  # while nothing could run twice, and not refused by the store since
         self.doubles = False  # something may run twice: an attempt was given up, and its worker lives perhaps
@@ -97,6 +104,8 @@ class Driver:
     def wake(self, _: object = None) -> None:
         """Go on where it stopped, with all that has come since."""
         self.asleep = False
+        self.deadline = max(self.deadline, self.world.now)
+        self.world.undisturbed_since = self.world.now
         interrupted, self.interrupted = self.interrupted, deque()
         self.perform(interrupted)
         for news in (self.store_news, self.inbox):
@@ -128,6 +137,9 @@ class Driver:
             self.doubles = True
             return
         worker, is_chunk, items = self.live[attempt]
+        if self.erred:
+            for k in items:
+                self.erred.pop(k, None)
         if receipt.segment is not None and is_new and not self.doubles:
             self.handed_in.update(integers(receipt.segment.ranges))
         for _, ranges in receipt.retry:
@@ -161,6 +173,8 @@ class Driver:
     def _note_erred(self, event: e.ChunkErred) -> None:
         if event.unfit and event.attempt in self.live:
             self.unfit_until.setdefault(self.live[event.attempt][0], self.world.now + TRY_AGAIN_S)
+        elif event.attempt in self.live and self.live[event.attempt][1]:
+            self.erred.update(self.live[event.attempt][2])
         self._forget(event.attempt)
 
     def _note_left(self, event: e.WorkerLeft) -> None:
@@ -217,6 +231,7 @@ class Driver:
                 self.holders.update((k, found.attempt) for k in found.indices)
                 for k in found.indices:  # its delay was over when it was begun
                     self.not_before.pop(k, None)
+                    self.erred.pop(k, None)  # what it had before, a worker does not know
 
     def _note_committed(self, event: e.Committed) -> None:
         commit = self.unanswered.pop(event.attempt, None)
@@ -291,7 +306,8 @@ class Driver:
     def _finalize(self, _: c.Finalize) -> None:
         self.world.check(self.store_up, "finalizes while the store is away")
         self.world.check(not self.unanswered, "finalizes while commits are under way")
-        self.world.later(0.1, self.world.do_finalize, self)
+        self.files = self.store.outcomes.copy(), self.store.aggregated.copy()
+        self.world.later_by_chance(FINALIZE_S, self.world.do_finalize, self)
 
     def _finish(self, command: c.Finish) -> None:
         self.store.hold(self.epoch)
@@ -307,6 +323,7 @@ class Driver:
         self.world.later(0.1, self.world.do_environment, self)
 
     def _stop(self, command: c.StopAttempt) -> None:
+        self.stopped.add(command.attempt)
         self.world.later_by_chance(0.01, self.world.do_stop, command)
 
     def _recall(self, command: c.RecallAttempt) -> None:
@@ -332,6 +349,8 @@ class Driver:
             world.broken("submitted to a worker that left, or is of none of its pools")
         if self.unfit_until.get(worker, world.now) > world.now:
             world.broken("submitted to a worker that has just said that it cannot")
+        if world.now > self.deadline + _EPSILON:
+            world.broken("submitted after the timeout of the job")
         if load >= 2 * self.slots:
             world.broken("more than a window on a worker")
         world.ids.add(attempt)
@@ -354,6 +373,8 @@ class Driver:
             broken("a replicate that had begun is not to look for its checkpoint")
         if self.store.left and not self.store.left.isdisjoint(items):
             broken("ran what this run was to leave")
+        if self.erred and max(self.erred[k] for k in items) > MAX_ERRORS:
+            broken("repeats for ever what fails outside the model")
         soon = self.world.now + _EPSILON
         told, handed_in = self.told, self.handed_in
         failed_attempts, not_before = self.failed_attempts, self.not_before
@@ -421,6 +442,9 @@ class Driver:
         check(sum(counts.values()) == self.spec.line.size, "the counts do not add up")
         check(min(counts.values()) >= 0, "negative counts")
         n_final = sum(counts[s] for s in (ReplicateStatus.SUCCEEDED, ReplicateStatus.NOT_NEEDED, *FAILURES))
+        for attempt, (_, is_chunk, items) in self.live.items():
+            if is_chunk and attempt not in self.stopped and not self.told.isdisjoint(items):
+                self.world.broken("an attempt goes on although others have what it is to give")
         check(n_final == len(self.told), f"counts {n_final} outcomes, and {len(self.told)} are committed")
         check(0 <= machine.progress <= 1, "progress outside 0..1")
         eta = machine.eta(self.world.now)

@@ -97,6 +97,7 @@ class Scenario:
     fingerprints: int = 1  # how many different errors they raise
     poison: frozenset[int] = frozenset()  # indices that take the worker down
     poison_params: frozenset[int] = frozenset()  # parameter sets whose aggregate does
+    cursed: int = -1  # an index at which the machinery around the model fails, each time
     environment_fails: bool = False
     missing_import_at: int = -1
     jitter: float = 0.0  # seconds by which news is delayed
@@ -140,6 +141,8 @@ class Scenario:
             yield replace(self, poison=frozenset())
         if self.poison_params:
             yield replace(self, poison_params=frozenset())
+        if self.cursed >= 0:
+            yield replace(self, cursed=-1)
         if self.cancels:
             yield replace(self, cancels=self.cancels[1:])
         if self.resumes:
@@ -159,6 +162,8 @@ class Scenario:
             "failing": sorted(s.failing),
             "poison": sorted(s.poison),
             "poison_params": sorted(s.poison_params),
+            "cursed": s.cursed + 1 and [s.cursed],
+            "timeout": spec.timeout_s,
             "cancels": s.cancels,
             "repairs": sorted(s.repairs),
             "environment_fails": s.environment_fails,
@@ -220,6 +225,10 @@ def draw_scenario(seed: int) -> Scenario:
     seconds = [mean * (0.1 + 2 * chance() ** 2) for _ in range(size)]
     total = sum(seconds)
     pools, homes = _draw_pools(rng)
+    n_workers, slots = rng.randint(1, 4), choice([1, 1, 2, 3])
+    timeout_s = None
+    if chance() < 0.05:  # of about what it takes
+        timeout_s = total / (n_workers * slots) * chance() * 2
     return Scenario(
         spec=JobSpec(
             name="simulated",
@@ -231,18 +240,19 @@ def draw_scenario(seed: int) -> Scenario:
             retry=retry,
             fail_fast=chance() < 0.7,
             max_failures=rng.randint(0, size) if chance() < 0.05 else None,
-            timeout_s=total * chance() * 2 if chance() < 0.05 else None,
+            timeout_s=timeout_s,
             until=_draw_until(rng, line) if chance() < 1 / 16 else None,
             pools=pools or msgspec.UNSET,
         ),
-        n_workers=rng.randint(1, 4),
-        slots=choice([1, 1, 2, 3]),
+        n_workers=n_workers,
+        slots=slots,
         seconds=seconds,
         crashes={k: n for k, n in crashes.items() if k < size},
         failing=frozenset(k for k in failing if k < size),
         fingerprints=choice([1, 1, 3]),
         poison=frozenset(rng.randrange(size) for _ in range(n_poison)),
         poison_params=frozenset({rng.randrange(line.n_params)}) if chance() < 0.05 else frozenset(),
+        cursed=rng.randrange(size) if chance() < 0.01 else -1,
         environment_fails=chance() < 0.01,
         missing_import_at=rng.randrange(size) if chance() < 0.02 else -1,
         jitter=choice([0.0, 0.0, 0.01, mean]),
