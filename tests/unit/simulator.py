@@ -103,6 +103,7 @@ class World:
         self.drivers: list[Driver] = []
         self.cancelled = self.ended = False
         self.began = self.undisturbed_since = 0.0  # this run; since when driver and store are there
+        self.settled_at = 0.0  # when result files began to be written
 
     # One run of the job.
 

@@ -306,6 +306,7 @@ class Driver:
     def _finalize(self, _: c.Finalize) -> None:
         self.world.check(self.store_up, "finalizes while the store is away")
         self.world.check(not self.unanswered, "finalizes while commits are under way")
+        self.world.settled_at = self.world.now
         self.files = self.store.outcomes.copy(), self.store.aggregated.copy()
         self.world.later_by_chance(FINALIZE_S, self.world.do_finalize, self)
 

@@ -262,7 +262,7 @@ def test_twenty_times_two_hundred_instant_replicates_take_few_chunks() -> None:
     assert world.finished == c.Finish(JobState.SUCCEEDED, "")
     assert len(world.store.segments) <= 10
     assert len(world.store.aggregates) <= 8
-    assert world.now < 0.5  # of which 0.3 s are the simulated environment and finalizing
+    assert world.settled_at < 0.5  # of which 0.2 s are the simulated environment
 
 
 def test_aggregates_are_not_cut_to_be_shared_while_replicates_wait() -> None:
@@ -273,7 +273,7 @@ def test_aggregates_are_not_cut_to_be_shared_while_replicates_wait() -> None:
 def test_a_slow_model_gets_chunks_of_one_in_order() -> None:
     world = play(spec(4, 10), [60.0] * 40)
     assert set(chunk_sizes(world)) == {1}
-    assert world.now <= 40 * 60 / 2 + 1
+    assert world.settled_at <= 40 * 60 / 2 + 1
 
 
 @pytest.mark.parametrize(("n_bytes", "size"), [(50_000_000, 1), (4 << 20, 8), (100, 98)])
@@ -298,7 +298,7 @@ def test_chunks_of_a_middling_model_are_about_a_second_and_small_at_the_end() ->
     world = play(spec(20, 1_000), [0.001] * 20_000)
     sizes = chunk_sizes(world)
     assert 500 <= max(sizes) <= 1_100
-    assert world.now <= 10 * 1.05 + 0.5
+    assert world.settled_at <= 10 * 1.05 + 0.5
 
 
 @pytest.mark.parametrize("mean", [0.002, 0.1, 2.0])
@@ -307,7 +307,7 @@ def test_the_tail_stays_short_when_durations_vary_by_a_factor_of_a_hundred(mean:
     seconds = [mean * rng.lognormvariate(-0.66, 1.15) for _ in range(4_000)]
     world = play(spec(20, 200), seconds)
     ideal = max(sum(seconds) / 2, max(seconds))
-    assert world.now <= 1.05 * ideal + 0.5
+    assert world.settled_at <= 1.05 * ideal + 0.5
 
 
 def test_a_million_parameter_sets_cost_ranges_not_replicates() -> None:
