@@ -9,11 +9,9 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
-from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of
-from modelops.states import OUTCOMES, STORED, ReplicateStatus
+from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of, counts_of, lies_in
+from modelops.states import OUTCOMES, ReplicateStatus
 from modelops.store import PackSlice, read_segment
 from modelops.store.parameters import ADVICE, Parameters
 from modelops.store.segment_table import (
@@ -108,7 +106,8 @@ def _damage(
             yield name, str(error)
 
     def look(ref: SegmentRef) -> None:
-        held[ref.attempt] = _counts_of(verify_segment(objects, job, ref))
+        segment = verify_segment(objects, job, ref)
+        held[ref.attempt] = counts_of(segment.status[lies_in(segment.index, ref.ranges)])
 
     for ref in facts.segments:
         yield from check(ref.name, ref.n_bytes, lambda ref=ref: look(ref))  # type: ignore[misc]
@@ -192,13 +191,6 @@ def verify_segment(objects: Objects, job: JobId, ref: SegmentRef) -> SegmentTabl
     if ref.pack:
         _verify_slices(objects, OutputsColumn(segment.table, segment.pack))
     return segment
-
-
-def _counts_of(segment: SegmentTable) -> dict[ReplicateStatus, int]:
-    edges = np.array(segment.ref.ranges, np.int64).ravel()
-    mine = np.searchsorted(edges, segment.index, side="right") % 2 == 1
-    found = np.bincount(segment.status[mine], minlength=len(STORED)).tolist()
-    return {status: n for status, n in zip(STORED, found, strict=True) if n}
 
 
 def _verify_aggregates(objects: Objects, job: JobId, ref: AggregateRef) -> None:

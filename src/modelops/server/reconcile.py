@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from modelops.states import FINAL_JOB_STATES, OUTCOMES, JobState, ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, STORED, JobState, ReplicateStatus
 from modelops.store.runs import Withdrawn
 from modelops.store.segments import ranges_of
 from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded, stale_aggregates
 from modelops.study.ids import AttemptId, JobId, epoch_of
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import Range, Ranges
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
@@ -69,6 +69,19 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
+def lies_in(index: npt.NDArray[np.int64], ranges: Iterable[Range]) -> npt.NDArray[np.bool_]:
+    """Say of each index whether it lies in one of these ranges, which ascend."""
+    edges = np.array([*ranges], np.int64).ravel()
+    inside: npt.NDArray[np.bool_] = np.searchsorted(edges, index, side="right") % 2 == 1
+    return inside
+
+
+def counts_of(status: npt.NDArray[np.uint8]) -> dict[ReplicateStatus, int]:
+    """Count outcomes by their codes in a segment."""
+    found = np.bincount(status, minlength=len(STORED)).tolist()
+    return {status: n for status, n in zip(STORED, found, strict=True) if n}
+
+
 @dataclass(frozen=True)
 class Orphan:
     """A whole, verified segment without a row: its reference, and index and code of each of its outcomes."""
@@ -82,10 +95,8 @@ class Orphan:
         ranges = Ranges(self.ref.ranges) & free
         if not ranges:
             return None
-        edges = np.array(ranges.pairs, np.int64).ravel()
-        mine = np.searchsorted(edges, self.index, side="right") % 2 == 1
-        found = np.bincount(self.status[mine], minlength=len(OUTCOMES)).tolist()
-        counts = {status: n for status, n in zip(OUTCOMES, found, strict=True) if n}
+        mine = lies_in(self.index, ranges.pairs)
+        counts = counts_of(self.status[mine])
         return msgspec.structs.replace(self.ref, ranges=ranges_of(self.index[mine]).pairs, counts=counts)
 
 
