@@ -54,30 +54,32 @@ LACKS_RUN = {
 @pytest.mark.parametrize("text", BINDS_RUN.values(), ids=BINDS_RUN)
 def test_a_name_that_the_module_may_bind_is_accepted(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.py").write_text(text)
-    assert what_is_missing(tmp_path, "model:run", alone=True) is None
+    assert what_is_missing(tmp_path, "model:run", alone=lambda: True) is None
 
 
 @pytest.mark.parametrize("text", LACKS_RUN.values(), ids=LACKS_RUN)
 def test_a_name_that_the_module_never_binds_is_missing(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.py").write_text(text)
-    assert "model.py has no 'run'" in (what_is_missing(tmp_path, "model:run", alone=False) or "")
+    assert "model.py has no 'run'" in (what_is_missing(tmp_path, "model:run", alone=lambda: False) or "")
 
 
 def test_a_module_is_looked_for_in_the_bundle_and_in_its_src(tmp_path: Path) -> None:
     for folder in (tmp_path / "inside", tmp_path / "src" / "below" / "deep"):
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text("run = 1")
-    assert what_is_missing(tmp_path, "inside:run", alone=True) is None
-    assert what_is_missing(tmp_path, "below.deep:run", alone=True) is None
-    assert "deep/__init__.py has no 'ran'" in (what_is_missing(tmp_path, "below.deep:ran", alone=True) or "")
+    assert what_is_missing(tmp_path, "inside:run", alone=lambda: True) is None
+    assert what_is_missing(tmp_path, "below.deep:run", alone=lambda: True) is None
+    assert "deep/__init__.py has no 'ran'" in (
+        what_is_missing(tmp_path, "below.deep:ran", alone=lambda: True) or ""
+    )
 
 
 def test_only_a_bundle_without_dependencies_is_told_that_a_module_is_missing(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("def run(): ...")
-    said = what_is_missing(tmp_path, "modle:run", alone=True)
+    said = what_is_missing(tmp_path, "modle:run", alone=lambda: True)
     assert "no module 'modle'; did you mean 'model'?" in (said or "")
-    assert what_is_missing(tmp_path, "modle:run", alone=False) is None
-    assert what_is_missing(tmp_path, "random:random", alone=True) is None
+    assert what_is_missing(tmp_path, "modle:run", alone=lambda: False) is None
+    assert what_is_missing(tmp_path, "random:random", alone=lambda: True) is None
 
 
 @pytest.mark.parametrize("key", ["model", "aggregate"])

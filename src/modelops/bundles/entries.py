@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Final
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # What can bind a name that the text does not show.
 _HIDDEN: Final = frozenset({"globals", "vars", "locals", "exec", "setattr", "__dict__", "modules", "__getattr__"})
 
 
-def what_is_missing(snapshot: Path, entry: str, *, alone: bool) -> str | None:
+def what_is_missing(snapshot: Path, entry: str, *, alone: Callable[[], bool]) -> str | None:
     """Say what of an entry point ``module:function`` a bundle lacks; None if it may be there.
 
     Parameters
     ----------
     alone
-        The bundle has no dependencies: a module comes from it or from Python.
+        Asked if a module is not in the bundle: whether it has no dependencies, so that a module comes from it or from Python.
     """
     module, _, attribute = entry.partition(":")
     roots = (snapshot, snapshot / "src")
@@ -35,7 +35,7 @@ def what_is_missing(snapshot: Path, entry: str, *, alone: bool) -> str | None:
     if file is None:
         top = module.partition(".")[0]
         held = {name for root in roots for name in _top_modules(root)}
-        if top in held or not alone or top in sys.stdlib_module_names:
+        if top in held or top in sys.stdlib_module_names or not alone():
             return None  # of a package that others may add to; of a dependency; of Python
         return f"the bundle has no module {top!r}{did_you_mean(top, held)}, and no dependencies that could bring it"
     name = attribute.partition(".")[0]

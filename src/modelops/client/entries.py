@@ -23,7 +23,10 @@ def refuse_missing_entries(spec: JobSpec, manifest: Manifest, snapshot: Path) ->
     RequestError
         Names the entry point, what lacks, and where it is written.
     """
-    alone = dependency_inputs(snapshot).kind == "none"
+
+    def alone() -> bool:
+        return dependency_inputs(snapshot).kind == "none"
+
     chosen = [("aggregate", entry) for entry in spec.aggregates]
     if manifest.wire is None:  # the wire function reads its entry point itself
         chosen.insert(0, ("model", spec.model))
