@@ -14,7 +14,7 @@ from modelops.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def temporary_files_are(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         folder = Path(tempfile.gettempdir())
         raise StorageError(

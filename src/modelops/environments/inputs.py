@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from modelops.bundles.toml import parse_toml
 from modelops.bundles.wire import WIRE_FILE
 from modelops.environments.uv_lock import not_in_lock
 from modelops.errors import BundleError
@@ -251,6 +252,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
         raise BundleError(f"{path.name} is not valid TOML: {e}") from e
+    return parse_toml(text, path.name)

@@ -9,7 +9,6 @@ times.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
 import shutil
@@ -34,6 +33,7 @@ from modelops.processes.process import Kill, RunnerProcess
 from modelops.processes.reaper import Reaper
 from modelops.processes.stop import StopSignal
 from modelops.processes.watch import STALLED_AFTER_S, Watch
+from modelops.volumes import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
 STARTS = 3  # fresh processes in a row that may die before they begin
 # These come from outside (the kernel out of memory, an operator): they say nothing of the bundle.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 _AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
 
@@ -400,7 +399,7 @@ class ProcessPool:
                 sink=log,
             )
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             raise StorageError(
