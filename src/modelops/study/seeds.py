@@ -8,7 +8,6 @@ from BLAKE2b (RFC 7693) over study seed and ``param_id``. Byte layout and test v
 
 from __future__ import annotations
 
-from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,9 +26,6 @@ MAX_REPLICATES = 2**32
 _SEED_PERSON = b"modelops.seed.1"
 _ENTROPY_PERSON = b"modelops.entr.1"
 _ID_BYTES = 16
-_SEED_HASH = partial(
-    blake2b, digest_size=8, person=_SEED_PERSON
-)  # half the price of giving names in each call
 
 
 class SeedKey(NamedTuple):
@@ -47,10 +43,13 @@ def seed_key(study_seed: int, param_id: ParamId | None) -> SeedKey:
 
 def seed_keys(study_seed: int, param_ids: Sequence[str] | str) -> npt.NDArray[np.uint32]:
     """Return the constants of many parameter sets, whose ids may stand in one text. Shape ``(n, 2)``."""
-    seed = _key_material(study_seed, None)
     ids = bytes.fromhex(param_ids if isinstance(param_ids, str) else "".join(param_ids))
-    material = [seed + ids[at : at + _ID_BYTES] for at in range(0, len(ids), _ID_BYTES)]
-    digests = [hashed.digest() for hashed in map(_SEED_HASH, material)]
+    new_hash = blake2b(_key_material(study_seed, None), digest_size=8, person=_SEED_PERSON).copy
+    digests = []
+    for at in range(0, len(ids), _ID_BYTES):
+        hashed = new_hash()  # two thirds of the price of making each anew
+        hashed.update(ids[at : at + _ID_BYTES])
+        digests.append(hashed.digest())
     return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32, copy=False).reshape(-1, 2)
 
 
