@@ -226,8 +226,12 @@ class S3:
     def stop(self) -> None:
         """Kill it."""
         if self._process is not None:
+            arguments = Path(f"/proc/{self._process.pid}/cmdline").read_text().split("\0")
             self._process.kill()
             self._process.wait()
+            for port in (a.rpartition("=")[2] for a in arguments if "port" in a):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    left.unlink(missing_ok=True)
             self._process = None
 
     def _answers(self) -> bool:
