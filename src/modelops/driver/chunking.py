@@ -1,4 +1,4 @@
-"""How large the next chunk is: from small to about a second of measured work, and small again at the end.
+"""How large the next chunk is: from small to about two seconds of measured work, and small again at the end.
 
 Towards the end a chunk is at most remaining / (2 x slots): guided self-scheduling (Polychronopoulos &
 Kuck 1987, doi:10.1109/TC.1987.5009495), halved because replicate times vary. What would take less time
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-TARGET_S: Final = 1.0  # of work in a chunk
+TARGET_S: Final = 2.0  # of work in a chunk
 # What one driver and its store shall have to take in. More slots get longer chunks, but not so long that outcomes are
 # seen late.
 CHUNKS_PER_S: Final = 1_000

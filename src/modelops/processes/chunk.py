@@ -6,6 +6,7 @@ one that was running: a death is that replicate's, exactly.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -55,7 +56,9 @@ if TYPE_CHECKING:
 DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
 FORK_SLACK_S = 1.0
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
-PAUSE_S = 0.05  # at most, in which messages gather; far below what a deadline or a person notices
+PAUSE_S = 0.25  # at most, in which outcomes gather; far below what a person notices
+PAUSE_OF_TIMEOUT = 1 / 20  # of a replicate's timeout, as one that exceeds it is seen so much later
+PAUSE_AT_LEAST_S = 0.05  # however short the timeout is
 SHORT_PAUSE_S = 0.002
 LOOK_AFTER_MESSAGE_S = 0.05  # what is written to the sheet behind a message has none of its own
 GATHERED_BYTES = 16 * 1024  # at most, in that time: far less than a pipe holds, so that nobody waits to write
@@ -169,7 +172,14 @@ class ChunkRun:
         self._conversation = conversation
         self._indices = indices(sets)
         self._index_array = np.array(self._indices, np.int64)
+        timeout_s = process.spec.replicate_timeout_s
+        self._longest_pause_s = (
+            PAUSE_S
+            if timeout_s is None
+            else max(PAUSE_AT_LEAST_S, min(PAUSE_S, timeout_s * PAUSE_OF_TIMEOUT))
+        )
         self._sheet = process.sheet if on_floats is not None else None
+        self._sheet_holds = math.inf  # records; known once there is one
         self._n = 0
         self._cancelled = self._has_asked = False
         self._model_s = 0.0
@@ -249,7 +259,8 @@ class ChunkRun:
             return
         each_s = self._model_s / self._n
         each_bytes = max(1, self._process.n_received_bytes - self._received_before) / self._n
-        seconds = min(PAUSE_S, each_s * min(n_left / 2, GATHERED_BYTES / each_bytes))
+        n_gathered = min(n_left / 2, GATHERED_BYTES / each_bytes, self._sheet_holds / 2)
+        seconds = min(self._longest_pause_s, each_s * n_gathered)
         if seconds < SHORT_PAUSE_S and hurried:
             seconds = SHORT_PAUSE_S
         self._process.pause(seconds)
@@ -333,6 +344,7 @@ class ChunkRun:
         names = self._process.shape(sheet.shape)
         if names is None:
             return False  # its message has not been read yet
+        self._sheet_holds = sheet.capacity(len(names))
         records = sheet.waiting(len(names), n)
         expected = self._index_array[self._n : self._n + n]
         m = len(expected)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 QUOTA_BYTES = 16 * 1024 * 1024  # of one replicate, passed on in full; of what follows only the tail
 LOG_FILE_BYTES = 8 * 1024 * 1024
 READ_BYTES = 256 * 1024
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05  # in which marks gather, unless somebody waits for one
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.25  # in which marks gather, unless somebody waits for one
 GATHERED_BYTES = 8 * 1024  # in a pause; then it was long enough: a pipe may hold no more than 64 KiB
 
 
@@ -76,6 +76,7 @@ class Drain:
         self._sink_error: Exception | None = None
         self._ended = False
         self._n_awaiting = 0
+        self._has_begun = False  # a request, since the last pause
         self.mark_seen_at = 0.0  # time.monotonic when a mark was last drained
         self._thread = threading.Thread(target=self._run, name="modelops-stderr", daemon=True)
         self._thread.start()
@@ -85,6 +86,8 @@ class Drain:
         with self._changed:
             self._attribution.begin()
             self._sink, self._sink_error = sink, None
+            self._has_begun = True  # its first mark is waited for
+            self._changed.notify_all()
 
     def end(self) -> None:
         """End a request. Raises what the sink raised."""
@@ -149,8 +152,10 @@ class Drain:
                     if printed or len(data) > GATHERED_BYTES:
                         pause_s = SHORTEST_PAUSE_S
                     if not printed or read_at - last_read_at < SHORTEST_PAUSE_S:
-                        self._changed.wait_for(lambda: self._n_awaiting, pause_s)
+                        self._changed.wait_for(lambda: self._n_awaiting or self._has_begun, pause_s)
                         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                    if self._has_begun:
+                        self._has_begun, pause_s = False, SHORTEST_PAUSE_S
             with self._changed:
                 self._pass_on(self._attribution.close())
         finally:

@@ -73,10 +73,14 @@ class Sheet:
         """
         return int(self._words[WRITTEN] - self._words[TAKEN])
 
+    def capacity(self, n_names: int) -> int:
+        """Return how many records with so many values each it holds."""
+        return (len(self._words) - HEAD_WORDS) // (FIELDS + n_names)
+
     def waiting(self, n_names: int, n: int) -> Records:
         """Return the first ``n`` of the records that wait, which have so many values each."""
         width = FIELDS + n_names
-        capacity = (len(self._words) - HEAD_WORDS) // width
+        capacity = self.capacity(n_names)
         rows = self._words[HEAD_WORDS : HEAD_WORDS + capacity * width].reshape(capacity, width)
         first = int(self._words[TAKEN]) % capacity
         found = np.concatenate([rows[first : first + n], rows[: max(0, first + n - capacity)]])

@@ -30,8 +30,10 @@ class ModelOpsWorker(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Start the runtime; Dask calls this before the worker takes tasks."""
+        from modelops.worker.heartbeat import beat_seldom
         from modelops.worker.runtime import WorkerRuntime
 
+        beat_seldom(worker)
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C in a terminal reaches the whole process group. The driver decides what stops, not the signal.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
