@@ -21,6 +21,7 @@ class Counted(StrEnum):
     WORKERS_JOINED = "workers_joined"
     WORKERS_LEFT = "workers_left"
     WORKERS_DIED = "workers_died"
+    WORKERS_UNFIT = "workers_unfit"
     WARM_STARTS = "warm_starts"  # of runner processes, by isolation
     FORK_STARTS = "fork_starts"
     SPAWN_STARTS = "spawn_starts"

@@ -501,3 +501,4 @@ def test_metrics_say_how_much_waits(client: Client, service: JobService, bundle:
     service.records.record_stalled(JobId(other), "no worker", who="a watch", text="it does not get on")
     assert metric("modelops_jobs_stalled") == 1
     assert metric("modelops_environment_build_failures_total") >= 0
+    assert metric("modelops_workers_unfit_total") >= 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from modelops.counters import Counted, counted
 from modelops.driver import commands as c
 from modelops.driver.ledger import Ledger
 from modelops.driver.writer import Writer
@@ -83,6 +84,13 @@ def test_every_write_whose_answer_is_lost_is_written_once(
     row = ledger.records.job(ledger.job)
     assert (row.state, row.reason, row.version) == (JobState.RUNNING, "go", 3)
     assert ledger.records.retried(ledger.job) == [(Ranges([(0, 2)]), 2)]
+
+
+def test_a_worker_that_cannot_prepare_an_environment_is_counted(ledger: StoreLedger) -> None:
+    before = counted(Counted.WORKERS_UNFIT)
+    ledger.note(c.Note("worker_unfit", "w1 gets no work of this job for now: no index"))
+    ledger.note(NOTE)
+    assert counted(Counted.WORKERS_UNFIT) == before + 1
 
 
 def test_a_driver_that_was_replaced_writes_nothing(ledger: StoreLedger, records: Records) -> None:

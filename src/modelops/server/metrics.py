@@ -108,6 +108,12 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                     ({"how": "left"}, counted(Counted.WORKERS_LEFT)),
                 ],
             ),
+            family(
+                "modelops_workers_unfit_total",
+                "counter",
+                "Times that a worker could not prepare a job's environment, since this server began.",
+                [({}, counted(Counted.WORKERS_UNFIT))],
+            ),
             family("modelops_workers", "gauge", "Workers that are connected.", [({}, len(workers))]),
             family(
                 "modelops_workers_refused",

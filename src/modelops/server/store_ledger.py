@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from modelops.counters import Measured, add_durations
+from modelops.counters import Counted, Measured, add_durations, count
 from modelops.driver.events import Finalized, ResultsVoided
+from modelops.driver.fitness import UNFIT
 from modelops.errors import InternalError, StorageError
 from modelops.states import FINAL_JOB_STATES, STORED, AggregateStatus, ReplicateStatus
 from modelops.store import read_segment
@@ -149,6 +150,8 @@ class StoreLedger:
         self.records.add_event(
             self.job, self.who, command.kind, command.text, epoch=self.epoch, unless_there=again
         )
+        if command.kind == UNFIT:
+            count(Counted.WORKERS_UNFIT)
 
     def record_retry(self, command: RecordRetry, *, again: bool = False) -> None:
         """Record which replicates are tried again, for a later driver. Twice is as good as once."""
