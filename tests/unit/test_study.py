@@ -14,7 +14,7 @@ from modelops.study.ids import BundleDigest
 from modelops.study.quantities import n_bytes, seconds
 from modelops.study.sampling import grid
 from modelops.study.seeds import MAX_EXPLICIT_SEED
-from modelops.study.spec import NO_RETRY, Limits, RetryPolicy
+from modelops.study.spec import LONGEST_DELAY_S, NO_RETRY, Limits, RetryPolicy
 from modelops.study.study import Retry, Study
 
 if TYPE_CHECKING:
@@ -157,6 +157,23 @@ def test_everything_said_reaches_the_job() -> None:
         max_retries=2, initial_delay=60.0, on=frozenset({ReplicateStatus.FAILED})
     )
     assert (spec.fail_fast, spec.max_failures, spec.isolation, spec.name) == (False, 9, "spawn", "mine")
+
+
+@pytest.mark.parametrize(
+    ("policy", "after", "expected"),
+    [
+        (RetryPolicy(initial_delay=30.0, backoff=2.0), 3, 120.0),
+        (RetryPolicy(initial_delay=30.0, backoff=2.0, max_delay=100.0), 3, 100.0),
+        (RetryPolicy(initial_delay=0.1, backoff=2.0, max_delay=5.0), 1_100, 5.0),  # 2.0 ** 1099 is no float
+        (RetryPolicy(initial_delay=1e300, backoff=1e300), 2, LONGEST_DELAY_S),  # infinite, and no error
+        (RetryPolicy(initial_delay=0.1, backoff=1e200), 4, LONGEST_DELAY_S),
+        (RetryPolicy(initial_delay=0.0, backoff=1e200), 4, 0.0),
+    ],
+)
+def test_a_delay_is_a_number_of_seconds_however_often_it_has_grown(
+    policy: RetryPolicy, after: int, expected: float
+) -> None:
+    assert policy.delay_s(after) == expected
 
 
 def test_explicit_seeds_are_used_as_given_one_per_replicate() -> None:

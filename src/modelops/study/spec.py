@@ -7,6 +7,7 @@ A job that was extended has another spec, in an object of its own, see `modelops
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
 
@@ -19,6 +20,7 @@ FORMAT = 4  # 2: its parameters are not in "parameters.parquet"; 3: it has "unti
 WITH_UNTIL = 3
 WITH_POOLS = 4
 FIRST_PARAMETERS = "parameters.parquet"
+LONGEST_DELAY_S: Final = 1e9  # thirty years, which clocks, timers and columns can hold
 ISOLATIONS = ("warm", "fork", "spawn")
 
 
@@ -37,9 +39,14 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     on: frozenset[ReplicateStatus] = frozenset({ReplicateStatus.CRASHED})
 
     def delay_s(self, failed_attempts: int) -> float:
-        """Return the seconds to wait after this many failed attempts (1 or more)."""
-        delay = self.initial_delay * self.backoff ** (failed_attempts - 1)
-        return min(delay, self.max_delay) if self.max_delay is not None else delay
+        """Return the seconds to wait after this many failed attempts (1 or more); never more than `LONGEST_DELAY_S`."""
+        longest = LONGEST_DELAY_S if self.max_delay is None else min(self.max_delay, LONGEST_DELAY_S)
+        if not self.initial_delay:
+            return 0.0
+        try:
+            return min(self.initial_delay * self.backoff ** (failed_attempts - 1), longest)
+        except OverflowError:  # a factor of 2 is beyond all floats after 1,024 attempts
+            return longest
 
 
 NO_RETRY = RetryPolicy(max_retries=0)
