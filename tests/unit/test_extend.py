@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import pytest
@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_job import OK, SUMMARIZE, Outcome, StoredJob, model
 
-from modelops.errors import ModelOpsError, RequestError
+from modelops.errors import ConflictError, ModelOpsError, NotFoundError, RequestError
 from modelops.server.extend import extend_job, resume_job
+from modelops.server.give_up import give_up
 from modelops.states import JobState, ReplicateStatus
 from modelops.store import ChangedMeanwhileError
 from modelops.store.contents import JobContents
@@ -293,6 +294,30 @@ def test_resuming_runs_only_what_is_missing(tmp_path: Path) -> None:
     fresh.run()
     assert stored.files() == fresh.files()
     with pytest.raises(RequestError, match="nothing is missing"):
+        resume_job(stored.records, stored.objects, stored.job, "me")
+
+
+def test_a_job_whose_result_files_could_not_be_written_is_resumed_to_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = StoredJob(tmp_path / "resumed", SETS, 6)
+
+    def fails(_: JobContents) -> NoReturn:
+        raise NotFoundError("parameters.parquet is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("stored_job.finalize", fails)
+        with pytest.raises(NotFoundError):
+            stored.run()
+    assert give_up(stored.records, stored.job, stored.take(), "test") is JobState.PARTIAL
+    row = resume_job(stored.records, stored.objects, stored.job, "me")
+    assert row.reason == "resumed by me: its result files"
+    stored.run()
+    assert (stored.records.job(stored.job).state, stored.n_ran) == (JobState.SUCCEEDED, 18)
+    fresh = StoredJob(tmp_path / "fresh", SETS, 6)
+    fresh.run()
+    assert stored.files() == fresh.files()
+    with pytest.raises(ConflictError, match="nothing is missing"):
         resume_job(stored.records, stored.objects, stored.job, "me")
 
 

@@ -47,7 +47,7 @@ def resume_job(
     failed: bool = False,
     asked: Submission | None = None,
 ) -> JobRow:
-    """Let a job that has ended run what is missing of it: replicates without an outcome, aggregates not made.
+    """Let a job that has ended run what is missing of it: outcomes of replicates, aggregates, result files.
 
     Parameters
     ----------
@@ -77,13 +77,15 @@ def resume_job(
     n = len(spec.line.all() - Ranges(pair for ref in segments for pair in ref.ranges))
     n_failed = sum(n for ref in segments for status, n in ref.counts.items() if status in FAILURES)
     n_sets = len(_aggregated(spec.line) - Ranges(pair for ref in aggregates for pair in ref.params))
-    if not n and not withdrawal and not (spec.aggregates and n_sets):
+    lacks_aggregates = bool(withdrawal or (spec.aggregates and n_sets))
+    # It has no result files if its drivers failed while they wrote them.
+    if not n and not lacks_aggregates and records.result_files(job):
         again = f": 'modelops jobs resume {job} --failed' tries those again"
         failures = f"; {n_failed} of them failed{again}" if n_failed else ""
         raise ConflictError(f"nothing is missing of job {job}: every replicate has its outcome{failures}")
     what = [f"{n} replicates without outcome"] if n else []
     what += [f"{n_failed} failed replicates again"] if failed and n_failed else []
-    why = f"resumed by {who}: {' and '.join(what) or 'aggregates'}"
+    why = f"resumed by {who}: {' and '.join(what) or ('aggregates' if lacks_aggregates else 'its result files')}"
     return records.begin_run(
         job,
         JobEvent.RESUMED,
