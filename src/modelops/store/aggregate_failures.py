@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modelops.states import AggregateStatus
+from modelops.store import columns
 from modelops.store.segment_table import read_aggregates
 from modelops.store.segments import AGGREGATE_CODE, AGGREGATE_OUTCOMES
 from modelops.study.ranges import EMPTY, Ranges
@@ -58,7 +59,7 @@ def aggregate_failures(contents: JobContents) -> pa.Table:
             kinds[key] = known = {**example, "count": known["count"]}
         known["count"] += 1
     found = sorted(kinds.values(), key=lambda kind: (-kind["count"], kind["param"], kind["aggregate"]))
-    return pa.Table.from_pylist(found, SUMMARY_SCHEMA)
+    return columns.table(found, SUMMARY_SCHEMA)
 
 
 def _bad_rows(contents: JobContents) -> Iterator[dict[str, Any]]:

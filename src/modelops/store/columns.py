@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -73,6 +73,17 @@ def joined(array: pa.Array) -> str:
     _, ends, data = array.buffers()
     edges = np.frombuffer(ends, np.int32, len(array) + 1, array.offset * 4)
     return bytes(memoryview(data or b"")[int(edges[0]) : int(edges[-1])]).decode()
+
+
+def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return a table of texts, which may be None, and of integers, which may not; what else a row has is left out."""
+    arrays = [
+        text([row[f.name] for row in rows])
+        if f.type == pa.string()
+        else fixed(np.array([row[f.name] for row in rows], np.int64), f.type)
+        for f in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def words(values: Sequence[str], code: pa.DataType) -> pa.Array:

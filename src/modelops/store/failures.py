@@ -104,9 +104,7 @@ def failure_summary(failures: pa.Table, command: Callable[[dict[str, Any]], str]
     found = sorted(examples.values(), key=lambda e: (-e["count"], e["param"], e["replicate"]))
     for example in found:
         example["command"] = command(example) if command is not None else None
-    return pa.Table.from_pylist(
-        [{name: e[name] for name in SUMMARY_SCHEMA.names} for e in found], SUMMARY_SCHEMA
-    )
+    return columns.table(found, SUMMARY_SCHEMA)
 
 
 def _failed(contents: JobContents) -> Iterator[pa.Table]:
