@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from binascii import b2a_base64
+from time import time_ns
 
 from modelops_runner import values
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # One frame holds the outputs of one replicate; beyond this many bytes all further ones go to files.
 INLINE_TOTAL = 4 * 1024 * 1024
+_LONG_AGO_NS = 10**10  # ten seconds: more than any file system rounds to
 
 
 class SpoolError(Exception):
@@ -86,16 +88,32 @@ class _Sink:
         """Return the ``data`` field of the output, as JSON text."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            stamp = self._stamp(fd)
             try:
                 os.close(fd)  # some file systems tell of a full disk only now
             except OSError as e:
                 raise self._failed(e) from e
             path = values.dumps(self.path)
-            return f'{{"$file":{path},"bytes":{self._n},"sha256":"{self._hash.hexdigest()}"}}'
+            return f'{{"$file":{path},"bytes":{self._n},"sha256":"{self._hash.hexdigest()}"{stamp}}}'
         data = b"".join(self._head)
         if kind == "json":
             return data.decode("ascii")
         return '"' + b2a_base64(data, newline=False).decode("ascii") + '"'
+
+    def _stamp(self, fd: int) -> str:
+        """Set the file's time of modification to one that is over, so that a later write shows; return both its times.
+
+        Empty if that cannot be done, or if somebody else has written to this descriptor: then its bytes must tell.
+        """
+        try:
+            if os.lseek(fd, 0, os.SEEK_CUR) != self._n:
+                return ""
+            over = time_ns() - _LONG_AGO_NS
+            os.utime(fd, ns=(over, over))
+            stats = os.fstat(fd)
+        except OSError:
+            return ""
+        return f',"stamp":[{stats.st_mtime_ns},{stats.st_ctime_ns}]'
 
     def discard(self) -> None:
         """Remove the file of a value that turned out not to cross."""

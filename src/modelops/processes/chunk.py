@@ -94,7 +94,7 @@ def output_of(name: str, kind: str, data: msgspec.Raw) -> Output:
     """Return an output as the protocol carries it: inline, or in a file."""
     file = spool_file(data)
     if file is not None:
-        return name, kind, SpooledFile(file.path, file.bytes, file.sha256)
+        return name, kind, SpooledFile(file.path, file.bytes, file.sha256, file.stamp or None)
     return name, kind, decode_output(kind, data)
 
 

@@ -131,11 +131,15 @@ class FileSlice(msgspec.Struct, frozen=True):
 
 
 class SpooledFile(msgspec.Struct, frozen=True):
-    """A large output, written by the runner to a file that now belongs to whoever holds this."""
+    """A large output, written by the runner to a file that now belongs to whoever holds this.
+
+    ``stamp``: its times of modification and of change when the runner had finished it, in nanoseconds, if it told.
+    """
 
     path: str
     bytes: int
     sha256: str
+    stamp: tuple[int, int] | None = None
 
 
 Output: TypeAlias = tuple[str, str, bytes | SpooledFile]

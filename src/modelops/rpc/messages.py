@@ -329,12 +329,17 @@ class KeepCheckpoint(Wire, frozen=True, kw_only=True):
 
 
 class SpoolFile(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that lie in a file. ``offset`` is used on the way to a runner only, to point into a pack."""
+    """Bytes that lie in a file.
+
+    ``offset`` is used on the way to a runner only, to point into a pack; ``stamp`` on the way from it: times of
+    modification and of change, in nanoseconds, which the file has as long as nobody touches it.
+    """
 
     path: str = msgspec.field(name="$file")
     bytes: int
     sha256: str
     offset: int = 0
+    stamp: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 _SPOOL_FILE = msgspec.json.Decoder(SpoolFile)

@@ -22,7 +22,7 @@ def stored_outputs(outputs: Sequence[Output]) -> Sequence[StoredOutput]:
     for output in outputs:
         if isinstance(output[2], SpooledFile):
             return [
-                (name, kind, StoredFile(Path(data.path), data.bytes, data.sha256))
+                (name, kind, StoredFile(Path(data.path), data.bytes, data.sha256, data.stamp))
                 if isinstance(data, SpooledFile)
                 else (name, kind, data)
                 for name, kind, data in outputs
