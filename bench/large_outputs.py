@@ -1,9 +1,10 @@
 """At what rate do large outputs reach storage? Goal: at least half the rate of a plain copy of the same bytes.
 
 100 replicates that return 50 MB each, on a started cluster with two workers, from `mo.run` to its return: outcomes are
-then committed, and every byte has been hashed and synced on its way. Beside it, into the same folder: a plain copy of 100
-files of 50 MB, each synced as well, by one process and by two at once; and one that is not synced. Before each of them such
-a copy that does not count: the first to write after a while pays for memory that a virtual machine has given back.
+then committed, and every byte has been hashed and synced on its way. Beside it, into the same folder: a plain copy of
+100 files of 50 MB, each synced as well, by one process and by two at once; and one that is not synced. Before each of
+them such a copy that does not count: the first to write after a while pays for memory that a virtual machine has given
+back to its host.
 The highest memory of the workers and their runners is shown after a tenth of the replicates and after all.
 
 Usage: python bench/large_outputs.py [REPLICATES] [MEGABYTES] [REPEATS]
