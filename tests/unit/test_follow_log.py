@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from modelops.cli.jobs import jobs_app
 from modelops.client.following import Following, Outages, job_to_follow
 from modelops.client.http import Answer
 from modelops.client.logs import new_text
@@ -106,6 +108,40 @@ def test_a_log_is_followed_to_the_end_of_the_job_through_a_restart_of_its_server
     assert told.count("says 0\n") == 2
     assert job.now < 30, "a reading that came to nothing counts as none"
     assert list(filter(None, said)) == ["unknown since then; connecting again", "connected again"]
+
+
+@dataclass
+class Absentee:
+    """A job whose server is away for as many questions, and has cancelled it when it is back."""
+
+    id: str = "job_1"
+    looks_away: int = 200
+    cancelled: bool = False
+
+    @property
+    def source(self) -> Absentee:
+        return self
+
+    def cancel(self, *, at_once: bool) -> None:
+        self.cancelled = True
+
+    def wait_for_end(self, job: str, wait_s: float) -> JobStatus:
+        self.looks_away -= 1
+        return AWAY if self.looks_away > 0 else replace(RUNNING, state=JobState.CANCELLED)
+
+    wait = property()  # gives up after a minute
+
+
+def test_who_cancels_and_waits_is_told_how_it_ended_however_long_the_server_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Absentee()
+    monkeypatch.setattr("modelops.cli.jobs._steerable", lambda _text: job)
+    monkeypatch.setattr("modelops.client.following.PAUSE_S", 0.0)
+    said = CliRunner().invoke(jobs_app, ["cancel", job.id, "--wait"])
+    assert (said.exit_code, job.cancelled, job.looks_away) == (0, True, 0)
+    assert said.stdout.startswith("job_1: cancelled")
+    assert said.stderr == "unknown since then; connecting again\nconnected again\n"
 
 
 def test_a_server_that_is_away_for_longer_than_it_may_is_given_up() -> None:

@@ -11,7 +11,7 @@ import typer
 from modelops.cli.study_options import AsJson  # noqa: TC001  typer reads annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from modelops.client import Job
     from modelops.client.following import Following
@@ -350,28 +350,34 @@ def reconcile(
     if as_json:
         show_json(report)
         return
-    for name, value in report.items():
-        if isinstance(value, list):
-            typer.echo(f"{name}: {len(value)}")
-            for item in value:
-                text = ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else item
-                typer.echo(f"  {text}")
-        else:
-            typer.echo(f"{name}: {value}")
+    typer.echo(f"findings: {len(report['findings'])}")
+    for found in report["findings"]:
+        typer.echo(f"  {found['job']}, {found['kind']}: {found['text']}")
 
 
 def _followed(text: str, *, follow: bool = True, quiet: bool = False) -> Following:
     """Return a job to be looked at until it has ended; says on stderr when its server is away, and when it is back."""
-    from modelops.client.following import Following, Outages, job_to_follow
+    from modelops.client.following import job_to_follow
     from modelops.client.server import look_at
 
-    def say(line: str) -> None:
-        if line and not quiet:
-            typer.echo(line, err=True)
+    say = _silent if quiet else _say
+    return _following(job_to_follow(text, say) if follow else look_at(text), say)
+
+
+def _following(job: Job, say: Callable[[str], None]) -> Following:
+    from modelops.client.following import Following, Outages
 
     outages = Outages()
-    job = job_to_follow(text, say) if follow else look_at(text)
     return Following(job, lambda status: say(outages.line(status)))
+
+
+def _say(line: str) -> None:
+    if line:
+        typer.echo(line, err=True)
+
+
+def _silent(_line: str) -> None:
+    pass
 
 
 def _steerable(text: str) -> Job:
@@ -397,7 +403,7 @@ def _told(job: Job, *, wait: bool, as_json: bool) -> JobStatus:
     from modelops.cli.job_views import show_status, status_json
     from modelops.cli.show import show_json
 
-    status = job.wait() if wait else job.status()
+    status = _following(job, _say).to_the_end() if wait else job.status()
     if as_json:
         show_json(status_json(job.id, status))
     else:

@@ -78,6 +78,16 @@ class Following:
             if status.unknown_since is not None:
                 self._sleep(min(left_s, PAUSE_S))
 
+    def to_the_end(self) -> JobStatus:
+        """Wait until the job has ended, however long its server is away, and return its status."""
+        while True:
+            status = self.job.source.wait_for_end(self.job.id, REST_S)
+            self._seen(status)
+            if status.final:
+                return status
+            if status.unknown_since is not None:
+                self._sleep(PAUSE_S)
+
     def ask(self, question: Callable[[], T]) -> T:
         """Return the answer to a question about the job; asked again when the server was away meanwhile."""
         while True:
