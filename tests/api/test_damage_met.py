@@ -137,5 +137,7 @@ def test_without_its_parameters_a_job_says_what_is_lost_what_is_not_and_what_to_
         assert "parameters.parquet is" in str(raised.value)
         assert "outcomes are not lost ('modelops jobs sync' copies them)" in str(raised.value)
         assert "from a backup" in str(raised.value)
+        (found,) = service.reconcile(job.job).findings
+        assert found.text.startswith("parameters.parquet is"), "no name below the root of the storage"
     listed = [file.name for file in service.files.page(job.job, "", 1000, 60.0).files]
     assert [name for name in listed if name.startswith("segments/")]

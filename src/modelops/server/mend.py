@@ -142,7 +142,7 @@ def _by_kind(findings: Sequence[Finding]) -> list[tuple[Mismatch, list[Finding]]
 def _note(kind: Mismatch, found: Sequence[Finding]) -> Note:
     """Return what the job's story says of findings of one kind; it calls objects by their names in the job's folder."""
     folder = f"{job_folder(found[0].job)}/"
-    said = "; ".join(finding.text.replace(folder, "") for finding in found[:MAX_SAID])
+    said = "; ".join(finding.told for finding in found[:MAX_SAID])
     more = f" (and {len(found) - MAX_SAID} more)" if len(found) > MAX_SAID else ""
     named = [finding.what.removeprefix(folder) for finding in found[:MAX_NAMED]]
     return Note(MISMATCH, f"{said}{more}", {"kind": str(kind), "n": len(found), "what": named})

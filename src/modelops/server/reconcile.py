@@ -15,7 +15,7 @@ import numpy as np
 
 from modelops.states import FINAL_JOB_STATES, STORED, JobState, ReplicateStatus
 from modelops.store.runs import Withdrawn
-from modelops.store.segments import ranges_of
+from modelops.store.segments import job_folder, ranges_of
 from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded, stale_aggregates
 from modelops.study.ids import AttemptId, JobId, epoch_of
 from modelops.study.ranges import Range, Ranges
@@ -67,6 +67,11 @@ class Finding(msgspec.Struct, frozen=True):
     kind: Mismatch
     what: str
     text: str
+
+    @property
+    def told(self) -> str:
+        """The text for people: it calls objects by their names in the job's folder."""
+        return self.text.replace(f"{job_folder(self.job)}/", "")
 
 
 def lies_in(index: npt.NDArray[np.int64], ranges: Iterable[Range]) -> npt.NDArray[np.bool_]:

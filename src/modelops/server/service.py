@@ -66,7 +66,7 @@ class Found(Protocol):
     @property
     def kind(self) -> str: ...  # noqa: D102
     @property
-    def text(self) -> str: ...  # noqa: D102
+    def told(self) -> str: ...  # noqa: D102
 
 
 class Reconciling(Protocol):
@@ -419,7 +419,7 @@ class JobService:
         if self.reconciler is None:
             raise ClusterError("this server cannot reconcile: it was started without what does that")
         found = self.reconciler.run(None if job is None else JobId(job))
-        return Reconciled([FoundView(f.job, str(f.kind), f.text) for f in found])
+        return Reconciled([FoundView(f.job, str(f.kind), f.told) for f in found])
 
     def _once(
         self,
