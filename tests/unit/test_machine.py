@@ -547,6 +547,20 @@ def test_max_failures_is_a_limit_of_the_users_own() -> None:
     assert "more than max_failures = 3" in machine.reason
 
 
+@pytest.mark.parametrize("limit", [3, 4])
+def test_a_new_driver_starts_nothing_if_the_limit_was_passed_before_it_came(limit: int) -> None:
+    failed = committed(attempt_id(1, 1), ((0, 4),), FAILED)
+    job = spec(1, 50, max_failures=limit, fail_fast=False)
+    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, segments=[failed])
+    commands = [*machine.start(0.0), *machine.handle(e.WorkerJoined("w0", 1), 0.0)]
+    commands += machine.handle(e.EnvironmentReady(), 1.0)
+    if limit == 3:
+        assert "4 replicates failed, more than max_failures = 3" in machine.reason
+        assert (only(commands, c.SubmitChunk), c.Finalize() in commands) == ([], True)
+    else:
+        assert (bool(only(commands, c.SubmitChunk)), machine.reason) == (True, "")
+
+
 def test_a_fault_of_the_machinery_is_tried_again_three_times_then_stops_the_job() -> None:
     machine, commands = running(spec(1, 1))
     for delay in (1.0, 4.0, 16.0):

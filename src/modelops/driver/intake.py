@@ -205,6 +205,10 @@ class Intake:
             self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, settled))
         if work.number == 1 and not self._probe.passed:
             self._judge(work.ranges, 0, examples, now)
+        self.stop_if_too_many_failed(now)
+
+    def stop_if_too_many_failed(self, now: float) -> None:
+        """End the job early if more replicates have failed than it wants to bear."""
         limit = self._spec.max_failures
         if limit is not None and (n := self._ledger.n_failed) > limit:
             self._stop(f"{counted(n, 'replicate')} failed, more than max_failures = {limit}", now)

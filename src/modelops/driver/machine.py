@@ -365,15 +365,18 @@ class Machine:
     # The environment.
 
     def _on_environment_ready(self, now: float) -> None:
+        taken_over = self.state is JobState.RUNNING
         if self.state is JobState.PREPARING:
             self._course.change(JobEvent.ENVIRONMENT_READY)
-        elif self.state is not JobState.RUNNING or self._course.has_environment:
+        elif not taken_over or self._course.has_environment:
             return
         self._course.has_environment = True
         if not self._probe.passed:
             self._outbox.set_timer("probe", now + PROBE_WAIT_S)
         if self._expired:
             self._stop_early(self._timed_out, now)
+        elif taken_over:  # the driver before may have died just when it was about to
+            self._intake.stop_if_too_many_failed(now)
 
     def _on_environment_failed(self, event: e.EnvironmentFailed, now: float) -> None:
         reason = f"{event.error_type}: {event.message}"
