@@ -105,6 +105,7 @@ def test_what_ends_while_nobody_drives_is_committed_by_the_next_driver(
 ) -> None:
     job, database = submitted(study, cluster.home), cluster.home.database_url
     with DriverProcess(cluster) as first:
+        wait_for_outcomes(job, database, 4)
         wait_for(lambda: len(starts(tmp_path)) == 6, "two replicates hang")
         first.stop()
     (tmp_path / "go").touch()

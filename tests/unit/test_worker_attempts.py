@@ -29,7 +29,7 @@ def test_a_receipt_is_kept_until_it_is_acknowledged() -> None:
     table, one, two = AttemptTable(), attempt(1), attempt(2)
     for x in (one, two):
         assert table.enter(x)
-        assert table.keep(x, receipt(x), None) is None
+        assert table.keep(x, receipt(x), None).receipt == receipt(x)
     assert list(table) == []
     assert names(table.of_job(JOB, 2)) == [one.attempt, two.attempt]
     table.acknowledge(JOB, [one.attempt])
@@ -69,7 +69,6 @@ def test_the_receipt_of_what_an_older_driver_began_is_to_be_announced() -> None:
     table.enter(one)
     table.of_job(JOB, 2)
     held = table.keep(one, receipt(one), None)
-    assert held is not None
     assert held.receipt == receipt(one)
 
 

@@ -28,4 +28,6 @@ DASK_SETTINGS: Final[dict[str, Any]] = {
     "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.interval": "5s",
+    # So many messages, and events of each topic, stay in memory for a look; receipts, too, are among them.
+    "distributed.admin.low-level-log-length": 100,
 }

@@ -1,8 +1,9 @@
 """What a driver does on Dask: submit, ask, stop, and receive what becomes of its attempts.
 
-A receipt comes as the result of a Dask task. Dask drops results whose client is gone, so a worker keeps them too.
-Attempts that this driver did not submit, or whose future Dask has dropped, are *adopted*: their worker announces
-how they end and, as an announcement can get lost, is asked for its table now and then.
+A worker announces how an attempt has ended, which is heard some milliseconds before Dask has told and fetched the
+result of the task. An announcement can get lost, and then the result is fetched. Dask drops results whose client is
+gone, so a worker keeps receipts too. Attempts that this driver did not submit, or whose future Dask has dropped, are
+*adopted*: nothing comes of them but the announcement, so their worker is asked for its table now and then.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class Hands:
         self._unbegun: dict[AttemptId, float] = {}  # how long to wait between asking whether it has begun
         self._served: set[str] = set()  # workers that have ended something of this job
         self._asks: list[tuple[float, AttemptId]] = []  # a heap: when to ask after which attempt
+        self._announced: set[AttemptId] = set()  # only the client's event loop looks at it
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
         self._waiting: dict[AttemptId, str] = {}  # attempts that cannot store, and what storage said to them
@@ -207,22 +209,22 @@ class Hands:
             for held in found:
                 if held.ranges:
                     self._adopted[held.attempt] = self._holders[held.attempt] = news.worker
-        here = {held.attempt: held for held in news.held}
-        for attempt, worker in list(self._adopted.items()):
-            if worker != news.worker:
-                continue
-            known = here.get(attempt)
-            if known is None and news.is_table:
+        here = {held.attempt for held in news.held}
+        for attempt, worker in self._adopted.items():
+            if worker == news.worker and news.is_table and attempt not in here:
                 events.append(e.AttemptLost(attempt, worker_died=False))
-            elif known is not None and known.receipt is not None:
-                events.append(e.ChunkDone(known.receipt))
-            elif known is not None and known.error is not None:
-                x = known.error
-                events.append(e.ChunkErred(attempt, x.error_type, x.message, final=x.final, unfit=x.unfit))
         for held in news.held:
-            if held.receipt is not None and held.receipt.part_of in self._holders:
+            if _whole(held) not in self._holders:
+                continue
+            if held.receipt is not None:
                 events.append(e.ChunkDone(held.receipt))
-                self._received.append((news.worker, held.attempt))
+                if held.receipt.part_of is not None:
+                    self._received.append((news.worker, held.attempt))
+            elif held.error is not None:
+                x = held.error
+                events.append(
+                    e.ChunkErred(held.attempt, x.error_type, x.message, final=x.final, unfit=x.unfit)
+                )
         for event in events:
             if isinstance(event, e.ChunkDone):
                 self._receive_from(event.receipt.attempt)
@@ -289,9 +291,9 @@ class Hands:
 
     def _hear_receipt(self, message: dict[str, Any]) -> None:
         held = msgspec.msgpack.decode(message["held"], type=HeldAttempt)
-        whole = held.receipt.part_of if held.receipt is not None else None
-        worker = self._adopted.get(held.attempt) or (self._holders.get(whole) if whole is not None else None)
+        worker = self._holders.get(_whole(held))
         if worker is not None:
+            self._announced.add(held.attempt)
             self._put(Heard(worker, (held,), is_table=False))
 
     def _hear_storage(self, message: dict[str, Any]) -> None:
@@ -376,6 +378,11 @@ class Hands:
         Not in Dask's callback thread: there is one, and a receipt that was finished but not fetched when its
         worker died would block it, and with it the receipts of all other workers.
         """
+        if future._state is not None:
+            await future._state.wait()  # not `distributed.wait`, which asks the default client
+        if attempt in self._announced:
+            self._announced.discard(attempt)
+            return
         try:
             answer = await client.gather(future, asynchronous=True)
         except KilledWorker:
@@ -518,3 +525,8 @@ class Hands:
         if futures:
             with contextlib.suppress(ClusterError):  # with the scheduler all its futures are gone
                 self._pool.client.cancel(futures, force=True)
+
+
+def _whole(held: HeldAttempt) -> AttemptId:
+    """Return the attempt that was submitted: what is announced may be a part of it."""
+    return (held.receipt.part_of if held.receipt is not None else None) or held.attempt

@@ -55,8 +55,7 @@ class Attempt:
     """One attempt while it runs on this worker.
 
     ``ranges``: shrinks when a part is handed in, which is in ``parts`` then. ``alone``: nothing may run beside it.
-    ``storing``: it is done, and storage does not take it. ``asked_for``: its driver has asked for the table since it
-    began, so Dask perhaps hands its result to nobody. ``recalled``: its driver wants back what has not begun.
+    ``storing``: it is done, and storage does not take it. ``recalled``: its driver wants back what has not begun.
     ``preparing``: nothing of it runs yet; the job's environment is being looked at, or built, which no stop ends.
     ``aside``: its replicates have ended, and the next attempt may begin in its slot while it stores.
     """
@@ -70,7 +69,6 @@ class Attempt:
     started_at: float = field(default_factory=time.time)
     stop: StopSignal = field(default_factory=StopSignal)
     storing: bool = False
-    asked_for: bool = False
     recalled: bool = False
     preparing: bool = False
     aside: bool = False
@@ -155,12 +153,12 @@ class AttemptTable:
             self._running.pop((attempt.job, attempt.attempt), None)
             self._lock.notify_all()
 
-    def keep(self, attempt: Attempt, receipt: Receipt | None, error: TaskError | None) -> HeldAttempt | None:
+    def keep(self, attempt: Attempt, receipt: Receipt | None, error: TaskError | None) -> HeldAttempt:
         """Keep how an attempt ended until it is acknowledged; the oldest make room when it is too much.
 
         Returns
         -------
-            What to announce to the job's driver, if Dask may hand the result to nobody.
+            What to announce to the job's driver.
         """
         held = attempt.held(receipt, error)
         with self._lock:
@@ -168,7 +166,7 @@ class AttemptTable:
             self._running.pop(key, None)
             self._lock.notify_all()
             self._keep(held)
-            return held if attempt.asked_for else None
+        return held
 
     def _keep(self, held: HeldAttempt) -> None:
         key = (held.job, held.attempt)
@@ -220,11 +218,8 @@ class AttemptTable:
         """Return what runs and what has ended of a job, and let nothing of drivers before ``epoch`` begin."""
         with self._lock:
             self._fence(job, epoch)
-            running = [attempt for attempt in self._running.values() if attempt.job == job]
-            for attempt in running:
-                attempt.asked_for = True
             return [
-                *(attempt.held() for attempt in running),
+                *(attempt.held() for attempt in self._running.values() if attempt.job == job),
                 *(held for held in self._kept.values() if held.job == job),
             ]
 

@@ -85,9 +85,8 @@ def _run(chunk: AnyChunk, attempt: Attempt, run: Callable[[WorkerRuntime], T]) -
         table.leave(attempt)
 
 
-def _announce(runtime: WorkerRuntime, held: HeldAttempt | None) -> None:
-    if held is not None:
-        runtime.announce(RECEIPTS_TOPIC, {"job": held.job, "held": msgspec.msgpack.encode(held)})
+def _announce(runtime: WorkerRuntime, held: HeldAttempt) -> None:
+    runtime.announce(RECEIPTS_TOPIC, {"job": held.job, "held": msgspec.msgpack.encode(held)})
 
 
 async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAttempt]:
