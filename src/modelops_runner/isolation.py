@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SIGINT, _SIGTERM, _SIGALRM = _SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
-_getsignal = _signal.getsignal
+# Not looked up for each replicate; and what a model puts in their place is not called.
+_getsignal, _alarm = _signal.getsignal, _signal.alarm
+_fchdir, _umask, _set_blocking = os.fchdir, os.umask, os.set_blocking
 
 
 class ProcessState:
@@ -55,10 +57,10 @@ class ProcessState:
         """Put everything back."""
         if self._environ._data != self._variables or os.environ is not self._environ:
             self._restore_environ()
-        os.fchdir(self._workdir_fd)
-        os.umask(self._umask)
+        _fchdir(self._workdir_fd)
+        _umask(self._umask)
         if not self._alarm:
-            _signal.alarm(0)
+            _alarm(0)
         interrupt, terminate, alarm = self._handlers
         if (
             _getsignal(_SIGINT) is not interrupt
@@ -67,11 +69,16 @@ class ProcessState:
         ):
             self._restore_handlers()
         sys.stdin, sys.stdout, sys.stderr = self._streams
-        os.set_blocking(self._marks, True)  # the same file as 1 and 2; asyncio and some programs change it
-        for _, stream in self._texts:
-            if not stdio.usable(stream):
-                self.descriptor_was_closed()
+        _set_blocking(self._marks, True)  # the same file as 1 and 2; asyncio and some programs change it
+        try:
+            for _, stream in self._texts:
+                if stream.closed:
+                    break
+            else:
                 return
+        except ValueError:  # detached from its file
+            pass
+        self.descriptor_was_closed()
 
     def _restore_handlers(self) -> None:
         for number, handler in zip(_SIGNALS, self._handlers):

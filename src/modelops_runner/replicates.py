@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from modelops_runner.workspace import Workspace
 
+    _Of = tuple[dict[str, Any], int]  # a set, or a table and which of its sets
+
 _SCALARS = frozenset({float, int, str, bool, type(None)})
 _MAX_INLINE_TEXT = 2_000  # characters of a text on the fast path; longer ones are measured against the limit
 _MAX_PREFIXES = 10_000
@@ -149,7 +151,13 @@ class Replicates:
         ``floats``: the parent wants outputs that are floats and nothing else as `replicate/floats`.
         """
         model, takes_context = entry
-        channel, send, mark = self._channel, self._channel.send, self._mark
+        channel, send, mark, marks, write = (
+            self._channel,
+            self._channel.send,
+            self._mark,
+            self._marks,
+            os.write,
+        )
         reports, restore, arrived = self._reports, self._state.restore, self._channel.poll.poll
         shape_of = self._shapes.of if floats else _never
         put = None
@@ -158,19 +166,19 @@ class Replicates:
             put = self._sheet.put
         finished = 0
         after, cpu_at, read_at, told_at = 0.0, 0.0, 0.0, 0.0
-        for one in _each_set(sets):
-            raw, index = one["params"], one["index"]
+        for raw, first, seeds, of in _each_set(sets):
+            index = first
             flat = _SCALARS.issuperset(map(type, raw.values()))
-            for seed in one["seeds"]:
+            for seed in seeds:
                 params = dict(raw) if flat else values.untagged(raw)
                 args: tuple[Any, ...]
                 if takes_context:
-                    args = (params, seed, self._context(one, index - one["index"], checkpoint_root))
+                    args = (params, seed, self._context(of, index - first, checkpoint_root))
                 else:
                     args = (params, seed)
                 stdio.flush()
                 if mark:
-                    os.write(self._marks, b"%b%d\n" % (mark, index))
+                    write(marks, b"%b%d\n" % (mark, index))
                 before = perf_counter()
                 if before - read_at > _CLOCK_SLACK_S:
                     cpu_at, read_at = process_time(), before
@@ -243,12 +251,12 @@ class Replicates:
             raise forking.refuse(reason)
         missing = forking.other_threads()
         finished = 0
-        for one in _each_set(sets):
-            for offset, seed in enumerate(one["seeds"]):
-                index = one["index"] + offset
-                args: tuple[Any, ...] = (values.untagged(one["params"]), seed)
+        for raw, first, seeds, of in _each_set(sets):
+            for offset, seed in enumerate(seeds):
+                index = first + offset
+                args: tuple[Any, ...] = (values.untagged(raw), seed)
                 if takes_context:
-                    args = (*args, self._context(one, offset, checkpoint_root))
+                    args = (*args, self._context(of, offset, checkpoint_root))
                 stdio.flush()
                 if self._mark:
                     os.write(self._marks, b"%b%d\n" % (self._mark, index))
@@ -337,13 +345,9 @@ class Replicates:
                 self._channel.poll.register(new.fd, 1)  # POLLIN
             self._inotify = new
 
-    def _context(self, one: dict[str, Any], offset: int, checkpoint_root: str | None) -> Context:
+    def _context(self, of: _Of, offset: int, checkpoint_root: str | None) -> Context:
         return Context(
-            index=one["index"] + offset,
-            param=one["param"],
-            replicate=one["replicate"] + offset,
-            seed=one["seeds"][offset],
-            entropy_key=one.get("entropy_key") or _entropy_key(*one.get("entropy", (0, ""))),
+            **_told(of, offset),
             checkpoint_root=checkpoint_root,
             tmpdir=self._workspace.tmpdir,
             ask=self._channel.request,
@@ -462,29 +466,31 @@ class Replicates:
             self._reports.forked()
 
 
-def _each_set(sets: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield sets one by one, those of tables, too; ``entropy`` is what the key of such a set is made from."""
+def _each_set(sets: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int, list[int], _Of]]:
+    """Yield parameters, first index and seeds of each set, those of tables, too; and what `_told` wants to know."""
     for one in sets:
         if "each" not in one:
-            yield one
+            yield one["params"], one["index"], one["seeds"], (one, 0)
             continue
-        each, seeds, ids, study_seed = (
-            one["each"],
-            one["seeds"],
-            one.get("param_ids"),
-            one.get("study_seed", 0),
-        )
-        param, index, replicate = one["param"], one["index"], one["replicate"]
+        each, seeds, index, at = one["each"], one["seeds"], one["index"], 0
         for nth, params in enumerate(one["params"]):
-            at = nth * each
-            yield {
-                "params": params,
-                "param": param + nth,
-                "index": index + at,
-                "replicate": replicate,
-                "seeds": seeds[at : at + each],
-                "entropy": (study_seed, ids[32 * nth : 32 * nth + 32] if ids else ""),
-            }
+            yield params, index + at, seeds[at : at + each], (one, nth)
+            at += each
+
+
+def _told(of: _Of, offset: int) -> dict[str, Any]:
+    """Return what a context says of the replicate at ``offset`` of a set: the nth of a table, or one by itself."""
+    one, nth = of
+    at = nth * one.get("each", 0) + offset
+    ids = one.get("param_ids")
+    return {
+        "index": one["index"] + at,
+        "param": one["param"] + nth,
+        "replicate": one["replicate"] + offset,
+        "seed": one["seeds"][at],
+        "entropy_key": one.get("entropy_key")
+        or _entropy_key(one.get("study_seed", 0), ids[32 * nth : 32 * nth + 32] if ids else ""),
+    }
 
 
 def _entropy_key(study_seed: int, param_id: str) -> str:

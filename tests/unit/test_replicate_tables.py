@@ -20,7 +20,7 @@ from modelops.study.ids import JobId
 from modelops.study.index_line import IndexLine
 from modelops.study.ranges import Ranges
 from modelops.worker.sets import replicate_set, replicate_sets
-from modelops_runner.replicates import _each_set, _entropy_key
+from modelops_runner.replicates import _each_set, _told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,19 +84,20 @@ def test_requests_of_bounded_size_cover_tables_in_order(shapes: list[tuple[int, 
 @given(n_sets=st.integers(1, 6), each=st.integers(1, 5))
 def test_the_runner_sees_in_a_table_the_sets_that_it_stands_for(n_sets: int, each: int) -> None:
     one = table(n_sets, each)
-    seen = list(_each_set([msgspec.json.decode(msgspec.json.encode(one))]))
     expected = one_by_one([one])
-    assert [_entropy_key(*s.pop("entropy")) for s in seen] == [s.entropy_key for s in expected]
-    assert seen == [
-        {
-            "params": msgspec.json.decode(s.params),
-            "param": s.param,
-            "index": s.index,
-            "replicate": s.replicate,
-            "seeds": list(s.seeds),
-        }
-        for s in expected
-    ]
+    decoded = [msgspec.json.decode(msgspec.json.encode(x)) for x in (one, *expected)]
+    told = [(x["params"], x["index"], x["seeds"]) for x in decoded[1:]]
+    assert [x[:3] for x in _each_set(decoded[:1])] == told
+    assert [x[:3] for x in _each_set(decoded[1:])] == told
+    for (*_, of), alone in zip(_each_set(decoded[:1]), decoded[1:], strict=True):
+        assert [_told(of, i) for i in range(each)] == [_told((alone, 0), i) for i in range(each)]
+    assert _told((decoded[-1], 0), each - 1) == {
+        "index": 100 + n_sets * each - 1,
+        "param": 4 + n_sets - 1,
+        "replicate": 2 + each - 1,
+        "seed": 1000 + n_sets * each - 1,
+        "entropy_key": expected[-1].entropy_key,
+    }
 
 
 @pytest.mark.parametrize("how", ["seeds of each", "common random numbers", "explicit seeds"])

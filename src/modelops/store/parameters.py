@@ -170,7 +170,7 @@ class Parameters:
             self._file = _open(path, whole)
         self._lock = threading.Lock()
         self._digests = _digests_in(self._file)
-        self._group = lru_cache(maxsize=2)(partial(self._columns, locked=True))
+        self._group = lru_cache(maxsize=2)(partial(self._verified, locked=True))
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -182,24 +182,25 @@ class Parameters:
 
     def read(self, lo: int, hi: int) -> list[ParameterSet]:
         """Return the parameter sets ``lo <= param < hi``."""
+        ids, texts = self.columns(lo, hi)
         return [
-            ParameterSet(lo + i, ParamId(p), c)
-            for i, (p, c) in enumerate(zip(*self.columns(lo, hi), strict=True))
+            ParameterSet(lo + i, ParamId(ids[2 * ID_BYTES * i : 2 * ID_BYTES * (i + 1)]), text)
+            for i, text in enumerate(texts)
         ]
 
-    def columns(self, lo: int, hi: int) -> tuple[list[str], list[bytes]]:
-        """Return ids and canonical forms of the parameter sets ``lo <= param < hi``."""
+    def columns(self, lo: int, hi: int) -> tuple[str, list[bytes]]:
+        """Return the ids of the parameter sets ``lo <= param < hi``, one after another, and the canonical forms."""
         ids: list[str] = []
         texts: list[bytes] = []
         while lo < min(hi, len(self)):
             group, at = divmod(lo, ROW_GROUP)
             with self._lock:
                 all_ids, all_texts = self._group(group)
-            end = min(at + hi - lo, len(all_ids))
-            ids += all_ids[at:end]
-            texts += all_texts[at:end]
-            lo += end - at
-        return ids, texts
+            n = min(hi - lo, len(all_ids) - at)
+            ids.append(columns.joined(all_ids.slice(at, n)))
+            texts += columns.binary_values(all_texts.slice(at, n))
+            lo += n
+        return "".join(ids), texts
 
     def groups(self) -> Iterator[list[ParameterSet]]:
         """Yield all parameter sets in order, a row group at a time."""
@@ -209,7 +210,7 @@ class Parameters:
     def param_of(self, wanted: str) -> int:
         """Return the ordinal that a ``param_id`` has. Raises KeyError with a sentence."""
         for group in range(self._file.num_row_groups):
-            ids, _ = self._columns(group)
+            ids: list[str] = self._verified(group)[0].to_pylist()
             if wanted in ids:
                 return group * ROW_GROUP + ids.index(wanted)
         raise KeyError(f"there is no parameter set with the id {wanted}")
@@ -217,12 +218,12 @@ class Parameters:
     def ids(self) -> Iterator[list[str]]:
         """Yield the ``param_id`` of every set in order, a row group at a time; faster than `groups`."""
         for group in range(self._file.num_row_groups):
-            yield self._columns(group)[0]
+            yield self._verified(group)[0].to_pylist()
 
     def verify(self) -> None:
         """Read them all."""
         for group in range(self._file.num_row_groups):
-            self._columns(group)
+            self._verified(group)
 
     def texts(self, group: int) -> tuple[pa.Array, pa.Array]:
         """Return the ids, as text, and the canonical forms of a row group, as large_binary."""
@@ -232,11 +233,6 @@ class Parameters:
     def n_groups(self) -> int:
         """How many row groups there are."""
         return int(self._file.num_row_groups)
-
-    def _columns(self, group: int, *, locked: bool = False) -> tuple[list[str], list[bytes]]:
-        """Return ids and canonical forms of a row group."""
-        ids, texts = self._verified(group, locked=locked)
-        return ids.to_pylist(), columns.binary_values(texts)
 
     def _verified(self, group: int, *, locked: bool = False) -> tuple[pa.Array, pa.Array]:
         """Return ids and canonical forms of a row group, in which each id is that of the form."""

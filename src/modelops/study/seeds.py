@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
 
     from modelops.study.ids import ParamId
@@ -41,9 +39,9 @@ def seed_key(study_seed: int, param_id: ParamId | None) -> SeedKey:
     return SeedKey(int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
 
 
-def seed_keys(study_seed: int, param_ids: Sequence[str] | str) -> npt.NDArray[np.uint32]:
-    """Return the constants of many parameter sets, whose ids may stand in one text. Shape ``(n, 2)``."""
-    ids = bytes.fromhex(param_ids if isinstance(param_ids, str) else "".join(param_ids))
+def seed_keys(study_seed: int, param_ids: str) -> npt.NDArray[np.uint32]:
+    """Return the constants of many parameter sets, whose ids stand one after another. Shape ``(n, 2)``."""
+    ids = bytes.fromhex(param_ids)
     new_hash = blake2b(_key_material(study_seed, None), digest_size=8, person=_SEED_PERSON).copy
     digests = []
     for at in range(0, len(ids), _ID_BYTES):

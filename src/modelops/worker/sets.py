@@ -64,7 +64,7 @@ def _of_block(spec: JobSpec, parameters: Parameters, block: Block, lo: int, hi: 
                 replicate=block.r0 + within,
                 seeds=seeds[start - lo : end - lo],
                 study_seed=spec.study_seed,
-                param_ids=None if spec.common_random_numbers else "".join(ids[of]),
+                param_ids=None if spec.common_random_numbers else ids[32 * of.start : 32 * of.stop],
             )
         )
     return sets
