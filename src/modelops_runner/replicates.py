@@ -250,6 +250,7 @@ class Replicates:
         if reason is not None:
             raise forking.refuse(reason)
         missing = forking.other_threads()
+        self._keep_files()
         finished = 0
         for raw, first, seeds, of in _each_set(sets):
             for offset, seed in enumerate(seeds):
@@ -278,6 +279,15 @@ class Replicates:
                 if request_id in self._channel.cancelled or self._channel.ended:
                     return finished
         return finished
+
+    def _keep_files(self) -> None:
+        try:
+            self._workspace.keep(self._spool.folder)
+        except OSError as e:
+            text = (
+                f"what the import left in the working directory could not be copied to {self._spool.folder}"
+            )
+            raise RpcError(STORAGE_FAILED, f"{text}: {e.strerror}") from e
 
     def fork_hazard(self) -> str | None:
         """Return why this process must not be forked, None if it may."""
@@ -333,7 +343,9 @@ class Replicates:
                     self._channel.pump_when_ready(0)
             else:
                 touched = True
-        return touched or (self._inotify is None and self._workspace.touched())
+        if self._inotify is None:
+            touched = touched or self._workspace.touched()
+        return touched or self._workspace.kept_changed()
 
     def _watch(self) -> None:
         """Let one `poll` tell of both a message and a change in our folders."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
+from modelops_runner.kept_files import KeptFiles
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -44,6 +46,8 @@ class Workspace:
 
     def __init__(self, workdir: str, tmpdir: str, snapshot: str) -> None:
         self.workdir, self.tmpdir = workdir, tmpdir
+        self._kept: KeptFiles | None = None
+        self._adopted = False
         # path -> target of its link; None: a real folder; "": a file that an import left here
         self._tree = _mirror(snapshot, workdir)
         self._folders: list[str] = []
@@ -62,10 +66,30 @@ class Workspace:
         for root in (self.workdir, self.tmpdir):
             for folder, folders, files in os.walk(root):
                 for name in folders:
-                    self._tree.setdefault(os.path.join(folder, name), None)
+                    path = os.path.join(folder, name)
+                    self._tree.setdefault(path, os.readlink(path) if os.path.islink(path) else None)
                 for name in files:
                     self._tree.setdefault(os.path.join(folder, name), "")
+        self._adopted = True
         self.restore()
+
+    def keep(self, folder: str) -> None:
+        """Let `restore` put back the content of files that an import left here, too; ``folder``: where copies may lie.
+
+        For forks: what the bundle knows of its files is in each of them as it was after the import. Call it before one.
+        """
+        if self._adopted:
+            self._adopted = False
+            self._kept = self._kept or KeptFiles(folder)
+            left = [path for path, target in self._tree.items() if target == ""]
+            for path in left:
+                if os.path.islink(path):
+                    self._tree[path] = os.readlink(path)
+            self._kept.take(left)
+
+    def kept_changed(self) -> bool:
+        """Return whether such a file has another content, also if that was written through mapped memory."""
+        return self._kept is not None and self._kept.changed()
 
     def restore(self) -> None:
         """Make both folders what they were at the beginning, and go there."""
@@ -92,6 +116,8 @@ class Workspace:
                 path = os.path.join(folder, entry)
                 if path not in self._tree:
                     _remove(path)
+        if self._kept is not None:
+            self._kept.put_back()
         os.chdir(self.workdir)
         self._watch(folders)
 

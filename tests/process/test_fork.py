@@ -55,6 +55,67 @@ def test_a_replicate_sees_nothing_of_what_the_one_before_has_changed(bench: Benc
     assert bench.pool.starts == 1
 
 
+FILES = """
+    import mmap, os, shutil, sqlite3
+    from pathlib import Path
+    Path("overwritten").write_text("import")
+    Path("appended").write_text("import")
+    Path("mapped").write_bytes(bytes(4096))
+    Path("replaced").write_text("import")
+    Path("removed").write_text("import")
+    Path("folder").write_text("import")
+    Path("locked").write_text("import")
+    Path("below").mkdir()
+    Path("below", "removed").write_text("import")
+    Path("elsewhere").symlink_to(os.path.dirname(os.path.abspath(__file__)))
+    LOG = open("appended", "a")
+    TABLE = sqlite3.connect("table.db")
+    TABLE.execute("create table made (seed)")
+    TABLE.commit()
+    def model(params, seed):
+        here = sorted(path for path in Path().rglob("*") if path.name != "table.db")
+        seen = {
+            "rows": TABLE.execute("select count(*) from made").fetchone()[0],
+            "files": {str(path): path.read_bytes().hex() for path in here if path.is_file()},
+            "modes": [path.stat().st_mode for path in here],
+            "link": Path("elsewhere").is_symlink() and Path("elsewhere").is_dir(),
+        }
+        Path("overwritten").write_text(str(seed))
+        LOG.write(str(seed)); LOG.flush()
+        with open("mapped", "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped: mapped[0] = 1
+        Path("new").write_text(str(seed)); os.replace("new", "replaced")
+        Path("removed").unlink(); shutil.rmtree("below"); Path("elsewhere").unlink()
+        Path("folder").unlink(); Path("folder", "within").mkdir(parents=True)
+        Path("locked").write_text(str(seed)); os.chmod("locked", 0)
+        TABLE.execute("insert into made values (?)", [seed]); TABLE.commit()
+        return seen
+"""
+
+
+def test_files_that_the_import_made_are_as_it_left_them_for_every_replicate(bench: Bench) -> None:
+    outcomes = bench.run(bench.spec(FILES, isolation="fork"))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED] * 4
+    assert value(outcomes[0]) == 0
+    assert outcomes[0].outputs[-1] == ("link", "json", b"true")
+    assert all(o.outputs == outcomes[0].outputs for o in outcomes)
+    assert bench.pool.starts == 1
+
+
+MAPPED = """
+    import mmap
+    with open("mapped", "wb") as file: file.write(bytes(4096))
+    def model(params, seed):
+        with open("mapped", "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            first, mapped[0] = mapped[0], 1
+        return {"first": first}
+"""
+
+
+def test_a_file_alone_that_is_written_through_mapped_memory_is_put_back(bench: Bench) -> None:
+    outcomes = bench.run(bench.spec(MAPPED, isolation="fork"))
+    assert [value(o) for o in outcomes] == [0] * 4
+
+
 ENDS = """
     import ctypes, os, sys, threading
     import numpy, pandas
