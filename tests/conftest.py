@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from services import S3, Postgres
 
@@ -17,6 +18,12 @@ from modelops.home import Home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# A test fails for what is wrong, never because the machine was slow.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 PYPROJECT = """\
 [project]

@@ -16,6 +16,7 @@ from modelops.driver.course import Course
 from modelops.driver.coverage import Coverage
 from modelops.driver.dispatch import Dispatcher
 from modelops.driver.intake import Intake
+from modelops.driver.ledger import Ledger
 from modelops.driver.machine import Machine
 from modelops.driver.needs import Needs, _Set
 from modelops.driver.places import Commit, Places
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import pytest
 
     from modelops.study.index_line import IndexLine
+    from modelops.study.spec import JobSpec
 
     Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -89,6 +91,31 @@ def drops_retries(patch: pytest.MonkeyPatch) -> None:
 def retries_at_once(patch: pytest.MonkeyPatch) -> None:
     requeue = Places.requeue
     patch.setattr(Places, "requeue", lambda self, work, at=None: requeue(self, work))
+
+
+@bug
+def goes_on_after_too_many_failures(patch: pytest.MonkeyPatch) -> None:
+    init = Intake.__init__
+
+    def wrong(self: Intake, spec: JobSpec, **rest: Any) -> None:
+        init(self, msgspec.structs.replace(spec, max_failures=None), **rest)
+
+    patch.setattr(Intake, "__init__", wrong)
+
+
+@bug
+def tries_what_an_earlier_driver_retried_as_often_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machine, "next_attempts", lambda _retried, _missing: {})
+
+
+@bug
+def runs_an_extended_job_from_the_start(patch: pytest.MonkeyPatch) -> None:
+    adopt = Ledger.adopt
+
+    def wrong(self: Ledger, segments: Any, aggregates: Any) -> Ranges:
+        return adopt(self, segments if len(self._line.blocks) == 1 else (), aggregates)
+
+    patch.setattr(Ledger, "adopt", wrong)
 
 
 @bug

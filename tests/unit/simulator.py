@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 from simulator_driver import Driver, Submit
-from simulator_scenario import FAULTS, Scenario, draw_scenario
+from simulator_scenario import EVENTS_OF_ADDED, FAULTS, Scenario, draw_scenario
 from simulator_store import RealStore, Store, integers, number_of, ranges_of, segment_of, watched_of
 
 from modelops.driver import commands as c
@@ -22,6 +22,7 @@ from modelops.driver import events as e
 from modelops.driver.machine import STOP_GRACE_S, Machine
 from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
+from modelops.study.extension import extended_spec
 from modelops.study.ids import JobId, part_id
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import AggregateReceipt, AggregateRef, ErrorExample, FailureCount, Receipt
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from modelops.study.ids import AttemptId
     from modelops.study.ranges import Range
+    from modelops.study.spec import JobSpec
 
 JOB = JobId("job_simulated")
 WITHOUT_OUTCOME = (
@@ -47,6 +49,8 @@ SUCCEEDED, CRASHED, NOT_NEEDED = (
     ReplicateStatus.NOT_NEEDED,
 )
 MAX_STEPS = 30_000
+FEWEST_MORE = 4  # events; a job is extended for no fewer
+MOST_EXTENSIONS = 3
 SAY_BEGUN_AFTER_S = 1.0  # as workers do
 END_S = STOP_GRACE_S + 20.0  # after a timeout, with all there
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
@@ -85,7 +89,8 @@ class World:
 
     def __init__(self, scenario: Scenario, seed: int, *, traced: bool = False) -> None:
         self.s, self.seed = scenario, seed
-        self.line, self.size = scenario.spec.line, scenario.spec.line.size
+        self.be(scenario.spec)
+        self.seconds = scenario.seconds
         self.asked_pools = scenario.spec.asked_pools
         self.all_succeed = not scenario.crashes and not scenario.failing and scenario.missing_import_at < 0
         self.random = random.Random(seed ^ 0x5EED).random
@@ -108,15 +113,36 @@ class World:
     # One run of the job.
 
     def run(self) -> None:
-        """Play until the job has ended, and then each resumption."""
-        for n in range(1 + self.s.resumes):
-            if n in self.s.repairs:
-                self.store.repair()
-            elif n:
-                if self.store.state is JobState.SUCCEEDED:
+        """Play until the job has ended, and again each time that it is resumed, repaired or extended."""
+        self._run_once()
+        for n in range(1, 1 + self.s.resumes + MOST_EXTENSIONS):
+            if n > self.s.resumes or (n not in self.s.repairs and self.store.state is JobState.SUCCEEDED):
+                if self.n_events + FEWEST_MORE > self.s.enough:
                     break
+                self._extend()
+            elif n in self.s.repairs:
+                self.store.repair()
+            else:
                 self.store.begin_again()
             self._run_once()
+
+    def be(self, spec: JobSpec) -> None:
+        """Let the job be this from now on."""
+        self.spec, self.line, self.size = spec, spec.line, spec.line.size
+
+    def _extend(self) -> None:
+        """Add replicates or parameter sets to the job that has ended: about what makes enough events."""
+        line = self.line
+        wanted = 1 + int((self.s.enough - self.n_events) / EVENTS_OF_ADDED)
+        most = max(n for _, _, n in line.replicates())
+        more, n_new = -(-wanted // line.n_params), -(-wanted // most)
+        if more * line.n_params <= n_new * most:
+            self.be(extended_spec(self.spec, replicates=most + more))
+        else:
+            self.be(extended_spec(self.spec, n_more_params=n_new))
+        while len(self.seconds) < self.size:
+            self.seconds = self.seconds * 2
+        self.store.extend(self.spec)
 
     def forget(self) -> None:
         """Let go of all who know each other. Of what is in no circle, nothing needs to be collected."""
@@ -159,7 +185,7 @@ class World:
         epoch = store.take_lease()
         segments, aggregates, retried = store.known()
         self.machine = Machine(
-            self.s.spec,
+            self.spec,
             JOB,
             epoch=epoch,
             segments=segments,
@@ -341,7 +367,7 @@ class World:
             duration = 0.002 + self.random() * 0.002
             items, is_chunk = task.items, isinstance(task.command, c.SubmitChunk)
             if is_chunk:
-                seconds, deadly = self.s.seconds, self.s.poison
+                seconds, deadly = self.seconds, self.s.poison
                 for k in items:
                     duration += seconds[k]
                 self.begun.update(items)
@@ -591,7 +617,7 @@ class World:
                     failures[name] = FailureCount(example=example, count=count)
         seconds = 0.0
         for k in done:
-            seconds += self.s.seconds[k]
+            seconds += self.seconds[k]
         return Receipt(
             job=JOB,
             attempt=chunk.attempt,
@@ -619,7 +645,7 @@ class World:
         return self.s.missing_import_at < 0
 
     def _watched(self, number: int, ranges: tuple[Range, ...]) -> bytes | None:
-        if self.s.spec.until is None:
+        if self.spec.until is None:
             return None
         return watched_of([(k, self.s.outcome(k, number)) for k in integers(ranges)])
 
@@ -630,10 +656,11 @@ class World:
             first = min(self.line.locate(lo).replicate for lo, _ in mine.pairs)
             outcomes = [self.outcomes.get(self.line.index(param, r)) for r in range(first)]
             self.check(None not in outcomes, "not needed, though the replicates before have no outcomes")
-            self._check_rule(param, outcomes, first)
+            first = outcomes.index(NOT_NEEDED) if NOT_NEEDED in outcomes else first  # before it was extended
+            self._check_rule(param, outcomes[:first], first)
 
     def _check_rule(self, param: int, outcomes: Sequence[ReplicateStatus | None], expected: int) -> None:
-        until = self.s.spec.until
+        until = self.spec.until
         assert until is not None
         indices = [self.line.index(param, r) for r in range(len(outcomes))]
         seen = [number_of(k) if s is SUCCEEDED else None for k, s in zip(indices, outcomes, strict=True)]
@@ -655,7 +682,7 @@ class World:
     def _aggregate_receipt(
         self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int
     ) -> AggregateReceipt:
-        chunk, spec, params = command.chunk, self.s.spec, task.items
+        chunk, spec, params = command.chunk, self.spec, task.items
         stored = None
         if n == len(params):
             rows: dict[str, int] = {}
@@ -742,15 +769,15 @@ class World:
         written = driver.files == (store.outcomes, store.aggregated)
         unwritten = driver.files is None and self.s.environment_fails
         check(written or unwritten, "the result files hold something else than the record")
-        if self.s.spec.timeout_s is not None:
-            due = max(self.began + self.s.spec.timeout_s, self.undisturbed_since)
+        if self.spec.timeout_s is not None:
+            due = max(self.began + self.spec.timeout_s, self.undisturbed_since)
             check(self.now < due + END_S, "the job went on after its timeout")
         rows = machine.aggregate_counts()
         for row in (AggregateStatus.SUCCEEDED, AggregateStatus.SKIPPED, AggregateStatus.FAILED):
             check(rows[row] == store.aggregate_rows[row], "other aggregates were reported than are stored")
         check(sum(rows.values()) == machine.n_aggregates, "aggregates do not add up")
         self._check_verdict(state, n_open, rows)
-        if self.s.spec.until is not None and state is not JobState.CANCELLED:
+        if self.spec.until is not None and state is not JobState.CANCELLED:
             self._check_all_needs()
 
     def _check_verdict(self, state: JobState, n_open: int, rows: dict[AggregateStatus, int]) -> None:

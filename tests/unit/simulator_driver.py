@@ -37,7 +37,7 @@ class Driver:
 
     def __init__(self, world: World, machine: Machine, epoch: int) -> None:
         self.world, self.machine, self.epoch = world, machine, epoch
-        self.store, self.spec, self.slots = world.store, world.s.spec, world.s.slots
+        self.store, self.spec, self.slots = world.store, world.spec, world.s.slots
         self.alive, self.has_lease, self.asleep = True, True, False
         self.finished: c.Finish | None = None
         self.inbox: deque[e.Event] = deque()  # while it sleeps
@@ -47,6 +47,8 @@ class Driver:
         # What it knows.
         self.told = set(self.store.outcomes)
         self.told_params = set(self.store.aggregated)
+        self.n_failed = sum(status in FAILURES for status in self.store.outcomes.values())
+        self.has_failed_too_often = False  # and was told so: an outcome came that was one failure too many
         self.store_up = True
         self.dropped: set[int] = set()
         self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
@@ -240,6 +242,9 @@ class Driver:
         command, items = commit
         if event.accepted:
             (self.told if isinstance(command, OF_OUTCOMES) else self.told_params).update(items)
+            if self.spec.max_failures is not None and isinstance(command, OF_OUTCOMES):
+                self.n_failed += sum(self.store.outcomes[k] in FAILURES for k in items)
+                self.has_failed_too_often = self.n_failed > self.spec.max_failures
         elif isinstance(command, OF_OUTCOMES):
             self.handed_in.difference_update(items)
 
@@ -344,6 +349,8 @@ class Driver:
             world.broken("submitted while the store is away")
         if self.asked:
             world.broken("submitted before all workers said what they run")
+        if self.has_failed_too_often:
+            world.broken("submitted after more failures than allowed")
         if attempt in world.ids:
             world.broken("attempt id used twice")
         if load is None:

@@ -70,17 +70,24 @@ FAULTS = {
 }
 OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
-# What makes events, and about how many. A schedule with much of that gets fewer replicates, so that most are about as
-# long: a few that are twice as long would take the time of many.
-EVENTS = {1.0: 295, 3.0: 273, 60.0: 273}  # by mean seconds of a replicate; what is shorter goes together
-EVENTS_OF_ONE = 5.5  # replicate
-EVENTS_OF_PARAM = 3.6  # parameter set that is aggregated
-EVENTS_OF_RETRY = 4.8
-EVENTS_OF_POISON = 38
-EVENTS_OF_RUN = 10
-EVENTS_OF_FAULT = dict.fromkeys(("pause", "rival", "crash", "death", "partition"), 5.0)  # others: 0.6
-FEWEST, MOST = 16, 48  # replicates
+# What makes events, and about how many. A schedule with much of that gets fewer replicates, and a job that has ended
+# with fewer events than wanted is extended: most are about as long, as a few twice as long would take the time of many.
+EVENTS = {1.0: 250, 3.0: 264, 60.0: 278}  # with nothing of what follows; by mean seconds of a replicate
+EVENTS_OF_ONE = 6.0  # replicate
+EVENTS_OF_ADDED = 7.5  # one by which a job is extended
+EVENTS_OF_PARAM = 3.8  # parameter set that is aggregated
+EVENTS_OF_RETRY = 2.0
+EVENTS_OF_POISON = 45
+EVENTS_OF_POISON_PARAM = 31
+EVENTS_OF_RUN = 21
+EVENTS_OF_SLOTS = 7.0  # a worker more, or a slot more on each
+EVENTS_OF_FAULT = {"pause": 7.0, "rival": 7.0, "crash": 5.0, "death": 3.8, "partition": 2.0}  # others: 0.6
+FEWEST, MOST = 8, 48  # replicates
+FEWEST_SHORT, MOST_SHORT = 8, 24  # that take a millisecond, and go together
 NEAR = 10  # events
+ENOUGH = 203  # events
+ENOUGH_ON_RECORDS = 40  # for one in eight of the schedules that use real records
+SMALL = 0.26  # of the schedules
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 
@@ -103,6 +110,7 @@ class Scenario:
     jitter: float = 0.0  # seconds by which news is delayed
     cancels: tuple[float, ...] = ()
     resumes: int = 0
+    enough: int = 0  # events; a job that has ended with fewer is extended
     repairs: frozenset[int] = frozenset()  # which of these runs only repair: a segment is found damaged
     faults: dict[str, frozenset[int]] = field(default_factory=dict)
     real_store: bool = False
@@ -147,6 +155,8 @@ class Scenario:
             yield replace(self, cancels=self.cancels[1:])
         if self.resumes:
             yield replace(self, resumes=self.resumes - 1)
+        if self.enough:
+            yield replace(self, enough=0)
         if self.repairs:
             yield replace(self, repairs=frozenset())
         if self.missing_import_at >= 0:
@@ -174,7 +184,7 @@ class Scenario:
         said = "".join(f"\n  {name}: {value}" for name, value in fields.items() if value)
         return (
             f"{spec.line.blocks}, {len(spec.aggregates)} aggregates, {s.n_workers} workers x {s.slots} slots, "
-            f"{spec.retry}, {spec.until}, {s.resumes} resumes{said}"
+            f"{spec.retry}, {spec.until}, {s.resumes} resumes, extended to {s.enough} events{said}"
         )
 
 
@@ -186,7 +196,7 @@ def draw_scenario(seed: int) -> Scenario:
     rng = random.Random(seed)
     chance, choice = rng.random, rng.choice
     real_store = seed % 10 == 9
-    mean = choice([1e-3, 1.0, 1.0, 3.0, 60.0])
+    mean = choice([1e-3, 1.0, 3.0, 60.0, 60.0])
     retry = RetryPolicy(max_retries=0)
     if chance() < 0.6:
         retry = RetryPolicy(
@@ -203,29 +213,33 @@ def draw_scenario(seed: int) -> Scenario:
         failing = frozenset(k for k in range(MOST) if chance() < 0.1)
     crashes = {k: rng.randint(1, 7) for k in range(MOST) if chance() < 0.1} if chance() < 0.5 else {}
     n_poison = rng.randint(1, 2) if chance() < 0.12 else 0
+    has_poison_param = chance() < 0.05
+    n_workers, slots = rng.randint(1, 4), choice([1, 1, 2, 3])
     aggregates = tuple("mn"[: choice([0, 1, 1, 2])])
     resumes = choice([0, 0, 0, 1] if real_store else [0, 0, 1, 2])
     faults = {} if chance() < 0.1 else _draw_faults(rng)
+    enough = 0
     if real_store:
-        line = _draw_blocks(rng, rng.randint(1, 3))
-    elif chance() < 1 / 16:
-        line = _draw_blocks(rng, rng.randint(1, 16))
+        line = _draw_blocks(rng, rng.randint(1, 2))
+        enough = ENOUGH_ON_RECORDS if chance() < 1 / 8 else 0
+    elif chance() < SMALL:
+        line = _draw_blocks(rng, rng.randint(1, 5))
     elif mean not in EVENTS:
-        line = _draw_line(rng, EVENTS_OF_ONE * rng.randint(FEWEST, MOST), 0.0)
+        line = _draw_line(rng, EVENTS_OF_ONE * rng.randint(FEWEST_SHORT, MOST_SHORT), 0.0)
     else:
         n_again = sum(min(n, retry.max_retries) for n in crashes.values())
         if FAILED in retry.on:
             n_again += len(failing) * retry.max_retries
-        wanted = (
-            EVENTS[mean] - n_again * EVENTS_OF_RETRY - n_poison * EVENTS_OF_POISON - resumes * EVENTS_OF_RUN
-        )
+        wanted = EVENTS[mean] - n_again * EVENTS_OF_RETRY - resumes * EVENTS_OF_RUN
+        wanted -= n_poison * EVENTS_OF_POISON + has_poison_param * EVENTS_OF_POISON_PARAM
+        wanted -= (n_workers + slots) * EVENTS_OF_SLOTS
         wanted -= sum(len(numbers) * EVENTS_OF_FAULT.get(kind, 0.6) for kind, numbers in faults.items())
         line = _draw_line(rng, wanted, EVENTS_OF_PARAM if aggregates else 0.0)
+        enough = ENOUGH
     size = line.size
     seconds = [mean * (0.1 + 2 * chance() ** 2) for _ in range(size)]
     total = sum(seconds)
     pools, homes = _draw_pools(rng)
-    n_workers, slots = rng.randint(1, 4), choice([1, 1, 2, 3])
     timeout_s = None
     if chance() < 0.05:  # of about what it takes
         timeout_s = total / (n_workers * slots) * chance() * 2
@@ -241,23 +255,24 @@ def draw_scenario(seed: int) -> Scenario:
             fail_fast=chance() < 0.7,
             max_failures=rng.randint(0, size) if chance() < 0.05 else None,
             timeout_s=timeout_s,
-            until=_draw_until(rng, line) if chance() < 1 / 16 else None,
+            until=_draw_until(rng, line) if chance() < 1 / 32 else None,
             pools=pools or msgspec.UNSET,
         ),
         n_workers=n_workers,
         slots=slots,
         seconds=seconds,
-        crashes={k: n for k, n in crashes.items() if k < size},
-        failing=frozenset(k for k in failing if k < size),
+        crashes={k: n for k, n in crashes.items() if enough or k < size},
+        failing=frozenset(k for k in failing if enough or k < size),
         fingerprints=choice([1, 1, 3]),
         poison=frozenset(rng.randrange(size) for _ in range(n_poison)),
-        poison_params=frozenset({rng.randrange(line.n_params)}) if chance() < 0.05 else frozenset(),
+        poison_params=frozenset({rng.randrange(line.n_params)} if has_poison_param else ()),
         cursed=rng.randrange(size) if chance() < 0.01 else -1,
         environment_fails=chance() < 0.01,
         missing_import_at=rng.randrange(size) if chance() < 0.02 else -1,
         jitter=choice([0.0, 0.0, 0.01, mean]),
         cancels=tuple(sorted(total * chance() for _ in range(choice([1, 1, 2])))) if chance() < 0.1 else (),
         resumes=resumes,
+        enough=enough,
         repairs=frozenset(n for n in (1, 2) if chance() < 0.3),
         faults=faults,
         real_store=real_store,

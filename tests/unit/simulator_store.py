@@ -188,16 +188,25 @@ class Store:
                     del self.outcomes[k]
                 if kept.ranges:
                     self.segments[attempt] = segment_of(attempt, kept.ranges, dict(kept.counts))
-            touched = self._spec.line.params_of(Ranges(damaged.ranges))
-            for stale in [a for a in self.aggregates.values() if touched & Ranges(a.params)]:
-                del self.aggregates[stale.attempt]
-                for row, n in stale.counts.items():
-                    self.aggregate_rows[row] -= n
-                for p in integers(stale.params):
-                    del self.aggregated[p]
+            self._drop_aggregates(self._spec.line.params_of(Ranges(damaged.ranges)))
         self._begin(JobEvent.REPAIRED)
         self.left = set(range(self._spec.line.size)) - before
         self._record_repair(damaged, undone, Ranges.of(before - self.outcomes.keys()))
+
+    def extend(self, spec: JobSpec) -> None:
+        """Let a job that has ended be more; aggregates that lack replicates then do not count."""
+        added = Ranges([(self._spec.line.size, spec.line.size)])
+        self._spec = spec
+        self._drop_aggregates(spec.line.params_of(added))
+        self._begin(JobEvent.EXTENDED)
+
+    def _drop_aggregates(self, touched: Ranges) -> None:
+        for stale in [a for a in self.aggregates.values() if touched & Ranges(a.params)]:
+            del self.aggregates[stale.attempt]
+            for row, n in stale.counts.items():
+                self.aggregate_rows[row] -= n
+            for p in integers(stale.params):
+                del self.aggregated[p]
 
     def _begin(self, event: JobEvent) -> None:
         self.state, self.reason = next_state(self.state, event), ""
@@ -288,6 +297,12 @@ class RealStore(Store):
         """Resume both."""
         self._records.change_state(self._job, JobEvent.RESUMED, who="user")
         super().begin_again()
+
+    def extend(self, spec: JobSpec) -> None:
+        """Extend both."""
+        super().extend(spec)
+        self._records.begin_run(self._job, JobEvent.EXTENDED, who="user", spec=msgspec.json.encode(spec))
+        assert {a.attempt for a in self._records.aggregates(self._job)} == self.aggregates.keys()
 
     def _record_repair(self, damaged: SegmentRef | None, undone: dict[AttemptId, Kept], lost: Ranges) -> None:
         withdrawal = Withdrawal(segments={damaged.attempt: NOTHING, **undone}) if damaged else None

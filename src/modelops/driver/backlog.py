@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from modelops.driver.range_sets import RangeQueue
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import Range, Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SUSPECT_AFTER_DEATHS = 2
 SPLIT_INTO = 8
@@ -149,3 +152,21 @@ class Backlog:
 def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
     kept = (w.of(w.ranges - ranges) for w in works)
     return deque(w for w in kept if w.ranges)
+
+
+def next_attempts(retried: Iterable[tuple[Ranges, int]], missing: Ranges) -> dict[int, Ranges]:
+    """Return what of the missing indices is to be tried again, by the number of its next attempt.
+
+    Parameters
+    ----------
+    retried
+        Indices and the number of their next attempt, as recorded. Numbers only grow: of an index, the highest counts.
+    """
+    pairs: dict[int, list[Range]] = {}
+    for indices, number in retried:
+        pairs.setdefault(number, []).extend(indices.pairs)
+    found, left = {}, missing
+    for number in sorted(pairs, reverse=True):
+        if indices := left & Ranges(pairs[number]):
+            found[number], left = indices, left - indices
+    return found

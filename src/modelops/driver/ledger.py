@@ -5,6 +5,7 @@ Nothing enters it before the store said so.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from modelops.driver.backlog import Kind
@@ -50,13 +51,14 @@ class Ledger:
         waiting = (
             sorted(aggregates, key=lambda stored: stored.params, reverse=True) if self._n_targets else []
         )
-        settled = RangeSet()
-        for n, segment in enumerate(segments, 1):
-            for lo, hi in self.add_outcomes(Ranges(segment.ranges), segment.counts, segment).pairs:
+        settled, rest = RangeSet(), iter(segments)
+        while some := list(islice(rest, JUDGED_AT_ONCE)):
+            for segment in some:
+                self._count(segment.counts, segment)
+            for lo, hi in self._cover(Ranges(pair for segment in some for pair in segment.ranges)).pairs:
                 settled.add(lo, hi)
-            if n % JUDGED_AT_ONCE == 0:
-                while waiting and not settled.lacks(Ranges(waiting[-1].params)).pairs:
-                    self._judge(waiting.pop())
+            while waiting and not settled.lacks(Ranges(waiting[-1].params)).pairs:
+                self._judge(waiting.pop())
         for stored in waiting:
             if not settled.lacks(Ranges(stored.params)).pairs:
                 self._judge(stored)

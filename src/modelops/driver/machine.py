@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.backlog import Kind, Work
+from modelops.driver.backlog import Kind, Work, next_attempts
 from modelops.driver.blame import Blame, condemnation
 from modelops.driver.course import Course
 from modelops.driver.dispatch import Dispatcher
@@ -67,7 +67,7 @@ class Machine:
         What earlier runs or drivers committed; it is not run again. An aggregate whose inputs have changed
         (its parameter set was extended or repaired) is stale and made anew.
     retried
-        What earlier drivers of this run recorded by `RecordRetry`, in that order.
+        What earlier drivers of this run recorded by `RecordRetry`.
     state, reason
         As recorded. A job that was running goes on; one that was stopping is finalized.
     used_s
@@ -141,10 +141,7 @@ class Machine:
         self._left = left = missing & leave
         self._n_left_params = len(spec.line.params_of(left)) if left and spec.aggregates else 0
         missing = missing - left
-        self._retried: dict[int, Ranges] = {}  # by the number of their next attempt
-        for indices, number in retried:
-            self._retried = {n: r - indices for n, r in self._retried.items()}
-            self._retried[number] = self._retried.get(number, EMPTY) | (indices & missing)
+        self._retried = next_attempts(retried, missing)
         for indices in self._retried.values():
             missing = missing - indices
         if self._plan is not None:
