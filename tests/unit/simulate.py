@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from modelops.states import JobState
 
 BATCH = 100
-ENOUGH_TO_JUDGE = 1_000  # schedules; what fewer have met says little
+ENOUGH_TO_JUDGE = 3_000  # schedules; what fewer have met says little
 MOST_PLAYS = 3_000  # to shrink one schedule
 
 

@@ -301,7 +301,7 @@ def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
     """Choose some kinds, a rate for each, and the occasions."""
     faults = {}
     for kind, most in ((kind, most) for kinds in FAULTS.values() for kind, most in kinds.items()):
-        if rng.random() < 0.5:
+        if rng.random() < 0.56:
             rate = most * (0.01 + rng.random())
             numbers: list[int] = []
             n = rng.expovariate(rate)
