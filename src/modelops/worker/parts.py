@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAY_BEGUN_AFTER_S: Final = 1.0  # by then a driver wants to know whether it waits
-GIVE_BACK_AFTER_S: Final = 3.0
-HAND_IN_AFTER_S: Final = 4.0
+GIVE_BACK_AFTER_S: Final = 2.5
+HAND_IN_AFTER_S: Final = 3.0  # a status is to be seen within 5 s, also on a busy machine
 LOOK_EVERY_S: Final = 0.25  # so much later, too, what a driver asks back is handed in
 
 
