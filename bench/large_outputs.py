@@ -3,8 +3,8 @@
 100 replicates that return 50 MB each, on a started cluster with two workers, from `mo.run` to its return: outcomes are
 then committed, and every byte has been hashed and synced on its way. Beside it, into the same folder: a plain copy of
 100 files of 50 MB, each synced as well, by one process and by two at once; and one that is not synced. Before each of
-them such a copy that does not count: the first to write after a while pays for memory that a virtual machine has given
-back to its host.
+them the machine rests: a virtual machine gives free memory back to its host within seconds, and who writes before that
+has happened to what was removed last writes several times as fast.
 The highest memory of the workers and their runners is shown after a tenth of the replicates and after all.
 
 Usage: python bench/large_outputs.py [REPLICATES] [MEGABYTES] [REPEATS]
@@ -26,6 +26,7 @@ from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
 
+REST_S = 5.0
 PYPROJECT = """
 [project]
 name = "large"
@@ -87,18 +88,18 @@ def main() -> None:
             mo.run(few, cluster=cluster, watcher=Watcher())  # builds the environment
             early = peak_bytes()
             for seed in range(repeats):
-                copy(source, copies, n, sync=False)
+                time.sleep(REST_S)
                 study = mo.Study(bundle=bundle, parameters=sets, replicates=n, seed=seed, fail_fast=False)
                 began = time.perf_counter()
                 job = mo.run(study, cluster=cluster, watcher=Watcher())
                 ours.append(time.perf_counter() - began)
                 assert job.status().state == "succeeded", job.status()
                 shutil.rmtree(home.objects / "v1" / "jobs" / job.id / "packs")
-                copy(source, copies, n, sync=False)
+                time.sleep(REST_S)
                 synced.append(copy(source, copies, n, sync=True))
-                copy(source, copies, n, sync=False)
+                time.sleep(REST_S)
                 two.append(copy(source, copies, n, sync=True, threads=2))
-                copy(source, copies, n, sync=False)
+                time.sleep(REST_S)
                 plain.append(copy(source, copies, n, sync=False))
             late = peak_bytes()
     total = n * megabytes

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelops.driver.chunking import SURE_AFTER, TARGET_S, WORTH_SHARING_S, Meter, chunk_size, queue_size
+from modelops.driver.chunking import (
+    SURE_AFTER,
+    TARGET_S,
+    WORTH_SHARING_S,
+    Meter,
+    chunk_size,
+    queue_depth,
+    queue_size,
+)
 
 
 def meter(cost_s: float, handovers: tuple[float, ...] = (), n: int = SURE_AFTER) -> Meter:
@@ -69,3 +77,15 @@ def test_with_very_many_slots_chunks_are_longer_but_outcomes_are_not_seen_late()
     sure = meter(0.01, n=SURE_AFTER)
     seconds = [chunk_size(sure, 10**9, slots) * 0.01 for slots in (10, 1_000, 2_500, 10_000, 100_000)]
     assert seconds == pytest.approx([2.0, 2.0, 2.5, 4.0, 4.0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "seconds", "depth"), [(0, 0.05, 1), (1, 0.05, 1), (50, 0.05, 2), (10, 0.1, 2), (50, 5.0, 1)]
+)
+def test_two_chunks_wait_only_where_storing_one_may_take_as_long_as_running_it(
+    megabytes: int, seconds: float, depth: int
+) -> None:
+    meter = Meter()
+    assert queue_depth(meter) == 1
+    meter.record(4, 4 * seconds, 4 * megabytes * 1_000_000)
+    assert queue_depth(meter) == depth

@@ -20,6 +20,8 @@ TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates hav
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
 LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
+MUCH_TO_STORE_BYTES: Final = 8 << 20  # by one replicate
+WORTH_STORING_BESIDE_S: Final = 0.5  # what runs for longer is not waited for by a disk
 WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and committing it costs
 WORTH_WAITING_S: Final = (
     5.0  # a chunk that takes longer need not wait where it runs: the gap before it is nothing
@@ -85,6 +87,19 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     size = max(1, worth, int(min(target_s / cost, share)))
     n_bytes = meter.bytes_per_item
     return max(1, min(size, int(LARGE_BYTES / n_bytes))) if n_bytes else size
+
+
+def queue_depth(meter: Meter) -> int:
+    """Return how many chunks may wait for each slot.
+
+    One, as a rule. Two of those that are short and whose outputs are large: such a chunk is stored for about as long as
+    it runs, beside the next one, and only when it is stored another takes its place.
+    """
+    cost, n_bytes = meter.seconds_per_item, meter.bytes_per_item
+    if cost is None or n_bytes < MUCH_TO_STORE_BYTES:
+        return 1
+    n_items = max(1, int(LARGE_BYTES / n_bytes))
+    return 2 if cost * n_items <= WORTH_STORING_BESIDE_S else 1
 
 
 def queue_size(meter: Meter, remaining: int, slots: int) -> int:

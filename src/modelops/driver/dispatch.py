@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.driver.backlog import Backlog, Kind
-from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, queue_size
+from modelops.driver.chunking import WORTH_SHARING_S, Meter, chunk_size, queue_depth, queue_size
 from modelops.worker.messages import AggregateChunk, Chunk
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Dispatcher:
             self._roster.release_reserved()
         if not (simulate.n_ready or aggregate.n_ready):
             return
+        self._roster.let_wait(queue_depth(self.meters[_SIMULATE]))
         while (worker := self._roster.idle()) is not None and (work := self._next_work()) is not None:
             yield work, worker
         while (worker := self._roster.roomy()) is not None and (queued := self._next_to_queue()) is not None:

@@ -78,7 +78,8 @@ class Roster:
         self._unasked: dict[AttemptId, Attempt] = {}  # plain chunks, the youngest last; see `with_queues`
         self._idle: dict[str, Worker] = {}  # a slot is free
         self._taken: dict[str, Worker] = {}  # likewise, but others are thought to have it
-        self._roomy: dict[str, Worker] = {}  # all slots run something, and fewer than that wait
+        self._roomy: dict[str, Worker] = {}  # all slots run something, and there is room to wait
+        self._depth = 1  # how many may wait for each slot
 
     def join(self, name: str, slots: int) -> None:
         """Note a worker, or its new number of slots."""
@@ -255,6 +256,14 @@ class Roster:
             return worker
         return None
 
+    def let_wait(self, depth: int) -> None:
+        """Let so many attempts wait for each slot."""
+        if depth != self._depth:
+            self._depth = depth
+            for worker in self.workers.values():
+                if worker.load >= worker.slots:
+                    self._sort_in(worker)
+
     def roomy(self) -> Worker | None:
         """Return a worker on which one more chunk may wait."""
         for worker in self._roomy.values():
@@ -311,7 +320,7 @@ class Roster:
         if worker.fit and not worker.reserved:
             if load < worker.slots:
                 among = self._taken if worker.taken_until > now else self._idle
-            elif load < 2 * worker.slots:
+            elif load < (1 + self._depth) * worker.slots:
                 among = self._roomy
         worker.among = among
         if among is not None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from modelops.worker.job_context import JobContext
     from modelops.worker.runtime import WorkerRuntime
 
-WORTH_STEPPING_ASIDE_S: Final = 0.05  # after less, storing it is not worth a thread of its own
+WORTH_STEPPING_ASIDE_S: Final = (
+    0.05  # after less, storing it is not worth a thread of its own, if it is little
+)
 
 
 def simulate_chunk(
@@ -65,7 +67,8 @@ def _simulate(
                     raise
                 sorter.missing_import = missing_import(error.missing_module, error.traceback, snapshot)
             wall_seconds = time.perf_counter() - began
-        if wall_seconds >= WORTH_STEPPING_ASIDE_S and not attempt.alone:
+        takes_time = wall_seconds >= WORTH_STEPPING_ASIDE_S or sorter.tally.has_files
+        if takes_time and not attempt.alone:
             runtime.attempts.step_aside(attempt)
             step_aside()
         unstarted = sorter.indices - Ranges(sorter.tally.ended) | parts.lost

@@ -47,7 +47,7 @@ class Tally:
     """What has ended and was not handed in yet.
 
     ``ended``: in the order in which they did, consecutive ones together. ``settled``: checkpoints that are of no use
-    once it counts.
+    once it counts. ``has_files``: an output is too large to be in a message.
     """
 
     attempt: AttemptId
@@ -60,6 +60,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     settled: list[str] = field(default_factory=list)
     model_seconds: float = 0.0
+    has_files: bool = False
     last_ended: float = 0.0
 
     def note_ended(self, lo: int, hi: int) -> None:
@@ -194,11 +195,13 @@ class Sorter:
             tally.retry.setdefault(outcome.status, []).append(outcome.index)
             tally.writer.add_execution_only(outcome.index, outcome.status, execution)
         else:
+            outputs = stored_outputs(outcome.outputs)
+            tally.has_files = tally.has_files or outputs is not outcome.outputs
             tally.writer.add(
                 outcome.index,
                 outcome.status,
                 outcome.returned_dict,
-                stored_outputs(outcome.outputs),
+                outputs,
                 stored_error(error),
                 execution,
                 watched,
