@@ -250,3 +250,15 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
             ["promtool", *command], cwd=K8S / "monitoring", capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
+def test_prometheus_understands_what_it_is_to_scrape(tmp_path: Path) -> None:
+    config = yaml.safe_load((K8S / "monitoring/prometheus.yml").read_text("utf-8"))
+    for job in config["scrape_configs"]:  # Debian's Prometheus knows no Kubernetes
+        assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["modelops"]}}]
+        job["static_configs"] = [{"targets": ["localhost:8785"]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
+    command = ["promtool", "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
