@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import psycopg
 import psycopg.conninfo
@@ -60,6 +60,17 @@ def wait_for(holds: Callable[[], object], what: str, deadline_s: float = DEADLIN
 def ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+
+
+class Place(Protocol):
+    """Where a service runs: a host of the lab, or this machine."""
+
+    @property
+    def address(self) -> str: ...
+
+    def inside(self, *command: str) -> list[str]:
+        """Return the command that runs another one there."""
+        ...
 
 
 class Host:
@@ -150,7 +161,7 @@ class Lab:
 class Postgres(services.Postgres):
     """A PostgreSQL server on a host, which speaks TLS only."""
 
-    def __init__(self, host: Host, certificates: Path) -> None:
+    def __init__(self, host: Place, certificates: Path) -> None:
         super().__init__()
         self._installed = INSTALLED[-1].parents[1]
         self.host, self._certificates = host, certificates
@@ -200,7 +211,7 @@ class Postgres(services.Postgres):
 class S3(services.S3):
     """An S3 service on a host, which speaks TLS only."""
 
-    def __init__(self, host: Host, certificates: Path) -> None:
+    def __init__(self, host: Place, certificates: Path) -> None:
         super().__init__()
         self.host, self._certificates = host, certificates
 

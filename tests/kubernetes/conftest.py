@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -59,8 +61,13 @@ class Cluster:
     """The deployed parts."""
 
     home: Path
+    namespace: str = "modelops"
+    ca: Path | None = None  # authority of its HTTPS, if it speaks that
     url: str = ""
     _forward: subprocess.Popen[str] | None = None
+
+    def kubectl(self, *arguments: str) -> str:
+        return kubectl("-n", self.namespace, *arguments)
 
     def modelops(self, *arguments: str) -> str:
         """Run a command, again when the way to the server broke off: a port-forward ends with its pod, and before."""
@@ -71,6 +78,7 @@ class Cluster:
                 "MODELOPS_HOME": str(self.home),
                 "MODELOPS_SERVER": self.url,
                 "MODELOPS_TOKEN": TOKEN,
+                **({"MODELOPS_CA": str(self.ca)} if self.ca else {}),
             }
             command = [COMMAND, *arguments]
             done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
@@ -82,28 +90,22 @@ class Cluster:
     def ready(self, *deployments: str) -> None:
         """Wait until all Deployments are, or these."""
         for name in deployments or [f"modelops-{role}" for role in ROLES]:
-            kubectl("-n", "modelops", "rollout", "status", f"deployment/{name}", f"--timeout={DEADLINE_S:g}s")
+            self.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={DEADLINE_S:g}s")
 
     def scale(self, n: int) -> None:
         """Have so many pods of workers, and wait for them."""
-        kubectl("-n", "modelops", "scale", "deployment/modelops-worker", f"--replicas={n}")
+        self.kubectl("scale", "deployment/modelops-worker", f"--replicas={n}")
         self.ready("modelops-worker")
         wait_for(lambda: len(self.pods("worker")) == n, f"there are {n} pods of workers")
 
     def pods(self, role: str) -> list[str]:
-        found = kubectl(
-            "-n", "modelops", "get", "pods", "-l", f"app.kubernetes.io/component={role}", "-o", "name"
-        )
-        return found.split()
+        return self.kubectl("get", "pods", "-l", f"app.kubernetes.io/component={role}", "-o", "name").split()
 
     def restarts(self, role: str) -> list[int]:
         """Return how often the containers of a role's pods were started again."""
         path = "{.items[*].status.containerStatuses[*].restartCount}"
         label = f"app.kubernetes.io/component={role}"
-        return [
-            int(n)
-            for n in kubectl("-n", "modelops", "get", "pods", "-l", label, "-o", f"jsonpath={path}").split()
-        ]
+        return [int(n) for n in self.kubectl("get", "pods", "-l", label, "-o", f"jsonpath={path}").split()]
 
     def status(self, job: str) -> dict[str, Any]:
         """Return what `modelops jobs show --json` says."""
@@ -115,12 +117,19 @@ class Cluster:
 
     def events(self, job: str) -> list[dict[str, Any]]:
         """Return the job's story."""
-        request = urllib.request.Request(
-            f"{self.url}/v1/jobs/{job}/events?limit=1000", headers={"Authorization": f"Bearer {TOKEN}"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["events"]
-            return found
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            request = urllib.request.Request(
+                f"{self.url}/v1/jobs/{job}/events?limit=1000", headers={"Authorization": f"Bearer {TOKEN}"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=30, context=self._trust()) as answer:
+                    found: list[dict[str, Any]] = json.load(answer)["events"]
+                    return found
+            except (OSError, http.client.HTTPException):  # the port-forward broke off
+                if time.monotonic() > deadline:
+                    raise
+            self._reach()
 
     def submit(self, bundle: Path, *arguments: str) -> str:
         job: str = json.loads(self.modelops("submit", str(bundle), *arguments, "--json"))["job"]
@@ -145,14 +154,15 @@ class Cluster:
 
         def reached() -> bool:
             self._leave()
-            command = ["kubectl", "-n", "modelops", "port-forward", "svc/modelops-server", ":80"]
+            port = ":443" if self.ca else ":80"
+            command = ["kubectl", "-n", self.namespace, "port-forward", "svc/modelops-server", port]
             self._forward = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
             assert self._forward.stdout is not None
-            if (port := re.search(r":(\d+) ->", self._forward.stdout.readline())) is None:
+            if (ours := re.search(r":(\d+) ->", self._forward.stdout.readline())) is None:
                 return False
-            self.url = f"http://localhost:{port[1]}"
+            self.url = f"{'https' if self.ca else 'http'}://localhost:{ours[1]}"
             return self.answers()
 
         wait_for(reached, "the server answers through a port-forward")
@@ -164,9 +174,14 @@ class Cluster:
             self._forward = None
 
     def answers(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            url = f"{self.url}/ready"
+            with urllib.request.urlopen(url, timeout=5, context=self._trust()) as answer:
+                return bool(answer.status == 200)
         return False
+
+    def _trust(self) -> ssl.SSLContext | None:
+        return ssl.create_default_context(cafile=str(self.ca)) if self.ca else None
 
 
 def for_this_cluster(manifests: str) -> list[dict[str, Any]]:
@@ -206,6 +221,27 @@ def apply(manifests: list[dict[str, Any]]) -> None:
         subprocess.run(hook, shell=True, check=True)  # noqa: S602  it is the operator's own line
 
 
+def secrets_of(certs: Path, namespace: str) -> list[dict[str, Any]]:
+    """Return the Secrets that every overlay wants, as k8s/README.md makes them."""
+    secrets: list[dict[str, Any]] = [
+        {
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": f"modelops-{role}-tls", "namespace": namespace},
+            "stringData": {
+                theirs: (certs / role / ours).read_text()
+                for ours, theirs in (("ca.pem", "ca.crt"), ("cert.pem", "tls.crt"), ("key.pem", "tls.key"))
+            },
+        }
+        for role in ROLES
+    ]  # fmt: skip
+    return [*secrets, secret("modelops-token", namespace, token=TOKEN)]
+
+
+def secret(name: str, namespace: str, **data: str) -> dict[str, Any]:
+    where = {"name": name, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": where, "stringData": data}
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Deploy the local overlay, and leave nothing behind. The image is there already, as k8s/README.md says."""
@@ -214,19 +250,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     subprocess.run([COMMAND, "certs", "create", str(folder / "certs")], check=True, stdout=subprocess.DEVNULL)
     manifests = rendered(ROOT / "k8s/overlays/local")
-    secrets = [
-        {
-            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
-            "metadata": {"name": f"modelops-{role}-tls", "namespace": "modelops"},
-            "stringData": {
-                theirs: (folder / "certs" / role / ours).read_text()
-                for ours, theirs in (("ca.pem", "ca.crt"), ("cert.pem", "tls.crt"), ("key.pem", "tls.key"))
-            },
-        }
-        for role in ROLES
-    ]  # fmt: skip
-    name = {"name": "modelops-token", "namespace": "modelops"}
-    secrets.append({"apiVersion": "v1", "kind": "Secret", "metadata": name, "stringData": {"token": TOKEN}})
+    secrets = secrets_of(folder / "certs", "modelops")
     namespaces = [m for m in manifests if m["kind"] == "Namespace"]
     try:
         kubectl("apply", "-f", "-", given=yaml.safe_dump_all(namespaces))

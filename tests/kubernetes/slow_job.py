@@ -33,11 +33,12 @@ def simulate(params, seed):
 class Running:
     """A job that runs, and has some of its outcomes."""
 
-    def __init__(self, cluster: Cluster, folder: Path, n: int = N) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, n: int = N, *options: str) -> None:
         self._cluster, self._folder, self._n = cluster, folder, n
         (folder / "slow.py").write_text(SLOW)
         with cluster.forwarded():
-            self.job = cluster.submit(folder / "slow.py", "-p", "p=1,2", "-n", str(n), "--seed", "7")
+            study = ("-p", "p=1,2", "-n", str(n), "--seed", "7", *options)
+            self.job = cluster.submit(folder / "slow.py", *study)
             wait_for(lambda: cluster.succeeded(self.job) > 10, "replicates succeed")
 
     def goes_on(self) -> None:

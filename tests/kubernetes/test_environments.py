@@ -59,7 +59,8 @@ def worker_cut_off(cluster: Cluster, index: str) -> Iterator[str]:
         yield kubectl("-n", "modelops", "get", "pods", "-l", "test=cut-off", "-o", f"jsonpath={name}")
     finally:
         kubectl("-n", "modelops", "delete", "deployment", CUT_OFF)
-        kubectl("-n", "modelops", "wait", "--for=delete", "pod", "-l", "test=cut-off", "--timeout=120s")
+        left = ("-n", "modelops", "get", "pods", "-l", "test=cut-off", "-o", "name")
+        wait_for(lambda: not kubectl(*left), "its pod is gone")
 
 
 def told(cluster: Cluster, job: str, kind: str) -> str:
