@@ -1,0 +1,95 @@
+"""What CI says of the tests that need hosts and a cluster: that they passed, failed, or were not run, and why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# What `make` does here: says that it was called, and then what the test says it does.
+MAKE = '#!/bin/sh\necho "$1" >> called\n[ "$1" = hosts-test ] || {{ {0}; }}\n'
+PASSES, FAILS = "exit 0", "exit 2"
+NO_LAB = 'echo "no kubelet today" > "$MODELOPS_LAB_NOT_RUN"; exit 2'
+
+
+def far_parts(
+    folder: Path, make: str, *, hosts: str = "", **environ: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run `.ci/far-parts` where hosts can be made, or not for this reason; what it says, and what it called."""
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/far-parts", folder / ".ci")
+    programs = {".venv/bin/python": f"#!/bin/sh\necho '{hosts}'\n", "bin/make": MAKE.format(make)}
+    for name, text in programs.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MODELOPS_")}
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    command = [str(folder / ".ci/far-parts")]
+    done = subprocess.run(
+        command, env={**clean, "PATH": path, **environ}, capture_output=True, text=True, check=False
+    )
+    called = folder / "called"
+    return done, called.read_text().split() if called.exists() else []
+
+
+def test_what_passes_is_said_to_have_passed(tmp_path: Path) -> None:
+    done, called = far_parts(tmp_path, PASSES)
+    assert (done.returncode, called) == (0, ["hosts-test", "k8s-test"])
+    assert "NOT RUN" not in done.stdout
+
+
+def test_a_test_that_fails_on_the_cluster_fails_all(tmp_path: Path) -> None:
+    done, _ = far_parts(tmp_path, FAILS)
+    assert done.returncode == 1
+    assert "passed: make k8s-test" not in done.stdout
+
+
+def test_without_a_cluster_its_tests_are_not_run_and_the_reason_is_said(tmp_path: Path) -> None:
+    done, _ = far_parts(tmp_path, NO_LAB)
+    assert done.returncode == 0
+    assert "NOT RUN: make k8s-test" in done.stdout
+    assert "no kubelet today" in done.stdout
+    assert "passed: make k8s-test" not in done.stdout
+    assert "passed: make hosts-test" in done.stdout
+
+
+def test_who_insists_on_a_cluster_is_told_by_a_failure_that_there_is_none(tmp_path: Path) -> None:
+    done, _ = far_parts(tmp_path, "exit 77", MODELOPS_CI_CLUSTER="1")
+    assert done.returncode != 0
+
+
+def test_what_is_left_out_is_not_run_either(tmp_path: Path) -> None:
+    done, called = far_parts(tmp_path, PASSES, MODELOPS_CI_CLUSTER="0")
+    assert (done.returncode, called) == (0, [])
+    assert done.stdout.count("NOT RUN") == 2
+
+
+def test_without_hosts_their_tests_are_not_run(tmp_path: Path) -> None:
+    done, called = far_parts(tmp_path, PASSES, hosts="network namespaces need Linux and root")
+    assert (done.returncode, called) == (0, ["k8s-test"])
+    assert "need Linux and root" in done.stdout
+
+
+def test_the_cluster_of_somebodys_kubeconfig_is_left_alone(tmp_path: Path) -> None:
+    named = '[ -z "${KUBECONFIG:-}" ]'
+    done, _ = far_parts(tmp_path, named, KUBECONFIG="/home/ada/.kube/production")
+    assert done.returncode == 0
+
+
+def test_a_cluster_that_cannot_be_made_runs_nothing_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")  # not root, says this one
+    (tmp_path / "id").chmod(0o755)
+    reason = tmp_path / "reason"
+    ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab")}
+    done = subprocess.run(
+        [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
+        env={**os.environ, **ours, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 77
+    assert reason.read_text().startswith("only root can make a cluster")
+    assert reason.read_text() in done.stderr
+    assert not (tmp_path / "ran").exists()
