@@ -623,7 +623,13 @@ class World:
             attempt=chunk.attempt,
             worker=worker.name,
             host="h",
-            segment=segment_of(chunk.attempt, ranges, counts, self._watched(chunk.attempt_number, ranges))
+            segment=segment_of(
+                chunk.attempt,
+                ranges,
+                counts,
+                self._watched(chunk.attempt_number, ranges),
+                self.s.output_bytes * counts.get(SUCCEEDED, 0),
+            )
             if final
             else None,
             retry=tuple((status, ranges_of(ks).pairs) for status, ks in again.items()) if again else (),

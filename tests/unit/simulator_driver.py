@@ -359,7 +359,7 @@ class Driver:
             world.broken("submitted to a worker that has just said that it cannot")
         if world.now > self.deadline + _EPSILON:
             world.broken("submitted after the timeout of the job")
-        if load >= 2 * self.slots:
+        if load >= (3 if world.s.output_bytes else 2) * self.slots:
             world.broken("more than a window on a worker")
         world.ids.add(attempt)
         self.live[attempt] = (worker, isinstance(command, c.SubmitChunk), items)

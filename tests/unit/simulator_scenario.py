@@ -99,6 +99,7 @@ class Scenario:
     n_workers: int
     slots: int
     seconds: list[float]  # of each replicate
+    output_bytes: int = 0  # of each replicate's large outputs
     crashes: dict[int, int] = field(default_factory=dict)  # index -> how many attempts crash first
     failing: frozenset[int] = frozenset()  # indices whose model raises
     fingerprints: int = 1  # how many different errors they raise
@@ -277,6 +278,7 @@ def draw_scenario(seed: int) -> Scenario:
         faults=faults,
         real_store=real_store,
         homes=homes,
+        output_bytes=50_000_000 if mean not in EVENTS and seed % 2 else 0,
     )
 
 

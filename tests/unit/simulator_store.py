@@ -349,6 +349,7 @@ def segment_of(
     ranges: tuple[Range, ...],
     counts: dict[ReplicateStatus, int],
     watched: bytes | None = None,
+    pack_bytes: int = 0,
 ) -> SegmentRef:
     """Return the segment that an attempt has stored."""
     return SegmentRef(
@@ -358,6 +359,7 @@ def segment_of(
         n_bytes=1,
         ranges=ranges,
         counts=counts,
+        pack_bytes=pack_bytes,
         watched=watched,
     )
 
