@@ -17,7 +17,7 @@ import contextlib
 import errno
 import os
 import shutil
-import threading
+from _thread import LockType, allocate_lock, start_new_thread
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -404,12 +404,18 @@ def _at_once(calls: Sequence[Callable[[], object]]) -> None:
         except Exception as error:  # noqa: BLE001  raised below, where it can be caught
             failed.append(error)
 
-    others = [threading.Thread(target=make, args=(call,), name="modelops-sync") for call in calls[1:]]
-    for thread in others:
-        thread.start()
+    def make_beside(call: Callable[[], object], running: LockType) -> None:
+        make(call)
+        running.release()
+
+    # Not `threading.Thread`: its `start` waits until the thread runs, which takes as long as many a sync.
+    others = [(call, allocate_lock()) for call in calls[1:]]
+    for call, running in others:
+        running.acquire()
+        start_new_thread(make_beside, (call, running))
     for call in calls[:1]:
         make(call)
-    for thread in others:
-        thread.join()
+    for _, running in others:
+        running.acquire()
     if failed:
         raise failed[0]
