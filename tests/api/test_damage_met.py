@@ -15,7 +15,8 @@ from modelops.client.job import Job
 from modelops.errors import IntegrityError, NotFoundError
 from modelops.home import Home
 from modelops.server.service import JobService
-from modelops.store.results import replicates_table, stream_table
+from modelops.store.failures import failures_table
+from modelops.store.results import aggregates_table, finalize, replicates_table, stream_table
 from modelops.store.segments import job_folder
 from modelops.study.pools import NO_POOL, Membership
 
@@ -130,13 +131,37 @@ def test_without_its_parameters_a_job_says_what_is_lost_what_is_not_and_what_to_
         job.records, job.objects, Home.at(tmp_path), Idle(job), reconciler=reconciler(job, Idle(job))
     )
     (parameters,) = names(job, "parameters.parquet")
+    contents = service.contents(job.job)
+    before = {
+        "replicates": replicates_table(contents),
+        "aggregates": aggregates_table(contents),
+        "failures": failures_table(contents),
+    }
     for harm in ("zero", "remove"):
         damage(job, parameters, harm)
         with pytest.raises((NotFoundError, IntegrityError)) as raised:
-            service.answer(job.job, lambda contents: stream_table(contents, "replicates", io.BytesIO()))
-        assert "parameters.parquet is" in str(raised.value)
-        assert "outcomes are not lost ('modelops jobs sync' copies them)" in str(raised.value)
-        assert "from a backup" in str(raised.value)
+            finalize(service.contents(job.job))
+        said = str(raised.value)
+        assert "parameters.parquet is" in said
+        assert "outcomes are not lost ('modelops jobs sync' copies them)" in said
+        assert "from a backup" in said
+        for name, whole in before.items():
+            file = io.BytesIO()
+            service.answer(job.job, lambda contents, name=name, file=file: stream_table(contents, name, file))  # type: ignore[misc]
+            file.seek(0)
+            bare = pa.ipc.open_stream(file).read_all()
+            assert bare.schema.metadata[b"modelops.parameters_lost"].decode() == said
+            known = [column for column in whole.column_names if column in bare.column_names]
+            unknown = {"param_id", "seed"} & set(known)
+            assert set(whole.column_names) - set(known) == ({"a", "bad"} if name != "failures" else set())
+            assert bare.select([c for c in known if c not in unknown]) == whole.select(
+                [c for c in known if c not in unknown]
+            )
+            assert all(bare[column].null_count == whole.num_rows for column in unknown)
+        stored = Job(job.job, Home.at(tmp_path))  # without a server
+        assert stored.results().select(["param", "replicate", "status", "x"]) == before["replicates"].select(
+            ["param", "replicate", "status", "x"]
+        )
         (found,) = service.reconcile(job.job).findings
         assert found.text.startswith("parameters.parquet is"), "no name below the root of the storage"
     listed = [file.name for file in service.files.page(job.job, "", 1000, 60.0).files]

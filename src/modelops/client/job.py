@@ -179,21 +179,25 @@ class Job:
         Columns: ``param`` (ordinal), ``param_id``, ``replicate``, ``seed``, ``status``, the parameters, then every
         scalar output whose values all have one type. What was left out, and why, is in the table's schema metadata
         under ``modelops.left_out``. Answers also while the job runs. If more than 1,000,000 replicates have not run
-        to an end, they have no rows; a warning, and ``modelops.no_rows`` in the metadata, say how many they are.
+        to an end, they have no rows; a warning, and ``modelops.no_rows`` in the metadata, say how many they are. If the
+        stored parameters are lost, ids and seeds are null and there are no parameters; a warning says so, too.
         """
-        return self._table_of_replicates("replicates")
+        return self._table("replicates")
 
     def aggregates(self) -> pa.Table:
         """Return one row per parameter set: parameters, status, how many replicates, scalar outputs."""
-        return self.source.table(self.id, "aggregates")
+        return self._table("aggregates")
 
     def failures(self) -> pa.Table:
         """Return one row per replicate that did not succeed, with its error, traceback and last stderr."""
-        return self._table_of_replicates("failures")
+        return self._table("failures")
 
-    def _table_of_replicates(self, name: str) -> pa.Table:
+    def _table(self, name: str) -> pa.Table:
         table = self.source.table(self.id, name)
-        if said := (table.schema.metadata or {}).get(b"modelops.no_rows"):
+        remarks = table.schema.metadata or {}
+        if lost := remarks.get(b"modelops.parameters_lost"):
+            log.warning("job %s: the table has no parameters, as %s", self.id, lost.decode())
+        if said := remarks.get(b"modelops.no_rows"):
             counts = ", ".join(f"{n:,} {status}" for status, n in json.loads(said).items())
             log.warning("job %s: the table has no rows of replicates that did not run: %s", self.id, counts)
         return table

@@ -252,6 +252,8 @@ class JobService:
     def answer(self, job: str, act: Callable[[JobContents], T]) -> T:
         """Return what ``act`` makes of what is committed; it is asked again once damage that it met is repaired.
 
+        Parameters that are lost cannot be: then it is asked to do without.
+
         Raises
         ------
         NotFoundError
@@ -263,6 +265,8 @@ class JobService:
         try:
             return act(contents)
         except (IntegrityError, NotFoundError):
+            if (bare := contents.without_parameters()) is not None:
+                return act(bare)
             if self.reconciler is None or not self.reconciler.run(JobId(job)):
                 raise
             return act(self.contents(job))

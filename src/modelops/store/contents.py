@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from modelops.errors import IntegrityError, NotFoundError
 from modelops.states import STORED, JobState, ReplicateStatus
-from modelops.store.parameter_view import ParameterView
+from modelops.store.parameter_view import LostParameters, ParameterView
 from modelops.store.parameters import Parameters
 from modelops.store.segment_table import SegmentTable, StoredOutput, decoded, read_segment
 from modelops.study.ranges import EMPTY, Ranges
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS_NOT_RUN: Final = 1_000_000  # of replicates that did not run, in a table; three seconds of writing
 NO_ROWS: Final = "modelops.no_rows"
+PARAMETERS_LOST: Final = "modelops.parameters_lost"
 _NOT_NEEDED: Final = {ReplicateStatus.NOT_NEEDED}
 _REST: Final = {
     JobState.CANCELLING: ReplicateStatus.CANCELLED,
@@ -44,7 +46,7 @@ class JobContents:
     """What is committed of a job at one moment.
 
     ``rest``: the status of replicates without a committed outcome. ``running``: those of them that a live
-    attempt holds.
+    attempt holds. ``lost_parameters``: why the parameters cannot be read, if tables are to do without.
     """
 
     objects: Objects
@@ -54,6 +56,7 @@ class JobContents:
     aggregates: Sequence[AggregateRef] = ()
     rest: ReplicateStatus = ReplicateStatus.PENDING
     running: Ranges = field(default=EMPTY)
+    lost_parameters: str = ""
 
     @classmethod
     def of(cls, objects: Objects, records: Records, job: JobId, running: Ranges = EMPTY) -> JobContents:
@@ -79,10 +82,19 @@ class JobContents:
         left = self.spec.line.all() - Ranges(pair for ranges in ended for pair in ranges)
         return left if len(left) > MAX_ROWS_NOT_RUN else EMPTY
 
-    def no_rows_metadata(self) -> dict[str, str]:
-        """Return what a table's schema says of `no_rows`: how many of which status."""
+    def without_parameters(self) -> JobContents | None:
+        """Return the same contents for tables without parameters, if these cannot be read; None if they can."""
+        try:
+            _ = self.view
+        except (IntegrityError, NotFoundError) as error:
+            return replace(self, lost_parameters=str(error))
+        return None
+
+    def remarks(self) -> dict[str, str]:
+        """Return what a table's schema says of what it lacks: `no_rows`, how many of which status; parameters, why."""
+        lost = {PARAMETERS_LOST: self.lost_parameters} if self.lost_parameters else {}
         if not self.no_rows:
-            return {}
+            return lost
         n = {
             ReplicateStatus.NOT_NEEDED: sum(
                 sum(ref.counts.values()) for ref in self.segments if ref.counts.keys() == _NOT_NEEDED
@@ -90,7 +102,7 @@ class JobContents:
             ReplicateStatus.RUNNING: len(self.running & self.no_rows),
         }
         n[self.rest] = len(self.no_rows) - sum(n.values())
-        return {NO_ROWS: json.dumps({str(status): n for status, n in n.items() if n})}
+        return lost | {NO_ROWS: json.dumps({str(status): n for status, n in n.items() if n})}
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -98,9 +110,9 @@ class JobContents:
         return Parameters(self.objects, self.job, self.spec.parameters)
 
     @cached_property
-    def view(self) -> ParameterView:
+    def view(self) -> ParameterView | LostParameters:
         """The job's parameters as columns."""
-        return ParameterView(self.parameters)
+        return LostParameters() if self.lost_parameters else ParameterView(self.parameters)
 
     def read(self, number: int) -> SegmentTable:
         """Read segment ``number`` of ``segments``, verified."""

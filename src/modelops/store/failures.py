@@ -10,6 +10,7 @@ import pyarrow as pa
 from modelops.errors import IntegrityError
 from modelops.states import FAILURES, STORED, ReplicateStatus
 from modelops.store import columns
+from modelops.store.contents import NO_ROWS
 from modelops.store.order import places
 from modelops.store.replicate_rows import replicate_statuses, row_seeds
 from modelops.store.segment_table import open_execution
@@ -70,10 +71,12 @@ def failures_table(contents: JobContents) -> pa.Table:
     those that were cancelled or not run do, without an error, unless they are `JobContents.no_rows`.
     """
     tables = list(_failed(contents))
-    schema = FAILURES_SCHEMA
+    remarks = contents.remarks()
     if contents.rest != ReplicateStatus.PENDING:
         tables += _not_run(contents)
-        schema = schema.with_metadata(contents.no_rows_metadata())
+    else:
+        remarks.pop(NO_ROWS, None)
+    schema = FAILURES_SCHEMA.with_metadata(remarks or None)
     if not tables:
         return schema.empty_table()
     return (
@@ -138,13 +141,14 @@ def _table(contents: JobContents, indices: Any, codes: Any, named: dict[str, pa.
     rows = places(contents.spec.line, indices)
     words, _, _ = replicate_statuses(contents)
     params, nth = np.unique(rows.param, return_inverse=True)
-    ids = columns.text([contents.parameters[p].param_id for p in params.tolist()])
+    lost = bool(contents.lost_parameters)
+    ids = columns.text([None if lost else contents.parameters[p].param_id for p in params.tolist()])
     named = {
         **named,
         "param": columns.fixed(rows.param, pa.int64()),
         "param_id": ids.take(columns.fixed(nth.astype(np.int64), pa.int64())),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
-        "seed": columns.fixed(row_seeds(contents.spec, ids, nth, rows.replicate), pa.int64()),
+        "seed": row_seeds(contents.spec, ids, nth, rows.replicate),
         "status": columns.text([str(w) for w in words]).take(columns.fixed(codes, pa.int64())),
     }
     return pa.Table.from_arrays([named[f.name] for f in FAILURES_SCHEMA], schema=FAILURES_SCHEMA)

@@ -78,6 +78,18 @@ class ParameterView:
         return self._last[1]
 
 
+class LostParameters:
+    """In place of a `ParameterView` where parameters cannot be read: ids are null, and there are no columns."""
+
+    def types(self) -> dict[str, pa.DataType]:
+        """Return the Arrow type of each column."""
+        return {}
+
+    def read(self, lo: int, hi: int) -> tuple[pa.Array, dict[str, pa.Array]]:
+        """Return the ids of the sets ``lo <= param < hi``, and their columns."""
+        return pa.nulls(hi - lo, pa.string()), {}
+
+
 class _Group:
     """A row group of parameter sets as columns.
 

@@ -54,7 +54,7 @@ def base_columns(contents: JobContents, rows: Rows, status: pa.Array) -> dict[st
         "param": columns.fixed(rows.param, pa.int64()),
         "param_id": ids.take(at),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
-        "seed": columns.fixed(row_seeds(contents.spec, ids, nth, rows.replicate), pa.int64()),
+        "seed": row_seeds(contents.spec, ids, nth, rows.replicate),
         "status": status,
         **{names[name]: column.take(at) for name, column in parameters.items()},
     }
@@ -62,15 +62,22 @@ def base_columns(contents: JobContents, rows: Rows, status: pa.Array) -> dict[st
 
 def row_seeds(
     spec: JobSpec, param_ids: pa.Array, nth: npt.NDArray[np.int64], replicate: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Return the seed of each row: ``nth`` is the position of its parameter set in ``param_ids``."""
+) -> pa.Array:
+    """Return the seed of each row: ``nth`` is the position of its parameter set in ``param_ids``.
+
+    It is null where it depends on an id that is.
+    """
     if spec.seeds is not None:
-        return np.array(spec.seeds, np.int64)[replicate]
-    if spec.common_random_numbers:
+        seeds = np.array(spec.seeds, np.int64)[replicate]
+    elif spec.common_random_numbers:
         key = seed_key(spec.study_seed, None)
-        return seeds_at(np.uint32(key.a), np.uint32(key.b), replicate)
-    keys = seed_keys(spec.study_seed, columns.joined(param_ids))
-    return seeds_at(keys[nth, 0], keys[nth, 1], replicate)
+        seeds = seeds_at(np.uint32(key.a), np.uint32(key.b), replicate)
+    elif param_ids.null_count:
+        return pa.nulls(len(replicate), pa.int64())
+    else:
+        keys = seed_keys(spec.study_seed, columns.joined(param_ids))
+        seeds = seeds_at(keys[nth, 0], keys[nth, 1], replicate)
+    return columns.fixed(seeds, pa.int64())
 
 
 def replicate_statuses(contents: JobContents) -> tuple[list[str], int, int]:

@@ -19,6 +19,7 @@ from modelops.garbage import give_back_now
 from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
+from modelops.store.contents import PARAMETERS_LOST
 from modelops.store.failures import failures_table
 from modelops.store.objects import IN_MEMORY_BYTES, pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
@@ -210,10 +211,11 @@ def _write_replicates(
     contents: JobContents, open_sink: Callable[[pa.Schema], Any], progress: Callable[[int, int], None] | None
 ) -> None:
     fields, _ = replicate_fields(contents)
-    base = pa.schema(fields, contents.no_rows_metadata())
+    base = pa.schema(fields, contents.remarks())
     write_view(base, lambda: replicate_groups(contents, progress), open_sink)
 
 
 def _write_aggregates(contents: JobContents, open_sink: Callable[[pa.Schema], Any]) -> None:
     rows = AggregateRows(contents)
-    write_view(pa.schema(rows.fields), rows.groups, open_sink, rows.order)
+    lost = {k: v for k, v in contents.remarks().items() if k == PARAMETERS_LOST}
+    write_view(pa.schema(rows.fields, lost), rows.groups, open_sink, rows.order)

@@ -32,7 +32,11 @@ def without_damage(contents: JobContents) -> tuple[JobContents, list[str]]:
         for ref in contents.aggregates
         if _is_whole(partial(read_aggregates, contents.objects, contents.job, ref), said)
     ]
-    return dataclasses.replace(contents, segments=segments, aggregates=aggregates), said
+    whole = dataclasses.replace(contents, segments=segments, aggregates=aggregates)
+    if (bare := whole.without_parameters()) is not None:
+        said.append(bare.lost_parameters)
+        return bare, said
+    return whole, said
 
 
 def _with_execution(contents: JobContents, ref: SegmentRef, said: list[str]) -> SegmentRef:
