@@ -89,3 +89,13 @@ def test_two_chunks_wait_only_where_storing_one_may_take_as_long_as_running_it(
     assert queue_depth(meter) == 1
     meter.record(4, 4 * seconds, 4 * megabytes * 1_000_000)
     assert queue_depth(meter) == depth
+
+
+@pytest.mark.parametrize(("n_measured", "slots", "size"), [(2, 2, 1), (8, 2, 2), (24, 2, 6), (24, 100, 1)])
+def test_before_it_is_sure_a_chunk_takes_at_most_half_of_what_each_slot_has_done(
+    n_measured: int, slots: int, size: int
+) -> None:
+    meter = Meter()
+    meter.record(n_measured, n_measured * 0.1)
+    assert n_measured < SURE_AFTER
+    assert chunk_size(meter, 10_000, slots) == size

@@ -16,7 +16,8 @@ TARGET_S: Final = 2.0  # of work in a chunk
 # seen late.
 CHUNKS_PER_S: Final = 1_000
 LONGEST_TARGET_S: Final = 4.0
-TARGET_WHILE_UNSURE_S: Final = 0.1  # while fewer than SURE_AFTER replicates have been measured
+# While fewer than SURE_AFTER replicates have been measured; half of what each slot has done so far, if that is more.
+TARGET_WHILE_UNSURE_S: Final = 0.1
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
 LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
@@ -78,7 +79,8 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     if meter.n_measured >= SURE_AFTER:
         target_s = max(TARGET_S, min(LONGEST_TARGET_S, slots / CHUNKS_PER_S))
     else:
-        target_s = max(TARGET_WHILE_UNSURE_S, far_s)
+        done_s = meter.n_measured * (cost or 0.0) / max(1, slots)  # by each slot
+        target_s = max(TARGET_WHILE_UNSURE_S, far_s, min(TARGET_S, done_s / 2))
     if cost is None or remaining <= 1 or cost >= target_s:
         return 1
     slots = max(1, slots)
