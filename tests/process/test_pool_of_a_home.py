@@ -89,6 +89,13 @@ def test_whoever_is_killed_comes_back_and_the_others_go_on(pool: PoolHome) -> No
     assert last[SERVER] == adopted[SERVER]
     assert pool.run.read("scheduler.json")["address"] == port
 
+    # A keeper that was stopped starts nothing anew, until whoever needs a server lets it go on.
+    os.kill(last[KEEPER], signal.SIGSTOP)
+    os.kill(last[SERVER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(SERVER) is None, "the server is dead")
+    assert pool.ensure() == address
+    assert pool.wait_until_up()[KEEPER] == last[KEEPER]
+
     os.kill(last[KEEPER], signal.SIGKILL)
     wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
     assert pool.stop()

@@ -212,6 +212,8 @@ def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str])
         began = spawn.start_keeper(run.home, environ=environ)
         if not began and run.holder(KEEPER) is None:
             raise _failed(run, KEEPER, "did not start")
+    else:
+        _signal(run, KEEPER, signal.SIGCONT)  # one that somebody has stopped would start nothing anew
     try:
         return _wait_for_server(run)
     except ClusterError:
