@@ -113,7 +113,20 @@ def test_tokens_are_compared_in_constant_time_and_whatever_their_length(
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "localhost.evil", "", "[::2]:80"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example:80",
+        "localhost.evil",
+        "",
+        "[::2]:80",
+        "[::1]evil.example",
+        "[::1",
+        "[localhost]",
+        "localhost:80.evil.example",
+        "localhost:80:80",
+    ],
 )
 def test_a_request_for_another_host_is_refused(standing: Client, host: str) -> None:
     assert problem(standing("GET", "/v1/jobs", headers={"Host": host}), 421)["error"] == "WrongHostError"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import ModelOpsError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ACCESS: Final = "modelops.access"  # where the scope of a request has its `Access`
 HEALTH: Final = "/health"
 OPEN_PATHS: Final = frozenset({HEALTH, "/ready"})  # they say nothing but that the server lives, or answers
+_HOST: Final = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\[\]:]*))(?::[0-9]{0,5})?")
 LINGER_BYTES: Final = 16 << 20
 LINGER_S: Final = 5.0
 
@@ -75,10 +77,9 @@ class Guard:
 
 
 def _host_name(host: str) -> str:
-    """Return a Host header without its port."""
-    if host.startswith("["):  # an IPv6 address
-        return host.partition("]")[0].removeprefix("[").lower()
-    return host.partition(":")[0].lower()
+    """Return a Host header without its port; all of it if it is none."""
+    found = _HOST.fullmatch(host.lower())
+    return host if found is None else found["address"] or found["name"]
 
 
 async def respond_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
