@@ -93,3 +93,15 @@ def test_a_cluster_that_cannot_be_made_runs_nothing_and_says_why(tmp_path: Path)
     assert reason.read_text().startswith("only root can make a cluster")
     assert reason.read_text() in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_could_not_end_in_time_is_not_begun(tmp_path: Path) -> None:
+    reason = tmp_path / "reason"
+    ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab"), "MODELOPS_CI_ENDS": "1"}
+    done = subprocess.run(
+        [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
+        env={**os.environ, **ours}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 77
+    assert reason.read_text()
+    assert not (tmp_path / "ran").exists()

@@ -3,10 +3,12 @@
 #
 # Exit code: the command's own; 124 when it took longer than MODELOPS_LAB_DEADLINE (35m; it is interrupted first). 77 when the
 # cluster could not be built or started here: then nothing was run, and stderr and the file that MODELOPS_LAB_NOT_RUN names
-# say why. So "not run" is told apart from "failed".
+# say why. So "not run" is told apart from "failed". Where MODELOPS_CI_ENDS is set (seconds since 1970), nothing goes on beyond
+# that time: a command that would not have half an hour is not run.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd); lab=${K8S_LAB:-$HOME/.cache/k8s-lab}; export K8S_LAB=$lab
 log=$(mktemp); child=; interrupted=
+COMMAND_S=1800 STOP_S=180 # what the command needs; to stop the cluster
 trap 'rm -f "$log"' EXIT
 
 no() {
@@ -14,6 +16,13 @@ no() {
   echo "no cluster, so the command was not run: $1" >&2
   [ -z "${MODELOPS_LAB_NOT_RUN:-}" ] || printf '%s\n' "$1" > "$MODELOPS_LAB_NOT_RUN"
   exit 77
+}
+seconds_left() { # RESERVE: until CI must have ended, but for a reserve
+  echo $((${MODELOPS_CI_ENDS:-$(date +%s) + 86400} - $(date +%s) - $1))
+}
+at_most() { # LIMIT RESERVE: the limit in seconds, or what is left if that is less
+  local left limit=$((${1%m} * 60)); left=$(seconds_left "$2")
+  echo $((left < limit ? (left > 0 ? left : 1) : limit))
 }
 within() { # LIMIT COMMAND...: interrupted when the limit is reached or we are, killed two minutes later; its exit code
   timeout --signal=INT --kill-after=2m "$@" 9>&- & child=$!
@@ -28,7 +37,8 @@ trap 'interrupted=yes; [ -z "$child" ] || kill -INT "$child" 2>/dev/null || true
 prepare() { # WHAT LIMIT COMMAND...: quiet, unless it fails
   local what=$1; shift
   echo "$what" >&2
-  within "$@" >"$log" 2>&1 || { local code=$?; cat "$log" >&2; no "$what: exit code $code: $(tail -n 2 "$log" | tr '\n' ' ')"; }
+  local limit; limit=$(at_most "$1" "$COMMAND_S"); shift
+  within "$limit" "$@" >"$log" 2>&1 || { local code=$?; cat "$log" >&2; no "$what: exit code $code: $(tail -n 2 "$log" | tr '\n' ' ')"; }
 }
 
 [ "$(id -u)" = 0 ] || no "only root can make a cluster, and this is $(id -un)"
@@ -48,8 +58,10 @@ prepare "building the image of PostgreSQL" 10m "$here/images.sh" postgres
 prepare "looking for the package index from a container" 2m "$here/images.sh" index
 echo "building ModelOps's own images" >&2 # if they cannot be built here, something is wrong with them
 for again in yes no; do # an index may have hiccups
-  within 20m "$here/images.sh" modelops "$lab/images.tar" >"$log" 2>&1 && break
-  cat "$log" >&2; [ "$again" = yes ] && [ -z "$interrupted" ] || exit 1
+  within "$(at_most 20m "$COMMAND_S")" "$here/images.sh" modelops "$lab/images.tar" >"$log" 2>&1 && break
+  cat "$log" >&2
+  [ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "it took too long to build ModelOps's own images"
+  [ "$again" = yes ] && [ -z "$interrupted" ] || exit 1
 done
 stop() { trap '' INT TERM HUP; "$here/cluster.sh" down 9>&- || true; rm -f "$log" "$lab/images.tar"; }
 trap stop EXIT
@@ -61,4 +73,5 @@ prepare "making volumes" 1m "$here/cluster.sh" volumes 4
 KUBECONFIG=$("$here/cluster.sh" kubeconfig); export KUBECONFIG
 export MODELOPS_AFTER_APPLY="$here/cluster.sh dns" MODELOPS_TEST_POSTGRES=localhost/postgres:15 MODELOPS_TEST_ADDRESS=10.99.0.1
 [ -z "$interrupted" ] || exit 130
-within "${MODELOPS_LAB_DEADLINE:-35m}" "$@"
+[ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "there is less than half an hour left for it"
+within "$(at_most "${MODELOPS_LAB_DEADLINE:-35m}" "$STOP_S")" "$@"
