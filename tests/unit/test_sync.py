@@ -142,6 +142,13 @@ def test_a_server_cannot_write_outside_the_folder(tmp_path: Path, name: str) -> 
     assert contents(tmp_path) == {}
 
 
+def test_a_folder_where_a_file_belongs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "segments" / "a").mkdir(parents=True)
+    with pytest.raises(RequestError, match="is a folder, where a file of the job belongs") as refused:
+        sync(Files(segments__a=b"aaaaa"), tmp_path)
+    assert str(tmp_path / "segments" / "a") in str(refused.value)
+
+
 @pytest.mark.parametrize("path", ["file", "file/to", "/dev/null/to", "/proc/no/such"])
 def test_what_cannot_be_a_folder_is_a_wrong_request_that_names_it(path: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

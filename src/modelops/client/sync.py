@@ -31,7 +31,7 @@ LIST: Final = "modelops-sync.json"
 TRIES: Final = 3
 _BLOCK: Final = 1 << 20
 _NO_FOLDER: Final = frozenset(
-    {errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+    {errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 )
 _ADVICE: Final = {
     errno.ENOSPC: "free some space there",
@@ -226,6 +226,11 @@ def _writing(folder: Path) -> Iterator[None]:
     """Say in a sentence why a folder cannot be written, and what helps."""
     try:
         yield
+    except IsADirectoryError as e:  # `os.replace` names the new name second
+        raise RequestError(
+            f"{e.filename2 or e.filename or folder} is a folder, where a file of the job belongs; move it away, or "
+            "name another folder to copy to"
+        ) from e
     except OSError as e:
         if e.errno in _NO_FOLDER:
             raise RequestError(
