@@ -48,11 +48,12 @@ class Driver:
         self.told = set(self.store.outcomes)
         self.told_params = set(self.store.aggregated)
         self.n_failed = sum(status in FAILURES for status in self.store.outcomes.values())
-        self.has_failed_too_often = False  # and was told so: an outcome came that was one failure too many
         self.store_up = True
         self.dropped: set[int] = set()
         self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
         self.state = self.store.state
+        # And has heard so: by an outcome of this run. One that begins anew may try.
+        self.has_failed_too_often = self.state is JobState.RUNNING and self._may_not_fail_so_often
         self.stopped: set[AttemptId] = set()
         self.erred: Counter[int] = Counter()  # how often an index had a fault outside the model, in a row
         self.files: tuple[dict[int, ReplicateStatus], dict[int, AttemptId]] | None = None  # of results
@@ -242,9 +243,9 @@ class Driver:
         command, items = commit
         if event.accepted:
             (self.told if isinstance(command, OF_OUTCOMES) else self.told_params).update(items)
-            if self.spec.max_failures is not None and isinstance(command, OF_OUTCOMES):
+            if isinstance(command, (c.CommitSegment, c.CommitSynthetic)):
                 self.n_failed += sum(self.store.outcomes[k] in FAILURES for k in items)
-                self.has_failed_too_often = self.n_failed > self.spec.max_failures
+                self.has_failed_too_often = self._may_not_fail_so_often
         elif isinstance(command, OF_OUTCOMES):
             self.handed_in.difference_update(items)
 
@@ -430,6 +431,10 @@ class Driver:
                 world.check(seen[item] >= DEADLY, "condemned after too few deaths at which it was alone")
         self.unanswered[attempt] = command, items
         world.later_by_chance(0.005, world.do_commit, (self, command, attempt, items))
+
+    @property
+    def _may_not_fail_so_often(self) -> bool:
+        return self.spec.max_failures is not None and self.n_failed > self.spec.max_failures
 
     @property
     def is_holder(self) -> bool:
