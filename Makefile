@@ -42,10 +42,10 @@ k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; ne
 
 K8S_TESTS = $(BIN)/python -m pytest tests/kubernetes --timeout 1800 -o faulthandler_timeout=0 --durations=0 --durations-min=5
 k8s-test: $(VENV)/dev.stamp ## deploy to the cluster of KUBECONFIG, or to one made here (root, Debian), and let pods go while jobs run
-	$(if $(KUBECONFIG),,tests/kubernetes/lab/run.sh) $(K8S_TESTS)
+	$(if $(KUBECONFIG),,tests/kubernetes/lab/run.sh) $(AGAIN) $(K8S_TESTS)
 
 hosts-test: $(VENV)/dev.stamp ## a pool on many hosts, far apart and cut off from one another; needs root, says so if it cannot
-	$(BIN)/python -m pytest tests/hosts -s -rs --timeout 600
+	$(AGAIN) $(BIN)/python -m pytest tests/hosts -s -rs --timeout 600
 
 bench: $(VENV)/dev.stamp ## measure; nothing here passes or fails
 	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

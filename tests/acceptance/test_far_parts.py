@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 # What `make` does here: says that it was called, and then what the test says it does.
@@ -105,3 +108,28 @@ def test_what_could_not_end_in_time_is_not_begun(tmp_path: Path) -> None:
     assert done.returncode == 77
     assert reason.read_text()
     assert not (tmp_path / "ran").exists()
+
+
+TESTS = """\
+import os
+
+def test_good(): pass
+
+def test_bad():
+    with open("runs", "a") as runs: runs.write("x")
+    assert {0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("holds", "code", "runs"), [("False", 1, 2), ("os.path.getsize('runs') > 1", 0, 2), ("True", 0, 1)]
+)
+def test_what_fails_runs_once_more_and_is_said_to_have_failed(
+    tmp_path: Path, holds: str, code: int, runs: int
+) -> None:
+    (tmp_path / "test_it.py").write_text(TESTS.format(holds))
+    command = [str(ROOT / ".ci/twice"), sys.executable, "-m", "pytest", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, (tmp_path / "runs").read_text()) == (code, "x" * runs), done.stdout
+    assert ("They are run a second time" in done.stdout) == (runs == 2)
+    assert ("FLAKY" in done.stdout) == (runs == 2 and code == 0)

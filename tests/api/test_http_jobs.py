@@ -171,6 +171,29 @@ def test_ten_watches_are_answered_when_something_changes(service: JobService, bu
     assert {answer["state"] for answer in answers} <= {"queued", "preparing", "running"}
 
 
+def test_who_waits_when_the_server_ends_is_told_that_it_is_away(
+    service: JobService, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, join, answers = threading.Event(), waiting.Waiting._join, list[Any]()
+
+    def noted(self: waiting.Waiting, *given: Any) -> Any:
+        waits.set()
+        return join(self, *given)
+
+    monkeypatch.setattr(waiting.Waiting, "_join", noted)
+    with serving(service, longest_wait_s=600) as client:
+        job = client.submit(request_for(bundle))["job"]
+        watcher = threading.Thread(
+            target=lambda: answers.append(client("GET", f"/v1/jobs/{job}?wait_s=60&ended=true"))
+        )
+        watcher.start()
+        assert waits.wait(60)
+    watcher.join(60)
+    (answer,) = answers
+    assert (answer.status, answer.json()["error"]) == (503, "ClusterError")
+    assert "is ending" in answer.json()["detail"]
+
+
 def test_who_waits_for_the_end_is_answered_by_nothing_else(service: JobService, bundle: str) -> None:
     with serving(service, longest_wait_s=600) as client:
         job, answers = client.submit(request_for(bundle))["job"], []

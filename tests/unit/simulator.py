@@ -329,10 +329,11 @@ class World:
         asked = self.asked_pools
         return not asked or home.lower().replace("_", "-").replace(".", "-") in asked
 
-    def submit(self, driver: Driver, command: Submit, items: Sequence[int]) -> None:
-        """Give a worker a task, if it is still there."""
+    def do_submit(self, asked: tuple[Driver, Submit, Sequence[int]]) -> None:
+        """Give a worker a task, if it is still there, and if who sent it is."""
+        driver, command, items = asked
         worker = self.workers.get(command.worker)
-        if worker is not None:
+        if worker is not None and driver.alive:
             if not self.may_use(worker.home):
                 self.broken("ran on a worker that is of none of its pools")
             task = Task(command, items, driver)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Submit = c.SubmitChunk | c.SubmitAggregates
 OF_RECEIPTS = (c.CommitSegment, c.CommitAggregates)
 FINALIZE_S = 8.0  # at most; meanwhile the result files are written from what was committed before
+TRANSIT_S = 0.002  # to a worker; nothing overtakes what was sent before
 _EPSILON = 1e-9
 
 
@@ -101,7 +102,7 @@ class Driver:
             return
         if commands:
             self.perform(commands)
-        if world.n_events & 31 == 0 and self.is_awake:
+        if world.n_events & 63 == 0 and self.is_awake:
             self.check_view()
 
     def wake(self, _: object = None) -> None:
@@ -331,11 +332,11 @@ class Driver:
 
     def _stop(self, command: c.StopAttempt) -> None:
         self.stopped.add(command.attempt)
-        self.world.later_by_chance(0.01, self.world.do_stop, command)
+        self.world.later(TRANSIT_S + self.world.random() * 0.01, self.world.do_stop, command)
 
     def _recall(self, command: c.RecallAttempt) -> None:
         self.world.check(command.attempt in self.live, "recalls what is on no worker")
-        self.world.later_by_chance(0.01, self.world.do_recall, (self, command))
+        self.world.later(TRANSIT_S + self.world.random() * 0.01, self.world.do_recall, (self, command))
 
     def _ask(self, command: c.AskForAttempts) -> None:
         self.asked.add(command.worker)
@@ -365,7 +366,7 @@ class Driver:
         world.ids.add(attempt)
         self.live[attempt] = (worker, isinstance(command, c.SubmitChunk), items)
         self.load[worker] = load + 1
-        world.submit(self, command, items)
+        world.later(TRANSIT_S, world.do_submit, (self, command, items))
 
     def _submit_chunk(self, command: c.SubmitChunk) -> None:
         broken, holders = self.world.broken, self.holders

@@ -138,8 +138,9 @@ class Backlog:
                 del self._ready[number]
         if self._special:
             self.n_ready -= sum(len(w.ranges) for w in self._special)
-            self._special = _without(self._special, ranges)
-            self.n_ready += sum(len(w.ranges) for w in self._special)
+            left, self._special = _without(self._special, ranges), deque()
+            for work in left:  # of which one may be left that must run alone now
+                self.add(work)
         if self.suspects:
             self.suspects = _without(self.suspects, ranges)
         if self._waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 
-from modelops.errors import InternalError, ModelOpsError, StorageError
+from modelops.errors import ClusterError, InternalError, ModelOpsError, StorageError
 from modelops.server.http import jobs, results, system, tokens, uploads
 from modelops.server.http.access import Keys
 from modelops.server.http.api import Api, whole_body
@@ -125,6 +126,8 @@ class Resource:
             return problem_response(error)
         except ClientDisconnect:
             raise
+        except asyncio.CancelledError:  # by uvicorn alone, of whoever still waits when the server is to end
+            return problem_response(ClusterError("the server is ending, and answers nobody who waits"))
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path)
             return problem_response(
