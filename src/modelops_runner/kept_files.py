@@ -94,16 +94,28 @@ def _stamp(path: str) -> Stamp | None:
 def _opened(path: str) -> int:
     """Open a file for writing; a new one if it is gone, or if something else has its name."""
     if _stamp(path) is None:
-        if os.path.islink(path) or os.path.exists(path):
-            from shutil import rmtree
-
-            if os.path.isdir(path) and not os.path.islink(path):
-                rmtree(path)
-            else:
-                os.unlink(path)
+        remove(path)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.chmod(path, 0o600)
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def remove(path: str) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if os.path.islink(path) or not os.path.isdir(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        return
+    os.chmod(path, 0o700)
+    for folder, folders, _ in os.walk(path):
+        for name in folders:  # before they are listed: the model may have made them unreadable
+            if not os.path.islink(os.path.join(folder, name)):
+                os.chmod(os.path.join(folder, name), 0o700)
+    from shutil import rmtree
+
+    rmtree(path)
 
 
 def _nameless(folder: str) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
-from modelops_runner.kept_files import KeptFiles
+from modelops_runner.kept_files import KeptFiles, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Workspace:
         """Make both folders what they were at the beginning, and go there."""
         for root in (self.workdir, self.tmpdir):
             if not os.path.isdir(root) or os.path.islink(root):
-                _remove(root)
+                remove(root)
                 os.makedirs(root)
             os.chmod(root, 0o700)
         folders = [self.workdir, self.tmpdir]
@@ -103,19 +103,19 @@ class Workspace:
         for path, target in self._tree.items():  # parents come first
             if target is None:
                 if os.path.islink(path) or not os.path.isdir(path):
-                    _remove(path)
+                    remove(path)
                     os.mkdir(path)
                 os.chmod(
                     path, 0o700
                 )  # at once: what lies in a folder without permissions cannot be looked at
             elif target and (not os.path.islink(path) or os.readlink(path) != target):
-                _remove(path)
+                remove(path)
                 os.symlink(target, path)
         for folder in folders:
             for entry in os.listdir(folder):
                 path = os.path.join(folder, entry)
                 if path not in self._tree:
-                    _remove(path)
+                    remove(path)
         if self._kept is not None:
             self._kept.put_back()
         os.chdir(self.workdir)
@@ -150,23 +150,6 @@ def _mirror(snapshot: str, workdir: str) -> dict[str, str | None]:
                 else:
                     tree[path] = entry.path
     return tree
-
-
-def _remove(path: str) -> None:
-    if os.path.islink(path) or not os.path.isdir(path):
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        return
-    os.chmod(path, 0o700)
-    for folder, folders, _ in os.walk(path):
-        for name in folders:  # before they are listed: the model may have made them unreadable
-            if not os.path.islink(os.path.join(folder, name)):
-                os.chmod(os.path.join(folder, name), 0o700)
-    from shutil import rmtree
-
-    rmtree(path)
 
 
 class _Inotify:

@@ -105,7 +105,7 @@ def goes_on_after_too_many_failures(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def tries_what_an_earlier_driver_retried_as_often_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machine, "next_attempts", lambda _retried, _missing: {})
+    patch.setattr(machine, "next_attempts", lambda _retried, missing: ({}, missing))
 
 
 @bug

@@ -18,8 +18,9 @@ def test_of_what_was_retried_the_highest_number_counts(
     highest: dict[int, int] = {}
     for indices, number in retried:
         highest.update((k, max(number, highest.get(k, 0))) for k in indices)
-    found = next_attempts(iter(retried), missing)
+    found, others = next_attempts(iter(retried), missing)
     assert {k: number for number, indices in found.items() for k in indices} == {
         k: number for k, number in highest.items() if k in missing
     }
     assert all(found.values())
+    assert set(others) == set(missing) - highest.keys()

@@ -155,8 +155,8 @@ def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
     return deque(w for w in kept if w.ranges)
 
 
-def next_attempts(retried: Iterable[tuple[Ranges, int]], missing: Ranges) -> dict[int, Ranges]:
-    """Return what of the missing indices is to be tried again, by the number of its next attempt.
+def next_attempts(retried: Iterable[tuple[Ranges, int]], missing: Ranges) -> tuple[dict[int, Ranges], Ranges]:
+    """Return what of the missing indices is to be tried again, by the number of its next attempt, and the others.
 
     Parameters
     ----------
@@ -170,4 +170,4 @@ def next_attempts(retried: Iterable[tuple[Ranges, int]], missing: Ranges) -> dic
     for number in sorted(pairs, reverse=True):
         if indices := left & Ranges(pairs[number]):
             found[number], left = indices, left - indices
-    return found
+    return found, left

@@ -141,9 +141,7 @@ class Machine:
         self._left = left = missing & leave
         self._n_left_params = len(spec.line.params_of(left)) if left and spec.aggregates else 0
         missing = missing - left
-        self._retried = next_attempts(retried, missing)
-        for indices in self._retried.values():
-            missing = missing - indices
+        self._retried, missing = next_attempts(retried, missing)
         if self._plan is not None:
             missing = self._plan.begin(missing)
         wanted = spec.fail_fast and not self._ledger.counts[ReplicateStatus.SUCCEEDED]

@@ -90,10 +90,13 @@ class JobContents:
             return replace(self, lost_parameters=str(error))
         return None
 
-    def remarks(self) -> dict[str, str]:
-        """Return what a table's schema says of what it lacks: `no_rows`, how many of which status; parameters, why."""
+    def remarks(self, *, of_rows: bool = True) -> dict[str, str]:
+        """Return what a table's schema says of what it lacks: parameters, why; `no_rows`, how many of which status.
+
+        ``of_rows``: whether the table would have rows of those.
+        """
         lost = {PARAMETERS_LOST: self.lost_parameters} if self.lost_parameters else {}
-        if not self.no_rows:
+        if not of_rows or not self.no_rows:
             return lost
         n = {
             ReplicateStatus.NOT_NEEDED: sum(

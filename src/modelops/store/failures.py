@@ -10,7 +10,6 @@ import pyarrow as pa
 from modelops.errors import IntegrityError
 from modelops.states import FAILURES, STORED, ReplicateStatus
 from modelops.store import columns
-from modelops.store.contents import NO_ROWS
 from modelops.store.order import places
 from modelops.store.replicate_rows import replicate_statuses, row_seeds
 from modelops.store.segment_table import open_execution
@@ -71,12 +70,10 @@ def failures_table(contents: JobContents) -> pa.Table:
     those that were cancelled or not run do, without an error, unless they are `JobContents.no_rows`.
     """
     tables = list(_failed(contents))
-    remarks = contents.remarks()
-    if contents.rest != ReplicateStatus.PENDING:
+    has_ended = contents.rest != ReplicateStatus.PENDING
+    if has_ended:
         tables += _not_run(contents)
-    else:
-        remarks.pop(NO_ROWS, None)
-    schema = FAILURES_SCHEMA.with_metadata(remarks or None)
+    schema = FAILURES_SCHEMA.with_metadata(contents.remarks(of_rows=has_ended) or None)
     if not tables:
         return schema.empty_table()
     return (

@@ -19,7 +19,6 @@ from modelops.garbage import give_back_now
 from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
-from modelops.store.contents import PARAMETERS_LOST
 from modelops.store.failures import failures_table
 from modelops.store.objects import IN_MEMORY_BYTES, pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
@@ -217,5 +216,4 @@ def _write_replicates(
 
 def _write_aggregates(contents: JobContents, open_sink: Callable[[pa.Schema], Any]) -> None:
     rows = AggregateRows(contents)
-    lost = {k: v for k, v in contents.remarks().items() if k == PARAMETERS_LOST}
-    write_view(pa.schema(rows.fields, lost), rows.groups, open_sink, rows.order)
+    write_view(pa.schema(rows.fields, contents.remarks(of_rows=False)), rows.groups, open_sink, rows.order)
