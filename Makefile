@@ -18,7 +18,7 @@ demo: $(VENV)/run.stamp ## fit an epidemic to real data: 20 parameter sets x 200
 	$(BIN)/modelops run bundles/boarding_school_flu
 
 test: $(VENV)/dev.stamp ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(AGAIN) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 N ?= 100000
 simulate: $(VENV)/dev.stamp ## drive N=100000 random schedules of faults through the driver's machine

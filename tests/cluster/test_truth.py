@@ -12,6 +12,7 @@ import pytest
 
 import modelops as mo
 from modelops.client.run import Watcher
+from modelops.driver.hands import Hands
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.reconcile import Mismatch
 from modelops.server.reconciler import Reconciler
@@ -217,6 +218,22 @@ def test_failures_are_tried_again_when_asked(server: Server, bundle: Path, tmp_p
     fresh = run(bundle, server.cluster, sets, 5)
     assert server.files(job) == server.files(fresh)
     assert server.n_attempts(job) == 15
+
+
+def test_failures_that_a_worker_still_holds_are_tried_again_too(
+    server: Server, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the receipt of the last chunk until it is told that the job has ended, and nobody comes to that."""
+    monkeypatch.setattr(Hands, "forget_job", lambda *_, **__: None)
+    wall = tmp_path / "wall"
+    wall.write_text("")
+    sets: list[dict[str, Any]] = [{"a": 1}, {"a": 2, "wall": str(wall)}]
+    job = run(bundle, server.cluster, sets, 1)
+    assert server.records.job(job).state is JobState.PARTIAL
+    wall.unlink()
+    resume_job(server.records, server.objects, job, "me", failed=True)
+    server.ended(job)
+    assert server.records.counts(job) == {ReplicateStatus.SUCCEEDED: 2}
 
 
 def test_what_runs_for_a_job_that_has_ended_is_stopped_and_what_nobody_runs_is_run_again(

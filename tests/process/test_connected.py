@@ -9,16 +9,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
+from modelops.cluster import connected
 from modelops.cluster.announce import WORKERS_TOPIC
 from modelops.cluster.connected import ConnectedCluster, _Connection
 from modelops.cluster.run_folder import SCHEDULER
 from modelops.cluster.tls import ensure_certificates
+from modelops.cluster.versions import VERSIONS, ours
 from modelops.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Client
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
@@ -41,7 +49,46 @@ def test_a_client_that_is_connected_misses_no_worker_that_joins(
     def subscribed(dask_scheduler: Any) -> bool:
         return bool(dask_scheduler._broker._topics[WORKERS_TOPIC].subscribers)
 
-    pool = PoolHome.at(tmp_path / "home")
+    with a_scheduler(tmp_path) as cluster, cluster:
+        wait_for(lambda: cluster.connected, "it is connected")
+        assert cluster.client.run_on_scheduler(subscribed)
+
+
+def test_who_hears_of_a_worker_can_use_the_client_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of workers that come and go before the list of all workers is there."""
+    wait = connected._wait_until_subscribed
+    versions = msgspec.to_builtins(ours())
+
+    def while_one_joins(client: Client) -> None:
+        wait(client)
+        for worker in ("tls://one", "tls://two"):
+            message = {"event": "joined", "worker": worker, "slots": 1, VERSIONS: versions}
+            client.log_event(WORKERS_TOPIC, message)
+        client.log_event(WORKERS_TOPIC, {"event": "left", "worker": "tls://two", "died": True})
+        wait(client)  # what came before it is heard
+
+    monkeypatch.setattr(connected, "_wait_until_subscribed", while_one_joins)
+    with a_scheduler(tmp_path) as cluster:
+        heard: list[tuple[str, str, bool]] = []
+        with (
+            cluster.on_workers(
+                joined=lambda worker, _slots: heard.append(("joined", worker, cluster.connected)),
+                left=lambda worker, _died: heard.append(("left", worker, cluster.connected)),
+            ),
+            cluster,
+        ):
+            wait_for(lambda: len(heard) == 3, "all is heard")
+            assert list(cluster.workers()) == ["tls://one"]
+        told = [("joined", "tls://one"), ("joined", "tls://two"), ("left", "tls://two")]
+        assert heard[:3] == [(*each, True) for each in told]
+
+
+@contextlib.contextmanager
+def a_scheduler(folder: Path) -> Iterator[ConnectedCluster]:
+    """Run a scheduler; yield what connects to it."""
+    pool = PoolHome.at(folder / "home")
     tls = pool.run.path / "tls"
     ensure_certificates(tls)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -49,9 +96,7 @@ def test_a_client_that_is_connected_misses_no_worker_that_joins(
     command = [str(Path(sys.executable).with_name("modelops")), "scheduler", "--port", str(port)]
     scheduler = subprocess.Popen(command, env=pool.environ, stderr=subprocess.PIPE)
     try:
-        with ConnectedCluster(lambda: f"tls://127.0.0.1:{port}", tls) as cluster:
-            wait_for(lambda: cluster.connected, "it is connected")
-            assert cluster.client.run_on_scheduler(subscribed)
+        yield ConnectedCluster(lambda: f"tls://127.0.0.1:{port}", tls)
     finally:
         scheduler.terminate()
         scheduler.communicate()

@@ -196,6 +196,7 @@ class World:
             used_s=self.now - self.began,
             leave=Ranges.of(store.left),
             adopt=not is_first,
+            after_epoch=store.after_epoch,
         )
         self.holder = driver = Driver(self, self.machine, epoch)
         self.drivers.append(driver)

@@ -43,7 +43,7 @@ class Store:
     def __init__(self, spec: JobSpec, outcome: Callable[[int, int], ReplicateStatus]) -> None:
         self._spec, self._outcome = spec, outcome
         self.up = True
-        self.epoch = 0
+        self.epoch = self.after_epoch = 0
         self.state, self.reason = JobState.QUEUED, ""
         self.outcomes: dict[int, ReplicateStatus] = {}
         self.segments: dict[AttemptId, SegmentRef] = {}
@@ -211,6 +211,7 @@ class Store:
     def _begin(self, event: JobEvent) -> None:
         self.state, self.reason = next_state(self.state, event), ""
         self.left = set()
+        self.after_epoch = self.epoch
         self.retried.clear()
         self.failed_attempts.clear()
         self.not_before.clear()
@@ -308,7 +309,7 @@ class RealStore(Store):
         withdrawal = Withdrawal(segments={damaged.attempt: NOTHING, **undone}) if damaged else None
         ranges = lost if damaged else EMPTY
         self._records.begin_run(self._job, JobEvent.REPAIRED, who="user", withdrawal=withdrawal, only=ranges)
-        assert self._records.scope(self._job) == ranges
+        assert self._records.scope(self._job) == (ranges, self.after_epoch)
         assert {a.attempt for a in self._records.aggregates(self._job)} == self.aggregates.keys()
 
     def known(self) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]]]:

@@ -103,7 +103,7 @@ class StoredJob:
 
     def missing(self) -> Ranges:
         """Return what this run is to run."""
-        scope = self.records.scope(self.job)
+        scope = self.records.scope(self.job).only
         missing = self.spec.line.all() - self.records.covered(self.job)
         return missing if scope is None else missing & scope
 

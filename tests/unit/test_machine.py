@@ -745,6 +745,19 @@ def test_a_new_driver_adopts_what_a_worker_runs_and_submits_only_the_rest() -> N
     assert only(machine.handle(e.ChunkDone(receipt(old)), 2.0), c.CommitSegment)
 
 
+def test_a_new_driver_stops_what_an_earlier_run_began_and_runs_that_anew() -> None:
+    machine = taken_over(spec(1, 1), after_epoch=1)
+    found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))
+    stop, submit = machine.handle(e.AttemptsFound("w0", (found,)), 1.0)
+    assert stop == c.StopAttempt(found.attempt, "w0")
+    assert isinstance(submit, c.SubmitChunk)
+    assert submit.chunk.ranges == ((0, 1),)
+    old = Chunk(job=JOB, attempt=found.attempt, epoch=1, ranges=((0, 1),))
+    assert machine.handle(e.ChunkDone(receipt(old)), 2.0) == [], (
+        "what it finished all the same counts for nothing"
+    )
+
+
 def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_answer() -> None:
     machine = taken_over(spec(1, 2), segments=[committed("0001-000001", ((0, 1),))])
     assert only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)

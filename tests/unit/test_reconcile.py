@@ -109,7 +109,7 @@ def test_what_is_damaged_is_run_again_and_nothing_else(
     assert (row.state, row.run) == (JobState.QUEUED, 2)
     indices = Ranges(pair for ref in lost for pair in ref.ranges)
     assert stored.missing() == indices
-    assert stored.records.scope(stored.job) == indices
+    assert stored.records.scope(stored.job).only == indices
     assert mend(stored) == [], "a second look finds nothing"
     stored.run()
     assert stored.n_ran - ran == len(indices)

@@ -59,7 +59,7 @@ class ConnectedCluster:
         self._workers: dict[str, int] = {}
         self._memberships: dict[str, Membership] = {}  # of these
         self._refused: dict[str, str] = {}  # workers whose versions do not fit, and the table of these
-        self._left_early: set[str] = set()
+        self._early: list[dict[str, Any]] | None = None  # news while there is no list of the workers yet
         self._closing = threading.Event()
         self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._keep_connected, name="modelops-connect", daemon=True)
@@ -163,13 +163,14 @@ class ConnectedCluster:
         )
         client: Client = connection
         try:
-            self._left_early.clear()
+            with self._lock:
+                self._early = []
             client.subscribe_topic(WORKERS_TOPIC, self._heard)
             self._listeners.listen_to(client)
             scheduler = client.scheduler
             if scheduler is None:
                 raise ClusterError(f"the scheduler {address} went away at once")
-            # A worker that joins from here on is heard of; all others are in the list.
+            # A worker that joins or leaves from here on is heard of; all others are in the list.
             _wait_until_subscribed(client)
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
             found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
@@ -182,8 +183,10 @@ class ConnectedCluster:
             self._changed.notify_all()
         log.info("connected to the scheduler %s, which has %s workers", address, len(found))
         for worker, info in found.items():
-            if worker not in self._left_early:  # told before the list arrived, and true after it was made
-                self._join(worker, int(info["nthreads"]), info)
+            self._join(worker, int(info["nthreads"]), info)
+        while early := self._take_early():
+            for message in early:
+                self._take_in(message)
         return connection
 
     def _forget(self, client: _Connection) -> None:
@@ -202,12 +205,27 @@ class ConnectedCluster:
         _close(client)
 
     def _heard(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Take in news, but not before the list: who hears of a worker may use the client at once."""
         message = event[1]
+        with self._lock:
+            if self._early is not None:
+                self._early.append(message)
+                return
+        self._take_in(message)
+
+    def _take_early(self) -> list[dict[str, Any]]:
+        """Return the news that came before the list or while it was taken in; once there is none, it waits no more."""
+        with self._lock:
+            early, self._early = self._early, []
+            if not early:
+                self._early = None
+            return early or []
+
+    def _take_in(self, message: dict[str, Any]) -> None:
         worker = str(message["worker"])
         if message["event"] == "joined":
             self._join(worker, int(message["slots"]), message)
             return
-        self._left_early.add(worker)
         with self._changed:
             known = self._workers.pop(worker, None) is not None
             self._memberships.pop(worker, None)

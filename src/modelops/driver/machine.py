@@ -76,6 +76,8 @@ class Machine:
         What is missing and not to be run: this run only repairs something.
     adopt
         Whether to ask workers for attempts of an earlier driver before anything is submitted.
+    after_epoch
+        Attempts of epochs up to this are of earlier runs of the job, and are stopped, not adopted.
     aliases, pools_waited
         For the names of pools, see `pools`.
     replicates_per_chunk
@@ -96,6 +98,7 @@ class Machine:
         used_s: float = 0.0,
         leave: Ranges = EMPTY,
         adopt: bool = False,
+        after_epoch: int = 0,
         aliases: Aliases = NO_ALIASES,
         pools_waited: Mapping[str, float] | None = None,
         replicates_per_chunk: int | None = None,
@@ -170,6 +173,7 @@ class Machine:
         )
         self._roll_call = RollCall(
             wanted=adopt,
+            after_epoch=after_epoch,
             roster=self._roster,
             ledger=self._ledger,
             places=self._places,

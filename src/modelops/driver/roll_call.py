@@ -2,6 +2,9 @@
 
 Nothing is submitted while answers are missing, for a few seconds at most. A worker that answers later, or joins
 later, may hold what somebody else runs by then: of two attempts the first to finish wins.
+
+Attempts of an earlier run of the job are none to adopt. What they did was not recorded before that run ended, and the
+new one may be there because it is to count no more: failures that are tried again.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from modelops.driver import commands as c
 from modelops.driver.backlog import Kind, Work
 from modelops.driver.roster import Attempt
+from modelops.study.ids import epoch_of
 
 if TYPE_CHECKING:
     from modelops.driver.backlog import Backlog
@@ -29,6 +33,7 @@ ROLL_CALL_S: Final = 5.0  # then what did not answer is begun anew
 class RollCall:
     """Asks workers for their attempts. Not ``wanted``: takes every worker that it does not know as empty.
 
+    ``after_epoch``: attempts of epochs up to this are of earlier runs.
     One that was cut off and is back is always asked: it has gone on with what it held.
     """
 
@@ -36,6 +41,7 @@ class RollCall:
         self,
         *,
         wanted: bool,
+        after_epoch: int,
         roster: Roster,
         ledger: Ledger,
         places: Places,
@@ -47,7 +53,7 @@ class RollCall:
     ) -> None:
         self._wanted, self._roster, self._ledger, self._places = wanted, roster, ledger, places
         self._backlog, self._probe, self._outbox, self._needs = backlog, probe, outbox, needs
-        self._losses = losses
+        self._losses, self._after_epoch = losses, after_epoch
         self._missing: dict[str, int] = {}  # workers that have not answered, and their slots
         self._cut_off: set[str] = set()
 
@@ -87,7 +93,9 @@ class RollCall:
         if worker not in self._roster.workers:
             return
         for found in attempts:
-            if found.attempt not in self._roster.attempts:
+            if epoch_of(found.attempt) <= self._after_epoch:
+                self._outbox.order(c.StopAttempt(found.attempt, worker))
+            elif found.attempt not in self._roster.attempts:
                 self._losses.held(len(found.indices))
                 self._adopt(worker, found, draining=draining)
 

@@ -28,6 +28,7 @@ from modelops.server.workers import ask_workers
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store.answers import since_text
 from modelops.store.rows import LeaseLostError
+from modelops.store.runs import Scope
 from modelops.study.pools import NO_ALIASES
 from modelops.study.ranges import EMPTY
 from modelops.study.spec import decode_spec
@@ -203,9 +204,9 @@ class JobDriver:
             on_recorded=self._on_recorded,
         )
 
-        def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]], Ranges | None]:
+        def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]], Scope]:
             if self.epoch == 1:  # nobody has driven it before, so there is nothing to go on from
-                return [], [], [], None
+                return [], [], [], Scope(None, 0)
             return records.segments(job), records.aggregates(job), records.retried(job), records.scope(job)
 
         known = self._patiently(lambda: (*look(), self._pools_waited(spec)))
@@ -227,8 +228,9 @@ class JobDriver:
             state=row.state,
             reason="" if row.state is JobState.QUEUED else row.reason,  # why a run begins is not why it ends
             used_s=row.used_s,
-            leave=EMPTY if scope is None else spec.line.all() - scope,
+            leave=EMPTY if scope.only is None else spec.line.all() - scope.only,
             adopt=self.epoch > 1,
+            after_epoch=scope.after_epoch,
             aliases=self._aliases,
             pools_waited=waited,
         )

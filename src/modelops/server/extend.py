@@ -70,7 +70,7 @@ def resume_job(
     _refuse_unless_final(row, "resumed")
     spec = decode_spec(row.spec)
     withdrawal = (
-        _failures(objects, job, segments, aggregates, spec.line if spec.until else None)
+        _failures(objects, row, segments, aggregates, spec.line if spec.until else None)
         if failed
         else Withdrawal()
     )
@@ -211,7 +211,7 @@ def _aggregated(line: IndexLine) -> Ranges:
 
 def _failures(
     objects: Objects,
-    job: JobId,
+    row: JobRow,
     segments: Sequence[SegmentRef],
     aggregates: Iterable[AggregateRef],
     line: IndexLine | None,
@@ -228,7 +228,7 @@ def _failures(
         if found <= FAILURES:
             kept[ref.attempt] = NOTHING
             continue
-        table = read_segment(objects, job, ref)
+        table = read_segment(objects, row.job, ref)
         good = [status not in _FAILED for status in table.status.tolist()]
         counts = {status: n for status, n in ref.counts.items() if status not in FAILURES}
         kept[ref.attempt] = Kept(ranges_of(table.index[good]).pairs, counts)
@@ -236,4 +236,7 @@ def _failures(
     if line is not None:
         lost = Ranges(p for ref in segments if ref.attempt in kept for p in ref.ranges)
         kept |= no_longer_unneeded(line, segments, lost - Ranges(p for k in kept.values() for p in k.ranges))
-    return Withdrawal(segments=kept, aggregates=failed)
+    if not kept and not failed:
+        return Withdrawal()
+    # What the runs so far have not recorded may hold failures, too.
+    return Withdrawal(segments=kept, aggregates=failed, epoch=row.epoch)

@@ -56,7 +56,7 @@ def facts_of(
     """
     row, segments, aggregates = records.committed(job)
     folder, spec = job_folder(job), decode_spec(row.spec)
-    scope = records.scope(job)
+    scope = records.scope(job).only
     result_files = records.result_files(job)
     settled = Ranges()
     if result_files and records.settled(

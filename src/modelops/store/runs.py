@@ -49,6 +49,17 @@ class Withdrawn(NamedTuple):
     epoch: int
 
 
+class Scope(NamedTuple):
+    """What a run may run, and take over.
+
+    ``only``: the indices that it may run; None: whatever is missing. ``after_epoch``: attempts of epochs up to this
+    belong to earlier runs, and what these have not recorded counts for nothing any more.
+    """
+
+    only: Ranges | None
+    after_epoch: int
+
+
 class Note(NamedTuple):
     """An event to write along with a change."""
 
@@ -119,7 +130,10 @@ class Runs:
             if asked is not None:
                 record_request(sql, asked, job, self._clock())
             self._withdraw(sql, old, who, why, withdrawal, notes)
-            data = {"from": old.state, "to": values["state"], "run": old.run + 1, "study": values["study"]}
+            data = {
+                "from": old.state, "to": values["state"], "run": old.run + 1, "study": values["study"],
+                "after_epoch": old.epoch,
+            }  # fmt: skip
             if only is not None:
                 data["only"] = [list(pair) for pair in only.pairs]
             append_event(sql, job, self._clock(), who, event, why, data)
@@ -148,13 +162,16 @@ class Runs:
             hold(sql, job, epoch)
             self._withdraw(sql, read_job(sql, job), who, why, withdrawal, notes)
 
-    def scope(self, job: JobId) -> Ranges | None:
-        """Return the indices that the job's current run may run; None: whatever is missing."""
+    def scope(self, job: JobId) -> Scope:
+        """Return what the job's current run may run, and take over."""
         e = schema.events.c
         query = sa.select(e.data).where(e.job == job, e.number == self.run_began(job))
         with self._database.reading() as sql:
-            only = (sql.scalar(query) or {}).get("only")
-        return None if only is None else Ranges((lo, hi) for lo, hi in only)
+            data = sql.scalar(query) or {}
+        only = data.get("only")
+        return Scope(
+            None if only is None else Ranges((lo, hi) for lo, hi in only), data.get("after_epoch", 0)
+        )
 
     def owed(self, job: JobId) -> Ranges | None:
         """Return the indices that were withdrawn when this run only had its end before it; None: nothing was."""

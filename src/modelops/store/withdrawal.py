@@ -41,12 +41,14 @@ class Withdrawal(msgspec.Struct, frozen=True, kw_only=True):
     """What is not to count any more.
 
     ``segments``: what of each still counts. ``aggregates``: whole aggregate segments. ``executions``: attempts whose
-    outcomes count, but whose execution data is lost.
+    outcomes count, but whose execution data is lost. ``epoch``: segments of attempts of epochs up to this that no
+    record knows are never to count.
     """
 
     segments: dict[AttemptId, Kept] = {}
     aggregates: tuple[AttemptId, ...] = ()
     executions: tuple[AttemptId, ...] = ()
+    epoch: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.segments or self.aggregates or self.executions)
@@ -119,7 +121,7 @@ def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]
     Returns
     -------
         For the event: how many ``replicates`` and ``aggregates`` (parameter sets) lost their outcome, and the
-        ``attempts`` whose segments lost any, and which ``ranges`` of indices that were.
+        ``attempts`` whose segments lost any, which ``ranges`` of indices that were, and the withdrawal's ``epoch``.
     """
     before = _ranges(sql, schema.segment_ranges, job) if what.segments else {}
     lost, losers = Ranges(), []
@@ -137,6 +139,7 @@ def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]
         "ranges": [list(pair) for pair in lost.pairs],
         "aggregates": _drop_aggregates(sql, job, what.aggregates),
         "attempts": losers,
+        **({"epoch": what.epoch} if what.epoch else {}),
     }
 
 
