@@ -6,24 +6,33 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 # What `make` does here: says that it was called, and then what the test says it does.
-MAKE = '#!/bin/sh\necho "$1" >> called\n[ "$1" = hosts-test ] || {{ {0}; }}\n'
+MAKE = '#!/bin/sh\necho "$1" >> called\nif [ "$1" = hosts-test ]; then {0}; else {1}; fi\n'
 PASSES, FAILS = "exit 0", "exit 2"
 NO_LAB = 'echo "no kubelet today" > "$MODELOPS_LAB_NOT_RUN"; exit 2'
+PYTEST = (sys.executable, "-m", "pytest")
+BARE = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+INTERRUPTED = 'echo "time was over" > "$MODELOPS_UNFINISHED"; exit 2'
 
 
 def far_parts(
-    folder: Path, make: str, *, hosts: str = "", **environ: str
+    folder: Path, make: str, *, on_hosts: str = PASSES, hosts: str = "", **environ: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run `.ci/far-parts` where hosts can be made, or not for this reason; what it says, and what it called."""
     (folder / ".ci").mkdir()
-    shutil.copy(ROOT / ".ci/far-parts", folder / ".ci")
-    programs = {".venv/bin/python": f"#!/bin/sh\necho '{hosts}'\n", "bin/make": MAKE.format(make)}
+    for name in ("far-parts", "within"):
+        shutil.copy(ROOT / ".ci" / name, folder / ".ci")
+    programs = {
+        ".venv/bin/python": f"#!/bin/sh\necho '{hosts}'\n",
+        "bin/make": MAKE.format(on_hosts, make),
+        "tests/hosts/install.sh": "#!/bin/sh\nexit 1\n",  # what lacks then is said by who looks for it
+    }
     for name, text in programs.items():
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(text)
@@ -76,6 +85,27 @@ def test_without_hosts_their_tests_are_not_run(tmp_path: Path) -> None:
     assert "need Linux and root" in done.stdout
 
 
+def test_hosts_for_which_there_is_no_time_are_not_begun(tmp_path: Path) -> None:
+    done, called = far_parts(tmp_path, PASSES, MODELOPS_CI_ENDS=str(int(time.time()) + 600))
+    assert (done.returncode, called) == (0, ["k8s-test"])
+    assert "NOT RUN: make hosts-test" in done.stdout
+
+
+@pytest.mark.parametrize(("on_hosts", "make"), [(PASSES, INTERRUPTED), (INTERRUPTED, PASSES)])
+def test_what_the_end_of_ci_interrupts_is_not_finished_and_does_not_count_as_passed(
+    tmp_path: Path, on_hosts: str, make: str
+) -> None:
+    done, called = far_parts(tmp_path, make, on_hosts=on_hosts)
+    assert (done.returncode, called) == (0, ["hosts-test", "k8s-test"])
+    (whole,) = (line for line in done.stdout.splitlines() if line.startswith("passed: "))
+    assert f"NOT FINISHED: make {'k8s' if 'hosts' in whole else 'hosts'}-test" in done.stdout
+
+
+def test_a_test_that_fails_on_hosts_fails_all(tmp_path: Path) -> None:
+    done, called = far_parts(tmp_path, PASSES, on_hosts=FAILS)
+    assert (done.returncode, called) == (1, ["hosts-test"])
+
+
 def test_the_cluster_of_somebodys_kubeconfig_is_left_alone(tmp_path: Path) -> None:
     named = '[ -z "${KUBECONFIG:-}" ]'
     done, _ = far_parts(tmp_path, named, KUBECONFIG="/home/ada/.kube/production")
@@ -106,8 +136,45 @@ def test_what_could_not_end_in_time_is_not_begun(tmp_path: Path) -> None:
         env={**os.environ, **ours}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 77
-    assert reason.read_text()
+    assert "less than half an hour" in reason.read_text()
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_takes_too_long_is_interrupted_and_told_apart() -> None:
+    done = subprocess.run([str(ROOT / ".ci/within"), "1", "sleep", "600"], check=False)
+    assert done.returncode == 124
+
+
+HOOKS = "from unfinished import pytest_runtest_logfinish, pytest_sessionfinish\n"
+WAITS = """\
+import pathlib, time
+
+def test_good(): pass
+
+def test_other(): assert {0}
+
+def test_that_takes_long():
+    pathlib.Path("began").touch()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("holds", "text"), [("True", "time was over after 2 of 3 tests"), ("False", None)])
+def test_tests_that_are_interrupted_say_how_far_they_got_unless_one_has_failed(
+    tmp_path: Path, holds: str, text: str | None
+) -> None:
+    (tmp_path / "conftest.py").write_text(HOOKS)
+    (tmp_path / "test_it.py").write_text(WAITS.format(holds))
+    where = tmp_path / "unfinished"
+    ours = {"MODELOPS_UNFINISHED": str(where), "PYTHONPATH": str(ROOT / "tests/servers")}
+    command = [str(ROOT / ".ci/within"), "600", str(ROOT / ".ci/twice"), *PYTEST, "test_it.py"]
+    running = subprocess.Popen(command, cwd=tmp_path, env={**BARE, **ours}, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "began").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait() == 2
+    assert (where.read_text().partition(",")[0] if where.exists() else None) == text
 
 
 TESTS = """\
@@ -128,8 +195,8 @@ def test_what_fails_runs_once_more_and_is_said_to_have_failed(
     tmp_path: Path, holds: str, code: int, runs: int
 ) -> None:
     (tmp_path / "test_it.py").write_text(TESTS.format(holds))
-    command = [str(ROOT / ".ci/twice"), sys.executable, "-m", "pytest", "test_it.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [str(ROOT / ".ci/twice"), *PYTEST, "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=BARE, capture_output=True, text=True, check=False)
     assert (done.returncode, (tmp_path / "runs").read_text()) == (code, "x" * runs), done.stdout
     assert ("They are run a second time" in done.stdout) == (runs == 2)
     assert ("FLAKY" in done.stdout) == (runs == 2 and code == 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hosts_lab
 import pytest
 from hosts_lab import S3, Host, Lab, Part, Pool, Postgres, wait_for
+from unfinished import pytest_runtest_logfinish, pytest_sessionfinish  # noqa: F401  # hooks
 
 import modelops as mo
 from modelops.cluster.certificates import create_certificates

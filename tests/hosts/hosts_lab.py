@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -42,12 +43,34 @@ def why_not() -> str:
         return "there is no PostgreSQL that speaks TLS; on Debian: apt-get install postgresql"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "/dev/net/tun cannot be used"
-    name = f"mo{os.getpid()}-try"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"'ip netns add' fails: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", name], check=True)
+    try:
+        with Lab() as lab:
+            for far in (False, True):
+                _reach(lab.host(far=far))
+    except (AssertionError, OSError) as error:
+        return f"two hosts cannot be made and reached: {error}"
     return ""
+
+
+LISTENS = """\
+import socket
+with socket.create_server(("", 4000)) as server:
+    print("listens", flush=True)
+    server.accept()
+"""
+
+
+def _reach(host: Host) -> None:
+    """Connect to a host."""
+    command = host.inside(sys.executable, "-c", LISTENS)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stderr is not None
+            assert listener.stdout.readline() == "listens\n", listener.stderr.read().strip()
+            socket.create_connection((host.address, 4000), timeout=10).close()
+        finally:
+            listener.kill()
 
 
 def wait_for(holds: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -83,12 +106,19 @@ class Host:
         self._relay: subprocess.Popen[str] | None = None
         self._weather = (0.0, 0.0)
         ip("netns", "add", self.namespace)
+        try:
+            self._connect(lab, far)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, lab: Lab, far: bool) -> None:
         ip("-n", self.namespace, "link", "set", "lo", "up")
         if far:
             relay = [sys.executable, str(HERE / "relay.py"), self.namespace, f"{self.address}/24", lab.bridge]
             self._relay = subprocess.Popen(relay, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert self._relay.stdout is not None
-            assert self._relay.stdout.readline() == "ready\n"
+            assert self._relay.stdout.readline() == "ready\n", "its cable cannot be laid"
         else:
             ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
             ip("link", "set", self._cable, "master", lab.bridge, "up")
@@ -143,8 +173,12 @@ class Lab:
     def __enter__(self) -> Self:
         ip("link", "add", self.bridge, "type", "bridge")
         self._stack.callback(ip, "link", "del", self.bridge)
-        ip("addr", "add", f"{self.net}.254/24", "dev", self.bridge)
-        ip("link", "set", self.bridge, "up")
+        try:
+            ip("addr", "add", f"{self.net}.254/24", "dev", self.bridge)
+            ip("link", "set", self.bridge, "up")
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # it has no types
+from unfinished import pytest_runtest_logfinish, pytest_sessionfinish  # noqa: F401  # hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

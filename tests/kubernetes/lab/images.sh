@@ -8,7 +8,11 @@ build() { nice podman build -q --network host "$@"; } # without a network of its
 postgres() { build -t localhost/postgres:15 - < "$here/postgres.Dockerfile"; }
 index() {
   nice podman run --rm -q --network host -v "$ca:/ca:ro" -e SSL_CERT_FILE=/ca localhost/debian-base:bookworm python3 -c \
-    'import urllib.request as u; print(u.urlopen("https://pypi.org/simple/uv/", timeout=60).status)'
+    'import re, urllib.parse as p, urllib.request as u
+index = "https://pypi.org/simple/uv/"
+page = u.urlopen(index, timeout=60).read().decode()
+file = p.urljoin(index, re.search(r"href=\"([^#\"]+)", page)[1])
+print(u.urlopen(u.Request(file, method="HEAD"), timeout=60).status, file)'
 }
 modelops() {
   build --timestamp 0 --build-arg BASE_IMAGE=localhost/debian-base:bookworm --secret "id=ca,src=$ca" \

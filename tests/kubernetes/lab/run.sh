@@ -6,9 +6,10 @@
 # say why. So "not run" is told apart from "failed". Where MODELOPS_CI_ENDS is set (seconds since 1970), nothing goes on beyond
 # that time: a command that would not have half an hour is not run.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd); lab=${K8S_LAB:-$HOME/.cache/k8s-lab}; export K8S_LAB=$lab
+here=$(cd "$(dirname "$0")" && pwd); lab=${K8S_LAB:-${HOME:-/root}/.cache/k8s-lab}; export K8S_LAB=$lab
 log=$(mktemp); child=; interrupted=
-COMMAND_S=1800 STOP_S=180 # what the command needs; to stop the cluster
+COMMAND_S=1800 STOP_S=240 # what the command needs; to kill it, and stop the cluster
+MEMORY_MB=3500 # of the cluster and of what the tests start in it
 trap 'rm -f "$log"' EXIT
 
 no() {
@@ -35,35 +36,54 @@ within() { # LIMIT COMMAND...: interrupted when the limit is reached or we are, 
 }
 trap 'interrupted=yes; [ -z "$child" ] || kill -INT "$child" 2>/dev/null || true' INT TERM HUP
 prepare() { # WHAT LIMIT COMMAND...: quiet, unless it fails
-  local what=$1; shift
+  local what=$1 code=0 limit; shift
+  [ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "there is less than half an hour left for it"
   echo "$what" >&2
-  local limit; limit=$(at_most "$1" "$COMMAND_S"); shift
-  within "$limit" "$@" >"$log" 2>&1 || { local code=$?; cat "$log" >&2; no "$what: exit code $code: $(tail -n 2 "$log" | tr '\n' ' ')"; }
+  limit=$(at_most "$1" "$COMMAND_S"); shift
+  within "$limit" "$@" >"$log" 2>&1 || code=$?
+  [ "$code" != 0 ] || return 0
+  cat "$log" >&2
+  [ "$code" != 124 ] && [ "$code" != 137 ] || no "$what took longer than $limit s: $(tail -n 2 "$log" | tr '\n' ' ')"
+  no "$what: exit code $code: $(tail -n 2 "$log" | tr '\n' ' ')"
+}
+
+has_room() { # on disk and in memory, for what follows
+  local disk=5 free memory limit
+  [ -x "$lab/bin/kube-proxy" ] || disk=12 # to build all
+  mkdir -p /var/lib/containers
+  free=$(df --output=avail -BG "$lab" /var/lib/containers | tail -n +2 | tr -dc '0-9\n' | sort -n | head -n 1)
+  [ "$free" -ge "$disk" ] || no "there are $free GB free on disk, and a cluster takes $disk"
+  memory=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024))
+  limit=$(cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | grep -E '^[0-9]{1,14}$' | head -n 1 || true)
+  [ -z "$limit" ] || [ $((limit >> 20)) -ge "$memory" ] || memory=$((limit >> 20))
+  [ "$memory" -ge "$MEMORY_MB" ] || no "there are $memory MB of memory to be had, and a cluster takes $MEMORY_MB"
 }
 
 [ "$(id -u)" = 0 ] || no "only root can make a cluster, and this is $(id -un)"
 grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release || no "a cluster is made of packages of Debian 12, and this is another system"
-mkdir -p "$lab"
+mkdir -p "$lab" && [ -w "$lab" ] || no "the folder $lab cannot be written"
 exec 9>"$lab/lock"
 flock -n 9 || no "another run has the cluster in $lab"
 if [ -e "$lab/run/of-run.sh" ]; then
-  echo "a run before this one was killed; its cluster is stopped" >&2
-  "$here/cluster.sh" down 9>&-
+  prepare "stopping the cluster of a run before this one, which was killed" 5m "$here/cluster.sh" down
 fi
 [ ! -e "$lab/run" ] || no "there is one already, which was started by hand: stop it with $here/cluster.sh down"
 [ ! -e /run/netns/k8slab ] || no "there is one already, of another folder: the network namespace k8slab"
 
+has_room
 prepare "building Kubernetes, unless it is in $lab" 25m "$here/build.sh"
 prepare "building the image of PostgreSQL" 10m "$here/images.sh" postgres
 prepare "looking for the package index from a container" 2m "$here/images.sh" index
 echo "building ModelOps's own images" >&2 # if they cannot be built here, something is wrong with them
 for again in yes no; do # an index may have hiccups
-  within "$(at_most 20m "$COMMAND_S")" "$here/images.sh" modelops "$lab/images.tar" >"$log" 2>&1 && break
+  code=0; within "$(at_most 20m "$COMMAND_S")" "$here/images.sh" modelops "$lab/images.tar" >"$log" 2>&1 || code=$?
+  [ "$code" != 0 ] || break
   cat "$log" >&2
-  [ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "it took too long to build ModelOps's own images"
+  [ "$code" != 124 ] && [ "$code" != 137 ] && [ "$(seconds_left "$COMMAND_S")" -gt 0 ] ||
+    no "it took too long to build ModelOps's own images"
   [ "$again" = yes ] && [ -z "$interrupted" ] || exit 1
 done
-stop() { trap '' INT TERM HUP; "$here/cluster.sh" down 9>&- || true; rm -f "$log" "$lab/images.tar"; }
+stop() { trap '' INT TERM HUP; timeout --kill-after=10 150 "$here/cluster.sh" down 9>&- || true; rm -f "$log" "$lab/images.tar"; }
 trap stop EXIT
 mkdir -p "$lab/run"; touch "$lab/run/of-run.sh"
 IMAGES=$lab/images.tar prepare "starting the cluster" 10m "$here/cluster.sh" up
