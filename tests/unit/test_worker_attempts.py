@@ -90,7 +90,7 @@ def test_a_job_that_has_ended_leaves_nothing() -> None:
     table.forget(JOB, 1)
     assert running.stop.stopped
     assert not table.enter(late)
-    table.leave(running)
+    table.keep(running, receipt(running), None)  # it had finished something when it was stopped
     assert table.of_job(JOB, 2) == []
     assert table.enter(attempt(1, epoch=2))  # it was resumed
     assert not other.stop.stopped

@@ -58,6 +58,7 @@ class Attempt:
     ``storing``: it is done, and storage does not take it. ``recalled``: its driver wants back what has not begun.
     ``preparing``: nothing of it runs yet; the job's environment is being looked at, or built, which no stop ends.
     ``aside``: its replicates have ended, and the next attempt may begin in its slot while it stores.
+    ``forgotten``: its job has ended, and nobody will ask for what it hands in.
     """
 
     job: JobId
@@ -72,6 +73,7 @@ class Attempt:
     recalled: bool = False
     preparing: bool = False
     aside: bool = False
+    forgotten: bool = False
     parts: tuple[Receipt, ...] = ()
 
     def held(self, receipt: Receipt | None = None, error: TaskError | None = None) -> HeldAttempt:
@@ -165,7 +167,8 @@ class AttemptTable:
             key = (attempt.job, attempt.attempt)
             self._running.pop(key, None)
             self._lock.notify_all()
-            self._keep(held)
+            if not attempt.forgotten:
+                self._keep(held)
         return held
 
     def _keep(self, held: HeldAttempt) -> None:
@@ -188,7 +191,8 @@ class AttemptTable:
             held = msgspec.structs.replace(attempt.held(part), attempt=part.attempt, ranges=indices.pairs)
             attempt.ranges = (Ranges(attempt.ranges) - indices).pairs
             attempt.parts = (*attempt.parts, part)
-            self._keep(held)
+            if not attempt.forgotten:
+                self._keep(held)
             return held
 
     def acknowledge(self, job: JobId, attempts: Iterable[AttemptId]) -> None:
@@ -204,6 +208,8 @@ class AttemptTable:
                 self._drop(key)
             self._fence(job, epoch + 1)  # a run that begins later has a higher one
             running = [x for x in self._running.values() if x.job == job and x.epoch <= epoch]
+            for attempt in running:
+                attempt.forgotten = True
         for attempt in running:
             attempt.stop.stop()
 
