@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import logging
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from distributed.scheduler import KilledWorker
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
+from modelops.driver.begins import Begins
 from modelops.errors import ClusterError
 from modelops.study.ids import AttemptId
 from modelops.study.ranges import Ranges
@@ -49,12 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
-BEGUN_WITHIN_S: Final = 2.0  # after it was submitted; who has not said so by then is asked
-FIRST_BEGUN_WITHIN_S: Final = (
-    0.3  # the same, of a worker that has ended nothing of this job: others may have it
-)
-ASK_AGAIN_S: Final = 2.0  # whether an attempt still waits; later and later
-LONGEST_ASK_AGAIN_S: Final = 15.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
 FORGET_AFTER_S: Final = 0.1
 STORAGE_AWAY, STORAGE_BACK = "storage_away", "storage_back"  # kinds of events
@@ -129,9 +123,7 @@ class Hands:
         self._holders: dict[AttemptId, str] = {}  # the worker of every attempt whose receipt has not come
         self._adopted: dict[AttemptId, str] = {}  # those of them that Dask will not tell us of
         self._poll_at = 0.0
-        self._unbegun: dict[AttemptId, float] = {}  # how long to wait between asking whether it has begun
-        self._served: set[str] = set()  # workers that have ended something of this job
-        self._asks: list[tuple[float, AttemptId]] = []  # a heap: when to ask after which attempt
+        self._begins = Begins()
         self._announced: set[AttemptId] = set()  # only the client's event loop looks at it
         self._received: list[tuple[str, AttemptId]] = []  # not recorded yet
         self._acknowledged: dict[str, set[AttemptId]] = {}  # by worker, for its next chunk
@@ -185,12 +177,13 @@ class Hands:
                 return self._adopt(news)
             case e.WorkerJoined():
                 self.workers.add(news.worker)
+                self._begins.joined(news.worker, news.slots)
             case e.WorkerLeft():
                 self._forget(news.worker)
             case e.ChunkDone() | e.AggregateDone():
                 self._receive_from(news.receipt.attempt)
             case e.AttemptBegun():
-                self._unbegun.pop(news.attempt, None)
+                self._begins.begun(news.attempt)
             case e.ChunkErred() | e.AttemptLost():
                 self._receive_from(news.attempt)
             case _:
@@ -248,10 +241,9 @@ class Hands:
         self._futures.pop(attempt, None)
         self._adopted.pop(attempt, None)
         self._waiting.pop(attempt, None)
-        self._unbegun.pop(attempt, None)
+        self._begins.ended(attempt, time.monotonic())
         worker = self._holders.pop(attempt, None)
         if worker is not None:
-            self._served.add(worker)
             self._received.append((worker, attempt))
 
     def acknowledge(self) -> None:
@@ -263,14 +255,8 @@ class Hands:
 
     def look_around(self, now: float) -> None:
         """Ask the workers of adopted attempts how these stand, and of others whether they have begun."""
-        while self._asks and self._asks[0][0] <= now:
-            _, attempt = heapq.heappop(self._asks)
-            wait_s = self._unbegun.get(attempt)
-            worker = self._holders.get(attempt)
-            if wait_s is not None and worker in self.workers:
-                self._call(worker, tasks.has_begun, attempt, self._told_of_begin)
-                self._unbegun[attempt] = min(1.5 * wait_s, LONGEST_ASK_AGAIN_S)
-                heapq.heappush(self._asks, (now + wait_s, attempt))
+        for attempt, worker in self._begins.due(now):
+            self._call(worker, tasks.has_begun, attempt, self._told_of_begin)
         if now >= self._poll_at:
             self._poll_at = now + POLL_EVERY_S
             for worker in set(self._adopted.values()) & self.workers:
@@ -341,9 +327,7 @@ class Hands:
             chunk, study=self._study, study_digest=self._study_digest, acknowledged=acknowledged
         )
         self._holders[chunk.attempt] = worker
-        self._unbegun[chunk.attempt] = ASK_AGAIN_S
-        within_s = BEGUN_WITHIN_S if worker in self._served else FIRST_BEGUN_WITHIN_S
-        heapq.heappush(self._asks, (time.monotonic() + within_s, chunk.attempt))
+        self._begins.submitted(chunk.attempt, worker, time.monotonic())
         try:
             client = self._pool.client
             future = client.submit(
@@ -514,13 +498,12 @@ class Hands:
         """Give up the receipts that a worker took along: Dask would wait for them for ever."""
         self.workers.discard(worker)
         self._acknowledged.pop(worker, None)
-        self._served.discard(worker)
+        self._begins.left(worker)
         gone = [attempt for attempt, name in self._holders.items() if name == worker]
         futures = [future for attempt in gone if (future := self._futures.pop(attempt, None)) is not None]
         for attempt in gone:
             self._adopted.pop(attempt, None)
             self._waiting.pop(attempt, None)
-            self._unbegun.pop(attempt, None)
             del self._holders[attempt]
         if futures:
             with contextlib.suppress(ClusterError):  # with the scheduler all its futures are gone
