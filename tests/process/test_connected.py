@@ -85,8 +85,34 @@ def test_who_hears_of_a_worker_can_use_the_client_at_once(
         assert heard[:3] == [(*each, True) for each in told]
 
 
+OTHER_DASK = """
+import importlib.metadata as packages
+version = packages.version
+packages.version = lambda name: "1.0" if name == "distributed" else version(name)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::distributed.versions.VersionMismatchWarning")
+def test_while_the_scheduler_has_another_dask_workers_get_nothing_and_its_versions_are_in_the_table(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OTHER_DASK)
+    with a_scheduler(tmp_path, PYTHONPATH=str(tmp_path)) as cluster, cluster:
+        wait_for(lambda: cluster.connected, "it is connected")
+        message = {
+            "event": "joined", "worker": "tls://one", "slots": 1, VERSIONS: msgspec.to_builtins(ours()),
+        }  # fmt: skip
+        cluster.client.log_event(WORKERS_TOPIC, message)
+        wait_for(lambda: bool(cluster.refused()), "the worker is refused")
+        rows = {row.split()[0]: row.split()[1:] for row in cluster.refused()["tls://one"].splitlines()[1:]}
+        same = ours().distributed
+        assert rows["distributed"] == [same, "1.0", same, "must", "be", "the", "same"]
+        assert rows["modelops"] == [ours().modelops] * 3
+        assert cluster.workers() == {}
+
+
 @contextlib.contextmanager
-def a_scheduler(folder: Path) -> Iterator[ConnectedCluster]:
+def a_scheduler(folder: Path, **environ: str) -> Iterator[ConnectedCluster]:
     """Run a scheduler; yield what connects to it."""
     pool = PoolHome.at(folder / "home")
     tls = pool.run.path / "tls"
@@ -94,7 +120,7 @@ def a_scheduler(folder: Path) -> Iterator[ConnectedCluster]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("modelops")), "scheduler", "--port", str(port)]
-    scheduler = subprocess.Popen(command, env=pool.environ, stderr=subprocess.PIPE)
+    scheduler = subprocess.Popen(command, env={**pool.environ, **environ}, stderr=subprocess.PIPE)
     try:
         yield ConnectedCluster(lambda: f"tls://127.0.0.1:{port}", tls)
     finally:

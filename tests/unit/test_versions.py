@@ -24,21 +24,28 @@ def other(name: str) -> Versions:
 
 @pytest.mark.parametrize("name", Versions.__struct_fields__)
 def test_protocol_and_dask_must_be_the_same_and_all_else_may_differ(name: str) -> None:
-    assert misfits(ours(), ours()) == ()
-    assert misfits(ours(), other(name)) == ((name,) if name in MATTERS else ())
+    assert misfits(ours(), ours(), ours()) == ()
+    assert misfits(ours(), ours(), other(name)) == ((name,) if name in MATTERS else ())
 
 
-def test_the_table_has_both_sides_and_marks_what_does_not_fit() -> None:
+@pytest.mark.parametrize("name", Versions.__struct_fields__)
+def test_of_a_scheduler_only_its_dask_must_be_the_same_and_one_that_does_not_tell_is_taken(name: str) -> None:
+    assert misfits(ours(), other(name), ours()) == (("distributed",) if name == "distributed" else ())
+    assert misfits(ours(), Versions(), ours()) == ()
+
+
+def test_the_table_has_all_parts_and_marks_what_does_not_fit() -> None:
     server = Versions("2", "2026.7.0", "0.2.0", "3.12.1", "0.21.0", "22.0.0")
+    scheduler = Versions("2", "2026.6.1", "0.2.0", "3.12.1", "0.21.0", "22.0.0")
     worker = Versions("1", "2026.7.0", "0.1.0", "3.11.2", "0.21.0", "22.0.0")
-    assert table(server, worker).splitlines() == [
-        "             server    worker",
-        "protocol     2         1         must be the same",
-        "distributed  2026.7.0  2026.7.0",
-        "modelops     0.2.0     0.1.0",
-        "python       3.12.1    3.11.2",
-        "msgspec      0.21.0    0.21.0",
-        "pyarrow      22.0.0    22.0.0",
+    assert table(server, scheduler, worker).splitlines() == [
+        "             server    scheduler  worker",
+        "protocol     2         2          1         must be the same",
+        "distributed  2026.7.0  2026.6.1   2026.7.0  must be the same",
+        "modelops     0.2.0     0.2.0      0.1.0",
+        "python       3.12.1    3.12.1     3.11.2",
+        "msgspec      0.21.0    0.21.0     0.21.0",
+        "pyarrow      22.0.0    22.0.0     22.0.0",
     ]
 
 

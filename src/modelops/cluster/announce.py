@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from modelops.cluster.versions import VERSIONS
+from modelops.cluster.versions import VERSIONS, ours
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
@@ -18,9 +19,13 @@ _EXPECTED: Final = ("retire-workers", "close-worker", "restart", "worker-close-g
 
 
 class AnnounceWorkers(SchedulerPlugin):
-    """Tell every client which workers come and go."""
+    """Tell every client which workers come and go, and those that ask the versions of the scheduler."""
 
     name = "modelops-announce-workers"
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Leave the versions where `Client.get_metadata` finds them, also a client of another version."""
+        scheduler.set_metadata([VERSIONS], msgspec.to_builtins(ours()))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Announce a worker with the number of its threads."""

@@ -59,6 +59,7 @@ class ConnectedCluster:
         self._workers: dict[str, int] = {}
         self._memberships: dict[str, Membership] = {}  # of these
         self._refused: dict[str, str] = {}  # workers whose versions do not fit, and the table of these
+        self._scheduler = Versions()  # its own
         self._early: list[dict[str, Any]] | None = None  # news while there is no list of the workers yet
         self._closing = threading.Event()
         self._changed = threading.Condition(self._lock)
@@ -174,6 +175,9 @@ class ConnectedCluster:
             _wait_until_subscribed(client)
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
             found = client.sync(scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)["workers"]
+            asked = {"keys": [VERSIONS], "default": None, "callback_timeout": CONNECT_S}
+            said = client.sync(scheduler.get_metadata, **asked)
+            self._scheduler = Versions() if said is None else _versions("the scheduler", said)
         except BaseException:
             self._listeners.listen_to(None)
             _close(connection)
@@ -237,7 +241,7 @@ class ConnectedCluster:
 
     def _join(self, worker: str, slots: int, said: Mapping[str, Any]) -> None:
         of = said.get(MEMBERSHIP)
-        if slots and worker not in self._workers and (versions := _skew(worker, said.get(VERSIONS))):
+        if slots and worker not in self._workers and (versions := self._skew(worker, said.get(VERSIONS))):
             self._refuse(worker, versions)
             return
         with self._changed:
@@ -253,6 +257,11 @@ class ConnectedCluster:
         if new:
             self._listeners.joined(worker, slots)
 
+    def _skew(self, worker: str, said: Any) -> str:
+        """Return how the versions of a worker and of those before it differ where it matters; empty: they do not."""
+        parts = (ours(), self._scheduler, Versions() if said is None else _versions(worker, said))
+        return table(*parts) if misfits(*parts) else ""
+
     def _refuse(self, worker: str, versions: str) -> None:
         with self._lock:
             is_new = versions not in self._refused.values()
@@ -263,14 +272,12 @@ class ConnectedCluster:
             )
 
 
-def _skew(worker: str, said: Any) -> str:
-    """Return how the versions of a worker and of this process differ where it matters; empty: they do not."""
+def _versions(whose: str, said: Any) -> Versions:
     try:
-        theirs = Versions() if said is None else msgspec.convert(said, Versions)
+        return msgspec.convert(said, Versions)
     except msgspec.ValidationError as error:
-        log.warning("what %s says of its versions cannot be read: %s", worker, error)
-        theirs = Versions()
-    return table(ours(), theirs) if misfits(ours(), theirs) else ""
+        log.warning("what %s says of its versions cannot be read: %s", whose, error)
+        return Versions()
 
 
 def _membership(worker: str, said: Any) -> Membership:
