@@ -1,13 +1,17 @@
-"""ModelOps on many hosts: scheduler, server, PostgreSQL, S3, two workers, each at an address of its own, all by TLS."""
+"""ModelOps on many hosts: scheduler, server, PostgreSQL, S3, two workers, each at an address of its own, all by TLS.
+
+Each part is behind a firewall: the network policies of k8s/ (`firewall`)."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import firewall
 import hosts_lab
 import pytest
-from hosts_lab import S3, Host, Lab, Part, Pool, Postgres, wait_for
+from firewall import Peer
+from hosts_lab import HTTP_PORTS, PARTS, S3, Host, Lab, Part, Pool, Postgres, wait_for
 from unfinished import pytest_runtest_logfinish, pytest_sessionfinish  # noqa: F401  # hooks
 
 import modelops as mo
@@ -30,15 +34,24 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     parts: dict[str, Part] = {}
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(Lab())
-        for name in ("scheduler", "server", "database", "storage"):
+        for name in ("scheduler", "server", "database", "storage", "monitoring", "stranger"):
             hosts[name] = net.host()
         for name in ("worker-a", "worker-b"):
             hosts[name] = net.host(far=True)
         at = {name: host.address for name, host in hosts.items()}
         certs = folder / "certs"
         create_certificates(certs, list(at.values()))
-        database = stack.enter_context(Postgres(hosts["database"], certs / "server"))
-        storage = stack.enter_context(S3(hosts["storage"], certs / "server"))
+        database = stack.enter_context(Postgres(hosts["database"], certs / "server", 5432))
+        storage = stack.enter_context(S3(hosts["storage"], certs / "server", 443))
+        us = f"{net.net}.254"
+        peers = [
+            *(Peer(at[part], part.partition("-")[0]) for part in PARTS),
+            *(Peer(at[name]) for name in ("database", "storage", "stranger")),
+            Peer(at["monitoring"], namespace={"modelops.dev/metrics": "true"}),
+            Peer(us, namespace={"modelops.dev/clients": "true"}),
+        ]
+        for name, pod in zip(PARTS, peers, strict=False):
+            firewall.close(hosts[name], pod, peers, at["database"])
         scheduler = f"tls://{at['scheduler']}:8786"
         url = f"https://{at['server']}:8785"
         served = (certs / "server" / "cert.pem", certs / "server" / "key.pem")
@@ -54,6 +67,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
         }  # fmt: skip
         environ = {**storage.environ, "MODELOPS_STORAGE": storage.url}
         for name, arguments in commands.items():
+            if name != "server":
+                arguments = (*arguments, "--http-port", str(HTTP_PORTS[name]))
             role = name.partition("-")[0]
             more = {"MODELOPS_TLS": str(certs / role), **environ}
             if role == "server":

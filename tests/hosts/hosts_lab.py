@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import urlsplit
 
 import psycopg
 import psycopg.conninfo
@@ -30,13 +31,15 @@ HERE = Path(__file__).parent
 # The one that tests use elsewhere speaks no TLS.
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 COMMAND = str(Path(sys.executable).with_name("modelops"))
+PARTS = ("scheduler", "server", "worker-a", "worker-b")
+HTTP_PORTS = {"scheduler": 8787, "server": 8785, "worker-a": 8787, "worker-b": 8787}
 
 
 def why_not() -> str:
     """Return why there can be no hosts here; empty: there can."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "network namespaces need Linux and root"
-    for program in ("ip", "setpriv"):
+    for program in ("ip", "nft", "setpriv"):
         if shutil.which(program) is None:
             return f"there is no program {program!r}"
     if not INSTALLED:
@@ -158,6 +161,8 @@ class Host:
         if self._relay is not None:
             self._relay.terminate()
             self._relay.communicate()
+        # It would go with its namespace, but later, and until then its name is taken.
+        subprocess.run(["ip", "link", "del", self._cable], capture_output=True, check=False)
         ip("netns", "del", self.namespace)
 
 
@@ -193,10 +198,11 @@ class Lab:
 
 
 class Postgres(services.Postgres):
-    """A PostgreSQL server on a host, which speaks TLS only."""
+    """A PostgreSQL server on a host, which speaks TLS only; at a free port, or at this one."""
 
-    def __init__(self, host: Place, certificates: Path) -> None:
+    def __init__(self, host: Place, certificates: Path, port: int | None = None) -> None:
         super().__init__()
+        self.port = port or self.port
         self._installed = INSTALLED[-1].parents[1]
         self.host, self._certificates = host, certificates
 
@@ -243,10 +249,11 @@ class Postgres(services.Postgres):
 
 
 class S3(services.S3):
-    """An S3 service on a host, which speaks TLS only."""
+    """An S3 service on a host, which speaks TLS only; at a free port, or at this one."""
 
-    def __init__(self, host: Place, certificates: Path) -> None:
+    def __init__(self, host: Place, certificates: Path, port: int | None = None) -> None:
         super().__init__()
+        self.port = port or self.port
         self.host, self._certificates = host, certificates
 
     @property
@@ -322,5 +329,10 @@ class Pool:
     parts: dict[str, Part]
 
     def n_workers(self) -> int:
+        return len(self.workers())
+
+    def workers(self) -> list[tuple[str, int]]:
+        """Return address and port of the workers that have slots."""
         answer = self.client.source.http.get("/server").as_type(dict)
-        return sum(1 for worker in answer["workers"] if worker["slots"])
+        places = [urlsplit(worker["address"]) for worker in answer["workers"] if worker["slots"]]
+        return [(str(place.hostname), int(place.port or 0)) for place in places]
