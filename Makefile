@@ -40,7 +40,8 @@ k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; ne
 		$(VENV)/k8s/bin/checkov --skip-download --quiet --compact --framework kubernetes -f $(VENV)/k8s/rendered.yaml \
 		|| exit 1; done
 
-K8S_TESTS = $(BIN)/python -m pytest tests/kubernetes --timeout 1800 -o faulthandler_timeout=0 --durations=0 --durations-min=5
+K8S_TESTS = $(BIN)/python -m pytest tests/kubernetes tests/acceptance/test_manifests.py \
+	--timeout 1800 -o faulthandler_timeout=0 --durations=0 --durations-min=5
 k8s-test: $(VENV)/dev.stamp ## deploy to the cluster of KUBECONFIG, or to one made here (root, Debian), and let pods go while jobs run
 	$(if $(KUBECONFIG),,tests/kubernetes/lab/run.sh) $(AGAIN) $(K8S_TESTS)
 

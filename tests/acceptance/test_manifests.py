@@ -253,6 +253,18 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
 
 
 @promtool
+def test_prometheus_understands_what_every_panel_asks(tmp_path: Path) -> None:
+    dashboard = json.loads((K8S / "monitoring/dashboard.json").read_text("utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [{"record": f"panel:{i}", "expr": expr.replace("$", "")} for i, expr in enumerate(asked)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    command = ["promtool", "check", "rules", "--lint=none", str(tmp_path / "rules.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(asked)} rules found" in done.stdout
+
+
+@promtool
 def test_prometheus_understands_what_it_is_to_scrape(tmp_path: Path) -> None:
     config = yaml.safe_load((K8S / "monitoring/prometheus.yml").read_text("utf-8"))
     for job in config["scrape_configs"]:  # Debian's Prometheus knows no Kubernetes

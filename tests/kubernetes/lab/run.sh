@@ -91,6 +91,7 @@ rm -f "$lab/images.tar"
 prepare "running a first pod" 5m "$here/cluster.sh" try localhost/modelops:0.1.0
 prepare "making volumes" 1m "$here/cluster.sh" volumes 4
 KUBECONFIG=$("$here/cluster.sh" kubeconfig); export KUBECONFIG
+export PATH=$PATH:$lab/tools
 export MODELOPS_AFTER_APPLY="$here/cluster.sh dns" MODELOPS_TEST_POSTGRES=localhost/postgres:15 MODELOPS_TEST_ADDRESS=10.99.0.1
 [ -z "$interrupted" ] || exit 130
 [ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "there is less than half an hour left for it"
