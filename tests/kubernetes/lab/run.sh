@@ -35,9 +35,10 @@ within() { # LIMIT COMMAND...: interrupted when the limit is reached or we are, 
   child=; return "$code"
 }
 trap 'interrupted=yes; [ -z "$child" ] || kill -INT "$child" 2>/dev/null || true' INT TERM HUP
+in_time() { [ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "there is less than half an hour left for it"; }
 prepare() { # WHAT LIMIT COMMAND...: quiet, unless it fails
   local what=$1 code=0 limit; shift
-  [ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "there is less than half an hour left for it"
+  in_time
   echo "$what" >&2
   limit=$(at_most "$1" "$COMMAND_S"); shift
   within "$limit" "$@" >"$log" 2>&1 || code=$?
@@ -59,6 +60,7 @@ has_room() { # on disk and in memory, for what follows
   [ "$memory" -ge "$MEMORY_MB" ] || no "there are $memory MB of memory to be had, and a cluster takes $MEMORY_MB"
 }
 
+in_time
 [ "$(id -u)" = 0 ] || no "only root can make a cluster, and this is $(id -un)"
 grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release || no "a cluster is made of packages of Debian 12, and this is another system"
 mkdir -p "$lab" && [ -w "$lab" ] || no "the folder $lab cannot be written"
@@ -94,5 +96,5 @@ KUBECONFIG=$("$here/cluster.sh" kubeconfig); export KUBECONFIG
 export PATH=$PATH:$lab/tools
 export MODELOPS_AFTER_APPLY="$here/cluster.sh dns" MODELOPS_TEST_POSTGRES=localhost/postgres:15 MODELOPS_TEST_ADDRESS=10.99.0.1
 [ -z "$interrupted" ] || exit 130
-[ "$(seconds_left "$COMMAND_S")" -gt 0 ] || no "there is less than half an hour left for it"
+in_time
 within "$(at_most "${MODELOPS_LAB_DEADLINE:-35m}" "$STOP_S")" "$@"
