@@ -147,5 +147,5 @@ def _nft(host: Host, *arguments: str, given: str | None = None) -> str:
     done = subprocess.run(
         host.inside("nft", *arguments), input=given, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"{given}\nnft {' '.join(arguments)}: {done.stderr}"
+    assert done.returncode == 0, f"nft {' '.join(arguments)}: {done.stderr.strip()}\n{given}"
     return done.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
+import firewall
 import psycopg
 import psycopg.conninfo
 import psycopg.sql
@@ -48,10 +49,16 @@ def why_not() -> str:
         return "/dev/net/tun cannot be used"
     try:
         with Lab() as lab:
-            for far in (False, True):
-                _reach(lab.host(far=far))
+            hosts = [lab.host(far=far) for far in (False, True)]
+            for host in hosts:
+                _reach(host)
+            peers = [
+                firewall.Peer(host.address, of) for host, of in zip(hosts, ("server", "worker"), strict=True)
+            ]
+            firewall.close(hosts[0], peers[0], peers, database=hosts[1].address)
+            firewall.refused(hosts[0])
     except (AssertionError, OSError) as error:
-        return f"two hosts cannot be made and reached: {error}"
+        return f"two hosts cannot be made, reached, and closed: {str(error).partition('\n')[0]}"
     return ""
 
 
