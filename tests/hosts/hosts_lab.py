@@ -58,7 +58,8 @@ def why_not() -> str:
             firewall.close(hosts[0], peers[0], peers, database=hosts[1].address)
             firewall.refused(hosts[0])
     except (AssertionError, OSError) as error:
-        return f"two hosts cannot be made, reached, and closed: {str(error).partition('\n')[0]}"
+        said, _, _ = str(error).partition("\n")
+        return f"two hosts cannot be made, reached, and closed: {said}"
     return ""
 
 
