@@ -91,11 +91,21 @@ def test_two_chunks_wait_only_where_storing_one_may_take_as_long_as_running_it(
     assert queue_depth(meter) == depth
 
 
-@pytest.mark.parametrize(("n_measured", "slots", "size"), [(2, 2, 1), (8, 2, 2), (24, 2, 6), (24, 100, 1)])
-def test_before_it_is_sure_a_chunk_takes_at_most_half_of_what_each_slot_has_done(
+@pytest.mark.parametrize(("n_measured", "slots", "size"), [(2, 2, 1), (8, 2, 4), (24, 2, 12), (24, 100, 1)])
+def test_before_it_is_sure_a_chunk_takes_at_most_what_each_slot_has_done(
     n_measured: int, slots: int, size: int
 ) -> None:
     meter = Meter()
     meter.record(n_measured, n_measured * 0.1)
     assert n_measured < SURE_AFTER
     assert chunk_size(meter, 10_000, slots) == size
+
+
+def test_the_end_of_a_job_takes_few_chunks_and_leaves_none_with_much_more_than_the_others() -> None:
+    sure, left, seconds = meter(0.01), 1_600, []  # what two slots do in 8 s
+    while left:
+        seconds.append(0.01 * chunk_size(sure, left, 2))
+        left -= chunk_size(sure, left, 2)
+    assert len(seconds) < 20
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[-1] <= 0.05

@@ -1,9 +1,9 @@
 """How large the next chunk is: from small to about two seconds of measured work, and small again at the end.
 
-Towards the end a chunk is at most remaining / (2 x slots): guided self-scheduling (Polychronopoulos &
-Kuck 1987, doi:10.1109/TC.1987.5009495), halved because replicate times vary. What would take less time
-than handing it over is never cut smaller, however many slots there are. How long that takes is measured: workers far
-away are given more at a time, and the next chunk before they are done.
+Towards the end a chunk is at most remaining / (1.5 x slots): guided self-scheduling (Polychronopoulos &
+Kuck 1987, doi:10.1109/TC.1987.5009495), and a little less because replicate times vary; of a chunk that takes too long
+the rest is taken back. What would take less time than handing it over is never cut smaller, however many slots there
+are. How long that takes is measured: workers far away are given more at a time, and the next chunk before they are done.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ TARGET_S: Final = 2.0  # of work in a chunk
 # seen late.
 CHUNKS_PER_S: Final = 1_000
 LONGEST_TARGET_S: Final = 4.0
-# While fewer than SURE_AFTER replicates have been measured; half of what each slot has done so far, if that is more.
+# While fewer than SURE_AFTER replicates have been measured; what each slot has done so far, if that is more.
 TARGET_WHILE_UNSURE_S: Final = 0.1
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
+SHARE: Final = 1.5  # of slots: how many chunks of this size what remains would make
 LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
 MUCH_TO_STORE_BYTES: Final = 8 << 20  # by one replicate
 WORTH_STORING_BESIDE_S: Final = 0.5  # what runs for longer is not waited for by a disk
@@ -80,11 +81,11 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
         target_s = max(TARGET_S, min(LONGEST_TARGET_S, slots / CHUNKS_PER_S))
     else:
         done_s = meter.n_measured * (cost or 0.0) / max(1, slots)  # by each slot
-        target_s = max(TARGET_WHILE_UNSURE_S, far_s, min(TARGET_S, done_s / 2))
+        target_s = max(TARGET_WHILE_UNSURE_S, far_s, min(TARGET_S, done_s))
     if cost is None or remaining <= 1 or cost >= target_s:
         return 1
     slots = max(1, slots)
-    share = max(remaining / (2 * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
+    share = max(remaining / (SHARE * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
     worth = max(int(WORTH_SENDING_S / cost), min(int(far_s / cost), -(-remaining // slots)))
     size = max(1, worth, int(min(target_s / cost, share)))
     n_bytes = meter.bytes_per_item
