@@ -3,7 +3,8 @@
 Towards the end a chunk is at most remaining / (1.5 x slots): guided self-scheduling (Polychronopoulos &
 Kuck 1987, doi:10.1109/TC.1987.5009495), and a little less because replicate times vary; of a chunk that takes too long
 the rest is taken back. What would take less time than handing it over is never cut smaller, however many slots there
-are. How long that takes is measured: workers far away are given more at a time, and the next chunk before they are done.
+are. How long that takes is measured: workers far away are given more at a time, and the next chunk before they are
+done.
 """
 
 from __future__ import annotations
