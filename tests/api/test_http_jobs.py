@@ -22,7 +22,7 @@ from modelops.store import overview
 from modelops.store.parameters import pour_parameters
 from modelops.study.ids import JobId
 from modelops.study.pools import Membership
-from modelops.study.ranges import Ranges
+from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
     from modelops.server.service import JobService
@@ -77,6 +77,26 @@ def test_counts_are_of_what_is_committed_and_of_what_runs(
     assert status["counts"] == {"succeeded": 2, "failed": 1, "pending": 9}
     assert status["driven"] is False
     assert "which of the pending replicates run is not known" in status["doing"]
+
+
+def test_nothing_is_running_in_a_job_that_has_ended_while_its_driver_still_says_so(
+    client: Client, service: JobService, bundle: str, drivers: Drivers
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD, 1: BAD}, end=JobEvent.SOME_SUCCEEDED)
+    drivers.seen[job] = Seen(
+        Ranges([(3, 7)]),
+        eta=12.5,
+        progress=[SeenReplicate(5, 0.25, {"day": 3})],
+        pools=[LivePool("eu-west", 2, 3, running=4)],
+    )
+    (listed,) = client.get("/v1/jobs")["jobs"]
+    for status in (client.get(f"/v1/jobs/{job}"), listed):
+        assert status["counts"] == {"succeeded": 1, "failed": 1, "not_run": 10}
+        assert (status["state"], status["eta"], status["progress"]) == ("partial", None, [])
+        assert not any("running" in pool["counts"] for pool in status["pools"])
+    contents = service.contents(job)
+    assert (contents.rest, contents.running) == ("not_run", EMPTY)
 
 
 def test_a_pool_without_workers_is_seen_in_status_list_and_show(

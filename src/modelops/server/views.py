@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from modelops.states import JobState, ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
 from modelops.store.contents import rest_of
 from modelops.study.spec import decode_spec
 
@@ -178,6 +178,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
     """Put together what is committed and what its driver says; ``live`` must have been asked first."""
     row, spec = picture.row, spec_of(picture.row.spec)
+    if row.state in FINAL_JOB_STATES:
+        live = None  # it was asked before the end, and knew of replicates that ran then
     view = JobView(
         job=row.job,
         name=row.name,

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from modelops.errors import IntegrityError, NotFoundError
-from modelops.states import STORED, JobState, ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, STORED, JobState, ReplicateStatus
 from modelops.store.parameter_view import LostParameters, ParameterView
 from modelops.store.parameters import Parameters
 from modelops.store.segment_table import SegmentTable, StoredOutput, decoded, read_segment
@@ -60,8 +60,10 @@ class JobContents:
 
     @classmethod
     def of(cls, objects: Objects, records: Records, job: JobId, running: Ranges = EMPTY) -> JobContents:
-        """Look at a job's records. Raises NotFoundError."""
+        """Look at a job's records, after ``running`` was asked for. Raises NotFoundError."""
         row, segments, aggregates = records.committed(job)
+        if row.state in FINAL_JOB_STATES:
+            running = EMPTY  # what ran when it was asked for runs no longer
         return cls(
             objects,
             job,
