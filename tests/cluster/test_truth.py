@@ -236,6 +236,29 @@ def test_failures_that_a_worker_still_holds_are_tried_again_too(
     assert server.records.counts(job) == {ReplicateStatus.SUCCEEDED: 2}
 
 
+def test_too_many_failures_take_nothing_from_a_repair_and_leave_a_resumed_job_as_many_again(
+    server: Server, bundle: Path, tmp_path: Path
+) -> None:
+    wall = tmp_path / "wall"
+    sets: list[dict[str, Any]] = [{"a": 1, "slow": 0.05}, {"a": 2, "slow": 0.1, "wall": str(wall)}]
+    wall.touch()
+    job = run(bundle, server.cluster, sets, 50, max_failures=4, fail_fast=False)
+    before = server.records.counts(job)
+    n_failed = before[ReplicateStatus.FAILED]
+    assert 4 < n_failed < 50
+    for ref in server.records.segments(job):
+        if ReplicateStatus.SUCCEEDED in ref.counts and ReplicateStatus.FAILED not in ref.counts:
+            server.objects.delete(f"{job_folder(job)}/{ref.name}")
+    assert server.reconciler.run(job)
+    server.ended(job)
+    assert server.records.counts(job) == before
+    resume_job(server.records, server.objects, job, "me")
+    server.ended(job)
+    row = server.records.job(job)
+    assert row.reason.endswith("replicates of this run failed, more than max_failures = 4")
+    assert server.records.counts(job)[ReplicateStatus.FAILED] > n_failed + 4
+
+
 def test_what_runs_for_a_job_that_has_ended_is_stopped_and_what_nobody_runs_is_run_again(
     server: Server, bundle: Path
 ) -> None:

@@ -194,7 +194,7 @@ class World:
             state=store.state,
             reason=store.reason,
             used_s=self.now - self.began,
-            leave=Ranges.of(store.left),
+            leave=None if store.left is None else Ranges.of(store.left),
             adopt=not is_first,
             after_epoch=store.after_epoch,
         )

@@ -48,13 +48,12 @@ class Driver:
         # What it knows.
         self.told = set(self.store.outcomes)
         self.told_params = set(self.store.aggregated)
-        self.n_failed = sum(status in FAILURES for status in self.store.outcomes.values())
+        self.n_failed = self.store.n_failed
         self.store_up = True
         self.dropped: set[int] = set()
         self.unanswered: dict[AttemptId, tuple[Commit, Sequence[int]]] = {}
         self.state = self.store.state
-        # And has heard so: by an outcome of this run. One that begins anew may try.
-        self.has_failed_too_often = self.state is JobState.RUNNING and self._may_not_fail_so_often
+        self.has_failed_too_often = self._may_not_fail_so_often
         self.stopped: set[AttemptId] = set()
         self.erred: Counter[int] = Counter()  # how often an index had a fault outside the model, in a row
         self.files: tuple[dict[int, ReplicateStatus], dict[int, AttemptId]] | None = None  # of results
@@ -435,7 +434,8 @@ class Driver:
 
     @property
     def _may_not_fail_so_often(self) -> bool:
-        return self.spec.max_failures is not None and self.n_failed > self.spec.max_failures
+        limit, store = self.spec.max_failures, self.store
+        return limit is not None and store.left is None and self.n_failed - store.failed_before > limit
 
     @property
     def is_holder(self) -> bool:

@@ -16,7 +16,15 @@ import numpy as np
 
 from modelops.driver import commands as c
 from modelops.driver.needs import Watched
-from modelops.states import FINAL_JOB_STATES, STORED, JobEvent, JobState, ReplicateStatus, next_state
+from modelops.states import (
+    FAILURES,
+    FINAL_JOB_STATES,
+    STORED,
+    JobEvent,
+    JobState,
+    ReplicateStatus,
+    next_state,
+)
 from modelops.store.records import LeaseLostError, Records
 from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded
 from modelops.study.ids import JobId
@@ -54,7 +62,8 @@ class Store:
         self.retried: list[tuple[Ranges, int]] = []
         self.failed_attempts: defaultdict[int, int] = defaultdict(int)
         self.not_before: dict[int, float] = {}
-        self.left: set[int] = set()  # what this run is not to run, as it only repairs
+        self.left: set[int] | None = None  # what this run is not to run, if it only repairs
+        self.failed_before = 0  # in earlier runs
 
     # Every one of these raises LeaseLostError.
 
@@ -210,7 +219,8 @@ class Store:
 
     def _begin(self, event: JobEvent) -> None:
         self.state, self.reason = next_state(self.state, event), ""
-        self.left = set()
+        self.left = None
+        self.failed_before = self.n_failed
         self.after_epoch = self.epoch
         self.retried.clear()
         self.failed_attempts.clear()
@@ -230,6 +240,11 @@ class Store:
             return ref
         watched = watched_of([(k, self.outcomes[k]) for k in integers(ref.ranges)])
         return msgspec.structs.replace(ref, watched=watched)
+
+    @property
+    def n_failed(self) -> int:
+        """How many replicates have failed."""
+        return sum(status in FAILURES for status in self.outcomes.values())
 
     @property
     def n_succeeded(self) -> int:

@@ -561,6 +561,28 @@ def test_a_new_driver_starts_nothing_if_the_limit_was_passed_before_it_came(limi
         assert (bool(only(commands, c.SubmitChunk)), machine.reason) == (True, "")
 
 
+def test_max_failures_counts_the_failures_of_each_run_anew() -> None:
+    failed = committed(attempt_id(1, 1), ((0, 4),), FAILED)
+    job = spec(1, 50, max_failures=3, fail_fast=False)
+    machine = Machine(job, JOB, epoch=2, segments=[failed], after_epoch=1)
+    commands = [*machine.start(0.0), *machine.handle(e.WorkerJoined("w0", 1), 0.0)]
+    commands += machine.handle(e.EnvironmentReady(), 1.0)
+    assert len(finish_chunks(machine, commands, FAILED)) < 46
+    assert "replicates of this run failed, more than max_failures = 3" in machine.reason
+    assert machine.counts()[FAILED] >= 8
+
+
+def test_max_failures_does_not_keep_a_repair_from_what_was_there_before() -> None:
+    failed = committed(attempt_id(1, 1), ((0, 4),), FAILED)
+    job = spec(1, 50, max_failures=3, fail_fast=False)
+    left = Ranges([(20, 50)])
+    machine = Machine(job, JOB, epoch=2, segments=[failed], leave=left)
+    commands = [*machine.start(0.0), *machine.handle(e.WorkerJoined("w0", 1), 0.0)]
+    commands += machine.handle(e.EnvironmentReady(), 1.0)
+    finish_chunks(machine, commands, FAILED)
+    assert (machine.counts()[FAILED], machine.reason) == (20, "")
+
+
 def test_a_fault_of_the_machinery_is_tried_again_three_times_then_stops_the_job() -> None:
     machine, commands = running(spec(1, 1))
     for delay in (1.0, 4.0, 16.0):

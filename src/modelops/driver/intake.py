@@ -56,11 +56,12 @@ class Intake:
         stop: Callable[[str, float], None],
         pools: Pools,
         plan: Plan | None = None,
+        failed_before: int | None = 0,
     ) -> None:
         self._spec, self._ledger, self._places, self._probe = spec, ledger, places, probe
         self._backlogs, self._meters = dispatcher.backlogs, dispatcher.meters
         self._course, self._outbox, self._stop, self._plan = course, outbox, stop, plan
-        self._pools = pools
+        self._pools, self._failed_before = pools, failed_before
         self._noted: set[str] = set()
 
     # Receipts.
@@ -208,10 +209,12 @@ class Intake:
         self.stop_if_too_many_failed(now)
 
     def stop_if_too_many_failed(self, now: float) -> None:
-        """End the job early if more replicates have failed than it wants to bear."""
-        limit = self._spec.max_failures
-        if limit is not None and (n := self._ledger.n_failed) > limit:
-            self._stop(f"{counted(n, 'replicate')} failed, more than max_failures = {limit}", now)
+        """End the job early if more replicates have failed in this run than it wants to bear."""
+        limit, before = self._spec.max_failures, self._failed_before
+        if limit is None or before is None or (n := self._ledger.n_failed - before) <= limit:
+            return
+        which = " of this run" if before else ""
+        self._stop(f"{counted(n, 'replicate')}{which} failed, more than max_failures = {limit}", now)
 
     def _dropped(self, command: c.CommitNotNeeded, event: e.Committed, now: float) -> None:
         """Take in that the store has that some are not needed; their parameter sets can be aggregated."""

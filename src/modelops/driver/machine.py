@@ -33,8 +33,8 @@ from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
-from modelops.states import AggregateStatus, JobEvent, JobState, ReplicateStatus
-from modelops.study.ids import AttemptId, JobId, attempt_id
+from modelops.states import FAILURES, AggregateStatus, JobEvent, JobState, ReplicateStatus
+from modelops.study.ids import AttemptId, JobId, attempt_id, epoch_of
 from modelops.study.pools import NO_ALIASES
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.wording import counted
@@ -73,7 +73,7 @@ class Machine:
     used_s
         How many seconds of the job's timeout earlier drivers used.
     leave
-        What is missing and not to be run: this run only repairs something.
+        What is missing and not to be run: this run only repairs something, and ``max_failures`` does not limit it.
     adopt
         Whether to ask workers for attempts of an earlier driver before anything is submitted.
     after_epoch
@@ -96,7 +96,7 @@ class Machine:
         state: JobState = JobState.QUEUED,
         reason: str = "",
         used_s: float = 0.0,
-        leave: Ranges = EMPTY,
+        leave: Ranges | None = None,
         adopt: bool = False,
         after_epoch: int = 0,
         aliases: Aliases = NO_ALIASES,
@@ -124,6 +124,12 @@ class Machine:
         self._blame = Blame()
         self._losses = Losses(self._outbox, took_over=adopt and state is JobState.RUNNING)
         self._fitness = Fitness(self._roster, self._course, self._outbox)
+        if spec.max_failures is not None or spec.until is not None:
+            segments = tuple(segments)
+        failed_before = 0
+        if spec.max_failures is not None:
+            earlier = (ref.counts for ref in segments if epoch_of(ref.attempt) <= after_epoch)
+            failed_before = sum(n for counts in earlier for status, n in counts.items() if status in FAILURES)
         looked_at = () if spec.until is None else tuple(segments)
         to_aggregate = self._ledger.adopt(looked_at or segments, aggregates)
         self._plan: Plan | None = None
@@ -141,7 +147,7 @@ class Machine:
             to_aggregate &= self._plan.needs.closed
         self._backlogs[_AGGREGATE].add(Work(_AGGREGATE, to_aggregate))
         missing = self._ledger.lacks(_SIMULATE, spec.line.all())
-        self._left = left = missing & leave
+        self._left = left = EMPTY if leave is None else missing & leave
         self._n_left_params = len(spec.line.params_of(left)) if left and spec.aggregates else 0
         missing = missing - left
         self._retried, missing = next_attempts(retried, missing)
@@ -162,6 +168,7 @@ class Machine:
             stop=self._stop_early,
             pools=self._pools,
             plan=self._plan,
+            failed_before=None if leave is not None else failed_before,
         )
 
         self._recall = Recall(

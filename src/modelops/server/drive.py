@@ -30,7 +30,6 @@ from modelops.store.answers import since_text
 from modelops.store.rows import LeaseLostError
 from modelops.store.runs import Scope
 from modelops.study.pools import NO_ALIASES
-from modelops.study.ranges import EMPTY
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ class JobDriver:
             state=row.state,
             reason="" if row.state is JobState.QUEUED else row.reason,  # why a run begins is not why it ends
             used_s=row.used_s,
-            leave=EMPTY if scope.only is None else spec.line.all() - scope.only,
+            leave=None if scope.only is None else spec.line.all() - scope.only,
             adopt=self.epoch > 1,
             after_epoch=scope.after_epoch,
             aliases=self._aliases,
