@@ -56,6 +56,7 @@ JOB_NEXT: Final = MappingProxyType(
         (S.QUEUED, E.STARTED): S.PREPARING,
         (S.PREPARING, E.ENVIRONMENT_READY): S.RUNNING,
         (S.PREPARING, E.ENVIRONMENT_FAILED): S.FAILED,
+        (S.PREPARING, E.STOPPED_EARLY): S.FINALIZING,  # the environment failed; earlier runs have outcomes
         (S.RUNNING, E.ENVIRONMENT_FAILED): S.FAILED,
         (S.RUNNING, E.SETTLED): S.FINALIZING,
         (S.RUNNING, E.STOPPED_EARLY): S.FINALIZING,  # probe, max_failures, timeout: the rest is not_run

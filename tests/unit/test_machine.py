@@ -547,6 +547,16 @@ def test_max_failures_is_a_limit_of_the_users_own() -> None:
     assert "more than max_failures = 3" in machine.reason
 
 
+def test_a_job_that_has_outcomes_keeps_them_when_its_environment_fails_later() -> None:
+    stored = committed(attempt_id(1, 1), ((0, 4),), SUCCEEDED)
+    machine = Machine(spec(1, 50), JOB, epoch=2, segments=[stored])
+    machine.start(0.0)
+    commands = machine.handle(e.EnvironmentFailed("NotFoundError", "the stored bundle is gone"), 0.0)
+    assert c.Finalize() in commands
+    assert finalized(machine) == c.Finish(JobState.PARTIAL, "NotFoundError: the stored bundle is gone")
+    assert machine.counts()[ReplicateStatus.NOT_RUN] == 46
+
+
 @pytest.mark.parametrize("limit", [3, 4])
 def test_a_new_driver_starts_nothing_if_the_limit_was_passed_before_it_came(limit: int) -> None:
     failed = committed(attempt_id(1, 1), ((0, 4),), FAILED)

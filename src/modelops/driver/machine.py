@@ -386,9 +386,11 @@ class Machine:
 
     def _on_environment_failed(self, event: e.EnvironmentFailed, now: float) -> None:
         reason = f"{event.error_type}: {event.message}"
-        if self.state is JobState.RUNNING and self._ledger.n_outcomes:
-            self._stop_early(reason, now)  # what is finished gets its result files
-        elif self.state in (JobState.PREPARING, JobState.RUNNING):
+        if self.state not in (JobState.PREPARING, JobState.RUNNING):
+            return
+        if self._ledger.n_outcomes:
+            self._end_early(reason, now)  # what is finished, also by earlier runs, gets its result files
+        else:
             self._stop_attempts()
             self._course.change(JobEvent.ENVIRONMENT_FAILED, reason)
             self._finish()
@@ -490,8 +492,11 @@ class Machine:
 
     def _stop_early(self, reason: str, now: float) -> None:
         if self.state is JobState.RUNNING:
-            self._course.change(JobEvent.STOPPED_EARLY, reason)
-            self._drain(now)
+            self._end_early(reason, now)
+
+    def _end_early(self, reason: str, now: float) -> None:
+        self._course.change(JobEvent.STOPPED_EARLY, reason)
+        self._drain(now)
 
     def _on_cancel(self, who: str, now: float) -> None:
         if self.state is JobState.CANCELLING:

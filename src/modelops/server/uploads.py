@@ -26,7 +26,7 @@ from modelops.errors import (
     StorageError,
 )
 from modelops.store import AlreadyExistsError
-from modelops.store.fetch import bundle_object, fetch_snapshot
+from modelops.store.fetch import STORE_AGAIN, bundle_object, fetch_snapshot
 from modelops.study.ids import BundleDigest
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Uploads:
         try:
             return self._objects.size(bundle_object(_digest(digest)))
         except NotFoundError:
-            raise NotFoundError(f"there is no bundle {digest} here; upload it first") from None
+            raise NotFoundError(f"there is no bundle {digest} here; {STORE_AGAIN}") from None
 
     def has_bundle(self, digest: str) -> bool:
         """Say whether the archive of a bundle is stored."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.bundles import snapshot_changed, unpack_bundle
 from modelops.bundles.pack import check_archive
-from modelops.errors import BundleError, IntegrityError
+from modelops.errors import BundleError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +37,8 @@ def fetch_snapshot(objects: Objects, digest: BundleDigest, cache: Path) -> Path:
     name = bundle_object(digest)
     try:
         return unpacked(lambda: objects.stream(name), digest, cache)
+    except NotFoundError as error:
+        raise NotFoundError(f"the stored bundle is gone: {error}; {STORE_AGAIN}") from error
     except IntegrityError as error:
         raise IntegrityError(
             f"the bundle's archive {name} is damaged: {error}; 'modelops jobs reconcile' removes it, then {STORE_AGAIN}"
