@@ -33,6 +33,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"limits": Limits(replicate_timeout_s=NAN)}, "replicate_timeout_s"),
     ({"limits": Limits(memory_bytes=0)}, "memory_bytes"),
     ({"limits": Limits(threads=0)}, "threads"),
+    ({"limits": Limits(replicate_timeout_s=1e300)}, "at most 1,000,000,000"),
     ({"timeout_s": -1.0}, "timeout_s"),
     ({"timeout_s": float("inf")}, "timeout_s"),
     ({"min_success": 1.5}, "a fraction must lie in"),

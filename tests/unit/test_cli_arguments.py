@@ -75,6 +75,10 @@ def test_what_is_written_as_json_is_read_as_it_was(values: list[Any]) -> None:
         (["beta=1", "beta=2"], "names 'beta' twice"),
         (["beta=1:0:3"], "LO < HI"),
         (["beta=0:1:1"], "LO < HI"),
+        (["beta=0:1:1000000000000"], "N of 2 to 1,000,000"),
+        (["beta=0:1:" + "9" * 5000], "N of 2 to 1,000,000"),
+        (["beta=0:1e999:3"], "finite LO < HI"),
+        (["beta=0:1" + "0" * 400 + ":3"], "finite LO < HI"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_what_to_write(texts: list[str], said: str) -> None:

@@ -11,10 +11,10 @@ from modelops.bundles import Manifest, job_spec
 from modelops.errors import RequestError
 from modelops.states import ReplicateStatus
 from modelops.study.ids import BundleDigest
-from modelops.study.quantities import n_bytes, seconds
+from modelops.study.quantities import LONGEST_S, n_bytes, seconds
 from modelops.study.sampling import grid
 from modelops.study.seeds import MAX_EXPLICIT_SEED
-from modelops.study.spec import LONGEST_DELAY_S, NO_RETRY, Limits, RetryPolicy
+from modelops.study.spec import NO_RETRY, Limits, RetryPolicy
 from modelops.study.study import Retry, Study
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("seeds and seed", lambda: study(seeds=[1, 2], seed=3), "either seed or seeds"),
     ("no duration", lambda: study(timeout="soon"), "timeout = 'soon' is no duration"),
     ("negative duration", lambda: study(replicate_timeout=-1), "replicate_timeout = -1"),
+    ("a timeout no clock holds", lambda: study(replicate_timeout=1e300), "is longer than 1,000,000,000 s"),
+    ("infinite memory", lambda: study(memory="9" * 400 + "GB"), "is no amount"),
     ("no memory", lambda: study(memory="2 elephants"), "memory = '2 elephants' is no amount"),
     ("half a byte", lambda: study(memory=0.5), "memory = 0.5"),
     ("isolation", lambda: study(isolation="forks"), "is none of warm, fork, spawn; did you mean 'fork'"),
@@ -165,8 +167,8 @@ def test_everything_said_reaches_the_job() -> None:
         (RetryPolicy(initial_delay=30.0, backoff=2.0), 3, 120.0),
         (RetryPolicy(initial_delay=30.0, backoff=2.0, max_delay=100.0), 3, 100.0),
         (RetryPolicy(initial_delay=0.1, backoff=2.0, max_delay=5.0), 1_100, 5.0),  # 2.0 ** 1099 is no float
-        (RetryPolicy(initial_delay=1e300, backoff=1e300), 2, LONGEST_DELAY_S),  # infinite, and no error
-        (RetryPolicy(initial_delay=0.1, backoff=1e200), 4, LONGEST_DELAY_S),
+        (RetryPolicy(initial_delay=1e300, backoff=1e300), 2, LONGEST_S),  # infinite, and no error
+        (RetryPolicy(initial_delay=0.1, backoff=1e200), 4, LONGEST_S),
         (RetryPolicy(initial_delay=0.0, backoff=1e200), 4, 0.0),
     ],
 )

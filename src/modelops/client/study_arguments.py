@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from modelops.bundles import load_manifest
 from modelops.client.parameter_files import value_of_text
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from modelops.study.stopping import Until
 
 _STEPS = re.compile(r"([^:,\s]+):([^:,\s]+):([0-9]+)")
+MAX_STEPS: Final = 1_000_000
+_FINITE: Final = sys.float_info.max / 2**20  # times a step it is a number still
 _QUOTE = '"'
 _OPENS = {"[": "]", "{": "}"}
 
@@ -52,9 +55,9 @@ def axis_of_text(text: str) -> tuple[str, list[Any]]:
             f"-p {text!r} is no parameter; write NAME=VALUE or NAME=VALUE,VALUE, as in -p beta=0.1,0.2"
         )
     if match := _STEPS.fullmatch(rest.strip()):
-        lo, hi, n = value_of_text(match[1]), value_of_text(match[2]), int(match[3])
+        lo, hi = value_of_text(match[1]), value_of_text(match[2])
         if _is_number(lo) and _is_number(hi):
-            return name, _steps(text, lo, hi, n)
+            return name, _steps(text, lo, hi, match[3])
     return name, [_value(text, word) for word in _split(text, rest)]
 
 
@@ -188,9 +191,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _steps(text: str, lo: float, hi: float, n: int) -> list[Any]:
-    if n < 2 or not lo < hi:
-        raise RequestError(f"-p {text}: NAME=LO:HI:N needs LO < HI and N of 2 or more")
+def _steps(text: str, lo: float, hi: float, count: str) -> list[Any]:
+    n = int(count) if len(count) <= len(str(MAX_STEPS)) else MAX_STEPS + 1
+    if not 2 <= n <= MAX_STEPS or not -_FINITE <= lo < hi <= _FINITE:
+        raise RequestError(
+            f"-p {text:.100}: NAME=LO:HI:N needs finite LO < HI and an N of 2 to {MAX_STEPS:,}"
+        )
     if isinstance(lo, int) and isinstance(hi, int) and (hi - lo) % (n - 1) == 0:
         return list(range(lo, hi + 1, (hi - lo) // (n - 1)))
     # Twelve digits: 0.3 and not 0.30000000000000004, which would be another parameter set.

@@ -16,6 +16,7 @@ from modelops.states import FAILURES
 from modelops.study.canonical import RESERVED
 from modelops.study.index_line import MAX_INDICES, IndexLine
 from modelops.study.pools import NAME_PATTERN, checked_pools
+from modelops.study.quantities import LONGEST_S
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
 from modelops.study.spec import FIRST_PARAMETERS, FORMAT, ISOLATIONS, WITH_POOLS, WITH_UNTIL
 from modelops.study.stopping import MAX_OF_UNTIL, checked
@@ -204,8 +205,10 @@ def _check_min_success(spec: JobSpec) -> None:
 
 
 def _check_seconds(key: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise RequestError(f"{key} = {value!r} must be more than 0 seconds; leave it out for no limit")
+    if value is not None and not 0 < value <= LONGEST_S:
+        raise RequestError(
+            f"{key} = {value!r} must be more than 0 seconds, at most {LONGEST_S:,.0f}; leave it out for no limit"
+        )
 
 
 def _check_int(key: str, value: Any, lo: int, hi: int) -> None:
@@ -222,7 +225,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _LINE_OF_TEXT: Final = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$", "maxLength": MAX_NAME}
-_SECONDS: Final = _or_null({"type": "number", "exclusiveMinimum": 0})
+_SECONDS: Final = _or_null({"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S})
 _HEX: Final = "^[0-9a-f]{64}$"
 _SEEDS: Final = {"type": "array", "items": _integer(0, MAX_EXPLICIT_SEED)}
 _NAMES: Final = {"pattern": "^[^$]", "not": {"enum": sorted(RESERVED)}}

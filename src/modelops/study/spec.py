@@ -7,20 +7,19 @@ A job that was extended has another spec, in an object of its own, see `modelops
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import msgspec
 
 from modelops.errors import IntegrityError, RequestError
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
+from modelops.study.quantities import LONGEST_S
 from modelops.study.stopping import Until
 
 FORMAT = 4  # 2: its parameters are not in "parameters.parquet"; 3: it has "until"; 4: it has "pools"
 WITH_UNTIL = 3
 WITH_POOLS = 4
 FIRST_PARAMETERS = "parameters.parquet"
-LONGEST_DELAY_S: Final = 1e9  # thirty years, which clocks, timers and columns can hold
 ISOLATIONS = ("warm", "fork", "spawn")
 
 
@@ -39,8 +38,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     on: frozenset[ReplicateStatus] = frozenset({ReplicateStatus.CRASHED})
 
     def delay_s(self, failed_attempts: int) -> float:
-        """Return the seconds to wait after this many failed attempts (1 or more); never more than `LONGEST_DELAY_S`."""
-        longest = LONGEST_DELAY_S if self.max_delay is None else min(self.max_delay, LONGEST_DELAY_S)
+        """Return the seconds to wait after this many failed attempts (1 or more); never more than `LONGEST_S`."""
+        longest = LONGEST_S if self.max_delay is None else min(self.max_delay, LONGEST_S)
         if not self.initial_delay:
             return 0.0
         try:
