@@ -19,7 +19,7 @@ import pytest
 from tests.acceptance.conftest import COMMAND, Said, command, end_pool
 
 import modelops as mo
-from modelops.errors import ServerUnreachableError
+from modelops.errors import RequestError, ServerUnreachableError
 from modelops.home import Home
 from modelops.store import Records
 from modelops.study.ids import JobId
@@ -167,6 +167,10 @@ def test_a_submitted_job_is_watched_shown_copied_and_extended(
     assert (shown["job"], shown["state"], shown["counts"]) == (job, "succeeded", {"succeeded": 40})
     assert shown["aggregates"] == {"succeeded": 2}
     assert job in modelops("jobs", "list", "--state", "succeeded").out
+    nowhere = modelops("jobs", "sync", job, "")
+    assert (nowhere.code, "write . for the current one" in nowhere.err) == (2, True), nowhere.err
+    with pytest.raises(RequestError, match="names no folder"):
+        mo.Job(job).sync("")
     mo.Job(job).sync(tmp_path / "to")
     extended = modelops("jobs", "extend", job, "-n", "25", "-p", "a=3", "--wait", "--json")
     assert (extended.code, extended.json["counts"]) == (0, {"succeeded": 75}), extended.err

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from modelops.cli.folders import folder_of_text
 from modelops.cli.study_options import AsJson  # noqa: TC001  typer reads annotations
 
 certs_app = typer.Typer(
@@ -18,7 +19,10 @@ certs_app = typer.Typer(
 SOON_DAYS = 30
 
 Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder of the authority and of a folder for each role.")
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Folder of the authority and of a folder for each role.", parser=folder_of_text
+    ),
 ]
 Hosts = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelops.cli.folders import folder_of_text
 from modelops.cli.study_options import AsJson  # noqa: TC001  typer reads annotations
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ JobArgument = Annotated[
     ),
 ]
 Param = Annotated[str | None, typer.Option(help="Number or param_id of the parameter set.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to copy to; made if it is not there.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="Folder to copy to; made if it is not there.", parser=folder_of_text),
+]
 ParametersFile = Annotated[
     Path | None, typer.Option("--parameters", help="A table of sets to add: .csv, .parquet, .json or .jsonl.")
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelops.cli.folders import folder_of_text
 from modelops.cli.study_options import (
     Aggregate,
     Isolation,
@@ -58,7 +59,10 @@ def run(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the result files; default results/NAME.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the result files; default results/NAME.", parser=folder_of_text
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,

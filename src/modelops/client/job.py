@@ -279,6 +279,10 @@ class Job:
         """
         from modelops.client.sync import sync_files
 
+        if folder == "":
+            raise RequestError(
+                f"job {self.id} is to be copied to '', which names no folder; write '.' for this one"
+            )
         return sync_files(self.source, self.id, Path(folder))
 
     # What it is
