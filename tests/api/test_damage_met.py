@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from modelops.environments import Lock
     from modelops.server.views import Live
     from modelops.study.ids import JobId
 
@@ -33,6 +35,11 @@ class Idle(Nobody):
 
     def wake(self) -> None:
         pass
+
+    def beginning(
+        self, job: JobId, bundle: str, lock: Lock | None
+    ) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def abandon(self, job: JobId, who: str) -> None:
         pass

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 import driving
 import pytest
 from driving import submitted, wait_for
+from msgspec.structs import replace
 
 import modelops as mo
 from modelops.driver import machine
+from modelops.errors import StorageError
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
 from modelops.server.store_ledger import StoreLedger
 from modelops.states import JobState, ReplicateStatus
+from modelops.store import Records
 from modelops.store.overview import picture
+from modelops.store.submissions import record_submission
+from modelops.study.ids import new_job_id
 from modelops.study.pools import Aliases, Membership
 
 if TYPE_CHECKING:
@@ -95,6 +100,39 @@ def test_jobs_beyond_the_limit_wait_in_order_and_can_be_cancelled_while_they_do(
     server.wait_for(second, JobState.SUCCEEDED)
     assert n_starts(server.folder) == 2
     assert not server.records.ask_cancel(first, "too late")
+
+
+def test_a_new_job_is_driven_from_the_moment_it_is_recorded_unless_it_must_wait_its_turn(
+    server: Server, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/elsewhere.db"  # what two jobs need is stored, and here there are no rows of them
+    study = mo.Study(bundle=write_bundle("def simulate(params, seed):\n    return {'x': seed}"), aggregate=[])
+    jobs = [submitted(study, server.cluster.home, database=url) for _ in range(2)]
+    with closing(Records.open(url)) as elsewhere:
+        first, second = (replace(elsewhere.job(job), n_events=1) for job in jobs)
+    supervisor = server.start(max_driven=1)
+    supervisor.wake = lambda: None  # type: ignore[method-assign]  # nobody looks for jobs because of this one
+    with supervisor.beginning(first.job, first.bundle, None) as new:
+        assert new is not None
+        with supervisor.beginning(second.job, second.bundle, None) as other:
+            assert other is None, "one is driven already"
+        recorded = record_submission(server.records, first, None, who="me", why="", limit=9, begin=new.take)
+        new.recorded(recorded)
+    assert (recorded.epoch, recorded.n_events) == (1, 2)
+    server.wait_for(first.job, JobState.SUCCEEDED)
+    kinds = [event.kind for event in server.records.events(first.job)]
+    assert kinds[:3] == ["created", "lease_taken", "started"], "by no driver but the first"
+    assert kinds.count("lease_taken") == 1
+
+
+def test_of_a_job_that_is_not_recorded_no_driver_and_no_lease_is_left(server: Server) -> None:
+    supervisor = server.start()
+    with pytest.raises(StorageError), supervisor.beginning(new_job_id(), "0" * 64, None) as new:  # noqa: PT012
+        assert new is not None
+        assert supervisor.driven() == [new.job]
+        raise StorageError("the connection broke before the answer came")
+    leases = server.folder / "leases"
+    wait_for(lambda: not supervisor.driven() and not list(leases.iterdir()), "nothing is left")
 
 
 def test_a_job_is_cancelled_at_once_if_nothing_of_it_has_begun_behind_another_job(

@@ -17,6 +17,7 @@ import pytest
 from modelops.errors import NotFoundError
 from modelops.store import LeaseLostError, Records
 from modelops.store.leases import ClockLeases, FileLeases, leases_for
+from modelops.store.rows import insert_job, new_row
 from modelops.study.ids import JobId, new_job_id
 
 if TYPE_CHECKING:
@@ -122,6 +123,22 @@ def test_a_job_can_be_kept_from_others_before_it_is_recorded(tmp_path: Path) -> 
         assert one.take(job, "one") == 1
         one.release(job)
         assert list((tmp_path / "leases").iterdir()) == []
+
+
+def test_a_job_that_is_recorded_together_with_its_lease_is_nobody_elses(machine: Machine) -> None:
+    one, two, job = machine.process(), machine.process(), new_job_id()
+    one.reserve(job)
+    with machine.records.database.writing() as sql:
+        insert_job(sql, new_row(job, b"", name="", bundle="", at=machine.records.now()), "me", "")
+        epoch = one.take_new(sql, job, "one")
+    one.took_new(job, epoch)
+    assert epoch == machine.records.job(job).epoch == 1
+    assert two.take(job, "two") is None
+    assert one.renew() == []
+    one.release(job)
+    assert two.take(job, "two") == 2
+    kinds = [(e.number, e.kind, e.who) for e in machine.records.events(job)]
+    assert kinds == [(1, "created", "me"), (2, "lease_taken", "one"), (3, "lease_taken", "two")]
 
 
 HOLD = """

@@ -28,6 +28,7 @@ from modelops.study.spec import JobSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from modelops.environments import Lock
     from modelops.server.service import JobService
     from modelops.server.views import LivePool
 
@@ -85,6 +86,11 @@ class Drivers:
 
     def listen(self, listener: Callable[[JobId, bool], None]) -> None:
         self.tell = listener
+
+    def beginning(
+        self, job: JobId, bundle: str, lock: Lock | None
+    ) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def abandon(self, job: str, who: str) -> None:
         self.abandoned.append(job)

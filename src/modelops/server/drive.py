@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.driver.hands import Pool
+    from modelops.environments import Lock
     from modelops.server.reconcile import Finding
     from modelops.store import JobRow, Objects, Records
     from modelops.store.leases import Leases
@@ -116,8 +117,13 @@ class JobDriver:
 
     # The thread that drives.
 
-    def run(self, pool: Pool) -> JobState:
+    def run(self, pool: Pool, row: JobRow | None = None) -> JobState:
         """Drive until the job is final, another driver has it (``lease_lost``), or `stop`; return its state.
+
+        Parameters
+        ----------
+        row
+            The job's, if it has just been recorded.
 
         Raises
         ------
@@ -126,20 +132,20 @@ class JobDriver:
         """
         self._thread = threading.get_ident()
         try:
-            return self._run(pool)
+            return self._run(pool, row)
         except LeaseLostError:
             self.lease_lost = True
             return self._view.state if self._view is not None else JobState.QUEUED
 
-    def _run(self, pool: Pool) -> JobState:
+    def _run(self, pool: Pool, known: JobRow | None) -> JobState:
         voided, n_mended = False, 0
         while self._patiently(lambda: self._mend(pool)) is not None:
-            row = self._patiently(lambda: self._records.job(self.job))
+            row, known = known or self._patiently(lambda: self._records.job(self.job)), None
             if row is None or row.state in FINAL_JOB_STATES:
                 return row.state if row is not None else JobState.QUEUED
             # Nothing has run, so the bundle is as it was; what else is to be read need not be waited for.
             if self.epoch == 1:
-                self._begin_preparing(row.bundle)
+                self.begin_preparing(row.bundle)
             try:
                 ledger, loop = self._begin(row, pool)
                 if loop is None:
@@ -315,14 +321,14 @@ class JobDriver:
 
     # Bundle and environment.
 
-    def begin_preparing(self) -> None:
-        """Fetch the bundle and build the environment already now, while the pool may still be starting."""
-        self._begin_preparing(None)
+    def begin_preparing(self, bundle: str | None = None, lock: Lock | None = None) -> None:
+        """Fetch the bundle and build the environment already now, while the pool may still be starting.
 
-    def _begin_preparing(self, bundle: str | None) -> None:
+        ``bundle``, ``lock``: of the job, if they are known.
+        """
         if self._files is None:
             bundle = bundle or self._records.job(self.job).bundle
-            self._files = JobFiles(self.job, bundle, self._objects, self._cache)
+            self._files = JobFiles(self.job, bundle, self._objects, self._cache, lock=lock)
         with self._lock:
             if self._preparing is None:
                 self._preparing = Future()

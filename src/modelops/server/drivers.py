@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,13 @@ from modelops.who import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from modelops.cluster.connected import ConnectedCluster
+    from modelops.environments import Lock
     from modelops.home import Home
+    from modelops.server.beginning import Beginning
     from modelops.server.reconcile import Finding
     from modelops.server.reconciler import Reconciler
     from modelops.server.stall_watch import StallWatch
@@ -80,6 +84,14 @@ class Drivers:
         """Look for jobs to drive, and for what was asked of them, now."""
         if self._supervisor is not None:  # which looks at all jobs when it begins
             self._supervisor.wake()
+
+    def beginning(
+        self, job: JobId, bundle: str, lock: Lock | None
+    ) -> AbstractContextManager[Beginning | None]:
+        """Drive a new job as soon as it is recorded; see `modelops.server.supervisor.Supervisor.beginning`."""
+        if self._supervisor is None:
+            return contextlib.nullcontext()
+        return self._supervisor.beginning(job, bundle, lock)
 
     def abandon(self, job: JobId, who: str) -> None:
         """End a job as cancelled, if it is driven here, without waiting for what its workers could still hand in."""

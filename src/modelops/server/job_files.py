@@ -31,12 +31,20 @@ if TYPE_CHECKING:
 class JobFiles:
     """Snapshot, lock and environment of one run of a job, as far as one driver is concerned.
 
-    ``has_outcomes``: an earlier driver of this run has committed some.
+    ``has_outcomes``: an earlier driver of this run has committed some. ``lock``: as it is stored, if that is known.
     """
 
     def __init__(
-        self, job: JobId, bundle: str, objects: Objects, cache: Path, *, has_outcomes: bool = False
+        self,
+        job: JobId,
+        bundle: str,
+        objects: Objects,
+        cache: Path,
+        *,
+        has_outcomes: bool = False,
+        lock: Lock | None = None,
     ) -> None:
+        self._known_lock = lock
         self._job, self._objects, self._cache = job, objects, cache
         self._place = cache / "bundles" / bundle
         self._mark: str | None = None
@@ -60,6 +68,8 @@ class JobFiles:
         return environments.ensure(lock, bundle_root=snapshot, on_progress=say)
 
     def _lock(self, environments: Environments, snapshot: Path, say: Callable[[str], None]) -> Lock:
+        if self._known_lock is not None:
+            return self._known_lock
         name = f"{job_folder(self._job)}/lock"
         with contextlib.suppress(NotFoundError):
             return read_lock(self._objects, self._job)

@@ -44,6 +44,7 @@ from modelops.study.ranges import EMPTY
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from modelops.environments import Lock
     from modelops.home import Home
     from modelops.server.requests import ExtendRequest, ResumeRequest, SubmitRequest
     from modelops.server.views import Driving, JobView
@@ -155,14 +156,18 @@ class JobService:
         submissions.refuse_when_full(self.records, self.max_jobs)  # before anything is stored
         canonicals, ids = self._parameters(request)
         check_count(request.spec, len(canonicals))
-        row = self._store(request.spec, canonicals, ids)
+        row, lock = self._store(request.spec, canonicals, ids)
         if len(canonicals) > MANY_SETS:
             del canonicals
             give_back_now()
         try:
-            recorded = submissions.record_submission(
-                self.records, row, submission, who=who, why=request.why, limit=self.max_jobs
-            )
+            with self.supervisor.beginning(row.job, row.bundle, lock) as beginning:
+                recorded = submissions.record_submission(
+                    self.records, row, submission, who=who, why=request.why, limit=self.max_jobs,
+                    begin=None if beginning is None else beginning.take,
+                )  # fmt: skip
+                if beginning is not None and recorded.job == row.job:
+                    beginning.recorded(recorded)
         except (RequestError, QueueFullError):
             self._forget(row.job)
             raise
@@ -176,7 +181,8 @@ class JobService:
             request.spec.line.size,
             extra={"job": row.job},
         )
-        self.supervisor.wake()
+        if beginning is None:
+            self.supervisor.wake()
         return recorded, True
 
     def _check(self, request: SubmitRequest) -> None:
@@ -201,8 +207,8 @@ class JobService:
         with self.uploads.parameters(request.parameters_sha256 or "") as file:
             return canonical_forms(texts_of_file(file))
 
-    def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: bytes) -> JobRow:
-        """Store the bytes of a job that has no row yet; return the row it is to get."""
+    def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: bytes) -> tuple[JobRow, Lock | None]:
+        """Store the bytes of a job that has no row yet; return the row it is to get, and its lock if it is known."""
         # Here and not above: a server answers before it needs what makes environments.
         from modelops.server.job_files import known_lock
 
@@ -211,7 +217,7 @@ class JobService:
         if (lock := known_lock(self.home.cache, spec.bundle)) is not None:
             beside["lock"] = lock.text.encode()  # stored together with the others it takes no time of its own
         write_parameters(self.objects, job, canonicals, ids, beside=beside)
-        return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
+        return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now()), lock
 
     def _forget(self, job: JobId) -> None:
         """Remove what was stored for a job that, for certain, was not recorded."""

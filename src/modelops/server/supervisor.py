@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.errors import ClusterError, ModelOpsError, StorageError
 from modelops.logs import about
+from modelops.server.beginning import Beginning
 from modelops.server.drive import JobDriver
 from modelops.server.give_up import give_up
 from modelops.states import FINAL_JOB_STATES
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelops.driver.hands import Pool
+    from modelops.environments import Lock
     from modelops.server.live import LiveView
     from modelops.store import Objects, Records
     from modelops.store.driving import OpenJob
@@ -41,6 +43,7 @@ STOP_WITHIN_S: Final = 20.0
 MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
 GOOD_RUN_S: Final = 300.0  # a driver that lived so long did not fail in a row with the one before
 LONGEST_DELAY_S: Final = 60.0
+FIRST_EPOCH: Final = 1
 
 
 @dataclass
@@ -230,6 +233,34 @@ class Supervisor:
             self._apart.discard(job)
             self.wake()
 
+    @contextlib.contextmanager
+    def beginning(self, job: JobId, bundle: str, lock: Lock | None) -> Iterator[Beginning | None]:
+        """Drive a new job as soon as it is recorded, which happens within this block.
+
+        Yields
+        ------
+            What takes its lease by the same transaction, and is told when that was carried out; None if the job must
+            wait its turn.
+        """
+        new = self._reserved(Beginning(job, bundle, lock, self._leases, self._who))
+        try:
+            yield new
+        finally:
+            if new is not None:
+                new.give_up()
+
+    def _reserved(self, new: Beginning) -> Beginning | None:
+        with self._taking:
+            if self._stopping or self.is_full:
+                return None
+            try:
+                self._leases.reserve(new.job)
+            except StorageError as error:
+                log.warning("job %s is taken up later: %s", new.job, error, extra={"job": new.job})
+                return None
+            self._begin(new.job, FIRST_EPOCH, new)
+            return new
+
     # The thread that looks around.
 
     def _main(self) -> None:
@@ -292,22 +323,25 @@ class Supervisor:
                 if give_up(self._records, job.job, epoch, self._who) in FINAL_JOB_STATES:
                     self._to_release.add(job.job)
                     return
-            driver = JobDriver(
-                job.job,
-                epoch,
-                leases=self._leases,
-                records=self._records,
-                objects=self._objects,
-                cache=self._cache,
-                who=self._who,
-                aliases=self._aliases,
-                on_recorded=lambda ended: self._on_recorded(job.job, ended),
-            )
-            thread = threading.Thread(
-                target=self._drive, args=(driver,), name=f"modelops-drive-{job.job}", daemon=True
-            )
-            with self._lock:
-                self._driven[job.job] = _Driven(driver, thread)
+            self._begin(job.job, epoch)
+
+    def _begin(self, job: JobId, epoch: int, new: Beginning | None = None) -> None:
+        driver = JobDriver(
+            job,
+            epoch,
+            leases=self._leases,
+            records=self._records,
+            objects=self._objects,
+            cache=self._cache,
+            who=self._who,
+            aliases=self._aliases,
+            on_recorded=lambda ended: self._on_recorded(job, ended),
+        )
+        thread = threading.Thread(
+            target=self._drive, args=(driver, new), name=f"modelops-drive-{job}", daemon=True
+        )
+        with self._lock:
+            self._driven[job] = _Driven(driver, thread)
             thread.start()
 
     def _release_leases(self) -> None:
@@ -321,12 +355,18 @@ class Supervisor:
 
     # The threads that drive.
 
-    def _drive(self, driver: JobDriver) -> None:
+    def _drive(self, driver: JobDriver, new: Beginning | None) -> None:
         began = time.monotonic()
         job = driver.job
         try:
             with about(job=job):
-                driver.run(self._pool)
+                if new is None:
+                    driver.run(self._pool)
+                else:
+                    if new.lock is not None:
+                        driver.begin_preparing(new.bundle, new.lock)
+                    if (row := new.wait()) is not None:
+                        driver.run(self._pool, row)
         except ClusterError as error:
             log.warning("job %s is not driven for a while: %s", job, error, extra={"job": job})
             self._delay(job, 1.0)

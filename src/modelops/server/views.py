@@ -20,7 +20,10 @@ from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
+    from modelops.environments import Lock
+    from modelops.server.beginning import Beginning
     from modelops.store.overview import Picture
     from modelops.study.ids import JobId
     from modelops.study.pools import Membership
@@ -82,6 +85,11 @@ class Driving(Protocol):
 
     def wake(self) -> None:
         """Look for jobs to drive, and for what was asked of them, now."""
+
+    def beginning(
+        self, job: JobId, bundle: str, lock: Lock | None
+    ) -> AbstractContextManager[Beginning | None]:
+        """Drive a new job as soon as it is recorded, which happens in this block; None: it must wait its turn."""
 
     def abandon(self, job: JobId, who: str) -> None:
         """End a job as cancelled, if it is driven here, without waiting for what its workers could still hand in."""

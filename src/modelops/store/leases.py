@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from modelops.errors import StorageError
 from modelops.store import schema
 from modelops.store.epoch_files import EpochFiles
-from modelops.store.rows import append_event, read_job, update_job
+from modelops.store.rows import insert_lease, read_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,15 @@ class Leases(Protocol):
         -------
             The new epoch; also for who holds the lease already. None: somebody else, who is alive, holds it.
         """
+
+    def take_new(self, sql: sa.Connection, job: JobId, owner: str) -> int:
+        """Become the driver of a job by the transaction that records it, and return the epoch.
+
+        Comes after `reserve`; then comes `took_new`, or `release` if that job was not recorded.
+        """
+
+    def took_new(self, job: JobId, epoch: int) -> None:
+        """Hear that the transaction was carried out."""
 
     def renew(self) -> list[JobId]:
         """Say for all leases that their holder lives; return the jobs whose lease is lost."""
@@ -88,6 +97,13 @@ class FileLeases:
                 if not was_held:
                     self._unlock(job)
                 raise
+
+    def take_new(self, sql: sa.Connection, job: JobId, owner: str) -> int:
+        """Raise the epoch: the file is locked."""
+        return insert_lease(sql, job, self._records.now(), owner)
+
+    def took_new(self, job: JobId, epoch: int) -> None:
+        """Do nothing: the lock says it."""
 
     def renew(self) -> list[JobId]:
         """Do nothing: the lock lives as long as the process."""
@@ -178,21 +194,26 @@ class ClockLeases:
                 )
                 if row.epoch not in known and sql.scalar(live) is not None:
                     return None
-                epoch = row.epoch + 1
-                update_job(sql, job, epoch=epoch)
-                new = {
-                    "job": job,
-                    "epoch": epoch,
-                    "owner": owner,
-                    "taken_at": _NOW,
-                    "expires_at": self._end(),
-                }
-                sql.execute(schema.leases.insert().values(new))
-                at = self._records.now()
-                append_event(sql, job, at, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
-            self._held[job] = epoch
-            self._files.hold(job, epoch)
+                epoch = self.take_new(sql, job, owner)
+            self._hold(job, epoch)
             return epoch
+
+    def take_new(self, sql: sa.Connection, job: JobId, owner: str) -> int:
+        """Raise the epoch, with a time at which its lease ends."""
+        t = schema.leases.c
+        epoch = insert_lease(sql, job, self._records.now(), owner)
+        times = {"taken_at": _NOW, "expires_at": self._end()}
+        sql.execute(schema.leases.update().where(t.job == job, t.epoch == epoch).values(times))
+        return epoch
+
+    def took_new(self, job: JobId, epoch: int) -> None:
+        """Renew it from now on."""
+        with self._lock:
+            self._hold(job, epoch)
+
+    def _hold(self, job: JobId, epoch: int) -> None:
+        self._held[job] = epoch
+        self._files.hold(job, epoch)
 
     def renew(self) -> list[JobId]:
         """Move the end of every lease that is still the newest of its job."""

@@ -31,10 +31,10 @@ from modelops.store.rows import (
     hold,
     insert_event,
     insert_job,
+    insert_lease,
     job_row,
     last_alike,
     new_row,
-    next_epoch,
     read_held,
     read_job,
     update_job,
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["ChangedMeanwhileError", "EventRow", "JobRow", "LeaseLostError", "Records"]
-
-_INSERT_LEASE = Statement(schema.leases.insert())
 
 
 class _Commits:
@@ -156,10 +154,7 @@ class Records(DrivingRecords, Runs):
         """
         now = self._clock()
         with self._database.writing() as sql:
-            epoch, number = next_epoch(sql, job)
-            _INSERT_LEASE.run(sql, {"job": job, "epoch": epoch, "owner": owner, "taken_at": now})
-            insert_event(sql, job, number, now, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
-        return epoch
+            return insert_lease(sql, job, now, owner)
 
     def change_state(
         self,

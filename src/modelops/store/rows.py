@@ -36,6 +36,7 @@ _COUNT_EVENT = Statement(_COUNTING)
 _COUNT_HELD_EVENT = Statement(_COUNTING.where(_OF_EPOCH))
 _NEXT_EPOCH = Statement(_COUNTING.values(epoch=schema.jobs.c.epoch + 1).returning(schema.jobs.c.epoch))
 _INSERT_EVENT = Statement(schema.events.insert())
+_INSERT_LEASE = Statement(schema.leases.insert())
 _UPDATE_JOB = Statement(schema.jobs.update().where(_OF_JOB))
 
 
@@ -145,6 +146,14 @@ def next_epoch(sql: sa.Connection, job: JobId) -> tuple[int, int]:
     if row is None:
         raise _not_found(job)
     return row.epoch, row.n_events
+
+
+def insert_lease(sql: sa.Connection, job: JobId, at: datetime, owner: str) -> int:
+    """Raise a job's epoch, and write whose it is and that it was taken; return it. Raises NotFoundError."""
+    epoch, number = next_epoch(sql, job)
+    _INSERT_LEASE.run(sql, {"job": job, "epoch": epoch, "owner": owner, "taken_at": at})
+    insert_event(sql, job, number, at, owner, "lease_taken", f"epoch {epoch}", {"epoch": epoch})
+    return epoch
 
 
 def _not_found(job: JobId) -> NotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from modelops.errors import ConflictError, QueueFullError
@@ -15,6 +16,8 @@ from modelops.store.rows import insert_job, read_job, record_request
 from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelops.store.records import Records
     from modelops.store.rows import JobRow, Submission
 
@@ -38,7 +41,14 @@ def submitted(records: Records, submission: Submission) -> JobRow | None:
 
 
 def record_submission(
-    records: Records, row: JobRow, submission: Submission | None, *, who: str, why: str, limit: int
+    records: Records,
+    row: JobRow,
+    submission: Submission | None,
+    *,
+    who: str,
+    why: str,
+    limit: int,
+    begin: Callable[[sa.Connection], int] | None = None,
 ) -> JobRow:
     """Record a new job together with the request that asked for it.
 
@@ -48,10 +58,12 @@ def record_submission(
         The new job, see `modelops.store.rows.new_row`.
     limit
         How many jobs that have not ended there may be.
+    begin
+        Takes the new job's first lease within the same transaction, which adds an event, and returns the epoch.
 
     Returns
     -------
-        The row; that of another job if the same request made one meanwhile.
+        The row as it is recorded; that of another job if the same request made one meanwhile.
 
     Raises
     ------
@@ -69,6 +81,8 @@ def record_submission(
             insert_job(sql, row, who, why)
             if submission is not None:
                 record_request(sql, submission, row.job, row.created_at)
+            if begin is not None:
+                return replace(row, epoch=begin(sql), n_events=row.n_events + 1)
         return row
     except SqlIntegrityError as e:
         # Two transactions of one key may run at once on PostgreSQL; the one that is second learns it here.
