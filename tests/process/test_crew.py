@@ -165,6 +165,10 @@ def test_a_server_in_the_foreground_speaks_https_is_found_and_not_started_twice(
         elsewhere = {"MODELOPS_SERVER": url, "MODELOPS_TOKEN": home.run.token(), "MODELOPS_HOME": str(certs)}
         for environ in (trusted, {**trusted, **elsewhere}):
             assert (jobs(**environ).returncode, json.loads(jobs(**environ).stdout)["jobs"]) == (0, [])
+        status = subprocess.run(
+            [COMMAND, "status"], env={**home.environ, **trusted}, capture_output=True, check=False
+        )
+        assert b"scheduler  away, 0 workers\n" in status.stdout
         stranger = jobs(**elsewhere)
         assert stranger.returncode == 5
         assert "MODELOPS_CA names the file of the authority that signed its certificate" in stranger.stderr

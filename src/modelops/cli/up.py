@@ -98,11 +98,12 @@ def status(as_json: AsJson = False) -> None:
                 "jobs_unknown": unknown,
                 "waiting": waiting,
                 "refused": told.get("refused", {}),
+                "scheduler": told.get("scheduler", "unknown"),
                 "logs": str(home.logs),
             }
         )
     else:
-        _print_status(found, home)
+        _print_status(found, told)
         listed = ", ".join(f"{n:,} {state}" for state, n in jobs.items()) or "none"
         typer.echo(f"{'jobs':<11}{unknown or listed}")
         for text in dict.fromkeys(waiting.values()):
@@ -124,12 +125,18 @@ def status(as_json: AsJson = False) -> None:
     raise typer.Exit(Exit.SUCCEEDED if found.answers else Exit.UNREACHABLE)
 
 
-def _print_status(found: PoolStatus, home: Home) -> None:
+def _print_status(found: PoolStatus, told: dict[str, Any]) -> None:
+    from modelops.study.wording import counted
+
     if not found.running:
         typer.echo("nothing runs; 'modelops up' starts server and workers")
         return
+    kept = any(role.role == "keeper" and role.state != "not running" for role in found.roles)
     for role in found.roles:
-        typer.echo(_line(role, found))
+        if role.role == "scheduler" and not kept and told:  # it may run elsewhere
+            typer.echo(f"{role.role:<11}{told['scheduler']}, {counted(len(told['workers']), 'worker')}")
+        else:
+            typer.echo(_line(role, found))
     if not found.stays:
         typer.echo("it ends by itself when nobody has needed it for a while; 'modelops up' lets it stay")
     for role in found.roles:
