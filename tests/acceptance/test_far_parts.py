@@ -17,7 +17,8 @@ MAKE = '#!/bin/sh\necho "$1" >> called\nif [ "$1" = hosts-test ]; then {0}; else
 PASSES, FAILS = "exit 0", "exit 2"
 NO_LAB = 'echo "no kubelet today" > "$MODELOPS_LAB_NOT_RUN"; exit 2'
 PYTEST = (sys.executable, "-m", "pytest")
-BARE = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("MODELOPS_")}
+BARE = {**CLEAN, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 INTERRUPTED = 'echo "time was over" > "$MODELOPS_UNFINISHED"; exit 2'
 
 
@@ -37,11 +38,10 @@ def far_parts(
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MODELOPS_")}
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     command = [str(folder / ".ci/far-parts")]
     done = subprocess.run(
-        command, env={**clean, "PATH": path, **environ}, capture_output=True, text=True, check=False
+        command, env={**CLEAN, "PATH": path, **environ}, capture_output=True, text=True, check=False
     )
     called = folder / "called"
     return done, called.read_text().split() if called.exists() else []
@@ -119,7 +119,7 @@ def test_a_cluster_that_cannot_be_made_runs_nothing_and_says_why(tmp_path: Path)
     ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab")}
     done = subprocess.run(
         [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
-        env={**os.environ, **ours, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**CLEAN, **ours, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 77
@@ -128,12 +128,30 @@ def test_a_cluster_that_cannot_be_made_runs_nothing_and_says_why(tmp_path: Path)
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_without_room_no_cluster_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "df").write_text("#!/bin/sh\necho Avail; echo 4G; echo 900G\n")
+    (tmp_path / "grep").write_text("#!/bin/sh\nexit 0\n")  # this is Debian 12
+    for name in ("df", "grep"):
+        (tmp_path / name).chmod(0o755)
+    reason = tmp_path / "reason"
+    ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab")}
+    done = subprocess.run(
+        [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
+        env={**CLEAN, **ours, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 77
+    assert reason.read_text() == "there are 4 GB free on disk, and a cluster takes 12\n"
+    assert not (tmp_path / "lab/lock").exists()
+
+
 def test_what_could_not_end_in_time_is_not_begun(tmp_path: Path) -> None:
     reason = tmp_path / "reason"
     ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab"), "MODELOPS_CI_ENDS": "1"}
     done = subprocess.run(
         [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
-        env={**os.environ, **ours}, capture_output=True, text=True, check=False,
+        env={**CLEAN, **ours}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 77
     assert "less than half an hour" in reason.read_text()

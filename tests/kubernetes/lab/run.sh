@@ -51,8 +51,9 @@ prepare() { # WHAT LIMIT COMMAND...: quiet, unless it fails
 has_room() { # on disk and in memory, for what follows
   local disk=5 free memory limit
   [ -x "$lab/bin/kube-proxy" ] || disk=12 # to build all
-  mkdir -p /var/lib/containers
-  free=$(df --output=avail -BG "$lab" /var/lib/containers | tail -n +2 | tr -dc '0-9\n' | sort -n | head -n 1)
+  mkdir -p /var/lib/containers || no "the folder /var/lib/containers cannot be made"
+  free=$(df --output=avail -BG "$lab" /var/lib/containers | tail -n +2 | tr -dc '0-9\n' | sort -n | head -n 1) ||
+    no "how much room there is on disk cannot be told"
   [ "$free" -ge "$disk" ] || no "there are $free GB free on disk, and a cluster takes $disk"
   memory=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024))
   limit=$(cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | grep -E '^[0-9]{1,14}$' | head -n 1 || true)
@@ -64,6 +65,7 @@ in_time
 [ "$(id -u)" = 0 ] || no "only root can make a cluster, and this is $(id -un)"
 grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release || no "a cluster is made of packages of Debian 12, and this is another system"
 mkdir -p "$lab" && [ -w "$lab" ] || no "the folder $lab cannot be written"
+has_room
 exec 9>"$lab/lock"
 flock -n 9 || no "another run has the cluster in $lab"
 if [ -e "$lab/run/of-run.sh" ]; then
@@ -72,7 +74,6 @@ fi
 [ ! -e "$lab/run" ] || no "there is one already, which was started by hand: stop it with $here/cluster.sh down"
 [ ! -e /run/netns/k8slab ] || no "there is one already, of another folder: the network namespace k8slab"
 
-has_room
 prepare "building Kubernetes, unless it is in $lab" 25m "$here/build.sh"
 prepare "building the image of PostgreSQL" 10m "$here/images.sh" postgres
 prepare "looking for the package index from a container" 2m "$here/images.sh" index
