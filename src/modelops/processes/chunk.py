@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 DRAIN_S = 5.0  # how long to wait for what a replicate printed; the pipe holds less than a second of it
 FORK_SLACK_S = 1.0
 LOOK_S = 0.1  # how often to ask whether the import is over and the first replicate has begun
-PAUSE_S = 0.25  # at most, in which outcomes gather; far below what a person notices
+PAUSE_S = 0.5  # at most, in which outcomes gather; far below what a person notices
 PAUSE_OF_TIMEOUT = 1 / 20  # of a replicate's timeout, as one that exceeds it is seen so much later
 PAUSE_AT_LEAST_S = 0.05  # however short the timeout is
 SHORT_PAUSE_S = 0.002

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 QUOTA_BYTES = 16 * 1024 * 1024  # of one replicate, passed on in full; of what follows only the tail
 LOG_FILE_BYTES = 8 * 1024 * 1024
 READ_BYTES = 256 * 1024
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.25  # in which marks gather, unless somebody waits for one
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.5  # in which marks gather, unless somebody waits for one
 GATHERED_BYTES = 8 * 1024  # in a pause; then it was long enough: a pipe may hold no more than 64 KiB
 
 
@@ -149,8 +149,10 @@ class Drain:
                         self.mark_seen_at = read_at
                         self._changed.notify_all()
                     # To wake up for each mark would cost more than to read it. Who prints hardly waits for us.
-                    if printed or len(data) > GATHERED_BYTES:
+                    if printed:
                         pause_s = SHORTEST_PAUSE_S
+                    elif len(data) > GATHERED_BYTES:
+                        pause_s /= 2 * len(data) / GATHERED_BYTES
                     if not printed or read_at - last_read_at < SHORTEST_PAUSE_S:
                         self._changed.wait_for(lambda: self._n_awaiting or self._has_begun, pause_s)
                         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

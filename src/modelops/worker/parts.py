@@ -23,7 +23,7 @@ from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.topics import BEGUN_TOPIC, RECEIPTS_TOPIC
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from modelops.worker.attempts import Attempt
     from modelops.worker.job_log import JobLog
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 SAY_BEGUN_AFTER_S: Final = 1.0  # by then a driver wants to know whether it waits
 GIVE_BACK_AFTER_S: Final = 2.5
 HAND_IN_AFTER_S: Final = 3.0  # a status is to be seen within 5 s, also on a busy machine
-LOOK_EVERY_S: Final = 0.25  # so much later, too, what a driver asks back is handed in
+LOOK_EVERY_S: Final = 0.25  # while something was asked back; so much later what has ended is handed in
 
 
 class Parts:
@@ -65,6 +65,22 @@ class Parts:
         if (age >= HAND_IN_AFTER_S or recalled) and not self._cut:
             with self._handing_in:
                 self._hand_in()
+
+    def due_in(self, now: float) -> float | None:
+        """Return the seconds until `look` may have something to do, None if it never will.
+
+        Before that, too, when the attempt is asked to give back.
+        """
+        if self._cut or self._attempt.stop.stopped:
+            return None
+        if self._attempt.stop.gives_back:
+            return LOOK_EVERY_S
+        next_s = GIVE_BACK_AFTER_S if self._said_begun else SAY_BEGUN_AFTER_S
+        return max(0.0, self._began + next_s - now)
+
+    def waking(self, wake: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+        """Call ``wake`` within the block whenever the attempt is asked to give back, or to stop."""
+        return self._attempt.stop.waking(wake)
 
     def close(self) -> None:
         """Let nothing more be handed in, and wait until what is being handed in is stored.
@@ -129,20 +145,26 @@ class PartWatch:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="modelops-parts", daemon=True)
                 self._thread.start()
-            elif len(self._watched) == 1:
+            else:
                 self._changed.notify()
         try:
-            yield
+            with parts.waking(self._wake):
+                yield
         finally:
             with self._changed:
                 self._watched.remove(parts)
             parts.close()
 
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._watched)
-                self._changed.wait(LOOK_EVERY_S)
+                now = time.monotonic()
+                dues = [due_s for parts in self._watched if (due_s := parts.due_in(now)) is not None]
+                self._changed.wait(min(dues, default=None))
                 watched = list(self._watched)
             now = time.monotonic()
             for parts in watched:
