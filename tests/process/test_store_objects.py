@@ -179,7 +179,33 @@ def test_files_are_on_disk_before_they_are_named_and_names_before_the_call_retur
     assert not list((tmp_path / "objects" / ".tmp").iterdir())
 
 
-def test_a_file_that_cannot_be_synced_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["put_together", "replace_together"])
+def test_objects_that_nobody_knows_of_are_on_disk_with_their_names_and_folders_when_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    objects, synced, sync = Objects.open(tmp_path / "objects"), [], os.fsync
+    named: list[str] = []
+
+    def syncing(file: int) -> None:
+        named[:] = [name for name in objects.list("") if name.startswith("a/")]
+        sync(file)
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    names = ["a/b/one", "a/c/two", "a/three"]
+    getattr(objects, how)(dict.fromkeys(names, b"bytes"), unknown=True)
+    assert sorted(named) == sorted(names), "so that one wait for the disk is enough"
+    for name in names:
+        path = tmp_path / "objects" / name
+        above = path.parents[: path.parents.index(tmp_path)]
+        assert {path.stat().st_ino, *(folder.stat().st_ino for folder in above)} <= set(synced)
+    assert not list((tmp_path / "objects" / ".tmp").iterdir())
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_file_that_cannot_be_synced_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: bool
+) -> None:
     objects, sync = Objects.open(tmp_path), os.fsync
 
     def failing(file: int) -> None:
@@ -189,7 +215,7 @@ def test_a_file_that_cannot_be_synced_is_not_named(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(StorageError, match="no such luck"):
-        objects.put_together({"a": b"good", "b": b"bad", "c": b"good"})
+        objects.put_together({"a": b"good", "b": b"bad", "c": b"good"}, unknown=unknown)
     assert list(objects.list("")) == []
     assert not list((tmp_path / ".tmp").iterdir())
 

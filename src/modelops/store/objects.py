@@ -6,7 +6,9 @@ returns: temporary file, fsync, hard link to the final name (which fails if that
 folder. A crash in between leaves a file in ``.tmp/`` that nothing refers to.
 
 What several objects at once need on disk is synced at the same time, before the first of them is linked, and then the
-folders that name them: a file system writes its journal once for all who wait for it.
+folders that name them: a file system writes its journal once for all who wait for it. Objects that nothing refers to
+before the call has returned are linked first, and files and folders synced together: one wait for the disk instead of
+two. If the machine loses its power before, half of such an object may be there, of which nobody knows.
 """
 
 # ruff: noqa: D102  what the methods do is said once, in Objects
@@ -67,8 +69,13 @@ class Objects(ABC):
             The name is taken. Of several writers at once exactly one does not get this.
         """
 
-    def put_together(self, contents: Mapping[str, Content]) -> frozenset[str]:
+    def put_together(self, contents: Mapping[str, Content], *, unknown: bool = False) -> frozenset[str]:
         """Store each under a name that does not exist yet, in this order, and return when all are durable.
+
+        Parameters
+        ----------
+        unknown
+            Nobody looks at these names before this has returned, also not after a crash.
 
         Returns
         -------
@@ -99,8 +106,11 @@ class Objects(ABC):
     def put(self, name: str, content: Content) -> None:
         """Store, replacing atomically what had that name. Only for files that can be made again."""
 
-    def replace_together(self, contents: Mapping[str, Content]) -> None:
-        """Do as `put` does with each, in this order, and return when all are durable."""
+    def replace_together(self, contents: Mapping[str, Content], *, unknown: bool = False) -> None:
+        """Do as `put` does with each, in this order, and return when all are durable.
+
+        ``unknown``: whoever looks at these names after a crash makes the objects again.
+        """
         for name, content in contents.items():
             self.put(name, content)
 
@@ -166,11 +176,11 @@ class FolderObjects(Objects):
         if self.put_together({name: content}):
             raise AlreadyExistsError(f"{name} exists in {self.root}")
 
-    def put_together(self, contents: Mapping[str, Content]) -> frozenset[str]:
+    def put_together(self, contents: Mapping[str, Content], *, unknown: bool = False) -> frozenset[str]:
         # Looking spares the copying; the link decides.
         there = {name for name in contents if (self.root / checked_name(name)).exists()}
         new = {name: content for name, content in contents.items() if name not in there}
-        taken = self._place(new, os.link) if new else frozenset()
+        taken = self._place(new, os.link, unknown=unknown) if new else frozenset()
         return taken.union(there)
 
     def take_new(self, name: str, path: Path, check: Callable[[], object]) -> None:
@@ -194,8 +204,8 @@ class FolderObjects(Objects):
     def put(self, name: str, content: Content) -> None:
         self.replace_together({name: content})
 
-    def replace_together(self, contents: Mapping[str, Content]) -> None:
-        self._place(contents, os.replace)
+    def replace_together(self, contents: Mapping[str, Content], *, unknown: bool = False) -> None:
+        self._place(contents, os.replace, unknown=unknown)
 
     def get(self, name: str) -> bytes:
         try:
@@ -267,7 +277,7 @@ class FolderObjects(Objects):
         return self.root / checked_name(name)
 
     def _place(
-        self, contents: Mapping[str, Content], place: Callable[[Path, Path], object]
+        self, contents: Mapping[str, Content], place: Callable[[Path, Path], object], *, unknown: bool
     ) -> frozenset[str]:
         """Write each to a temporary file of this volume and put that in its place; return the names that were taken."""
         taken: set[str] = set()
@@ -282,13 +292,26 @@ class FolderObjects(Objects):
                     _pour(content, file)
                     file.flush()
                 folders = {(self.root / checked_name(name)).parent: None for name in contents}
-                self._make_folders(folders, [file.fileno() for file in temporary.values()])
+                files = [file.fileno() for file in temporary.values()]
+                if unknown:
+                    made, unsynced = self._made(folders)
+                else:
+                    self._make_folders(folders, files)
                 for name, file in temporary.items():
                     try:
                         self._in_its_folder(self.root / name, Path(file.name), place)
                     except FileExistsError:
                         taken.add(name)
-                self._sync(list(folders))
+                if unknown:
+                    try:
+                        self._sync(list(dict.fromkeys((*folders, *unsynced))), files)
+                    except OSError:
+                        for name in contents.keys() - taken:  # nobody may take them for stored
+                            (self.root / name).unlink(missing_ok=True)
+                        raise
+                    self._known.update(made)
+                else:
+                    self._sync(list(folders))
         except OSError as e:
             raise self._failed("storing", name, e) from e
         return frozenset(taken)
@@ -303,7 +326,13 @@ class FolderObjects(Objects):
             place(temporary, path)
 
     def _make_folders(self, folders: Iterable[Path], files: Sequence[int] = ()) -> None:
-        """Create folders and their parents, and return when they are on disk, and these files too.
+        """Create folders and their parents, and return when they are on disk, and these files too."""
+        made, unsynced = self._made(folders)
+        self._sync(unsynced, files)
+        self._known.update(made)
+
+    def _made(self, folders: Iterable[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
+        """Create folders and their parents; return which may not be on disk yet, and what is to be synced for that.
 
         A folder that exists already may be one that another process has made and not yet synced. Who finds a folder
         empty may remove it, so it is tried once more.
@@ -311,17 +340,17 @@ class FolderObjects(Objects):
         above = [[folder, *folder.parents] for folder in folders]
         needed = dict.fromkeys(new for line in above for new in reversed(line[: line.index(self.root)]))
         try:
-            self._make(needed, files)
+            made = self._make(needed)
         except FileNotFoundError:
             self._known -= needed.keys()
-            self._make(needed, files)
+            made = self._make(needed)
+        return made, list(dict.fromkeys(folder.parent for folder in made))
 
-    def _make(self, needed: Iterable[Path], files: Sequence[int]) -> None:
-        unknown = [folder for folder in needed if folder not in self._known]
-        for folder in unknown:
+    def _make(self, needed: Iterable[Path]) -> Sequence[Path]:
+        new = [folder for folder in needed if folder not in self._known]
+        for folder in new:
             folder.mkdir(exist_ok=True)
-        self._sync(list(dict.fromkeys(folder.parent for folder in unknown)), files)
-        self._known.update(unknown)
+        return new
 
     def _sync(self, folders: Sequence[Path], files: Sequence[int] = ()) -> None:
         """Return when these files and what these folders name are on disk."""

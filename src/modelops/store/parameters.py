@@ -71,7 +71,7 @@ def write_parameters(
     *,
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> int:
-    """Store the parameter sets, in the order of their ordinals, and return how many there are.
+    """Store the parameter sets of a job that is not recorded yet, by ordinal, and return how many there are.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def write_parameters(
     with temporary_files_are(f"the parameters of {job}"), SpooledTemporaryFile(IN_MEMORY_BYTES) as f:
         n = pour_parameters(f, canonicals, ids)
         others = {f"{folder}/{name}": data for name, data in beside.items()}
-        taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others})
+        taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others}, unknown=True)
     if taken:
         raise AlreadyExistsError(f"{', '.join(sorted(taken))} exists already")
     return n

@@ -169,7 +169,8 @@ def finalize(
         written = tuple(_described(name, file) for name, file in files.items())
         folder = f"{job_folder(contents.job)}/results"
         contents.objects.replace_together(
-            {f"{folder}/{name}": pieces_of(file) for name, file in files.items()}
+            {f"{folder}/{name}": pieces_of(file) for name, file in files.items()},
+            unknown=True,  # what is recorded of them is recorded afterwards
         )
     return written
 
