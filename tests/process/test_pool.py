@@ -658,7 +658,7 @@ def aggregate_table(n: int, **params: str) -> AggregateTable:
 
 def test_aggregates_of_a_table_are_those_of_its_sets(pool: ProcessPool, spec: RunnerSpec) -> None:
     for entry in ("m:seen", "m:Seen"):
-        made = pool.aggregate_table(spec, entry, aggregate_table(3_000))
+        made = pool.aggregate_table(spec, entry, aggregate_table(3_000)).rows()
         assert all(returned_dict for returned_dict, _ in made)
         assert [{name: msgspec.json.decode(data) for name, _, data in outputs} for _, outputs in made] == [  # type: ignore[arg-type]
             {"k": p, "ids": [p + i / 4 for i in range(p % 3)], "y": [-0.0] * (p % 3)} for p in range(3_000)
@@ -672,14 +672,14 @@ def test_aggregates_of_a_table_are_what_each_would_be_alone(pool: ProcessPool, s
     sets = [AggregateSet(param=p, params=params, rows=rows) for p, params in enumerate(table.params)]
     alone = [(one.returned_dict, one.outputs) for one in pool.aggregates(spec, "m:various", sets)]
     assert len(alone) == 600
-    assert pool.aggregate_table(spec, "m:various", table) == alone
+    assert pool.aggregate_table(spec, "m:various", table).rows() == alone
 
 
 @pytest.mark.parametrize("how", ["raises", "is odd", "dies"])
 def test_aggregates_of_a_table_are_made_up_to_the_first_that_does_not_succeed(
     how: str, pool: ProcessPool, spec: RunnerSpec
 ) -> None:
-    made = pool.aggregate_table(spec, "m:up_to_five", aggregate_table(9, how=how))
+    made = pool.aggregate_table(spec, "m:up_to_five", aggregate_table(9, how=how)).rows()
     assert made == [(False, (("value", "json", b"%d" % p),)) for p in range(len(made))]
     assert len(made) == 5 or (how == "dies" and len(made) < 5)
     assert len(pool.aggregate_table(spec, "m:up_to_five", aggregate_table(3, how=how))) == 3

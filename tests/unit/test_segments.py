@@ -25,8 +25,10 @@ from modelops.store import (
     AggregateRow,
     AggregateWriter,
     AlreadyExistsError,
+    Cells,
     Execution,
     FloatRows,
+    Listed,
     Objects,
     PackSlice,
     SegmentWriter,
@@ -359,19 +361,41 @@ def test_an_attempt_whose_replicates_all_go_again_stores_only_how_they_ran(objec
     assert list(objects.list("")) == [f"{FOLDER}/executions/att_1.arrow"]
 
 
+def listed(made: list[tuple[bool, list[tuple[str, str, bytes]]]]) -> Listed:
+    return Listed([returned for returned, _ in made], [outputs for _, outputs in made], [None] * len(made))
+
+
+@pytest.mark.parametrize("targets", [("m:t",), ("m:t", "m:s")])
+@pytest.mark.parametrize("long", [3, 70_000])
+def test_values_that_came_as_cells_are_stored_as_outputs_that_were_listed(
+    targets: tuple[str, ...], long: int, objects: Objects
+) -> None:
+    cells = [b"1" * (1 + k * k % 7) for k in range(39)] + [b"7" * long]
+    rows = [[("a", "json", cells[2 * i]), ("b", "json", cells[2 * i + 1])] for i in range(20)]
+    at_once, one_by_one = AggregateWriter(objects, JOB, ATTEMPT), AggregateWriter(objects, JOB, ATTEMPT)
+    for target in targets:
+        sizes = np.array(list(map(len, cells)), np.int64)
+        at_once.add(AggregateRow(0, target, AggregateStatus.SKIPPED, 0, 1, "none"))
+        at_once.add_succeeded(1, target, [1] * 20, [1] * 20, [Cells(20, ("a", "b"), b"".join(cells), sizes)])
+        one_by_one.add(AggregateRow(0, target, AggregateStatus.SKIPPED, 0, 1, "none"))
+        for i, outputs in enumerate(rows):
+            one_by_one.add(AggregateRow(i + 1, target, AggregateStatus.SUCCEEDED, 1, 1, "", True, outputs))
+    assert at_once.finish(["d"]) == one_by_one.finish(["d"])
+
+
 def test_aggregates_of_many_sets_at_once_are_stored_as_one_by_one(objects: Objects) -> None:
     made = [(k % 2 == 0, encoded({"value" if k % 2 else "loss": k / 3})) for k in range(40)]
     at_once, one_by_one = AggregateWriter(objects, JOB, ATTEMPT), AggregateWriter(objects, JOB, ATTEMPT)
     for target in ("m:t", "m:s"):
-        at_once.add_succeeded(20, target, range(20), range(1, 21), made[20:])
-        at_once.add_succeeded(0, target, range(20), range(1, 21), made[:20])
+        at_once.add_succeeded(20, target, range(20), range(1, 21), [listed(made[20:])])
+        at_once.add_succeeded(0, target, range(20), range(1, 21), [listed(made[:5]), listed(made[5:20])])
         for k, (returned_dict, outputs) in enumerate(made):
             row = AggregateRow(
                 k, target, AggregateStatus.SUCCEEDED, k % 20, k % 20 + 1, "", returned_dict, outputs
             )
             one_by_one.add(row)
     assert at_once.finish(["d"]) == one_by_one.finish(["d"])
-    at_once.add_succeeded(3, "m:s", [1], [1], made[:1])
+    at_once.add_succeeded(3, "m:s", [1], [1], [listed(made[:1])])
     with pytest.raises(InternalError):
         at_once.finish(["d"])
 

@@ -1,6 +1,7 @@
 """Take chunks from the worker, run them in warm, limited runner processes, hand outcomes on to the worker."""
 
 from modelops.processes.context import ContextDesk, GivenUpError
+from modelops.processes.many_made import MadeCells, ManyMade
 from modelops.processes.outcome import (
     AggregateOutcome,
     AnySet,
@@ -29,6 +30,8 @@ __all__ = [
     "FloatOutcomes",
     "GivenUpError",
     "LogSink",
+    "MadeCells",
+    "ManyMade",
     "Outcome",
     "Output",
     "ProcessPool",

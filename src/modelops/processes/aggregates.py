@@ -7,12 +7,12 @@ outcome here, nor have those behind it. Made by itself (`AggregateRun`), it gets
 from __future__ import annotations
 
 import time
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from modelops.processes.chunk import inline_json, output_of
+from modelops.processes.many_made import ManyMade, cells_of
 from modelops.processes.outcome import AggregateOutcome, Output, SpooledFile
 from modelops.processes.process import Kill
 from modelops.rpc import AggregateFinished, AggregatesMade, AggregatesRun, Answer, Failure
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from modelops.processes.stop import StopSignal
     from modelops.rpc import AggregateSet, AggregateTable, Message
 
-Made = tuple[bool, tuple[Output, ...]]
-"""Whether an aggregate returned a dict, and its outputs."""
 GATHER_S = 0.002  # let some arrive: a runner whose every message wakes its reader waits for it each time
 
 
@@ -62,9 +60,9 @@ def make_table(
     target_data: Any,
     stop: StopSignal,
     start_timeout_s: float,
-) -> list[Made]:
+) -> ManyMade:
     """Return what the aggregates of the first sets of a table returned: of all sets, or up to one that failed."""
-    made: list[Made] = []
+    made = ManyMade()
     if not process.takes_tables:
         return made
     run = AggregatesRun(entry=entry, sets=(), table=table, target_data=_tagged(target_data))
@@ -72,21 +70,30 @@ def make_table(
         for message in messages:
             if not isinstance(message, AggregatesMade):
                 continue
-            rows = _rows(process, message)
-            if message.param != table.param + len(made) or len(made) + len(rows) > len(table.params):
+            news = _news(process, message)
+            if (
+                news is None
+                or message.param != table.param + len(made)
+                or len(made) + len(news) > len(table.params)
+            ):
                 process.kill(Kill("protocol", f"it made an aggregate of set {message.param}"))
                 return made
-            made += rows
+            for part in news.parts:
+                made.add(part)
     return made
 
 
-def _rows(process: RunnerProcess, message: AggregatesMade) -> list[Made]:
-    rows = [(returned == "dict", _outputs(process, outputs)) for returned, outputs in message.made]
+def _news(process: RunnerProcess, message: AggregatesMade) -> ManyMade | None:
+    """Return what a message brings, None if it has values without a name, or not as many as names."""
+    news = ManyMade()
+    if message.made:
+        news.add([(returned == "dict", _outputs(process, outputs)) for returned, outputs in message.made])
     if message.names:
-        k, data = len(message.names), list(map(bytes, message.data))
-        cells = [zip(repeat(name), repeat("json"), data[i::k]) for i, name in enumerate(message.names)]
-        rows += [(True, outputs) for outputs in zip(*cells, strict=True)]
-    return rows
+        try:
+            news.add(cells_of(message.names, bytes(message.data)))
+        except ValueError:
+            return None
+    return news
 
 
 def _tagged(target_data: Any) -> msgspec.Raw:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.counters import Counted, count
 from modelops.errors import ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
-from modelops.processes.aggregates import Made, make_aggregates, make_table
+from modelops.processes.aggregates import make_aggregates, make_table
 from modelops.processes.cgroup import CgroupHome, find_home
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.context import Conversation
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from modelops.processes.context import ContextDesk
+    from modelops.processes.many_made import ManyMade
     from modelops.processes.outcome import (
         AggregateOutcome,
         AnySet,
@@ -299,7 +300,7 @@ class ProcessPool:
         target_data: Any = None,
         stop: StopSignal | None = None,
         log: LogSink | None = None,
-    ) -> list[Made]:
+    ) -> ManyMade:
         """Do as `aggregates` does, for the sets of a table; return what was returned."""
         stop = stop if stop is not None else StopSignal()
         with self._process(_for_aggregates(spec), [], log) as process:

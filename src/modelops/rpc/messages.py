@@ -243,7 +243,7 @@ class AggregatesMade(Wire, frozen=True, kw_only=True):
     param: int
     made: tuple[tuple[Literal["dict", "value"], tuple[Output, ...]], ...] = ()
     names: tuple[str, ...] = ()
-    data: tuple[msgspec.Raw, ...] = ()
+    data: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class FunctionResult(msgspec.Struct, frozen=True, kw_only=True):

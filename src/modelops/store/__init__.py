@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from modelops.store.objects import AlreadyExistsError, Objects
-from modelops.store.segment_body import SpooledFile, StoredError
+from modelops.store.segment_body import Cells, Listed, SpooledFile, StoredError
 from modelops.store.segment_table import SegmentTable, read_aggregates, read_segment
 from modelops.store.segments import (
     AggregateRow,
@@ -23,12 +23,14 @@ __all__ = [
     "AggregateRow",
     "AggregateWriter",
     "AlreadyExistsError",
+    "Cells",
     "ChangedMeanwhileError",
     "EventRow",
     "Execution",
     "FloatRows",
     "JobRow",
     "LeaseLostError",
+    "Listed",
     "Objects",
     "PackSlice",
     "Records",

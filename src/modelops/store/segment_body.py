@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 INLINE_LIMIT_BYTES: Final = 65_536
 FLOAT: Final = "f8"
+JSON: Final = "json"
 FLOAT_BYTES: Final = 8
 ERROR_TYPE: Final = pa.struct(
     [
@@ -111,6 +112,31 @@ class Floats(NamedTuple):
         return Listed([True] * self.n, rows, [None] * self.n)
 
 
+class Cells(NamedTuple):
+    """``n`` rows that returned a dict of these names, all values inline JSON, row by row. ``sizes``: bytes of each."""
+
+    n: int
+    names: tuple[str, ...]
+    data: bytes
+    sizes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def listed(self) -> Listed:
+        """Return the same, output by output."""
+        ends, k = np.cumsum(self.sizes).tolist(), len(self.names)
+        cells = [self.data[lo:hi] for lo, hi in zip([0, *ends], ends, strict=False)]
+        rows = [
+            [(name, JSON, cell) for name, cell in zip(self.names, cells[i * k : (i + 1) * k], strict=True)]
+            for i in range(self.n)
+        ]
+        return Listed([True] * self.n, rows, [None] * self.n)
+
+
+Part = Listed | Floats | Cells
+
+
 class Body:
     """The columns of some parts, in their order; storing the large outputs in a pack, called ``pack_name``.
 
@@ -120,9 +146,7 @@ class Body:
         ``pack_name`` if there is a pack, else None.
     """
 
-    def __init__(
-        self, objects: Objects, folder: str, pack_name: str, parts: Sequence[Listed | Floats]
-    ) -> None:
+    def __init__(self, objects: Objects, folder: str, pack_name: str, parts: Sequence[Part]) -> None:
         names, kinds = _Words(pa.int32()), _Words(pa.int8())
         lengths: list[npt.NDArray[np.int32]] = []
         sizes: list[npt.NDArray[np.int64]] = []
@@ -130,6 +154,17 @@ class Body:
         self._large: list[tuple[int, Any]] = []  # by position among all outputs
         n = 0
         for part in parts:
+            if isinstance(part, Cells) and (part.sizes > INLINE_LIMIT_BYTES).any():
+                part = part.listed()
+            if isinstance(part, Cells):
+                k = len(part.names)
+                lengths.append(np.full(part.n, k, np.int32))
+                names.add(part.names, part.n)
+                kinds.add((JSON,), part.n * k)
+                sizes.append(part.sizes)
+                data.append(part.data)
+                n += part.n * k
+                continue
             if isinstance(part, Floats):
                 k = len(part.names)
                 lengths.append(np.full(part.n, k, np.int32))
@@ -257,26 +292,26 @@ def _take_large(data: list[Any]) -> list[tuple[int, Any]]:
     return large
 
 
-def _returned(parts: Sequence[Listed | Floats]) -> npt.NDArray[np.bool_]:
+def _returned(parts: Sequence[Part]) -> npt.NDArray[np.bool_]:
     return np.concatenate(
         [
             np.zeros(0, np.bool_),
             *(
-                np.ones(part.n, np.bool_)
-                if isinstance(part, Floats)
-                else np.fromiter(part.returned, np.bool_, len(part))
+                np.fromiter(part.returned, np.bool_, len(part))
+                if isinstance(part, Listed)
+                else np.ones(part.n, np.bool_)
                 for part in parts
             ),
         ]
     )
 
 
-def _errors(parts: Sequence[Listed | Floats], n: int) -> pa.Array:
-    if all(isinstance(part, Floats) or not any(part.errors) for part in parts):
+def _errors(parts: Sequence[Part], n: int) -> pa.Array:
+    if not any(isinstance(part, Listed) and any(part.errors) for part in parts):
         return pa.nulls(n, ERROR_TYPE)
     errors: list[StoredError | None] = []
     for part in parts:
-        errors += [None] * part.n if isinstance(part, Floats) else part.errors
+        errors += part.errors if isinstance(part, Listed) else [None] * part.n
     fields = []
     for i, field in enumerate(ERROR_TYPE):
         values: list[Any] = [None if e is None else e[i] for e in errors]

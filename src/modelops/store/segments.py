@@ -25,6 +25,7 @@ from modelops.store import columns
 from modelops.store.objects import COPY_BYTES, Objects
 from modelops.store.segment_body import (
     Body,
+    Cells,
     Floats,
     Listed,
     Output,
@@ -348,17 +349,27 @@ class AggregateRow(NamedTuple):
     error: StoredError | None = None
 
 
+_BodyRow = tuple[bool, Sequence[Output], StoredError | None]
+
+
+def _listed(rows: Sequence[_BodyRow]) -> Listed:
+    return Listed([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+
+
 class AggregateWriter:
     """Collects the aggregates of some parameter sets and stores them as an aggregate segment."""
 
     def __init__(self, objects: Objects, job: JobId, attempt: AttemptId) -> None:
         self._objects, self._job, self._attempt = objects, job, attempt
-        self._columns: dict[str, list[Any]] = {name: [] for name in AggregateRow._fields}
+        self._columns: dict[str, list[Any]] = {name: [] for name in AggregateRow._fields[:-3]}
+        self._body: list[Listed | Cells] = []
+        self._rows: list[_BodyRow] = []  # behind those
 
     def add(self, row: AggregateRow) -> None:
         """Take one row; the order of calls does not matter."""
-        for column, value in zip(self._columns.values(), row, strict=True):
+        for column, value in zip(self._columns.values(), row, strict=False):
             column.append(value)
+        self._rows.append((row.returned_dict, row.outputs, row.error))
 
     def add_succeeded(
         self,
@@ -366,10 +377,10 @@ class AggregateWriter:
         target: str,
         n_succeeded: Sequence[int],
         n_replicates: Sequence[int],
-        made: Sequence[tuple[bool, Sequence[Output]]],
+        made: Sequence[Listed | Cells],
     ) -> None:
-        """Take the rows of consecutive parameter sets; ``made``: of each whether it is a dict, and its outputs."""
-        n = len(made)
+        """Take the rows of consecutive parameter sets; ``made``: what their aggregates returned."""
+        n = sum(map(len, made))
         rows: dict[str, Iterable[Any]] = {
             "param": range(first, first + n),
             "target": [target] * n,
@@ -377,32 +388,41 @@ class AggregateWriter:
             "n_succeeded": n_succeeded,
             "n_replicates": n_replicates,
             "reason": [""] * n,
-            "returned_dict": [returned_dict for returned_dict, _ in made],
-            "outputs": [outputs for _, outputs in made],
-            "error": [None] * n,
         }
         for name, values in rows.items():
             self._columns[name].extend(values)
+        self._body += [*self._listed_rows(), *made]
 
-    def _in_order(self) -> dict[str, list[Any]]:
-        """Return the columns with their rows sorted by parameter set and target. Most often they are."""
+    def _listed_rows(self) -> list[Listed]:
+        """Return what was added row by row since this was last called, in one part or none."""
+        rows, self._rows = self._rows, []
+        return [_listed(rows)] if rows else []
+
+    def _in_order(self) -> tuple[dict[str, list[Any]], list[Listed | Cells]]:
+        """Return columns and outputs with their rows sorted by parameter set and target. Most often they are."""
         params, targets = self._columns["param"], self._columns["target"]
+        self._body += self._listed_rows()
         if len(set(targets)) < 2 and (np.diff(np.array(params, np.int64)) > 0).all():
-            return self._columns
+            return self._columns, self._body
         keys = list(zip(params, targets, strict=True))
         if len(set(keys)) < len(keys):
             raise InternalError(f"attempt {self._attempt} has two rows for one parameter set and target")
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        return {name: [column[i] for i in order] for name, column in self._columns.items()}
+        listed = [part if isinstance(part, Listed) else part.listed() for part in self._body]
+        rows = [row for p in listed for row in zip(p.returned, p.outputs, p.errors, strict=True)]
+        return (
+            {name: [column[i] for i in order] for name, column in self._columns.items()},
+            [_listed([rows[i] for i in order])],
+        )
 
     def finish(self, inputs: Iterable[str]) -> AggregateRef:
         """Store pack and segment and return what to commit. ``inputs``: digests of the segments it read."""
-        rows = self._in_order()
+        rows, parts = self._in_order()
         body = Body(
             self._objects,
             job_folder(self._job),
             f"packs/{self._attempt}.pack",
-            [Listed(rows["returned_dict"], rows["outputs"], rows["error"])],
+            parts,
         )
         params = np.array(rows["param"], np.int64)
         counts = Counter(rows["status"])

@@ -187,7 +187,7 @@ class _AggregateRun:
                 target,
                 table.n_succeeded[:n_made],
                 table.n_replicates[:n_made],
-                stored_aggregates(found[:n_made]),
+                stored_aggregates(found.first(n_made)),
             )
         return n_made
 

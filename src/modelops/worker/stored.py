@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelops.processes import SpooledFile
+from modelops.processes import MadeCells, SpooledFile
+from modelops.store import Cells, Listed, StoredError
 from modelops.store import SpooledFile as StoredFile
-from modelops.store import StoredError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modelops.processes import Output, ReplicateError
-    from modelops.processes.aggregates import Made
+    from modelops.processes import ManyMade, Output, ReplicateError
     from modelops.store.segment_body import Output as StoredOutput
 
 
@@ -30,11 +29,18 @@ def stored_outputs(outputs: Sequence[Output]) -> Sequence[StoredOutput]:
     return outputs  # type: ignore[return-value]  # no SpooledFile is left in it
 
 
-def stored_aggregates(made: Sequence[Made]) -> Sequence[tuple[bool, Sequence[StoredOutput]]]:
-    """Return what many aggregates returned as a writer takes it. Costs little if no output is in a file."""
-    if SpooledFile not in {type(data) for _, outputs in made for _, _, data in outputs}:
-        return made  # type: ignore[return-value]  # no SpooledFile is in it
-    return [(returned_dict, stored_outputs(outputs)) for returned_dict, outputs in made]
+def stored_aggregates(made: ManyMade) -> list[Listed | Cells]:
+    """Return what many aggregates returned as a writer takes it. Costs nothing for values that came as cells."""
+    return [
+        Cells(len(part), part.names, part.data, part.sizes)
+        if isinstance(part, MadeCells)
+        else Listed(
+            [returned_dict for returned_dict, _ in part],
+            [stored_outputs(outputs) for _, outputs in part],
+            [None] * len(part),
+        )
+        for part in made.parts
+    ]
 
 
 def stored_error(error: ReplicateError | None) -> StoredError | None:
