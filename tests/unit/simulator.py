@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 from simulator_driver import Driver, Submit
-from simulator_scenario import EVENTS_OF_ADDED, FAULTS, Scenario, draw_scenario
+from simulator_scenario import EVENTS_OF_ADDED, EVENTS_OF_RUN_MORE, FAULTS, Scenario, draw_scenario
 from simulator_store import RealStore, Store, integers, number_of, ranges_of, segment_of, watched_of
 
 from modelops.driver import commands as c
@@ -50,7 +50,7 @@ SUCCEEDED, CRASHED, NOT_NEEDED = (
 )
 MAX_STEPS = 30_000
 FEWEST_MORE = 4  # events; a job is extended for no fewer
-MOST_EXTENSIONS = 3
+MOST_MORE_RUNS = 3  # of a job that has made too few events
 SAY_BEGUN_AFTER_S = 1.0  # as workers do
 END_S = STOP_GRACE_S + 20.0  # after a timeout, with all there
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
@@ -115,11 +115,14 @@ class World:
     def run(self) -> None:
         """Play until the job has ended, and again each time that it is resumed, repaired or extended."""
         self._run_once()
-        for n in range(1, 1 + self.s.resumes + MOST_EXTENSIONS):
+        for n in range(1, 1 + self.s.resumes + MOST_MORE_RUNS):
+            missing = self.s.enough - self.n_events
+            if self.s.enough and missing < FEWEST_MORE:
+                break
             if n > self.s.resumes or (n not in self.s.repairs and self.store.state is JobState.SUCCEEDED):
-                if self.n_events + FEWEST_MORE > self.s.enough:
+                if not self.s.enough:
                     break
-                self._extend()
+                self._go_on(missing)
             elif n in self.s.repairs:
                 self.store.repair()
             else:
@@ -130,13 +133,20 @@ class World:
         """Let the job be this from now on."""
         self.spec, self.line, self.size = spec, spec.line, spec.line.size
 
-    def _extend(self) -> None:
-        """Add replicates or parameter sets to the job that has ended: about what makes enough events."""
+    def _go_on(self, missing: int) -> None:
+        """Let a job that has ended be run again, so that it makes about so many events: extended, or what is left."""
+        n_open = self.size - len(self.store.outcomes)
+        wanted = int((missing - EVENTS_OF_RUN_MORE) / EVENTS_OF_ADDED) - n_open
+        if wanted <= 0 and n_open and self.store.state is not JobState.SUCCEEDED:
+            self.store.begin_again()
+            return
+        if missing < EVENTS_OF_RUN_MORE and self.store.segments:
+            self.store.repair()
+            return
         line = self.line
-        wanted = 1 + int((self.s.enough - self.n_events) / EVENTS_OF_ADDED)
         most = max(n for _, _, n in line.replicates())
-        more, n_new = -(-wanted // line.n_params), -(-wanted // most)
-        if more * line.n_params <= n_new * most:
+        more, n_new = max(1, wanted // line.n_params), max(1, wanted // most)
+        if abs(more * line.n_params - wanted) <= abs(n_new * most - wanted):
             self.be(extended_spec(self.spec, replicates=most + more))
         else:
             self.be(extended_spec(self.spec, n_more_params=n_new))
@@ -690,14 +700,14 @@ class World:
     def _aggregate_receipt(
         self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int
     ) -> AggregateReceipt:
-        chunk, spec, params = command.chunk, self.spec, task.items
+        chunk, spec, params, outcomes = command.chunk, self.spec, task.items, self.outcomes
         stored = None
         if n == len(params):
             rows: dict[str, int] = {}
             for p in params:
-                indices = [k for k in self.line.of_param(p) if self.outcomes[k] is not NOT_NEEDED]
-                ok = [self.outcomes[k] for k in indices].count(SUCCEEDED)
-                enough = ok >= spec.needed(len(indices))
+                ended = [outcomes[k] for lo, hi in self.line.of_param(p).pairs for k in range(lo, hi)]
+                n_needed = len(ended) - ended.count(NOT_NEEDED)
+                enough = ended.count(SUCCEEDED) >= spec.needed(n_needed)
                 status = AggregateStatus.SUCCEEDED if enough else AggregateStatus.SKIPPED
                 rows[status] = rows.get(status, 0) + len(spec.aggregates)
             stored = AggregateRef(

@@ -101,7 +101,7 @@ class Driver:
             return
         if commands:
             self.perform(commands)
-        if world.n_events & 31 == 0 and self.is_awake:
+        if world.n_events & 63 == 0 and self.is_awake:
             self.check_view()
 
     def wake(self, _: object = None) -> None:

@@ -2,13 +2,19 @@
 
 A fault has a kind and a number: the n-th time that it could happen, it does. So a schedule can be printed, and a
 failing one made smaller by leaving faults out.
+
+What is drawn: a good half of the schedules make `ENOUGH` events or a few more, in several runs if one makes fewer. A
+tenth use the real records; most of these have one or two replicates. The others are small: up to three replicates of
+any length, or up to `MOST_SHORT` that go together. They cost little, and what is rare in a long schedule is at times
+the only thing that happens in a short one.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from math import inf, log
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -20,6 +26,9 @@ from modelops.study.stopping import Until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _typeshed import SupportsLenAndGetItem
+
+_T = TypeVar("_T")
 CRASHED, FAILED, SUCCEEDED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED, ReplicateStatus.SUCCEEDED
 
 # Occasion -> kind -> how often it is drawn at most, per occasion.
@@ -36,7 +45,7 @@ FAULTS = {
         "checkpoint": 0.1,  # one of its replicates keeps a checkpoint
     },
     "many": {  # a worker begins an attempt at more than one replicate
-        "part": 0.2,  # it hands in a part, and goes on with one of them
+        "part": 0.4,  # it hands in a part, and goes on with one of them
     },
     "gone": {  # a worker is said to be gone
         "back": 0.5,  # it is back, under its name
@@ -68,13 +77,15 @@ FAULTS = {
         "deaf": 0.1,  # it hangs for ever
     },
 }
+OFTEN = {kind: most for kinds in FAULTS.values() for kind, most in kinds.items()}
 OCCASION = {kind: occasion for occasion, kinds in FAULTS.items() for kind in kinds}
 OCCASIONS = 600  # later ones go well, so every schedule ends
 # What makes events, and about how many. A schedule with much of that gets fewer replicates, and a job that has ended
 # with fewer events than wanted is extended: most are about as long, as a few twice as long would take the time of many.
 EVENTS = {1.0: 232, 3.0: 238, 60.0: 246}  # with nothing of what follows; by mean seconds of a replicate
 EVENTS_OF_ONE = 6.0  # replicate
-EVENTS_OF_ADDED = 8.5  # one by which a job is extended
+EVENTS_OF_ADDED = 7.5  # one by which a job is extended
+EVENTS_OF_RUN_MORE = 20  # and of the run that has these
 EVENTS_OF_PARAM = 3.8  # parameter set that is aggregated
 EVENTS_OF_RETRY = 2.0
 EVENTS_OF_POISON = 45
@@ -82,13 +93,37 @@ EVENTS_OF_POISON_PARAM = 31
 EVENTS_OF_RUN = 21
 EVENTS_OF_SLOTS = 7.0  # a worker more, or a slot more on each
 EVENTS_OF_FAULT = {"pause": 7.0, "rival": 7.0, "crash": 5.0, "death": 3.8, "partition": 2.0}  # others: 0.6
+SECONDS = [
+    1e-3,
+    1e-3,
+    1.0,
+    3.0,
+    *[60.0] * 8,
+]  # means; workers say of those that take long that they have begun
 FEWEST, MOST = 8, 48  # replicates
-FEWEST_SHORT, MOST_SHORT = 8, 24  # that take a millisecond, and go together
+FEWEST_SHORT, MOST_SHORT = 8, 20  # that take a millisecond, and go together
 NEAR = 10  # events
+TRIES = 8  # to come near
 ENOUGH = 203  # events
 ENOUGH_ON_RECORDS = 40  # for one in eight of the schedules that use real records
-SMALL = 0.3  # of the schedules
+SMALL = 0.29  # of the schedules
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
+
+
+class Chance(random.Random):
+    """Draws in a fifth of the time: a bias of one in 2 ** 50 is none."""
+
+    def choice(self, seq: SupportsLenAndGetItem[_T]) -> _T:
+        """Draw one of these."""
+        return seq[int(self.random() * len(seq))]
+
+    def randint(self, a: int, b: int) -> int:
+        """Draw one of ``a`` to ``b``."""
+        return a + int(self.random() * (b + 1 - a))
+
+    def randrange(self, n: int) -> int:  # type: ignore[override]  # nobody needs more
+        """Draw one of 0 to ``n`` - 1."""
+        return int(self.random() * n)
 
 
 @dataclass
@@ -194,11 +229,11 @@ def draw_scenario(seed: int) -> Scenario:
 
     First what goes wrong, then how many replicates there are.
     """
-    rng = random.Random(seed)
+    rng = Chance(seed)
     chance, choice = rng.random, rng.choice
     real_store = seed % 10 == 9
     is_small = not real_store and chance() < SMALL
-    mean = choice([1e-3, 1.0, 3.0, 60.0, 60.0, 60.0])
+    mean = choice(SECONDS)
     retry = RetryPolicy(max_retries=0)
     if chance() < 0.6:
         retry = RetryPolicy(
@@ -217,9 +252,9 @@ def draw_scenario(seed: int) -> Scenario:
     n_poison = rng.randint(1, 2) if chance() < 0.12 else 0
     has_poison_param = chance() < 0.05
     n_workers, slots = rng.randint(1, 4), choice([1, 1, 2, 3])
-    aggregates = tuple("mn"[: choice([0, 1, 1, 2])])
+    aggregates = tuple("mn"[: choice([0, 0, 1, 2])])
     resumes = choice(
-        [0, 0, 1, 2] if mean in EVENTS and not (real_store or is_small) else [0, 0, 0, 0, 0, 0, 0, 1]
+        [0, 0, 0, 1] if mean in EVENTS and not (real_store or is_small) else [0, 0, 0, 0, 0, 0, 0, 1]
     )
     faults = {} if chance() < 0.1 else _draw_faults(rng)
     enough = 0
@@ -227,7 +262,7 @@ def draw_scenario(seed: int) -> Scenario:
         line = _draw_blocks(rng, choice([1, 1, 2]))
         enough = ENOUGH_ON_RECORDS if chance() < 1 / 8 else 0
     elif is_small:
-        line = _draw_blocks(rng, rng.randint(1, 4))
+        line = _draw_blocks(rng, rng.randint(1, 3))
     elif mean not in EVENTS:
         line = _draw_line(rng, EVENTS_OF_ONE * rng.randint(FEWEST_SHORT, MOST_SHORT), 0.0)
     else:
@@ -285,7 +320,7 @@ def draw_scenario(seed: int) -> Scenario:
     )
 
 
-def _draw_pools(rng: random.Random) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _draw_pools(rng: Chance) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Draw, for one schedule in six, which pools the job asks for, and those of its workers, however they are spelt."""
     if rng.random() > 1 / 6:
         return (), ("",)
@@ -293,7 +328,7 @@ def _draw_pools(rng: random.Random) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return pools, ("EU_West", *rng.sample(["us", "", "asia", "eu.west", "eu-west-1"], rng.randint(1, 3)))
 
 
-def _draw_until(rng: random.Random, line: IndexLine) -> Until | None:
+def _draw_until(rng: Chance, line: IndexLine) -> Until | None:
     """Draw when a parameter set has enough replicates, if all have as many."""
     most = {n for _, _, n in line.replicates()}
     if len(most) != 1 or min(most) < 2:
@@ -302,37 +337,45 @@ def _draw_until(rng: random.Random, line: IndexLine) -> Until | None:
     return Until(half_width=half_width, of="x", level=0.8, min=rng.randint(2, min(6, *most)), max=most.pop())
 
 
-def _draw_faults(rng: random.Random) -> dict[str, frozenset[int]]:
+def _draw_faults(rng: Chance) -> dict[str, frozenset[int]]:
     """Choose some kinds, a rate for each, and the occasions."""
     faults = {}
-    for kind, most in ((kind, most) for kinds in FAULTS.values() for kind, most in kinds.items()):
-        if rng.random() < 0.62:
-            rate = most * (0.01 + rng.random())
+    chance = rng.random
+    for kind, most in OFTEN.items():
+        if chance() < 0.72:
+            rate = most * (0.01 + chance())
             numbers: list[int] = []
-            n = rng.expovariate(rate)
+            n = -log(1.0 - chance()) / rate
             while n < OCCASIONS and len(numbers) < MOST_OF_A_KIND:
                 numbers.append(int(n))
-                n += 1 + rng.expovariate(rate)
+                n += 1 - log(1.0 - chance()) / rate
             faults[kind] = frozenset(numbers)
     return faults
 
 
-def _draw_line(rng: random.Random, wanted: float, of_param: float) -> IndexLine:
+def _draw_line(rng: Chance, wanted: float, of_param: float) -> IndexLine:
     """Draw a line that makes about as many events as wanted, a parameter set ``of_param`` of them."""
-    while True:
-        shape = n_params, n_replicates, more, n_new = _draw_shape(rng, rng.randint(FEWEST, MOST))
-        size = (n_params + n_new) * (n_replicates + more)
+    best, least = (1, FEWEST, 0, 0), inf
+    for _ in range(TRIES):
+        n_params, _, more, n_new = _draw_shape(rng, MOST)
+        n = n_params + n_new
+        of_all = (wanted / n - of_param) / EVENTS_OF_ONE
+        n_replicates = max(1, min(round(of_all), MOST // n) - more)
+        size = n * (n_replicates + more)
         if FEWEST <= size <= MOST:
-            missing = wanted - size * EVENTS_OF_ONE - (n_params + n_new) * of_param
-            if abs(missing) <= NEAR or size == (MOST if missing > 0 else FEWEST):
-                return _blocks(shape)
+            missing = abs(wanted - size * EVENTS_OF_ONE - n * of_param)
+            if missing < least:
+                best, least = (n_params, n_replicates, more, n_new), missing
+                if missing <= NEAR:
+                    break
+    return _blocks(best)
 
 
-def _draw_blocks(rng: random.Random, size: int) -> IndexLine:
+def _draw_blocks(rng: Chance, size: int) -> IndexLine:
     return _blocks(_draw_shape(rng, size))
 
 
-def _draw_shape(rng: random.Random, size: int) -> tuple[int, int, int, int]:
+def _draw_shape(rng: Chance, size: int) -> tuple[int, int, int, int]:
     """Draw parameter sets, replicates of each, more replicates that came later, and new parameter sets after that."""
     n_params = min(size, rng.choice([1, 2, 5, 10, 20]))
     more, n_new = (rng.randint(0, 2), rng.randint(0, 2)) if rng.random() < 0.3 else (0, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from modelops.study.ranges import EMPTY, Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from modelops.study.ids import AttemptId
     from modelops.study.ranges import Range
@@ -348,7 +349,10 @@ _JOBS: list[JobId] = []
 
 @cache
 def _records() -> Records:
-    """Open real records in memory: one database for the process, as making one takes longer than a schedule."""
+    """Open real records in memory: one database for the process, as making one takes longer than a schedule.
+
+    Its only connection is not looked for and given back with each transaction.
+    """
     import sqlalchemy as sa
     from sqlalchemy.pool import StaticPool
 
@@ -357,7 +361,23 @@ def _records() -> Records:
     engine = sa.create_engine("sqlite://", poolclass=StaticPool)
     sa.event.listen(engine, "connect", database._prepare_sqlite)
     schema.metadata.create_all(engine)
-    return Records(database.Database(engine), lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    connection = engine.connect()
+
+    class InMemory(database.Database):
+        @contextmanager
+        def reading(self) -> Iterator[sa.Connection]:
+            with self.writing() as sql:
+                yield sql
+
+        @contextmanager
+        def writing(self) -> Iterator[sa.Connection]:
+            with self._as_ours(), connection.begin():
+                self._begin(connection, "BEGIN IMMEDIATE")
+                yield connection
+
+        writing_with_next = writing
+
+    return Records(InMemory(engine), lambda: datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def segment_of(

@@ -77,13 +77,15 @@ class Meter:
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
     cost = meter.seconds_per_item
+    if cost is None or remaining <= 1:
+        return 1
     far_s = meter.handover_s
     if meter.n_measured >= SURE_AFTER:
         target_s = max(TARGET_S, min(LONGEST_TARGET_S, slots / CHUNKS_PER_S))
     else:
-        done_s = meter.n_measured * (cost or 0.0) / max(1, slots)  # by each slot
+        done_s = meter.n_measured * cost / max(1, slots)  # by each slot
         target_s = max(TARGET_WHILE_UNSURE_S, far_s, min(TARGET_S, done_s))
-    if cost is None or remaining <= 1 or cost >= target_s:
+    if cost >= target_s:
         return 1
     slots = max(1, slots)
     share = max(remaining / (SHARE * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))

@@ -36,6 +36,11 @@ class Coverage:
         """Return those of these indices that have no final outcome."""
         return self._covered.lacks(indices)
 
+    def cover(self, indices: Ranges) -> None:
+        """Cover these, where nobody asks which parameter sets have settled; not to be mixed with `add`."""
+        for lo, hi in indices.pairs:
+            self._covered.add(lo, hi)
+
     def add(self, indices: Ranges) -> Ranges:
         """Cover these, none of which was covered, and return the parameter sets that settled by it."""
         settled: list[Range] = []

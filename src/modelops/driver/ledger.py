@@ -67,9 +67,10 @@ class Ledger:
     def _judge(self, stored: AggregateRef) -> None:
         """Take in an aggregate of parameter sets that have settled, unless it is stale."""
         params = Ranges(stored.params)
-        inputs = {segment.digest for segment in self.segments_of(params)}
-        if inputs.issubset(stored.inputs):
-            self.add_aggregates(params, stored.counts)
+        segments = self.segments_of(params)
+        inputs = set(stored.inputs)
+        if all(segment.digest in inputs for segment in segments):
+            self._add_aggregates(params, stored.counts, segments)
 
     def add_outcomes(
         self, indices: Ranges, counts: Mapping[ReplicateStatus, int], segment: SegmentRef | None
@@ -95,11 +96,18 @@ class Ledger:
 
     def _cover(self, indices: Ranges) -> Ranges:
         self.n_open -= len(indices)
-        settled = self._coverage.add(indices)
-        return settled if self._n_targets else EMPTY
+        if self._n_targets:
+            return self._coverage.add(indices)
+        self._coverage.cover(indices)
+        return EMPTY
 
     def add_aggregates(self, params: Ranges, counts: Mapping[str, int]) -> None:
         """Take in a committed aggregate segment; ``counts`` are of rows, by status."""
+        self._add_aggregates(params, counts)
+
+    def _add_aggregates(
+        self, params: Ranges, counts: Mapping[str, int], segments: tuple[SegmentRef, ...] | None = None
+    ) -> None:
         for lo, hi in params.pairs:
             self._aggregated.add(lo, hi)
             self.n_open_params -= hi - lo
@@ -108,7 +116,7 @@ class Ledger:
         if not self.n_open_params:
             self._segments.clear()
             return
-        for segment in self.segments_of(params):
+        for segment in self.segments_of(params) if segments is None else segments:
             if not self._aggregated.lacks(self._line.params_of(Ranges(segment.ranges))).pairs:
                 self._segments.remove(segment)  # nobody asks for it again
 

@@ -323,17 +323,19 @@ class Machine:
                 self._intake.chunk(event.receipt, now)
             case e.Committed():
                 self._on_committed(event, now)
-            case e.AggregateDone():
-                self._dispatcher.handed_over(event.receipt, now)
-                self._intake.aggregates(event.receipt, now)
+            case e.AttemptBegun():
+                self._recall.begun(event.attempt)
             case e.WorkerJoined():
                 if self._pools.join(event, now):
                     self._roll_call.join(event.worker, event.slots, now)
+            case e.TimerRang():
+                self._on_timer(event.name, now)
+            case e.AggregateDone():
+                self._dispatcher.handed_over(event.receipt, now)
+                self._intake.aggregates(event.receipt, now)
             case e.AttemptsFound():
                 draining = self._course.draining
                 self._roll_call.answer(event.worker, event.attempts, draining=draining)
-            case e.AttemptBegun():
-                self._recall.begun(event.attempt)
             case e.AttemptWaits():
                 self._recall.waits(event.attempt, now)
             case e.AttemptRecalled():
@@ -347,8 +349,6 @@ class Machine:
                 self._blame.made_progress(event.index)
             case e.ChunkErred():
                 self._on_chunk_erred(event, now)
-            case e.TimerRang():
-                self._on_timer(event.name, now)
             case e.CancelAsked():
                 self._on_cancel(event.who, now)
             case e.EnvironmentReady():
@@ -587,14 +587,11 @@ class Machine:
         return attempt_id(self.epoch, self._n_attempts)
 
     def _set_retry_timer(self) -> None:
-        for backlog in self._backlogs.values():
-            if backlog.next_at is not None:
-                break
-        else:  # nearly always
+        simulate, aggregate = self._backlogs[_SIMULATE].next_at, self._backlogs[_AGGREGATE].next_at
+        if simulate is None and aggregate is None:  # nearly always
             return
         if not self._course.draining:
-            dues = (b.next_at for b in self._backlogs.values() if b.next_at is not None)
-            self._outbox.set_timer("retry", min(dues))
+            self._outbox.set_timer("retry", min(at for at in (simulate, aggregate) if at is not None))
 
     # The end.
 

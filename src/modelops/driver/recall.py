@@ -64,7 +64,7 @@ class Recall:
     def order(self) -> None:
         """Ask for what waits, if workers are idle and nothing else is left to give them."""
         roster = self._roster
-        if not roster.n_idle:
+        if not roster.n_idle or not (roster.has_waiting or roster.has_queues or self._asked):
             return
         for backlog in self._backlogs.values():
             if backlog.n_ready:

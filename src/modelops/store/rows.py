@@ -35,6 +35,7 @@ _READ_HELD = Statement(_HOLDING.returning(*schema.jobs.c))
 _COUNT_EVENT = Statement(_COUNTING)
 _COUNT_HELD_EVENT = Statement(_COUNTING.where(_OF_EPOCH))
 _NEXT_EPOCH = Statement(_COUNTING.values(epoch=schema.jobs.c.epoch + 1).returning(schema.jobs.c.epoch))
+_INSERT_JOB = Statement(schema.jobs.insert())
 _INSERT_EVENT = Statement(schema.events.insert())
 _INSERT_LEASE = Statement(schema.leases.insert())
 _UPDATE_JOB = Statement(schema.jobs.update().where(_OF_JOB))
@@ -104,7 +105,7 @@ def new_row(job: JobId, spec: bytes, *, name: str, bundle: str, at: datetime) ->
 
 def insert_job(sql: sa.Connection, row: JobRow, who: str, why: str) -> None:
     """Write the row of a new job, with its first event, ``created``."""
-    sql.execute(schema.jobs.insert(), msgspec.structs.asdict(row))
+    _INSERT_JOB.run(sql, msgspec.structs.asdict(row))
     insert_event(sql, row.job, 1, row.created_at, who, "created", why, {})
 
 
