@@ -16,13 +16,16 @@ from msgspec.structs import replace
 
 import modelops as mo
 from modelops.driver import machine
+from modelops.driver.hands import Hands
 from modelops.errors import StorageError
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
+from modelops.server.job_files import known_lock
 from modelops.server.store_ledger import StoreLedger
-from modelops.states import JobState, ReplicateStatus
+from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import Records
 from modelops.store.overview import picture
+from modelops.store.segments import job_folder
 from modelops.store.submissions import record_submission
 from modelops.study.ids import new_job_id
 from modelops.study.pools import Aliases, Membership
@@ -123,6 +126,43 @@ def test_a_new_job_is_driven_from_the_moment_it_is_recorded_unless_it_must_wait_
     kinds = [event.kind for event in server.records.events(first.job)]
     assert kinds[:3] == ["created", "lease_taken", "started"], "by no driver but the first"
     assert kinds.count("lease_taken") == 1
+
+
+def test_work_of_a_new_job_goes_out_before_it_is_recorded_that_the_job_has_begun(
+    server: Server, write_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    home, bundle = server.cluster.home, write_bundle("def simulate(params, seed):\n    return {'x': seed}")
+    supervisor = server.start()
+    server.wait_for(
+        server.submit(bundle, parameters=[{}]), JobState.SUCCEEDED
+    )  # its environment is there now
+    job = submitted(mo.Study(bundle=bundle, parameters=[{}], aggregate=[]), home, database=url)
+    with closing(Records.open(url)) as elsewhere:
+        row = replace(elsewhere.job(job), n_events=1)
+    done: list[object] = []
+    simulate, change = Hands.simulate, StoreLedger.change_state
+
+    def submitting(self: Hands, command: Any) -> None:
+        done.append("submitted")
+        simulate(self, command)
+
+    def changing(self: StoreLedger, command: Any) -> None:
+        done.append(command.event)
+        change(self, command)
+
+    monkeypatch.setattr(Hands, "simulate", submitting)
+    monkeypatch.setattr(StoreLedger, "change_state", changing)
+    lock = known_lock(home.cache, row.bundle)
+    assert lock is not None
+    server.objects.put_new(f"{job_folder(job)}/lock", lock.text.encode())
+    with supervisor.beginning(job, row.bundle, lock) as new:
+        assert new is not None
+        wait_for(lambda: supervisor._driven[job].driver._is_prepared(), "it is prepared")
+        assert not done, "nothing goes out for a job that is not recorded"
+        new.recorded(record_submission(server.records, row, None, who="me", why="", limit=9, begin=new.take))
+    server.wait_for(job, JobState.SUCCEEDED)
+    assert done[:3] == ["submitted", JobEvent.STARTED, JobEvent.ENVIRONMENT_READY]
 
 
 def test_of_a_job_that_is_not_recorded_no_driver_and_no_lease_is_left(server: Server) -> None:

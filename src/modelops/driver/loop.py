@@ -67,10 +67,10 @@ class DriverLoop:
     """Drive one job to its end, or until another driver has it, or `stop`.
 
     ``prepare`` resolves and builds the environment and stores the lock; it runs in a thread of its own and may
-    raise. ``on_change`` is called on the loop's thread after events were handled, at most every 50 ms, for
-    progress bars. ``on_waiting`` is told what database or storage said when one of them does not do its part, here or
-    on a worker. ``used_s``: of the job's timeout, by earlier drivers. ``study``: the object with the job's spec,
-    ``study_digest``: its SHA-256.
+    raise. ``is_prepared`` says that nothing of this is left to do. ``on_change`` is called on the loop's thread after
+    events were handled, at most every 50 ms, for progress bars. ``on_waiting`` is told what database or storage said
+    when one of them does not do its part, here or on a worker. ``used_s``: of the job's timeout, by earlier drivers.
+    ``study``: the object with the job's spec, ``study_digest``: its SHA-256.
     ``inbox``: what is told to the loop; may hold something before it runs. ``raises_damage``: stop driving, and raise,
     when a worker has met damaged bytes; otherwise the machine hears of it.
     """
@@ -80,6 +80,7 @@ class DriverLoop:
     ledger: Ledger
     pool: Pool
     prepare: Callable[[], None]
+    is_prepared: Callable[[], bool] = lambda: False
     on_change: Callable[[Machine], None] = lambda _machine: None
     on_waiting: Callable[[str], None] = lambda _text: None
     clock: Callable[[], float] = time.monotonic
@@ -143,7 +144,9 @@ class DriverLoop:
         self._look_at = self._began_at
         self._record_at = self._began_at + RECORD_USE_EVERY_S
         with self.hands:
-            self._perform(self.machine.start(self._began_at))
+            self._order(self.machine.start(self._began_at))
+            if self.inbox.empty():  # otherwise what is to be written waits until work has gone out, as ever
+                self._perform([])
             while self._writer.finished is None and not self.lease_lost and not self._stopping:
                 self._turn()
             self._show()
@@ -319,6 +322,8 @@ class DriverLoop:
                 self._timers = [t for t in self._timers if t[1] != command.name]
                 heapq.heapify(self._timers)
                 heapq.heappush(self._timers, (command.at, command.name))
+            case c.PrepareEnvironment() if self.is_prepared():
+                self.tell(e.EnvironmentReady())
             case c.PrepareEnvironment():
                 threading.Thread(target=self._prepare, name="modelops-prepare", daemon=True).start()
             case _:

@@ -245,6 +245,7 @@ class JobDriver:
             ledger=ledger,
             pool=pool,
             prepare=lambda: self._prepared(ledger),
+            is_prepared=lambda: row.cancel_by is None and self._is_prepared(),
             on_change=self._changed,
             on_waiting=self._on_waiting,
             max_s_without_worker=self._max_s_without_worker,
@@ -365,6 +366,13 @@ class JobDriver:
         preparing = self._preparing
         if preparing is not None and (text := preparing.result()):
             self._patiently(lambda: ledger.note(Note("note", text)))
+
+    def _is_prepared(self) -> bool:
+        """Say whether it is, with nothing to tell, and nobody has called `stop`."""
+        preparing = self._preparing
+        if preparing is None or not preparing.done() or preparing.exception() is not None:
+            return False
+        return not preparing.result() and not self._stopped.is_set()
 
     def _prepare(self, files: JobFiles, answer: Future[str]) -> None:
         """Answer with what the job's story should say of it, if anything."""

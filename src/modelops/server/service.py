@@ -156,12 +156,13 @@ class JobService:
         submissions.refuse_when_full(self.records, self.max_jobs)  # before anything is stored
         canonicals, ids = self._parameters(request)
         check_count(request.spec, len(canonicals))
-        row, lock = self._store(request.spec, canonicals, ids)
-        if len(canonicals) > MANY_SETS:
-            del canonicals
-            give_back_now()
+        job, lock = new_job_id(), self._known_lock(request.spec.bundle)
         try:
-            with self.supervisor.beginning(row.job, row.bundle, lock) as beginning:
+            with self.supervisor.beginning(job, request.spec.bundle, lock) as beginning:
+                row = self._store(job, request.spec, canonicals, ids, lock)
+                if len(canonicals) > MANY_SETS:
+                    del canonicals
+                    give_back_now()
                 recorded = submissions.record_submission(
                     self.records, row, submission, who=who, why=request.why, limit=self.max_jobs,
                     begin=None if beginning is None else beginning.take,
@@ -169,7 +170,7 @@ class JobService:
                 if beginning is not None and recorded.job == row.job:
                     beginning.recorded(recorded)
         except (RequestError, QueueFullError):
-            self._forget(row.job)
+            self._forget(job)
             raise
         if recorded.job != row.job:  # another thread or server was faster
             self._forget(row.job)
@@ -207,17 +208,22 @@ class JobService:
         with self.uploads.parameters(request.parameters_sha256 or "") as file:
             return canonical_forms(texts_of_file(file))
 
-    def _store(self, spec: JobSpec, canonicals: Iterable[bytes], ids: bytes) -> tuple[JobRow, Lock | None]:
-        """Store the bytes of a job that has no row yet; return the row it is to get, and its lock if it is known."""
+    def _known_lock(self, bundle: str) -> Lock | None:
         # Here and not above: a server answers before it needs what makes environments.
         from modelops.server.job_files import known_lock
 
-        job, data = new_job_id(), msgspec.json.encode(spec)
+        return known_lock(self.home.cache, bundle)
+
+    def _store(
+        self, job: JobId, spec: JobSpec, canonicals: Iterable[bytes], ids: bytes, lock: Lock | None
+    ) -> JobRow:
+        """Store the bytes of a job that has no row yet; return the row it is to get. ``lock``: if it is known."""
+        data = msgspec.json.encode(spec)
         beside = {"study.json": data}
-        if (lock := known_lock(self.home.cache, spec.bundle)) is not None:
+        if lock is not None:
             beside["lock"] = lock.text.encode()  # stored together with the others it takes no time of its own
         write_parameters(self.objects, job, canonicals, ids, beside=beside)
-        return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now()), lock
+        return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
 
     def _forget(self, job: JobId) -> None:
         """Remove what was stored for a job that, for certain, was not recorded."""
