@@ -409,6 +409,12 @@ def adopts_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug
+def adopts_what_an_earlier_run_had_begun(patch: pytest.MonkeyPatch) -> None:
+    init = RollCall.__init__
+    patch.setattr(RollCall, "__init__", lambda self, **rest: init(self, **{**rest, "after_epoch": 0}))
+
+
+@bug
 def adopts_what_others_have(patch: pytest.MonkeyPatch) -> None:
     def wrong(self: RollCall, worker: str, found: e.Found, *, draining: bool) -> None:
         if found.indices and not draining:

@@ -23,9 +23,16 @@ from modelops.driver.machine import STOP_GRACE_S, Machine
 from modelops.states import FINAL_JOB_STATES, AggregateStatus, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
 from modelops.study.extension import extended_spec
-from modelops.study.ids import JobId, part_id
+from modelops.study.ids import JobId, attempt_id, part_id
 from modelops.study.ranges import EMPTY, Ranges
-from modelops.worker.messages import AggregateReceipt, AggregateRef, ErrorExample, FailureCount, Receipt
+from modelops.worker.messages import (
+    AggregateReceipt,
+    AggregateRef,
+    Chunk,
+    ErrorExample,
+    FailureCount,
+    Receipt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +58,8 @@ SUCCEEDED, CRASHED, NOT_NEEDED = (
 MAX_STEPS = 30_000
 FEWEST_MORE = 4  # events; a job is extended for no fewer
 MOST_MORE_RUNS = 3  # of a job that has made too few events
+HIRED_WITHIN_S = 0.1  # as a run begins
+NEVER_SO_MANY = 900_000  # attempts
 SAY_BEGUN_AFTER_S = 1.0  # as workers do
 END_S = STOP_GRACE_S + 20.0  # after a timeout, with all there
 LEASE_S = 2.0  # without a sign of life, then another driver takes over
@@ -169,7 +178,7 @@ class World:
         self.store.up = True
         self.cancelled = self.ended = False
         for n in range(self.s.n_workers):
-            self.later_by_chance(0.1, self._hire, self.s.homes[n % len(self.s.homes)])
+            self.later_by_chance(HIRED_WITHIN_S, self._hire, self.s.homes[n % len(self.s.homes)])
         for at in self.s.cancels:
             self.later(at, self._cancel, None)
         self._take_over()
@@ -191,7 +200,7 @@ class World:
         if self.store.state in FINAL_JOB_STATES:
             return
         self.undisturbed_since = self.now
-        store, is_first = self.store, not self.drivers
+        store = self.store
         epoch = store.take_lease()
         segments, aggregates, retried = store.known()
         self.machine = Machine(
@@ -205,7 +214,7 @@ class World:
             reason=store.reason,
             used_s=self.now - self.began,
             leave=None if store.left is None else Ranges.of(store.left),
-            adopt=not is_first,
+            adopt=epoch > 1,
             after_epoch=store.after_epoch,
         )
         self.holder = driver = Driver(self, self.machine, epoch)
@@ -328,7 +337,24 @@ class World:
         self.n_workers_made += 1
         worker = Worker(f"w{self.n_workers_made}", self.s.slots, home)
         self.workers[worker.name] = worker
+        if self.store.after_epoch and self.now <= self.began + HIRED_WITHIN_S and self.wrong("again"):
+            self._leave_behind(worker)
         self._tell_all(self._joined(worker))
+
+    def _leave_behind(self, worker: Worker) -> None:
+        """Let a worker still run what an earlier run of the job has begun, and nobody is told of but who asks."""
+        items = [k for k in range(self.size) if k not in self.store.outcomes][:2]
+        if not items:
+            return
+        epoch = self.store.after_epoch
+        attempt = attempt_id(epoch, NEVER_SO_MANY + self.n_workers_made)
+        chunk = Chunk(job=JOB, attempt=attempt, epoch=epoch, ranges=ranges_of(items).pairs)
+        task = Task(c.SubmitChunk(chunk, worker.name), items, self.holder)
+        task.drivers = []
+        worker.running[attempt] = task
+        self.store.numbers[attempt] = 1
+        self.begun.update(items)
+        self.later_by_chance(10.0, self._end, (worker, task))
 
     def _joined(self, worker: Worker) -> e.WorkerJoined:
         if self.n_workers_made & 1:
@@ -573,7 +599,8 @@ class World:
     def _hand_in(self, worker: Worker, task: Task, n: int) -> None:
         """Deliver the receipt for the first ``n`` items: at once, late, twice or never."""
         event = self._receipt(worker, task, n)
-        if not task.drivers[-1].alive and not any(driver.alive for driver in task.drivers):
+        drivers = task.drivers
+        if not drivers or not (drivers[-1].alive or any(driver.alive for driver in drivers)):
             worker.table[task.attempt] = (task, event)
             return
         wrong = self.wrong("receipt")

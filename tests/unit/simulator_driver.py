@@ -14,6 +14,7 @@ from modelops.driver.fitness import TRY_AGAIN_S
 from modelops.driver.intake import MAX_ERRORS
 from modelops.states import FAILURES, JobState, ReplicateStatus
 from modelops.store.records import LeaseLostError
+from modelops.study.ids import epoch_of
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Driver:
     def __init__(self, world: World, machine: Machine, epoch: int) -> None:
         self.world, self.machine, self.epoch = world, machine, epoch
         self.store, self.spec, self.slots = world.store, world.spec, world.s.slots
+        self.after_epoch = world.store.after_epoch
         self.alive, self.has_lease, self.asleep = True, True, False
         self.finished: c.Finish | None = None
         self.inbox: deque[e.Event] = deque()  # while it sleeps
@@ -220,6 +222,7 @@ class Driver:
             number = found.attempt_number
             if (
                 found.indices
+                and epoch_of(found.attempt) > self.after_epoch
                 and found.attempt not in self.live
                 and all(
                     k not in self.told
@@ -420,6 +423,8 @@ class Driver:
         if isinstance(command, OF_RECEIPTS):
             if attempt not in self.receipted:
                 world.broken("commits without a receipt")
+            if self.after_epoch and epoch_of(attempt) <= self.after_epoch:
+                world.broken("counts what an earlier run had begun and not recorded")
             if self.dropped and isinstance(command, c.CommitSegment) and attempt not in self.unanswered:
                 world.check(self.dropped.isdisjoint(items), "commits what is not needed")
         elif isinstance(command, c.CommitNotNeeded):

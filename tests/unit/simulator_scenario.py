@@ -33,6 +33,9 @@ CRASHED, FAILED, SUCCEEDED = ReplicateStatus.CRASHED, ReplicateStatus.FAILED, Re
 
 # Occasion -> kind -> how often it is drawn at most, per occasion.
 FAULTS = {
+    "again": {  # a worker is there as a job is run again
+        "left": 0.4,  # it still runs what an earlier run began and has not recorded
+    },
     "submit": {  # an attempt reaches its worker
         "busy": 0.06,  # a slot there belongs to another job for a while
     },
