@@ -91,6 +91,7 @@ def test_whoever_is_killed_comes_back_and_the_others_go_on(pool: PoolHome) -> No
 
     # A keeper that was stopped starts nothing anew, until whoever needs a server lets it go on.
     os.kill(last[KEEPER], signal.SIGSTOP)
+    wait_for(lambda: pool_status(pool.home).roles[0].state == "stopped", "the status says that it is stopped")
     os.kill(last[SERVER], signal.SIGKILL)
     wait_for(lambda: pool.run.holder(SERVER) is None, "the server is dead")
     assert pool.ensure() == address

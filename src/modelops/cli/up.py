@@ -148,6 +148,8 @@ def _line(role: RoleStatus, found: PoolStatus) -> str:
     state = role.state
     if role.role == "server" and state == "running" and not found.answers:
         state = "running, does not answer"
+    if state == "stopped":
+        state = f"stopped (SIGSTOP), does nothing until 'kill -CONT {role.pid}'"
     parts = [state]
     if role.pid is not None:
         parts.append(f"process {role.pid}")

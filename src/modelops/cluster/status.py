@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelops.cluster import spawn
+from modelops.cluster.handles import is_stopped
 from modelops.cluster.launch import is_healthy
 from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER, RunFolder
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 class RoleStatus:
     """One process of the pool.
 
-    ``state``: ``running``, ``starting``, ``failing`` (it dies at once, again and again) or ``not running``.
+    ``state``: ``running``, ``stopped`` (somebody sent it SIGSTOP, and it does nothing), ``starting``, ``failing`` (it
+    dies at once, again and again) or ``not running``.
     ``starts``: how often the keeper has started it. ``last_end``: how it ended the last time.
     """
 
@@ -79,6 +81,8 @@ def _role(run: RunFolder, role: str, known: dict[str, Any]) -> RoleStatus:
     told = said.get("pid") == pid
     if pid is None:
         state = "not running"
+    elif is_stopped(pid):
+        state = "stopped"
     elif not told:
         state = "starting"
     else:
