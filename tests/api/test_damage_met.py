@@ -150,7 +150,7 @@ def test_without_its_parameters_a_job_says_what_is_lost_what_is_not_and_what_to_
             finalize(service.contents(job.job))
         said = str(raised.value)
         assert "parameters.parquet is" in said
-        assert "outcomes are not lost ('modelops jobs sync' copies them)" in said
+        assert "outcomes are not lost with it ('modelops jobs sync' copies them)" in said
         assert "from a backup" in said
         for name, whole in before.items():
             file = io.BytesIO()

@@ -38,8 +38,8 @@ ROW_GROUP: Final = 65_536
 ID_BYTES: Final = 16
 _DIGESTS: Final = "modelops.digests"
 ADVICE: Final = (
-    "the job's outcomes are not lost ('modelops jobs sync' copies them), only which parameters they belong to: put the "
-    "file back from a backup, or submit the study again"
+    "stored outcomes are not lost with it ('modelops jobs sync' copies them), only which parameters they belong to: "
+    "put the file back from a backup, or submit the study again"
 )
 _SCHEMA: Final = pa.schema(
     [("param", pa.int64()), ("param_id", pa.string()), ("canonical", pa.large_string())],
