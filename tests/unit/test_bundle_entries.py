@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import modelops as mo
 from modelops.bundles.entries import what_is_missing
+from modelops.bundles.script import top_level_functions
 from modelops.client.submission import prepared
 from modelops.errors import RequestError
 from modelops.home import Home
@@ -95,3 +99,22 @@ def test_a_study_that_names_what_the_bundle_lacks_is_refused_before_a_server_is_
     home = Home.at(tmp_path / "home")
     with pytest.raises(RequestError, match=r"model\.py has no 'rnu'; did you mean 'run'\?.*pyproject\.toml"):
         prepared(study, home, source=lambda: pytest.fail("a server was asked"))
+
+
+def test_many_threads_read_sources_while_garbage_is_collected(request: pytest.FixtureRequest) -> None:
+    """Python 3.11 mixes up their depths, when what a collection calls (Dask does) lets another thread in."""
+
+    def let_others_in(_phase: str, _info: Any) -> None:
+        sum(range(100))
+
+    source = "def f(x):\n    if x:\n        return [{'a': (x + 1) * 2, 'b': [x for x in range(9)]}]\n" * 20
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(let_others_in)
+    request.addfinalizer(lambda: gc.callbacks.remove(let_others_in))
+    request.addfinalizer(lambda: gc.set_threshold(*threshold))
+    request.addfinalizer(lambda: sys.setswitchinterval(interval))
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: top_level_functions(source, "model.py"), range(200)))
+    assert found == [["f"] * 20] * 200

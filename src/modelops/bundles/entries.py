@@ -11,6 +11,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Final
 
+from modelops.bundles.script import parsed
+from modelops.errors import BundleError
 from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ def what_is_missing(snapshot: Path, entry: str, *, alone: Callable[[], bool]) ->
     if not name or re.search(rf"(?m)^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b", text):
         return None
     try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # perhaps of a newer Python than ours
+        tree = parsed(text, file.name)
+    except BundleError:  # perhaps of a newer Python than ours
         return None
     bound = set(_bound(tree))
     if name in bound or bound & {"*", *_HIDDEN}:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any
+import threading
+from typing import Any, Final
 
 from modelops.bundles.toml import parse_toml
 from modelops.errors import BundleError
 
 # The regular expression of the specification (PEP 723, "Reference Implementation").
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+
+# Python 3.11 counts its depth in one place for all threads: when a garbage collection's callback (Dask has one) lets
+# another thread in, which parses too, it ends with "SystemError: AST constructor recursion depth mismatch".
+_ONE_AT_A_TIME: Final = threading.Lock()
 
 
 def script_metadata(source: str, where: str) -> dict[str, Any] | None:
@@ -34,13 +39,18 @@ def script_metadata(source: str, where: str) -> dict[str, Any] | None:
     return parse_toml(content, f"{where}: the '# /// script' block (from line {first})")
 
 
-def top_level_functions(source: str, where: str) -> list[str]:
-    """Return the names of a module's functions and classes, in order, without importing it."""
+def parsed(source: str, where: str) -> ast.Module:
+    """Return the syntax tree of a module. May be called from many threads. Raises BundleError if it has none."""
     try:
-        tree = ast.parse(source, filename=where)
+        with _ONE_AT_A_TIME:
+            return ast.parse(source, filename=where)
     except SyntaxError as e:
         raise BundleError(f"{where}, line {e.lineno}: not valid Python: {e.msg}") from e
     except (ValueError, RecursionError, MemoryError) as e:  # a NUL; nested too deeply
         raise BundleError(f"{where}: not valid Python: {str(e) or type(e).__name__}") from e
+
+
+def top_level_functions(source: str, where: str) -> list[str]:
+    """Return the names of a module's functions and classes, in order, without importing it."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [node.name for node in tree.body if isinstance(node, kinds)]
+    return [node.name for node in parsed(source, where).body if isinstance(node, kinds)]
