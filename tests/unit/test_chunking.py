@@ -109,3 +109,11 @@ def test_the_end_of_a_job_takes_few_chunks_and_leaves_none_with_much_more_than_t
     assert len(seconds) < 20
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] <= 0.05
+
+
+def test_where_handing_over_takes_long_the_end_of_a_job_takes_few_chunks_as_well() -> None:
+    far, left, n_chunks = meter(0.05, (0.3,)), 320, 0  # what two slots do in 8 s
+    while left and (size := queue_size(far, left, 2)):
+        left, n_chunks = left - size, n_chunks + 1
+    assert left <= 1
+    assert n_chunks < 22

@@ -112,7 +112,8 @@ def queue_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items may wait behind a running chunk; 0: none.
 
     None when others could soon be idle beside it, and none when it takes long, as other jobs want the worker as well.
-    But where handing over takes long, always as much as is done until the next chunk has arrived.
+    But where handing over takes long, always as much as is done until the next chunk has arrived, and of much that
+    remains half of what would run: what waits is taken back if another is idle.
     """
     cost = meter.seconds_per_item
     if cost is None or cost > WORTH_WAITING_S:
@@ -121,4 +122,9 @@ def queue_size(meter: Meter, remaining: int, slots: int) -> int:
     chunk_s = cost * size
     if chunk_s <= WORTH_WAITING_S and (chunk_s <= WORTH_SHARING_S or remaining * cost >= 4 * chunk_s * slots):
         return size
-    return min(size, int(BRIDGE * meter.handover_s / cost)) if meter.handover_s > WORTH_SHARING_S else 0
+    if meter.handover_s <= WORTH_SHARING_S:
+        return 0
+    bridge = int(BRIDGE * meter.handover_s / cost)
+    if chunk_s <= WORTH_WAITING_S:
+        bridge = max(bridge, int(remaining / (2 * SHARE * slots)))
+    return min(size, bridge)
