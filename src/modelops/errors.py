@@ -9,6 +9,9 @@ Arguments reach ``super().__init__`` unchanged, so every error survives pickling
 from __future__ import annotations
 
 import signal
+from typing import Final
+
+OUT_OF_MEMORY: Final = "out of memory: "  # how the last lines of a process begin that exceeded its limit
 
 
 class ModelOpsError(Exception):
@@ -179,14 +182,17 @@ class ProcessExitedError(ProcessError):
 class StartFailedError(ProcessExitedError):
     """Fresh runner processes ended by themselves, one after another, before any could begin: final.
 
-    Most likely the bundle ends the process that imports it. The arguments are those of the last one.
+    Most likely the bundle ends the process that imports it, or needs more memory for that than it may have. The
+    arguments are those of the last one.
     """
 
     def __str__(self) -> str:
-        return (
-            f"{super().__str__().rstrip()}\nSo did every other process that was tried; find what ends the process "
-            "when the bundle is imported ('modelops bundle check' imports it, too)"
+        advice = (
+            "find what ends the process when the bundle is imported ('modelops bundle check' imports it, too)"
         )
+        if self.stderr_tail.startswith(OUT_OF_MEMORY):
+            advice = "the bundle needs more than that to be imported, so give its replicates more `memory`"
+        return f"{super().__str__().rstrip()}\nSo did every other process that was tried; {advice}"
 
 
 class HandshakeError(ProcessError):

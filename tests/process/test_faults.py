@@ -464,6 +464,16 @@ def test_deaths_at_import_are_the_chunks_error_which_is_final_if_nobody_killed(
     assert not bench.pool.pids()
 
 
+def test_an_import_that_needs_more_than_the_limit_is_final_and_says_so(tmp_path: Path) -> None:
+    code = "import time\nx = b'x' * (300 << 20)\ntime.sleep(600)\ndef model(params, seed): return {}"
+    with ProcessPool(tmp_path / "pool", slots=1, cgroups=None) as pool:
+        bench = Bench(pool, tmp_path)
+        with pytest.raises(StartFailedError) as caught:
+            bench.run(bench.spec(code, memory_bytes=100 << 20))
+    assert "out of memory: limit 100.0 MiB" in str(caught.value)
+    assert "give its replicates more `memory`" in str(caught.value)
+
+
 def test_a_process_that_dies_at_import_once_is_replaced_without_a_word(bench: Bench, tmp_path: Path) -> None:
     here = tmp_path / "here"
     code = f"""

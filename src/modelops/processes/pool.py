@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.counters import Counted, count
-from modelops.errors import ProcessError, ProcessExitedError, StartFailedError, StorageError
+from modelops.errors import OUT_OF_MEMORY, ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.aggregates import make_aggregates, make_table
 from modelops.processes.cgroup import CgroupHome, find_home
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0  # to start Python and import the bundle; the first import of a large one compiles
 STARTS = 3  # fresh processes in a row that may die before they begin
-# These come from outside (the kernel out of memory, an operator): they say nothing of the bundle.
+# These come from outside (the kernel out of memory, an operator): they say nothing of the bundle, unless the limit of
+# the study is what the process exceeded.
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 _AUTO = CgroupHome(Path(), 0)  # stands for "what the machine offers"
 
@@ -181,7 +182,8 @@ class ProcessPool:
                 deaths += 1
                 if deaths < STARTS:
                     continue
-                if death.returncode in _FROM_OUTSIDE:
+                too_large = spec.memory_bytes is not None and death.stderr_tail.startswith(OUT_OF_MEMORY)
+                if death.returncode in _FROM_OUTSIDE and not too_large:
                     raise
                 raise StartFailedError(death.doing, death.returncode, death.stderr_tail) from death
             deaths = 0

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelops.errors import (
+    OUT_OF_MEMORY,
     HandshakeError,
     ProcessExitedError,
     ProcessTimeoutError,
@@ -495,7 +496,7 @@ class RunnerProcess:
                 f"the runner broke the protocol while doing {doing}: {killed.text}\n{tail}".rstrip()
             )
         if (killed is not None and killed.kind == "memory") or self.new_oom_kills():
-            tail = f"out of memory: {self.memory_message()}\n{tail}"
+            tail = f"{OUT_OF_MEMORY}{self.memory_message()}\n{tail}"
         elif killed is not None and killed.text:
             tail = f"{killed.text}\n{tail}"
         return ProcessExitedError(doing, returncode, tail)
