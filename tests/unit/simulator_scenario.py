@@ -88,7 +88,7 @@ OCCASIONS = 600  # later ones go well, so every schedule ends
 EVENTS = {1.0: 232, 3.0: 238, 60.0: 246}  # with nothing of what follows; by mean seconds of a replicate
 EVENTS_OF_ONE = 6.0  # replicate
 EVENTS_OF_ADDED = 7.5  # one by which a job is extended
-EVENTS_OF_RUN_MORE = 20  # and of the run that has these
+EVENTS_OF_RUN_MORE = 28  # and of the run that has these
 EVENTS_OF_PARAM = 3.8  # parameter set that is aggregated
 EVENTS_OF_RETRY = 2.0
 EVENTS_OF_POISON = 45
@@ -345,7 +345,7 @@ def _draw_faults(rng: Chance) -> dict[str, frozenset[int]]:
     faults = {}
     chance = rng.random
     for kind, most in OFTEN.items():
-        if chance() < 0.72:
+        if chance() < 0.69:
             rate = most * (0.01 + chance())
             numbers: list[int] = []
             n = -log(1.0 - chance()) / rate
