@@ -524,6 +524,17 @@ def test_cancel_before_the_environment_is_ready_runs_nothing() -> None:
     assert finalized(machine).state is JobState.CANCELLED
 
 
+def test_a_job_that_has_all_its_outcomes_when_its_time_is_over_gives_no_reason() -> None:
+    machine, commands = running(spec(1, 1, timeout_s=100.0))
+    (submit,) = only(commands, c.SubmitChunk)
+    machine.handle(e.TimerRang("timeout"), 100.0)
+    machine.handle(e.ChunkDone(receipt(submit.chunk)), 100.1)
+    machine.handle(e.Committed(submit.chunk.attempt), 100.2)
+    commands = machine.handle(e.Finalized(), 100.3)
+    assert only(commands, c.Finish) == [c.Finish(JobState.SUCCEEDED, "")]
+    assert only(commands, c.ChangeState) == [c.ChangeState(JobEvent.ALL_SUCCEEDED, JobState.SUCCEEDED)]
+
+
 def test_the_timeout_stops_the_job_and_the_rest_is_not_run() -> None:
     machine = Machine(spec(1, 4, timeout_s=100.0), JOB)
     assert c.SetTimer("timeout", 107.0) in machine.start(7.0)

@@ -59,7 +59,8 @@ class Course:
         if self.state is JobState.CANCELLING:
             self.change(JobEvent.STOPPED, self.reason)
         elif ledger.is_success:
-            self.change(JobEvent.ALL_SUCCEEDED, self.reason)
+            self.reason = ""  # what was to end it early came when all was done
+            self.change(JobEvent.ALL_SUCCEEDED)
         elif ledger.counts[ReplicateStatus.SUCCEEDED]:
             self.change(JobEvent.SOME_SUCCEEDED, self.reason or failed)
         else:
