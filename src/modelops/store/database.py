@@ -228,6 +228,8 @@ class Database:
             raise StorageError(said) from e
         except PoolTimeoutError as e:
             raise StorageError(self._said("all connections to it are in use")) from e
+        except sqlite3.IntegrityError as e:  # of a statement that went past SQLAlchemy, see `Statement`
+            raise SqlIntegrityError(None, None, e) from e
         except sqlite3.Error as e:
             count(Counted.DATABASE_ERRORS)
             raise StorageError(self._explained(e)) from e
