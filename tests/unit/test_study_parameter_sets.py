@@ -11,12 +11,12 @@ import pandas as pd  # type: ignore[import-untyped]  # no stubs are installed
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modelops.errors import RequestError
 from modelops.study.canonical import RESERVED, canonical_json, param_id
-from modelops.study.parameter_sets import ROW_GROUP, ParameterSets, parameter_table
+from modelops.study.parameter_sets import AT_ONCE, FEW, ROW_GROUP, ParameterSets, parameter_table
 from modelops.study.sampling import grid, sobol
 
 if TYPE_CHECKING:
@@ -44,6 +44,25 @@ def test_columns_give_the_canonical_form_of_every_row(keys: list[str], data: st.
     sets = ParameterSets.of_rows(rows)
     assert sets.canonical() == [canonical_json(row) for row in rows]
     assert len(sets) == len(rows)
+
+
+@given(
+    st.one_of(
+        st.lists(st.floats(allow_nan=False), min_size=1),
+        st.lists(st.floats(1e-5, 1e17), min_size=1),
+        st.lists(st.integers(), min_size=1),
+        st.lists(st.integers(-(2**63) - 2, -(2**63) + 2) | st.integers(2**63 - 2, 2**64), min_size=1),
+        st.lists(st.floats() | st.integers() | st.booleans(), min_size=1),
+    ),
+    st.sampled_from([1, FEW]),
+)
+@example([1.0, 2.0], AT_ONCE)
+@example([0.0, -0.0, 1e-4, math.nextafter(1e-4, 0), math.nextafter(1e16, 0), 1e15, 0.1 + 0.2], FEW)
+def test_columns_of_many_numbers_give_the_canonical_form_of_every_row(column: list[Any], times: int) -> None:
+    column = column * times
+    sets = ParameterSets.of_rows([{"x": value, "%s": i} for i, value in enumerate(column)])
+    assert sets.canonical() == [canonical_json(row) for row in sets]
+    assert sets.canonical(1, len(column) - 1) == sets.canonical()[1:-1]
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "%s", 'q"']), scalars), max_size=5))
