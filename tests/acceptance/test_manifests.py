@@ -12,11 +12,13 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 import yaml  # type: ignore[import-untyped]  # it has no types
 
+from modelops.cluster.certificates import create_certificates, list_certificates
 from modelops.settings import NAMES
 from modelops.study.pools import Aliases
 
@@ -211,6 +213,23 @@ def test_in_production_nobody_talks_to_the_server_without_tls() -> None:
     (ingress,) = of_kind("production", "Ingress")
     said = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
     assert (said["backend-protocol"], said["proxy-ssl-verify"]) == ("HTTPS", "on")
+
+
+@kubectl
+def test_commands_in_the_pod_of_the_server_find_it_by_a_name_of_its_certificate(tmp_path: Path) -> None:
+    create_certificates(tmp_path / "certs", ["modelops-server"])
+    (names,) = (kept.hosts for kept in list_certificates(tmp_path / "certs") if kept.role == "server")
+    for overlay in OVERLAYS:
+        (pod,) = (pod["spec"] for name, pod in pods(overlay) if name == "modelops-server")
+        container = pod["containers"][0]
+        environ = {e["name"]: e.get("value", "") for e in container["env"]}
+        if "MODELOPS_TLS_CERT" not in environ:
+            assert "MODELOPS_SERVER" not in environ  # that of this home, over HTTP
+            continue
+        url = urlsplit(environ["MODELOPS_SERVER"])
+        assert (url.scheme, str(url.port)) == ("https", container["args"][container["args"].index("--port") + 1])
+        assert url.hostname in names
+        assert Path(environ["MODELOPS_CA"]) == Path(environ["MODELOPS_TLS_CERT"]).with_name("ca.crt")
 
 
 def test_every_metric_that_a_rule_or_a_panel_asks_for_is_one() -> None:

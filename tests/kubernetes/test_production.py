@@ -180,6 +180,12 @@ def test_a_job_waits_for_a_pool_without_a_pod_says_so_and_runs_when_one_comes(pr
     assert kinds.index("pool_waits") < kinds.index("pool_joined")
 
 
+def test_the_operator_runs_commands_in_the_pod_of_the_server(production: Cluster) -> None:
+    command = ("exec", "deploy/modelops-server", "--", "modelops", "tokens")
+    assert production.kubectl(*command, "create", "from-the-pod", "--scope", "read").startswith("mot_")
+    assert "from-the-pod" in production.kubectl(*command, "list")
+
+
 def test_the_cache_of_a_node_is_prepared_again_where_it_is_already(production: Cluster) -> None:
     (pod,) = production.pods("node-cache")
     production.kubectl("delete", pod)
