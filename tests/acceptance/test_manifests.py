@@ -74,6 +74,18 @@ def test_every_manifest_is_valid_and_has_nothing_that_kubernetes_does_not_know(
 
 @kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_has_the_recommended_labels(overlay: str) -> None:
+    recommended = {f"app.kubernetes.io/{what}" for what in ("name", "instance", "part-of", "managed-by")}
+    without = {
+        f"{found['kind']} {found['metadata']['name']}"
+        for found in rendered(overlay)
+        if not recommended <= found["metadata"].get("labels", {}).keys()
+    }
+    assert without == set()
+
+
+@kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_selector_finds_a_pod_and_every_reference_something(overlay: str) -> None:
     labels = {name: pod["metadata"]["labels"] for name, pod in pods(overlay)}
 
@@ -227,7 +239,10 @@ def test_commands_in_the_pod_of_the_server_find_it_by_a_name_of_its_certificate(
             assert "MODELOPS_SERVER" not in environ  # that of this home, over HTTP
             continue
         url = urlsplit(environ["MODELOPS_SERVER"])
-        assert (url.scheme, str(url.port)) == ("https", container["args"][container["args"].index("--port") + 1])
+        assert (url.scheme, str(url.port)) == (
+            "https",
+            container["args"][container["args"].index("--port") + 1],
+        )
         assert url.hostname in names
         assert Path(environ["MODELOPS_CA"]) == Path(environ["MODELOPS_TLS_CERT"]).with_name("ca.crt")
 
