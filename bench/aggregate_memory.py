@@ -10,13 +10,12 @@ Usage: python bench/aggregate_memory.py [REPLICATES] [MEGABYTES]
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import modelops as mo
-from measuring import describe, peak_bytes
+from measuring import arguments, describe, peak_bytes
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -57,8 +56,9 @@ def whole(replicates):
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    megabytes = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    said = arguments(__doc__)
+    n = int(said[0]) if said else 200
+    megabytes = int(said[1]) if len(said) > 1 else 10
     found = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "summed")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from measuring import describe, show
+from measuring import arguments, describe, show
 from modelops.environments import Environments
 from modelops.environments.uv import find_uv, uv_environ
 
@@ -21,7 +20,8 @@ REPEATS = 8
 
 
 def main() -> None:
-    requirements = sys.argv[1:] or ["numpy", "pandas", "pyarrow"]
+    said = arguments(__doc__)
+    requirements = said or ["numpy", "pandas", "pyarrow"]
     uv, environ = find_uv(), uv_environ(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -10,7 +10,6 @@ Usage: python bench/dask_map.py [REPEATS]
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import numpy as np
 from distributed import Client, LocalCluster
 
 import modelops as mo
-from measuring import describe, show
+from measuring import arguments, describe, show
 from serving import served
 
 if TYPE_CHECKING:
@@ -50,7 +49,8 @@ def check(job: mo.Job, table: pa.Table) -> None:
 
 
 def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    said = arguments(__doc__)
+    repeats = int(said[0]) if said else 7
     sets = [{"x": p / 10} for p in range(N_SETS)]
     ours, theirs = [], []
     with (

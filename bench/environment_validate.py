@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from measuring import describe
+from measuring import arguments, describe
 from modelops.environments import Environments
 from modelops.environments.manifest import read_manifest, survey, write_manifest
 
@@ -21,6 +21,7 @@ N_FILES, N_FOLDERS, REPEATS = 5_000, 400, 20
 
 
 def main() -> None:
+    arguments(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         environments = Environments(Path(folder) / "cache")
         bundle = Path(folder) / "bundle"

@@ -13,14 +13,13 @@ Usage: python bench/first_outcome.py [REPEATS]
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import modelops as mo
-from measuring import describe, show
+from measuring import arguments, describe, show
 from modelops.client.prepare import prepare_job
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.environments import Environments
@@ -46,7 +45,8 @@ BY_HAND = (
 
 
 def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    said = arguments(__doc__)
+    repeats = int(said[0]) if said else 7
     first, second, by_hand = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "plain")

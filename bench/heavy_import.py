@@ -12,14 +12,13 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
-from measuring import describe, show
+from measuring import arguments, describe, show
 from modelops.environments import Environment, Environments
 from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec
 
@@ -29,7 +28,8 @@ RUN = "import sir; sir.simulate({'beta': 0.1}, 1)"
 
 
 def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    said = arguments(__doc__)
+    repeats = int(said[0]) if said else 3
     cpu: dict[str, list[float]] = {"ours": [], IMPORT: [], RUN: []}
     clock: dict[str, list[float]] = {"ours": [], IMPORT: [], RUN: []}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import resource
 import struct
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measuring import describe, show
+from measuring import arguments, describe, show
 from modelops.environments import Environments
 
 if TYPE_CHECKING:
@@ -28,8 +27,9 @@ ANSWER = struct.Struct("d?")
 
 
 def main() -> None:
-    n_workers = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    said = arguments(__doc__)
+    n_workers = int(said[0]) if said else 100
+    repeats = int(said[1]) if len(said) > 1 else 5
     firsts, lasts, cpu = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

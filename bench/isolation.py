@@ -15,14 +15,13 @@ import os
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
-from measuring import describe
+from measuring import arguments, describe
 from modelops.environments import Environment, Environments
 from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec
 
@@ -55,7 +54,8 @@ if __name__ == "__main__":
 
 
 def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    said = arguments(__doc__)
+    repeats = int(said[0]) if said else 5
     rows: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "bundle")

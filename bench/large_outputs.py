@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import modelops as mo
-from measuring import describe, peak_bytes, show
+from measuring import arguments, describe, peak_bytes, show
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -69,9 +68,10 @@ def copy(source: Path, folder: Path, n: int, *, sync: bool, threads: int = 1) ->
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    megabytes = int(sys.argv[2]) if len(sys.argv) > 2 else 50
-    repeats = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    said = arguments(__doc__)
+    n = int(said[0]) if said else 100
+    megabytes = int(said[1]) if len(said) > 1 else 50
+    repeats = int(said[2]) if len(said) > 2 else 3
     ours, synced, two, plain = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "large")

@@ -7,7 +7,17 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from pathlib import Path
+
+
+def arguments(doc: str | None) -> list[str]:
+    """Return what was said behind the name of a measurement; asked for help, print its ``doc`` and end."""
+    said = sys.argv[1:]
+    if {"-h", "--help"} & set(said):
+        print((doc or "").strip())
+        sys.exit(0)
+    return said
 
 
 def show(what: str, measured: list[float], unit: str = " s") -> float:

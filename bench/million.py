@@ -13,14 +13,13 @@ Usage: python bench/million.py [N] [SHAPES], shapes out of: sets-and-replicates 
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import modelops as mo
-from measuring import describe
+from measuring import arguments, describe
 from serving import Processes, served
 
 if TYPE_CHECKING:
@@ -93,9 +92,10 @@ def floor(n: int) -> None:
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else N
+    said = arguments(__doc__)
+    n = int(said[0]) if said else N
     with served() as (home, bundle):
-        for name in sys.argv[2:] or SHAPES:
+        for name in said[1:] or SHAPES:
             measure(name, n, home, bundle)
     floor(n)
     describe("distributed", "msgspec", "pyarrow", "SQLAlchemy")

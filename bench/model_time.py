@@ -13,13 +13,12 @@ Usage: python bench/model_time.py [SECONDS_OF_WORK_PER_CORE]
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import modelops as mo
-from measuring import CpuOfTree, describe
+from measuring import CpuOfTree, arguments, describe
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -64,7 +63,8 @@ def report(what: str, model_s: float, cpu: CpuOfTree, wall_s: float) -> tuple[fl
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+    said = arguments(__doc__)
+    seconds = float(said[0]) if said else 20.0
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder, "busy")
         bundle.mkdir()

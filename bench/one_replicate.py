@@ -9,13 +9,12 @@ Usage: python bench/one_replicate.py [REPEATS]
 
 from __future__ import annotations
 
-import sys
 import time
 
 from distributed import Client, LocalCluster
 
 import modelops as mo
-from measuring import describe, show
+from measuring import arguments, describe, show
 from serving import served
 
 
@@ -24,7 +23,8 @@ def noop(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    said = arguments(__doc__)
+    repeats = int(said[0]) if said else 100
     ours, bare = [], []
     with served() as (_, bundle):
         for seed in range(repeats + 5):  # the first ones find connections closed and caches empty

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import modelops as mo
-from measuring import describe
+from measuring import arguments, describe
 from serving import served
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ PEERS = {
 
 
 def main() -> None:
-    ours = of_modelops(int(sys.argv[1]) if len(sys.argv) > 1 else N_OURS)
+    said = arguments(__doc__)
+    ours = of_modelops(int(said[0]) if said else N_OURS)
     print(f"ModelOps: {ours:.2f} us per replicate")
     print(f"multiprocessing.Pool.map, automatic chunks: {of_pool():.2f} us")
     found = {}

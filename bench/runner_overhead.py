@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from measuring import arguments
 from modelops.rpc import Answer, Initialize, Peer, ReplicateSet, ReplicatesRun
 from modelops_runner.launch import runner_argv
 
@@ -34,7 +35,8 @@ def simulate(params, seed):
 
 
 def main() -> None:
-    for python in sys.argv[1:] or [sys.executable]:
+    said = arguments(__doc__)
+    for python in said or [sys.executable]:
         start, times = measure(python)
         shown = " ".join(f"{t:.2f}" for t in times)
         print(f"{python}: {start * 1e3:.0f} ms to the handshake; {min(times):.2f} us per replicate ({shown})")

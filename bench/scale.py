@@ -19,7 +19,6 @@ import gc
 import math
 import random
 import resource
-import sys
 import tempfile
 import time
 from array import array
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from measuring import describe
+from measuring import arguments, describe
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.machine import Machine
@@ -366,9 +365,10 @@ def commit_s(segments: list[SegmentRef]) -> float:
 
 
 def main() -> None:
-    n = int(float(sys.argv[1])) if len(sys.argv) > 1 else 100_000_000
-    n_workers = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
-    mean_s = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
+    said = arguments(__doc__)
+    n = int(float(said[0])) if said else 100_000_000
+    n_workers = int(said[1]) if len(said) > 1 else 10_000
+    mean_s = float(said[2]) if len(said) > 2 else 0.1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gc.disable()  # the world leaves no circles; the machine's own cost is what is asked for
     world = World(n // PER_SET, n_workers, mean_s)

@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 import multiprocessing
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import modelops as mo
-from measuring import describe, show
+from measuring import arguments, describe, show
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -45,9 +44,10 @@ def simulate(params, seed):
 
 
 def main() -> None:
-    slots = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    per_slot_s = float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
-    repeats = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    said = arguments(__doc__)
+    slots = int(said[0]) if said else 4
+    per_slot_s = float(said[1]) if len(said) > 1 else 30.0
+    repeats = int(said[2]) if len(said) > 2 else 3
     n = int(slots * per_slot_s / (MEDIAN_S * math.exp(SIGMA**2 / 2)))
     ours, dask, pool = [], [], []
     with tempfile.TemporaryDirectory() as folder:
