@@ -135,6 +135,8 @@ def test_the_interval_covers_the_true_mean_as_often_as_said(name: str, half_widt
         ({"half_width": 0}, "half_width"),
         ({"half_width": math.nan}, "half_width"),
         ({"half_width": "small"}, "half_width"),
+        ({"half_width": 10**400}, "half_width"),
+        ({"level": 10**400}, "level"),
         ({"of": ""}, "of"),
         ({"of": 3}, "of"),
         ({"level": 1.0}, "level"),

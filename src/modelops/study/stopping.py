@@ -165,7 +165,10 @@ def until_of_table(table: Mapping[str, Any]) -> Until:
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"until: {key} must be a number, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        raise RequestError(f"until: {key} is too large for a number that a machine calculates with") from None
 
 
 def _check_int(key: str, value: Any, lo: int, hi: int) -> None:
