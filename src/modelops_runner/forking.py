@@ -50,9 +50,8 @@ def hazard() -> str | None:
     """Return why this process must not be forked, None if it may."""
     threads = other_threads()
     if len(sys._current_frames()) > 1 or any(map(_HANGING_POOLS.fullmatch, threads)):
-        return (
-            f"{len(threads)} other threads run after importing the bundle: {', '.join(sorted(set(threads)))}"
-        )
+        others = "1 other thread runs" if len(threads) == 1 else f"{len(threads)} other threads run"
+        return f"{others} after importing the bundle: {', '.join(sorted(set(threads)))}"
     pid = _fork()
     if pid == 0:
         os._exit(0)

@@ -199,7 +199,7 @@ THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, daem
     ("code", "isolation", "status", "words"),
     [
         (COUNTS, "warm", WARNING, 'warm gives other outputs than spawn: count write isolation = "fork"'),
-        (THREAD + COUNTS, "warm", WARNING, 'warm gives other outputs 1 other threads write isolation = "spawn"'),
+        (THREAD + COUNTS, "warm", WARNING, 'warm gives other outputs 1 other thread write isolation = "spawn"'),
         (COUNTS, "fork", OK, 'warm gives other outputs than spawn: count; isolation = "fork" is needed'),
     ],
     ids=["counts", "counts, not forked", "counts in forks"],

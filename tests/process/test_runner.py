@@ -847,7 +847,7 @@ def test_a_process_with_threads_says_why_it_does_not_fork(bundle: Callable[..., 
     assert isinstance(runner.answer.result, Initialized)
     capabilities = runner.answer.result.capabilities
     assert "fork" not in capabilities.isolation
-    assert "1 other threads" in str(capabilities.fork_refused)
+    assert "1 other thread runs" in str(capabilities.fork_refused)
     refused = runner.start("m:model")
     assert isinstance(refused, Failure)
     assert refused.code == -32003

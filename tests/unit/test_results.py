@@ -694,6 +694,10 @@ def test_the_most_frequent_failure_is_named_with_its_first_example_and_its_line_
     failing(job, {k: (f"singular\nat {k}", "often" if k > 2 else "seldom") for k in range(1, 8)})
     said = "7 of 8 replicates failed: 5 times LinAlgError: singular at 3 (lib/helper.py:12)"
     assert most_frequent_failure(job.contents()) == said
+    each = Job(spec_of(IndexLine.of(1, 8)), SETS[:1])
+    failing(each, {0: ("singular", "first"), 1: ("singular", "second")})
+    said = "2 of 8 replicates failed: once LinAlgError: singular (lib/helper.py:12)"
+    assert most_frequent_failure(each.contents()) == said
     alike = Job(spec_of(IndexLine.of(1, 8)), SETS[:1])
     failing(alike, dict.fromkeys(range(8), ("", "mark")))
     said = "8 of 8 replicates failed: LinAlgError (lib/helper.py:12)"

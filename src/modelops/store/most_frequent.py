@@ -71,7 +71,7 @@ def _counted(marks: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _sentence(what: str, n: int, of: int, n_alike: int, brief: str) -> str:
-    often = "" if n_alike == n else f"{n_alike:,} times "
+    often = "" if n_alike == n else "once " if n_alike == 1 else f"{n_alike:,} times "
     return f"{n:,} of {of:,} {what} failed: {often}{brief}"
 
 
