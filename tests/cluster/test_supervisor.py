@@ -105,6 +105,20 @@ def test_jobs_beyond_the_limit_wait_in_order_and_can_be_cancelled_while_they_do(
     assert not server.records.ask_cancel(first, "too late")
 
 
+def test_jobs_that_no_worker_can_run_now_do_not_keep_others_from_running(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    bundle = write_bundle("def simulate(params, seed):\n    return {'x': 1 // seed}")
+    retry = mo.Retry(max_retries=1, initial_delay=3600, on={"failed"})
+    elsewhere = server.submit(bundle, seeds=[1], pools=["moon"])
+    later = server.submit(bundle, seeds=[0], retry=retry, fail_fast=False)
+    here = server.submit(bundle, seeds=[1])
+    supervisor = server.start(max_driven=1)
+    server.wait_for(here, JobState.SUCCEEDED)
+    assert (server.state(elsewhere), server.state(later)) == (JobState.RUNNING, JobState.RUNNING)
+    assert not supervisor.is_full
+
+
 def test_a_new_job_is_driven_from_the_moment_it_is_recorded_unless_it_must_wait_its_turn(
     server: Server, write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -154,6 +154,23 @@ def test_without_a_worker_the_job_waits_and_a_worker_that_joins_continues_it() -
     assert only(machine.handle(e.WorkerJoined("late", 1), 5.0), c.SubmitChunk)
 
 
+def test_a_job_is_held_up_while_its_pools_have_no_worker_or_only_delayed_retries_are_left() -> None:
+    machine, _ = running(spec(1, 4), workers=0)
+    assert not machine.is_held_up, "the jobs behind it could not run either"
+    machine, _ = running(spec(1, 4, pools=("eu",)), workers=0)
+    assert machine.is_held_up
+    machine.handle(e.WorkerJoined("w0", 1, pool="eu"), 5.0)
+    assert not machine.is_held_up
+    retry = RetryPolicy(max_retries=1, initial_delay=3600.0, on=frozenset({ReplicateStatus.CRASHED}))
+    machine, commands = running(spec(1, 4, retry=retry, fail_fast=False))
+    assert not machine.is_held_up
+    finish_chunks(machine, commands, ReplicateStatus.CRASHED)
+    assert machine.n_live == 0
+    assert machine.is_held_up
+    machine.handle(e.TimerRang("retry"), 3602.0)
+    assert not machine.is_held_up
+
+
 def test_the_probe_is_32_replicates_from_all_over_the_line_and_stops_a_broken_model() -> None:
     machine, commands = running(spec(100, 100), workers=2)
     chunks = finish_chunks(machine, commands, FAILED)

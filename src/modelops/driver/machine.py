@@ -277,6 +277,16 @@ class Machine:
         """How many attempts workers hold."""
         return len(self._roster.attempts)
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether workers can do nothing for it now: its pools have none, or all that is left is delayed retries."""
+        if self.state is not JobState.RUNNING or self._roster.attempts:
+            return False
+        if self.spec.asked_pools and not self._roster.slots:
+            return True
+        ready = any(backlog.n_ready or backlog.suspects for backlog in self._backlogs.values())
+        return not ready and self._backlogs[_SIMULATE].next_at is not None
+
     # What drives it.
 
     def start(self, now: float) -> list[c.Command]:

@@ -484,6 +484,7 @@ class JobDriver:
             waiting_for=waiting_for,
             pools=self._pools_of(machine, now),
             n_lost_with_worker=machine.n_lost_with_worker,
+            held_up=machine.is_held_up,
         )
 
     def _pools_of(self, machine: Machine, now: float) -> tuple[LivePool, ...]:

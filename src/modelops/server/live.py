@@ -41,7 +41,8 @@ class LiveView:
     workers hold. ``waiting_for``: what the database or the storage said, while one of them is away. ``stalled``: why it
     stands still, if it does. ``doing``: what is being done before replicates can run, e.g. which packages are
     installed. ``pools``: those that the job asks for, or else those that workers are in.
-    ``n_lost_with_worker``: attempts that ended with the death of their worker.
+    ``n_lost_with_worker``: attempts that ended with the death of their worker. ``held_up``: workers can do nothing
+    for it now, see `Machine.is_held_up`.
     """
 
     state: JobState
@@ -56,3 +57,4 @@ class LiveView:
     doing: str = ""
     pools: tuple[LivePool, ...] = ()
     n_lost_with_worker: int = 0
+    held_up: bool = False

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_DRIVEN: Final = 64
+MAX_HELD_UP: Final = 512  # each costs a thread, and a look whether it was cancelled
 LOOK_EVERY_S: Final = 1.0
 STOP_WITHIN_S: Final = 20.0
 MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
@@ -70,7 +71,9 @@ class Supervisor:
     who
         Goes into the stories of jobs: host and process id.
     max_driven
-        Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait.
+        Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait, and those for which
+        workers can do nothing now (of a pool that has none, or with nothing but delayed retries) do not count, up to
+        `MAX_HELD_UP` of them.
     renew_every_s
         How often it says that it lives.
     aliases
@@ -166,7 +169,11 @@ class Supervisor:
     def is_full(self) -> bool:
         """Whether further jobs wait until one that is driven has ended."""
         with self._lock:
-            return len(self._driven) >= self._max_driven
+            driven = [one.driver for one in self._driven.values()]
+        if len(driven) < self._max_driven:
+            return False
+        held_up = sum(1 for driver in driven if (view := driver.view()) is not None and view.held_up)
+        return len(driven) - min(held_up, MAX_HELD_UP) >= self._max_driven
 
     def driven(self) -> list[JobId]:
         """Return the jobs that are driven here."""
