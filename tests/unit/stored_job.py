@@ -161,8 +161,8 @@ class StoredJob:
         stored = writer.finish(inputs=[contents.segments[i].digest for i in inputs])
         assert self.records.commit_aggregates(self.job, epoch, stored)
 
-    def run(self, *, chunk: int = 7, limit: int | None = None) -> None:
-        """Drive the job to its end; with a limit, stop it early, as a cancel does."""
+    def run(self, *, chunk: int = 7, limit: int | None = None, cancelled: bool = False) -> None:
+        """Drive the job to its end; with a limit, or if it is ``cancelled`` with its last outcome, as a cancel does."""
         epoch = self.take()
         for event in (JobEvent.STARTED, JobEvent.ENVIRONMENT_READY):
             self.records.change_state(self.job, event, who="test", epoch=epoch)
@@ -175,7 +175,7 @@ class StoredJob:
         while settled:
             head, settled = settled.take(2)
             self.aggregate(epoch, head)
-        complete = not self.missing()
+        complete = not self.missing() and not cancelled
         self.records.change_state(
             self.job, JobEvent.SETTLED if complete else JobEvent.CANCEL_ASKED, who="test", epoch=epoch
         )

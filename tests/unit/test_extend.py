@@ -297,6 +297,22 @@ def test_resuming_runs_only_what_is_missing(tmp_path: Path) -> None:
         resume_job(stored.records, stored.objects, stored.job, "me")
 
 
+def test_a_job_that_got_its_last_outcomes_while_it_was_cancelled_is_resumed_to_its_end(
+    tmp_path: Path,
+) -> None:
+    stored = StoredJob(tmp_path / "cancelled", SETS, 6)
+    stored.run(cancelled=True)
+    assert (stored.records.job(stored.job).state, stored.n_ran) == (JobState.CANCELLED, 18)
+    before = stored.files()
+    row = resume_job(stored.records, stored.objects, stored.job, "me")
+    assert row.reason == "resumed by me: its end"
+    stored.run()
+    assert (stored.records.job(stored.job).state, stored.n_ran) == (JobState.SUCCEEDED, 18)
+    assert stored.files() == before
+    with pytest.raises(ConflictError, match="nothing is missing"):
+        resume_job(stored.records, stored.objects, stored.job, "me")
+
+
 def test_a_job_whose_result_files_could_not_be_written_is_resumed_to_write_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

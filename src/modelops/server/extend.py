@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from modelops.errors import ConflictError, RequestError
-from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobEvent
+from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobEvent, JobState
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, read_segment
 from modelops.store.parameters import Parameters, write_more_parameters
 from modelops.store.segments import job_folder, ranges_of
@@ -79,13 +79,16 @@ def resume_job(
     n_sets = len(_aggregated(spec.line) - Ranges(pair for ref in aggregates for pair in ref.params))
     lacks_aggregates = bool(withdrawal or (spec.aggregates and n_sets))
     # It has no result files if its drivers failed while they wrote them.
-    if not n and not lacks_aggregates and records.result_files(job):
+    # A cancelled job may have got its last outcomes while it was being stopped; resumed, it ends as what they are.
+    is_whole = bool(records.result_files(job)) and row.state is not JobState.CANCELLED
+    if not n and not lacks_aggregates and is_whole:
         again = f": 'modelops jobs resume {job} --failed' tries those again"
         failures = f"; {n_failed} of them failed{again}" if n_failed else ""
         raise ConflictError(f"nothing is missing of job {job}: every replicate has its outcome{failures}")
     what = [f"{n} replicates without outcome"] if n else []
     what += [f"{n_failed} failed replicates again"] if failed and n_failed else []
-    why = f"resumed by {who}: {' and '.join(what) or ('aggregates' if lacks_aggregates else 'its result files')}"
+    end = "its end" if row.state is JobState.CANCELLED else "its result files"
+    why = f"resumed by {who}: {' and '.join(what) or ('aggregates' if lacks_aggregates else end)}"
     return records.begin_run(
         job,
         JobEvent.RESUMED,
