@@ -136,6 +136,7 @@ class StallWatch:
         running = {job: len(view.running) for job, view in views.items()}
         n_workers = sum(1 for slots in self._driving.workers().values() if slots)
         n_refused = len(self._driving.refused())
+        is_full = self._driving.is_full  # which looks at every job that is driven
         out = {}
         for row in self._rows:
             view = views.get(row.job)
@@ -144,7 +145,7 @@ class StallWatch:
                 seen = replace(seen, n_refused=n_refused)
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")
-            elif self._driving.is_full and row.state is JobState.QUEUED:
+            elif is_full and row.state is JobState.QUEUED:
                 seen = _of_waiting(row, f"the server drives {len(views)} other jobs, which were there first")
             else:
                 continue  # somebody else drives it, or it is just being taken up

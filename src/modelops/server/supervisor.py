@@ -297,12 +297,16 @@ class Supervisor:
                 if one is not None:
                     one.driver.lose_lease()
         self._release_leases()
+        full = False  # once it is, nothing else of this look is taken up: of thousands of waiting jobs none need ask
         for job in self._records.open_jobs():
             if self._stopping:
                 return
             with self._lock:
                 one = self._driven.get(job.job)
             if one is None:
+                full = full or self.is_full
+                if full and job.cancel_by is None:
+                    continue
                 try:
                     self._take_up(job, now)
                 except StorageError:
