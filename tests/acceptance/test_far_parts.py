@@ -112,19 +112,25 @@ def test_the_cluster_of_somebodys_kubeconfig_is_left_alone(tmp_path: Path) -> No
     assert done.returncode == 0
 
 
-def test_a_cluster_that_cannot_be_made_runs_nothing_and_says_why(tmp_path: Path) -> None:
-    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")  # not root, says this one
-    (tmp_path / "id").chmod(0o755)
-    reason = tmp_path / "reason"
-    ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab")}
+def without_a_cluster(folder: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Have the lab run a command, with the programs of this folder first; return why it does not."""
+    reason = folder / "reason"
+    ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(folder / "lab")}
     done = subprocess.run(
-        [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
-        env={**CLEAN, **ours, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(folder / "ran")],
+        env={**CLEAN, **ours, "PATH": f"{folder}:{os.environ['PATH']}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 77
-    assert reason.read_text().startswith("only root can make a cluster")
-    assert reason.read_text() in done.stderr
+    return done, reason.read_text()
+
+
+def test_a_cluster_that_cannot_be_made_runs_nothing_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")  # not root, says this one
+    (tmp_path / "id").chmod(0o755)
+    done, reason = without_a_cluster(tmp_path)
+    assert reason.startswith("only root can make a cluster")
+    assert reason in done.stderr
     assert not (tmp_path / "ran").exists()
 
 
@@ -134,15 +140,8 @@ def test_without_room_no_cluster_is_begun(tmp_path: Path) -> None:
     (tmp_path / "grep").write_text("#!/bin/sh\nexit 0\n")  # this is Debian 12
     for name in ("df", "grep"):
         (tmp_path / name).chmod(0o755)
-    reason = tmp_path / "reason"
-    ours = {"MODELOPS_LAB_NOT_RUN": str(reason), "K8S_LAB": str(tmp_path / "lab")}
-    done = subprocess.run(
-        [str(ROOT / "tests/kubernetes/lab/run.sh"), "touch", str(tmp_path / "ran")],
-        env={**CLEAN, **ours, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 77
-    assert reason.read_text() == "there are 4 GB free on disk, and a cluster takes 12\n"
+    _, reason = without_a_cluster(tmp_path)
+    assert reason == "there are 4 GB free on disk, and a cluster takes 12\n"
     assert not (tmp_path / "lab/lock").exists()
 
 

@@ -206,14 +206,22 @@ def test_a_job_that_somebody_calls_ended_while_it_runs_goes_on(server: Server, b
     assert server.reconciler.run(job) == []
 
 
-def test_failures_are_tried_again_when_asked(server: Server, bundle: Path, tmp_path: Path) -> None:
-    wall = tmp_path / "wall"
+def failed_and_resumed(
+    server: Server, bundle: Path, folder: Path, n_replicates: int
+) -> tuple[JobId, list[dict[str, Any]]]:
+    """Run a job of which one set fails, mend that, and have it tried again; return the job and its parameter sets."""
+    wall = folder / "wall"
     wall.write_text("")
     sets: list[dict[str, Any]] = [{"a": 1}, {"a": 2, "wall": str(wall)}]
-    job = run(bundle, server.cluster, sets, 5)
+    job = run(bundle, server.cluster, sets, n_replicates)
     assert server.records.job(job).state is JobState.PARTIAL
     wall.unlink()
     resume_job(server.records, server.objects, job, "me", failed=True)
+    return job, sets
+
+
+def test_failures_are_tried_again_when_asked(server: Server, bundle: Path, tmp_path: Path) -> None:
+    job, sets = failed_and_resumed(server, bundle, tmp_path, 5)
     assert server.ended(job) is JobState.SUCCEEDED
     fresh = run(bundle, server.cluster, sets, 5)
     assert server.files(job) == server.files(fresh)
@@ -225,13 +233,7 @@ def test_failures_that_a_worker_still_holds_are_tried_again_too(
 ) -> None:
     """It keeps the receipt of the last chunk until it is told that the job has ended, and nobody comes to that."""
     monkeypatch.setattr(Hands, "forget_job", lambda *_, **__: None)
-    wall = tmp_path / "wall"
-    wall.write_text("")
-    sets: list[dict[str, Any]] = [{"a": 1}, {"a": 2, "wall": str(wall)}]
-    job = run(bundle, server.cluster, sets, 1)
-    assert server.records.job(job).state is JobState.PARTIAL
-    wall.unlink()
-    resume_job(server.records, server.objects, job, "me", failed=True)
+    job, _ = failed_and_resumed(server, bundle, tmp_path, 1)
     server.ended(job)
     assert server.records.counts(job) == {ReplicateStatus.SUCCEEDED: 2}
 
