@@ -27,7 +27,9 @@ from modelops.store import (
     Records,
     SegmentWriter,
     StoredError,
+    columns,
     gather,
+    parameter_view,
     replicate_rows,
     view_writer,
 )
@@ -46,6 +48,7 @@ from modelops.store.results import (
     stream_result_file,
     stream_table,
 )
+from modelops.store.segments import FloatRows
 from modelops.study.canonical import canonical_json, param_id
 from modelops.study.ids import JobId, attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
@@ -770,3 +773,88 @@ def test_what_a_cancelled_job_of_any_size_has_is_written_in_the_time_that_its_ou
     assert rows == [(0, 0), (0, 5), (0, n - 1), (1, 0), (1, n - 1)]
     assert json.loads(table.schema.metadata[b"modelops.no_rows"]) == {"cancelled": 2 * n - 5}
     assert failures_table(contents).num_rows == 0
+
+
+FLOATS = st.lists(
+    st.tuples(st.sampled_from([("a", "b"), ("b", "a"), ("c",), ()]), st.booleans()), min_size=12, max_size=12
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(made=FLOATS, seed=st.integers(0, 2**32))
+def test_floats_that_are_stored_as_their_bits_give_the_table_that_their_texts_give(
+    made: list[tuple[tuple[str, ...], bool]], seed: int
+) -> None:
+    """``made``: for each index the names of its outputs (none: it failed), and whether a segment begins with it."""
+    rng, tables = random.Random(seed), []
+    numbers = {
+        (k, name): rng.uniform(-1, 1) * 10.0 ** rng.randint(-300, 300) for k in range(12) for name in "abc"
+    }
+    parts: list[list[int]] = [[0]]
+    for k in range(1, 12):
+        if made[k][1] or made[k][0] != made[k - 1][0]:
+            parts.append([])
+        parts[-1].append(k)
+    rng.shuffle(parts)
+    for as_bits in (True, False):
+        job = Job(spec_of(IndexLine.of(4, 3)), SETS[:4])
+        for indices in parts:
+            writer = SegmentWriter(job.objects, job.job, next(ATTEMPTS))
+            names = made[indices[0]][0]
+            if not names:
+                for k in indices:
+                    writer.add(k, ReplicateStatus.FAILED, True, [], StoredError("E", "", "", "", "f", None))
+            elif as_bits:
+                times, bits = (
+                    [0.0] * len(indices),
+                    np.array([[numbers[k, n] for n in names] for k in indices]),
+                )
+                writer.add_floats(
+                    FloatRows(names, indices, bits.astype("<f8").tobytes(), times, times, times)
+                )
+            else:
+                for k in indices:
+                    writer.add(k, OK, True, [(n, *encode(numbers[k, n])) for n in names])
+            ref = writer.finish()
+            assert ref is not None
+            job.segments.append(ref)
+        tables.append(replicates_table(job.contents()))
+    assert tables[0].equals(tables[1])
+    assert tables[0].schema.metadata == tables[1].schema.metadata
+
+
+PLAIN = st.one_of(
+    st.floats(), st.integers(-(2**70), 2**70), st.booleans(), st.none(), st.sampled_from(["", "a", '"}{"'])
+)
+NAMES = st.sampled_from(["a", "b", "é", "a,", "}{", "[", 'q"', ":"])
+
+
+@given(
+    sets=st.lists(NAMES, min_size=1, max_size=3, unique=True).flatmap(
+        lambda names: (
+            st.lists(st.dictionaries(st.sampled_from(names), PLAIN), min_size=1, max_size=5)
+            | st.lists(
+                st.fixed_dictionaries(dict.fromkeys(names, st.floats() | st.integers())),
+                min_size=1,
+                max_size=5,
+            )
+        )
+    )
+)
+def test_parameters_that_are_read_as_one_list_have_the_values_that_they_have_one_by_one(
+    sets: list[dict[str, Any]],
+) -> None:
+    texts = columns.binary([canonical_json(one) for one in sets])
+    found = parameter_view._values_of_flat(texts)
+    is_flat = (
+        all(one.keys() == sets[0].keys() for one in sets)
+        and not any(
+            isinstance(v, str) or v in (np.inf, -np.inf) or v != v for one in sets for v in one.values()
+        )
+        and sets[0]
+        and not set('}{["') & set("".join(sets[0]))
+    )
+    assert (found is not None) == bool(is_flat)
+    if found is not None:
+        rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        assert [canonical_json(row) for row in rows] == [canonical_json(one) for one in sets]

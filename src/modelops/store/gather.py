@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from modelops.store.segment_table import OutputsColumn
+    from modelops.store.segment_table import FloatTable, OutputsColumn
     from modelops.study.ranges import Range
 
 CACHE_BYTES: Final = 24 << 20
@@ -65,7 +65,7 @@ class Stored:
         o = self._outputs
         return [o.names[code] for code in o.name[o.ends[row] : o.ends[row + 1]].tolist()]
 
-    def pick(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> _Piece:
+    def pick(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> Piece:
         """Return the outputs of these rows, which lie at these rows of a group. Both ascend."""
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
             lo, hi = np.searchsorted(self._row, (rows[0], rows[-1] + 1)).tolist()
@@ -78,7 +78,7 @@ class Stored:
             data = self._data.take(columns.fixed(chosen, pa.int64()))
         where = at[np.searchsorted(rows, self._row[chosen])]
         kinds = self._one_kind or [self._outputs.kinds[k] for k in self._kind[chosen].tolist()]
-        return _Piece(where, self._name[chosen], self.names, kinds, data)
+        return Piece(where, self._name[chosen], self.names, kinds, data)
 
     def _may_be_columns(self, counts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Say which outputs to keep; note the reasons of the others, where the row counts."""
@@ -114,7 +114,45 @@ def _one_of_each(
     return [int(i) for i in where[np.unique(marks, axis=0, return_index=True)[1]]]
 
 
-class _Piece(NamedTuple):
+class StoredFloats:
+    """In place of `Stored` where all outputs are floats of the same names: they are columns as they are stored."""
+
+    def __init__(
+        self, key: npt.NDArray[np.int64], succeeded: npt.NDArray[np.bool_], floats: FloatTable
+    ) -> None:
+        self.key, self.succeeded, self._floats = key, succeeded, floats
+        self.labels: dict[str, set[str]] = {}
+        self.n_bytes = floats.bits.nbytes + floats.place.nbytes
+
+    def names_of(self, _row: int) -> Sequence[str]:
+        """Return the outputs of a row, in the order of the model's dict."""
+        return self._floats.names
+
+    def pick(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> FloatPiece:
+        """Return the outputs of these rows, which lie at these rows of a group. Both ascend."""
+        good = self.succeeded[rows]
+        return FloatPiece(at[good], self._floats.names, self._floats.bits[self._floats.place[rows[good]]])
+
+
+class FloatPiece(NamedTuple):
+    """What a group took from a segment of floats; ``bits``: of each, shape ``(len(at), len(names))``."""
+
+    at: npt.NDArray[np.int64]
+    names: Sequence[str]
+    bits: npt.NDArray[np.uint64]
+
+    def general(self) -> Piece:
+        """Return the same as other outputs are kept."""
+        n, k = self.bits.shape
+        sizes = np.full(n * k, self.bits.itemsize, np.int64)
+        name = np.tile(np.arange(k, dtype=np.int32), n)
+        data = columns.cut(self.bits.tobytes(), sizes)
+        return Piece(np.repeat(self.at, k), name, list(self.names), FLOAT, data)
+
+
+class Piece(NamedTuple):
+    """What a group took from a segment, output by output."""
+
     at: npt.NDArray[np.int64]
     name: npt.NDArray[np.int32]
     names: list[str]
@@ -122,8 +160,12 @@ class _Piece(NamedTuple):
     data: pa.Array
 
 
-def cells_of(pieces: Sequence[_Piece]) -> dict[str, Cells]:
+def cells_of(taken: Sequence[Piece | FloatPiece]) -> dict[str, Cells]:
     """Join what a group took from several segments into cells by output, rows ascending."""
+    floats = [piece for piece in taken if isinstance(piece, FloatPiece)]
+    if floats and len(floats) == len(taken) and len({tuple(piece.names) for piece in floats}) == 1:
+        return _cells_of_floats(floats)
+    pieces = [piece.general() if isinstance(piece, FloatPiece) else piece for piece in taken]
     codes: dict[str, int] = {}
     names = []
     for piece in pieces:
@@ -151,6 +193,20 @@ def cells_of(pieces: Sequence[_Piece]) -> dict[str, Cells]:
             of_these = of_these[0]
         out[word] = Cells(at[where], of_these, data.take(columns.fixed(where, pa.int64())))
     return out
+
+
+def _cells_of_floats(pieces: Sequence[FloatPiece]) -> dict[str, Cells]:
+    at, bits = np.concatenate([p.at for p in pieces]), np.concatenate([p.bits for p in pieces])
+    if not len(at):
+        return {}
+    if not (np.diff(at) >= 0).all():
+        order = np.argsort(at, kind="stable")
+        at, bits = at[order], bits[order]
+    numbers = bits.view("<f8").astype(np.float64, copy=False)
+    return {
+        name: Cells(at, FLOAT, columns.fixed(numbers[:, k], pa.float64()))
+        for k, name in enumerate(pieces[0].names)
+    }
 
 
 class Cover(Generic[T]):

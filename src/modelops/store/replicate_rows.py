@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from modelops.states import OUTCOMES, STORED, ReplicateStatus
 from modelops.store import columns
-from modelops.store.gather import Cover, Stored, cells_of
+from modelops.store.gather import Cover, Stored, StoredFloats, cells_of
 from modelops.store.order import ResultOrder, Rows
 from modelops.store.segment_table import OutputsColumn, SegmentTable
 from modelops.store.view_writer import ROW_GROUP, Group
@@ -156,7 +156,10 @@ def _in_groups(numbers: Ranges) -> Iterator[npt.NDArray[np.int64]]:
 class _Loaded:
     def __init__(self, segment: SegmentTable) -> None:
         self.status = segment.status
-        self.stored = Stored(
-            segment.index, segment.status == _SUCCEEDED, OutputsColumn(segment.table, segment.pack)
+        succeeded, floats = segment.status == _SUCCEEDED, segment.floats
+        self.stored = (
+            StoredFloats(segment.index, succeeded, floats)
+            if floats is not None
+            else Stored(segment.index, succeeded, OutputsColumn(segment.table, segment.pack))
         )
         self.n_bytes = segment.table.nbytes + self.stored.n_bytes

@@ -56,7 +56,7 @@ class Cells(NamedTuple):
     """One output in some rows of a table.
 
     ``row``: int64, the rows that have it, ascending. ``kind``: the kind of all, or of each.
-    ``data``: large_binary; null where the value lies in a pack.
+    ``data``: large_binary, null where the value lies in a pack; or float64, of kind ``f8``.
     """
 
     row: npt.NDArray[np.int64]
@@ -74,6 +74,8 @@ class Column(NamedTuple):
 def convert(cells: Cells) -> Column:
     """Classify the values of an output, and convert them if all are of one type that a column can have."""
     data = cells.data
+    if data.type == pa.float64():
+        return Column(frozenset(["float64"]), data)
     if cells.kind == FLOAT and not data.null_count and (floats := _floats(data)) is not None:
         return Column(frozenset(["float64"]), floats)
     if cells.kind != "json" or data.null_count:

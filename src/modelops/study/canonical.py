@@ -68,10 +68,11 @@ def id_bytes(canonicals: Iterable[bytes]) -> bytes:
 
 def _digests(canonicals: Iterable[bytes]) -> list[bytes]:
     found = []
+    update, digest = blake2b.update, blake2b.digest  # looked up once
     for canonical in canonicals:
         hashed = _NEW_HASH()
-        hashed.update(canonical)
-        found.append(hashed.digest())
+        update(hashed, canonical)
+        found.append(digest(hashed))
     return found
 
 
