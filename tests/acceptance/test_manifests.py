@@ -19,6 +19,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it has no types
 
 from modelops.cluster.certificates import create_certificates, list_certificates
+from modelops.server.pool_backlog import NO_POOL_ASKED
 from modelops.settings import NAMES
 from modelops.study.pools import Aliases
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 K8S = Path(__file__).parents[2] / "k8s"
-WITH_POOL = "production and a second pool"
+WITH_POOL = "production and two more pools"
 OVERLAYS = [*sorted(path.name for path in (K8S / "overlays").iterdir()), WITH_POOL]
 VERSIONS = ("1.32", "1.37")
 kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the overlays")
@@ -42,7 +43,12 @@ def rendered(overlay: str) -> list[dict[str, Any]]:
         file = mine / "overlays/production/kustomization.yaml"
         text = file.read_text("utf-8")
         assert text.count("  # - ../../components/pool") == 1
-        file.write_text(text.replace("  # - ../../components/pool", "  - ../../components/pool"), "utf-8")
+        text = text.replace("  # - ../../components/pool", "  - ../../components/pool")
+        shutil.copytree(mine / "components/pool", mine / "components/pool-us")
+        for copied in (mine / "components/pool-us/workers").iterdir():
+            copied.write_text(copied.read_text("utf-8").replace("eu-west", "us"), "utf-8")
+        text = text.replace("resources:", "resources:\n  - ../../components/pool-us/workers")
+        file.write_text(text, "utf-8")
         return rendered_from(mine, "production")
 
 
@@ -120,11 +126,17 @@ def test_every_selector_finds_a_pod_and_every_reference_something(overlay: str) 
             for other in (*rule.get("from", ()), *rule.get("to", ())):
                 assert "podSelector" not in other or fits(other["podSelector"])
     there = {(f["kind"], f["metadata"]["name"]) for f in rendered(overlay)}
+    scaled = {f["spec"]["scaleTargetRef"]["name"] for f in of_kind(overlay, "HorizontalPodAutoscaler")}
+    assert scaled == ({name for name in labels if "worker" in name} if overlay != "local" else set())
     for found in of_kind(overlay, "HorizontalPodAutoscaler"):
         target = found["spec"]["scaleTargetRef"]
         assert (target["kind"], target["name"]) in there
         (worker,) = [d for d in of_kind(overlay, "Deployment") if d["metadata"]["name"] == target["name"]]
         assert "replicas" not in worker["spec"]  # else every apply would undo what the autoscaler did
+        (metric,) = (metric["external"]["metric"] for metric in found["spec"]["metrics"])
+        pool = worker["metadata"]["labels"]["modelops.dev/pool"]
+        assert metric["selector"]["matchLabels"]["pool"] == (NO_POOL_ASKED if pool == "main" else pool)
+        assert metric["name"] == "modelops_pool_replicates_pending"  # or one pool's work would scale another
     for _, pod in pods(overlay):
         assert ("ServiceAccount", pod["spec"]["serviceAccountName"]) in there
         for container in pod["spec"]["containers"]:

@@ -19,7 +19,7 @@ from modelops.server.service import JobService
 from modelops.store.failures import failures_table
 from modelops.store.results import aggregates_table, finalize, replicates_table, stream_table
 from modelops.store.segments import job_folder
-from modelops.study.pools import NO_POOL, Membership
+from modelops.study.pools import NO_ALIASES, NO_POOL, Aliases, Membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,10 @@ class Idle(Nobody):
 
     def workers(self) -> dict[str, int]:
         return {}
+
+    @property
+    def aliases(self) -> Aliases:
+        return NO_ALIASES
 
     def membership(self, worker: str) -> Membership:
         return NO_POOL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import overview
 from modelops.store.parameters import pour_parameters
 from modelops.study.ids import JobId
-from modelops.study.pools import Membership
+from modelops.study.pools import Aliases, Membership
 from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:
@@ -545,3 +546,36 @@ def test_metrics_say_how_much_waits(client: Client, service: JobService, bundle:
     assert metric("modelops_jobs_stalled") == 1
     assert metric("modelops_environment_build_failures_total") >= 0
     assert metric("modelops_workers_unfit_total") >= 0
+
+
+def test_each_pool_is_said_to_wait_for_what_its_own_workers_can_run(
+    client: Client, drivers: Drivers, service: JobService, bundle: str
+) -> None:
+    def backlog() -> dict[str, int]:
+        text = client("GET", "/metrics").data.decode()
+        found = re.findall(r'^modelops_pool_replicates_pending\{pool="(.+)"\} (\d+)$', text, re.MULTILINE)
+        return {pool: int(n) for pool, n in found}
+
+    def submit(*pools: str) -> str:
+        asks: dict[str, Any] = {"format": 4, "pools": pools} if pools else {}
+        return str(client.submit(request_for(bundle, **asks))["job"])
+
+    drivers.aliases = Aliases.of_table({"us": ["us-east"]}, "aliases")
+    assert backlog() == {"no_pool": 0, "us": 0, "us-east": 0}  # known before anything waits
+    drivers.pool = {f"tls://10.0.0.{n}:4000": 1 for n in (1, 2, 3)}
+    drivers.pools = {"tls://10.0.0.1:4000": EU, "tls://10.0.0.2:4000": Membership("", {"kind": "gpu"})}
+    everywhere = submit()
+    assert backlog() == {"no_pool": 12, "eu-west": 0, "us": 0, "us-east": 0}
+    mine = submit("eu_west")
+    submit("EU")  # a label of the workers in eu-west
+    assert backlog() == {"no_pool": 12, "eu-west": 24, "eu": 12, "us": 0, "us-east": 0}
+    submit("US_East", "eu-west")
+    submit("nowhere")
+    submit("gpu")  # a label of workers that are in no pool
+    everything = {"eu-west": 36, "eu": 12, "us": 12, "us-east": 12, "nowhere": 12, "gpu": 12, "no_pool": 24}
+    assert backlog() == everything
+    run_some(service, mine, dict.fromkeys(range(5), ReplicateStatus.SUCCEEDED))
+    run_some(
+        service, everywhere, dict.fromkeys(range(12), ReplicateStatus.FAILED), end=JobEvent.SOME_SUCCEEDED
+    )
+    assert backlog() == {**everything, "eu-west": 31, "no_pool": 12}

@@ -21,7 +21,7 @@ from modelops.store.results import finalize
 from modelops.study.canonical import canonical_json
 from modelops.study.ids import JobId, attempt_id
 from modelops.study.index_line import IndexLine
-from modelops.study.pools import NO_POOL, Membership
+from modelops.study.pools import NO_ALIASES, NO_POOL, Aliases, Membership
 from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec
 
@@ -77,6 +77,7 @@ class Drivers:
     pool: dict[str, int] = field(default_factory=lambda: {"tls://10.0.0.1:4000": 2})
     pools: dict[str, Membership] = field(default_factory=dict)
     refused_workers: dict[str, str] = field(default_factory=dict)
+    aliases: Aliases = NO_ALIASES
     scheduler: bool = True
     abandoned: list[str] = field(default_factory=list)
     tell: Callable[[JobId, bool], None] = lambda _job, _ended: None

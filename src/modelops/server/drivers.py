@@ -57,7 +57,7 @@ class Drivers:
     ) -> None:
         self._records, self._objects, self._home = records, objects, home
         self._find_scheduler, self._tls, self._failed = find_scheduler, tls, failed
-        self._aliases = aliases
+        self.aliases = aliases
         self._pool: ConnectedCluster | None = None
         self._supervisor: Supervisor | None = None
         self._reconciler: Reconciler | None = None
@@ -144,7 +144,7 @@ class Drivers:
                 pool=pool,
                 leases=leases_for(self._records, self._home.state / "leases"),
                 who=this_process(),
-                aliases=self._aliases,
+                aliases=self.aliases,
                 on_recorded=lambda job, ended: self._listener(job, ended),
             )
             self._pool = pool.start()

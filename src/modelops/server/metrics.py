@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelops.counters import Counted, counted, totals
 from modelops.metrics_text import family, of_processes
+from modelops.server.pool_backlog import backlog_by_pool
 from modelops.server.reconcile import Mismatch
 from modelops.states import OUTCOMES, JobState
 from modelops.store import overview
@@ -30,9 +31,11 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
     jobs = service.jobs_by_state()
     replicates = overview.replicates_by_status(service.records)
     workers = service.supervisor.workers()
-    pools = Counter(normal_form(of.pool) for w in workers if (of := service.supervisor.membership(w)).pool)
+    members = [service.supervisor.membership(worker) for worker in workers]
+    pools = Counter(normal_form(of.pool) for of in members if of.pool)
     mismatches = service.records.mismatches()
     waiting = waiting_work(service.records)
+    backlog = backlog_by_pool(waiting.by_pools, members, service.supervisor.aliases)
     return "".join(
         (
             family("modelops_build_info", "gauge", "The version that runs.", [({"version": version}, 1)]),
@@ -59,6 +62,12 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                 "gauge",
                 "Replicates without an outcome, of jobs that have not ended.",
                 [({}, waiting.replicates)],
+            ),
+            family(
+                "modelops_pool_replicates_pending",
+                "gauge",
+                "Those that ask for a pool, by its name; no_pool: those of jobs that ask for none.",
+                [({"pool": pool}, n) for pool, n in sorted(backlog.items())],
             ),
             family(
                 "modelops_jobs_stalled",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from modelops.server.beginning import Beginning
     from modelops.store.overview import Picture
     from modelops.study.ids import JobId
-    from modelops.study.pools import Membership
+    from modelops.study.pools import Aliases, Membership
     from modelops.study.ranges import Ranges
     from modelops.study.spec import JobSpec
 
@@ -82,6 +82,10 @@ class Live(Protocol):
 
 class Driving(Protocol):
     """The drivers of this process, and their workers. `modelops.server.supervisor` has the real one."""
+
+    @property
+    def aliases(self) -> Aliases:
+        """Which names of pools mean the same."""
 
     def wake(self) -> None:
         """Look for jobs to drive, and for what was asked of them, now."""

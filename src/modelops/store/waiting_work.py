@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -21,13 +22,19 @@ _WAITS: Final = (JobState.QUEUED, JobState.PREPARING)
 class WaitingWork(msgspec.Struct, frozen=True):
     """At one moment.
 
-    ``replicates``: of jobs that have not ended, without an outcome. ``stalled``: jobs that do not get on though they
-    should. ``longest_wait_s``: since when the job that waits longest to run replicates has waited; 0 if none does.
+    ``by_pools``: replicates without an outcome, of jobs that have not ended, by the names of pools that these ask for.
+    ``stalled``: jobs that do not get on though they should. ``longest_wait_s``: since when the job that waits longest
+    to run replicates has waited; 0 if none does.
     """
 
-    replicates: int
+    by_pools: dict[tuple[str, ...], int]
     stalled: int
     longest_wait_s: float
+
+    @property
+    def replicates(self) -> int:
+        """How many, whatever they ask for."""
+        return sum(self.by_pools.values())
 
 
 def waiting_work(records: Records) -> WaitingWork:
@@ -35,22 +42,28 @@ def waiting_work(records: Records) -> WaitingWork:
     j, r = schema.jobs.c, schema.segment_ranges.c
     is_open = j.state.not_in([*FINAL_JOB_STATES, JobState.CANCELLING])
     covered = (
-        sa.select(sa.func.coalesce(sa.func.sum(r.hi - r.lo), 0))
+        sa.select(r.job, sa.func.sum(r.hi - r.lo))
         .select_from(schema.segment_ranges.join(schema.jobs, r.job == j.job))
         .where(is_open)
+        .group_by(r.job)
     )
     with records.database.reading() as sql:
-        rows = list(sql.execute(sa.select(j.spec, j.state, j.changed_at, j.stalled).where(is_open)))
-        done = int(sql.scalar(covered) or 0)
+        rows = list(sql.execute(sa.select(j.job, j.spec, j.state, j.changed_at, j.stalled).where(is_open)))
+        done = {job: int(n) for job, n in sql.execute(covered)}
+    by_pools: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        size, asked = _size_and_pools(row.spec)
+        by_pools[asked] += max(0, size - done.get(row.job, 0))
     now = records.now()
     waits = [(now - row.changed_at).total_seconds() for row in rows if row.state in _WAITS]
     return WaitingWork(
-        replicates=max(0, sum(_size(row.spec) for row in rows) - done),
+        by_pools=dict(by_pools),
         stalled=sum(bool(row.stalled) for row in rows),
         longest_wait_s=max(0.0, *waits) if waits else 0.0,
     )
 
 
 @lru_cache(maxsize=10_000)
-def _size(spec: bytes) -> int:
-    return decode_spec(spec).line.size
+def _size_and_pools(spec: bytes) -> tuple[int, tuple[str, ...]]:
+    decoded = decode_spec(spec)
+    return decoded.line.size, decoded.asked_pools
