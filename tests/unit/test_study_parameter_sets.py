@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from modelops.errors import RequestError
 from modelops.study.canonical import RESERVED, canonical_json, param_id
-from modelops.study.parameter_sets import AT_ONCE, FEW, ROW_GROUP, ParameterSets, parameter_table
+from modelops.study.parameter_sets import (
+    AT_ONCE,
+    FEW,
+    ROW_GROUP,
+    Axis,
+    Listed,
+    ParameterSets,
+    distinct_canonicals,
+    parameter_table,
+)
 from modelops.study.sampling import grid, sobol
 
 if TYPE_CHECKING:
@@ -44,6 +53,31 @@ def test_columns_give_the_canonical_form_of_every_row(keys: list[str], data: st.
     sets = ParameterSets.of_rows(rows)
     assert sets.canonical() == [canonical_json(row) for row in rows]
     assert len(sets) == len(rows)
+
+
+FEW_FLOATS = st.lists(
+    st.sampled_from([0.0, -0.0, 1.0, 2.0, math.nan, math.inf, -math.inf, 1, True]), min_size=1, max_size=4
+)
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 2))
+def test_sets_are_refused_exactly_if_two_have_the_same_canonical_form(
+    data: st.DataObject, n: int, n_columns: int
+) -> None:
+    columns: dict[str, Axis | Listed] = {}
+    for name in "ab"[:n_columns]:
+        listed = data.draw(FEW_FLOATS if n > 4 else st.lists(st.floats(), min_size=n, max_size=n))
+        if len(listed) < n or data.draw(st.booleans()):
+            columns[name] = Axis(listed, data.draw(st.integers(1, 2)))
+        else:
+            columns[name] = Listed(np.array(listed) if data.draw(st.booleans()) else listed)
+    sets = ParameterSets(columns, n)
+    forms = [canonical_json(row) for row in sets]
+    if len(set(forms)) == n:
+        assert distinct_canonicals(sets) == forms
+    else:
+        with pytest.raises(RequestError, match="are the same"):
+            distinct_canonicals(sets)
 
 
 @given(

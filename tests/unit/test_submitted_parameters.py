@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modelops.errors import RequestError
-from modelops.server.parameters import canonical_forms
+from modelops.errors import ConflictError, RequestError
+from modelops.server import parameters
+from modelops.server.parameters import canonical_forms, pour_uploaded
+from modelops.store.parameters import pour_canonicals, pour_parameters
 from modelops.study.canonical import canonical_json, param_id
 
 VALUES = st.one_of(
@@ -28,6 +33,20 @@ SETS = st.lists(
 )
 
 
+def uploaded(texts: list[bytes]) -> bytes:
+    """Return the file that is stored for parameter sets that came as a file."""
+    sent, stored = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.table({"canonical": pa.array(texts, pa.binary())}), sent)
+    assert pour_uploaded(sent, stored) == len(texts)
+    return stored.getvalue()
+
+
+def written(forms: list[bytes]) -> bytes:
+    file = io.BytesIO()
+    pour_parameters(file, forms)
+    return file.getvalue()
+
+
 @given(SETS, st.booleans())
 @example([{"x": 1e-05}], True)
 @example([{"x": 9.9e-05}, {"x": 0.0001}], True)
@@ -40,6 +59,7 @@ def test_every_set_that_is_taken_has_its_canonical_form(rows: list[dict[str, Any
     forms, ids = canonical_forms(sent)
     assert forms == list(each)
     assert ids.hex() == "".join(map(param_id, each))
+    assert uploaded(list(sent)) == written(forms)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +78,7 @@ def test_every_set_that_is_taken_has_its_canonical_form(rows: list[dict[str, Any
 )
 def test_what_only_looks_canonical_is_written_anew(text: bytes, form: bytes) -> None:
     assert canonical_forms([text])[0] == [form]
+    assert uploaded([text]) == written([form])
 
 
 @pytest.mark.parametrize(
@@ -77,3 +98,26 @@ def test_what_only_looks_canonical_is_written_anew(text: bytes, form: bytes) -> 
 def test_what_is_no_parameter_set_is_refused(texts: list[bytes]) -> None:
     with pytest.raises(RequestError):
         canonical_forms(texts)
+    with pytest.raises(RequestError):
+        uploaded(texts)
+
+
+@pytest.mark.parametrize("n", [9, 10, 21])
+def test_a_file_of_many_sets_is_stored_in_the_groups_that_it_is_read_in(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parameters, "GROUP", 4)
+    for module in ("modelops.server.parameters", "modelops.store.parameters"):
+        monkeypatch.setattr(f"{module}.ROW_GROUP", 10)
+    forms = [canonical_json({"x": i / 7, "y": "}{" if i == 6 else "a"}) for i in range(n)]
+    sent, stored = io.BytesIO(), io.BytesIO()
+    pour_canonicals(sent, forms)
+    assert pour_uploaded(sent, stored) == n
+    assert stored.getvalue() == written(forms)
+    assert pq.ParquetFile(stored).num_row_groups == -(-n // 10)
+
+
+@pytest.mark.parametrize("again", [b'{"x":3.0}', b'{"x": 3e0}'])
+def test_a_file_with_two_sets_that_are_the_same_is_refused_by_their_rows(again: bytes) -> None:
+    with pytest.raises(ConflictError, match=r"parameter sets 2 and 5 are the same: {'x': 3\.0}"):
+        uploaded([*(b'{"x":%d.0}' % i for i in (1, 2, 3, 4, 5)), again])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 
 from modelops.errors import ConflictError, RequestError
 from modelops.store import columns
-from modelops.study.canonical import canonical_json, id_bytes, param_ids, parse_canonical
+from modelops.store.parameters import ID_BYTES, ROW_GROUP, Sets, pour_sets
+from modelops.study.canonical import canonical_json, id_bytes, parse_canonical
 from modelops.study.parameter_sets import Listed, ParameterSets, check_names, refuse_duplicates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 FORMAT = 1
 GROUP = 4_096  # parameter sets that are looked at together
@@ -46,35 +47,118 @@ def canonical_forms(texts: Iterable[bytes]) -> tuple[list[bytes], bytes]:
     found: list[bytes] = []
     rest = iter(texts)
     while group := list(islice(rest, GROUP)):
-        if (plain := _names_of_plain(group) or _names_of_canonical(group)) is not None:
+        lines = b"\n".join(group) + b"\n"  # no canonical form has a line break in it: each line is one
+        if (plain := _names_of_plain(lines, len(group))) is not None:
             names.update(plain)
         else:
-            for i, text in enumerate(group):
-                try:
-                    group[i], keys = _canonical(text)
-                except (ValueError, TypeError, RecursionError, RequestError) as e:
-                    raise RequestError(f"parameter set {len(out) + i} cannot be used: {e}") from e
-                names.update(keys)
+            names.update(_make_canonical(group, len(out)))
         out += group
         found.append(id_bytes(group))
     check_names(sorted(names))
     ids = b"".join(found)
-    if _may_be_same(ids):
-        try:
-            refuse_duplicates(param_ids(out), lambda i: parse_canonical(out[i]))
-        except RequestError as e:
-            raise ConflictError(str(e)) from e
+    _refuse_same(ids, out.__getitem__)
     return out, ids
 
 
-def _may_be_same(ids: bytes) -> bool:
-    """Say whether two ids have the same first half, as those have that are the same."""
+def pour_uploaded(source: Any, file: IO[bytes]) -> int:
+    """Write the parameter sets of an uploaded file to another as they are stored; return how many there are.
+
+    Raises
+    ------
+    RequestError, ConflictError
+        As `canonical_forms` and `texts_of_file`.
+    """
+    names: set[str] = set()
+    found: list[bytes] = []
+
+    def looked_at() -> Iterator[tuple[pa.Array, bytes]]:
+        n = 0
+        for array in _batches_of_file(source):
+            lines = _lines_in(array)
+            plain = None if lines is None else _names_of_plain(lines, len(array))
+            if lines is not None and plain is not None:
+                names.update(plain)
+                found.append(id_bytes(lines[:-1].split(b"\n")))
+                yield array, found[-1]
+            else:
+                group = columns.binary_values(array)
+                names.update(_make_canonical(group, n))
+                found.append(id_bytes(group))
+                yield columns.binary(group), found[-1]
+            n += len(array)
+
+    n = pour_sets(file, _regrouped(looked_at()))
+    check_names(sorted(names))
+    _refuse_same(b"".join(found), lambda i: next(islice(texts_of_file(source), i, None)))
+    return n
+
+
+def _regrouped(parts: Iterable[tuple[pa.Array, bytes]]) -> Iterator[Sets]:
+    """Yield the same sets, `ROW_GROUP` at a time."""
+    texts: list[pa.Array] = []
+    ids, n = b"", 0
+    for array, of_array in parts:
+        texts.append(array)
+        ids, n = ids + of_array, n + len(array)
+        if n >= ROW_GROUP:
+            whole = pa.concat_arrays(texts)
+            yield Sets(whole.slice(0, ROW_GROUP), ids[: ROW_GROUP * ID_BYTES])
+            texts, ids, n = [whole.slice(ROW_GROUP)], ids[ROW_GROUP * ID_BYTES :], n - ROW_GROUP
+    if n:
+        yield Sets(pa.concat_arrays(texts), ids)
+
+
+def _lines_in(texts: pa.Array) -> bytes | None:
+    """Return one text a line; None if that takes a closer look."""
+    n, together = len(texts), columns.joined_bytes(texts)
+    if not n or b"\n" in together or together.count(b"}{") != n - 1:
+        return None
+    lines = together.replace(b"}{", b"}\n{") + b"\n"
+    ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) - np.arange(n)
+    _, sizes = columns.starts_and_sizes(texts)
+    return lines if np.array_equal(ends, np.cumsum(sizes)) else None
+
+
+def _make_canonical(group: list[bytes], first: int) -> set[str]:
+    """Put canonical forms in the place of texts, and return the names. ``first``: the position of the first text."""
+    if (names := _names_of_canonical(group)) is not None:
+        return set(names)
+    found: set[str] = set()
+    for i, text in enumerate(group):
+        try:
+            group[i], keys = _canonical(text)
+        except (ValueError, TypeError, RecursionError, RequestError) as e:
+            raise RequestError(f"parameter set {first + i} cannot be used: {e}") from e
+        found.update(keys)
+    return found
+
+
+def _refuse_same(ids: bytes, text_at: Callable[[int], bytes]) -> None:
+    """Refuse parameter sets of which two are the same. Raises ConflictError."""
     halves = np.sort(np.frombuffer(ids, np.uint64)[::2])  # several times faster than `unique`
-    return bool((halves[1:] == halves[:-1]).any())
+    if not (halves[1:] == halves[:-1]).any():
+        return
+    each = [ids[at : at + ID_BYTES].hex() for at in range(0, len(ids), ID_BYTES)]
+    try:
+        refuse_duplicates(each, lambda i: parse_canonical(text_at(i)))
+    except RequestError as e:
+        raise ConflictError(str(e)) from e
 
 
 def texts_of_file(source: Any) -> Iterator[bytes]:
     """Yield the canonical forms that an uploaded ``parameters.parquet`` holds, in the order of its rows.
+
+    Raises
+    ------
+    RequestError
+        It is no such file, a newer ModelOps wrote it, or it holds more than a job may.
+    """
+    for array in _batches_of_file(source):
+        yield from columns.binary_values(array)
+
+
+def _batches_of_file(source: Any) -> Iterator[pa.Array]:
+    """Yield the same as arrays of large_binary, of at most `GROUP` each.
 
     Raises
     ------
@@ -95,34 +179,27 @@ def texts_of_file(source: Any) -> Iterator[bytes]:
             )
         n_bytes = 0
         # Few rows at a time: what a small file says it holds need not be small.
-        for batch in file.iter_batches(batch_size=4096, columns=["canonical"], use_threads=False):
+        for batch in file.iter_batches(batch_size=GROUP, columns=["canonical"], use_threads=False):
             n_bytes += batch.nbytes
             if n_bytes > MAX_TEXT_BYTES:
                 raise RequestError(
                     f"the parameter file holds more than {MAX_TEXT_BYTES} bytes of parameter sets"
                 )
-            yield from columns.binary_values(batch.column(0).cast(pa.large_binary()))
+            yield batch.column(0).cast(pa.large_binary())
     except (pa.ArrowException, OSError, ValueError) as e:
         raise RequestError(f"the parameter file cannot be read: {e}") from e
 
 
-def _names_of_plain(texts: list[bytes]) -> tuple[str, ...] | None:
-    """Return the names, if all of these are canonical and have the same, and values that msgspec writes as Python does.
+def _names_of_plain(lines: bytes, n: int) -> tuple[str, ...] | None:
+    """Return the names, if all ``n`` lines are canonical, with the same names and values that msgspec writes as Python.
 
     Those are numbers and texts. A sixth of the price of `_names_of_canonical`, which is there for the others.
     """
-    lines = (
-        b"\n".join(texts) + b"\n"
-    )  # no canonical form has a line break in it, so that each line is one of them
     try:
-        first = msgspec.json.decode(texts[0], type=dict[str, _Plain])
+        first = msgspec.json.decode(lines[: lines.index(b"\n")], type=dict[str, _Plain])
         names = tuple(first)
         # msgspec writes 1e-05 as 0.00001, and 1e+16 as 1e16; escapes, too, may be its own.
-        own_way = (
-            b"\\" in lines
-            or b"0.0000" in lines
-            or lines.count(b"e") != len(texts) * "".join(names).count("e")
-        )
+        own_way = b"\\" in lines or b"0.0000" in lines or lines.count(b"e") != n * "".join(names).count("e")
         if (
             own_way
             or not names
@@ -132,7 +209,7 @@ def _names_of_plain(texts: list[bytes]) -> tuple[str, ...] | None:
         ):
             return None
         rows = _lines_of(names).decode_lines(lines)
-        same = len(rows) == len(texts) and _ENCODER.encode_lines(rows) == lines
+        same = len(rows) == n and _ENCODER.encode_lines(rows) == lines
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return names if same else None

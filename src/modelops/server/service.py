@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from functools import partial
+from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
@@ -25,7 +27,7 @@ from modelops.errors import (
 from modelops.garbage import give_back_now
 from modelops.server.copying import JobFiles
 from modelops.server.extend import extend_job, resume_job
-from modelops.server.parameters import canonical_forms, texts_of_file
+from modelops.server.parameters import canonical_forms, pour_uploaded, texts_of_file
 from modelops.server.submission import check_count, check_entries, check_extension, check_spec, check_why
 from modelops.server.uploads import Uploads
 from modelops.server.views import spec_of, view_of
@@ -34,15 +36,17 @@ from modelops.store import overview, submissions
 from modelops.store.aggregate_value import stored_aggregate
 from modelops.store.contents import JobContents
 from modelops.store.job_log import read_log
-from modelops.store.parameters import Parameters, write_parameters
+from modelops.store.objects import IN_MEMORY_BYTES
+from modelops.store.parameters import Parameters, put_parameters, write_parameters
 from modelops.store.results import stream_result_file
 from modelops.store.rows import ChangedMeanwhileError, Submission, new_row
 from modelops.store.segments import job_folder
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.ranges import EMPTY
+from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from modelops.environments import Lock
     from modelops.home import Home
@@ -68,6 +72,12 @@ class Found(Protocol):
     def kind(self) -> str: ...  # noqa: D102
     @property
     def told(self) -> str: ...  # noqa: D102
+
+
+class _Write(Protocol):
+    """Stores the parameters of a job, with further objects of it."""
+
+    def __call__(self, objects: Objects, job: JobId, *, beside: Mapping[str, bytes]) -> object: ...
 
 
 class Reconciling(Protocol):
@@ -154,24 +164,22 @@ class JobService:
                 return known, False
         self._check(request)
         submissions.refuse_when_full(self.records, self.max_jobs)  # before anything is stored
-        canonicals, ids = self._parameters(request)
-        check_count(request.spec, len(canonicals))
-        job, lock = new_job_id(), self._known_lock(request.spec.bundle)
-        try:
-            with self.supervisor.beginning(job, request.spec.bundle, lock) as beginning:
-                row = self._store(job, request.spec, canonicals, ids, lock)
-                if len(canonicals) > MANY_SETS:
-                    del canonicals
-                    give_back_now()
-                recorded = submissions.record_submission(
-                    self.records, row, submission, who=who, why=request.why, limit=self.max_jobs,
-                    begin=None if beginning is None else beginning.take,
-                )  # fmt: skip
-                if beginning is not None and recorded.job == row.job:
-                    beginning.recorded(recorded)
-        except (RequestError, QueueFullError):
-            self._forget(job)
-            raise
+        with self._parameters(request) as (n_params, write):
+            job, lock = new_job_id(), self._known_lock(request.spec.bundle)
+            try:
+                with self.supervisor.beginning(job, request.spec.bundle, lock) as beginning:
+                    row = self._store(job, request.spec, write, lock)
+                    if n_params > MANY_SETS:
+                        give_back_now()
+                    recorded = submissions.record_submission(
+                        self.records, row, submission, who=who, why=request.why, limit=self.max_jobs,
+                        begin=None if beginning is None else beginning.take,
+                    )  # fmt: skip
+                    if beginning is not None and recorded.job == row.job:
+                        beginning.recorded(recorded)
+            except (RequestError, QueueFullError):
+                self._forget(job)
+                raise
         if recorded.job != row.job:  # another thread or server was faster
             self._forget(row.job)
             return recorded, False
@@ -201,12 +209,22 @@ class JobService:
             )
         check_entries(request.spec, self.uploads.manifest(request.spec.bundle))
 
-    def _parameters(self, request: SubmitRequest) -> tuple[list[bytes], bytes]:
+    @contextlib.contextmanager
+    def _parameters(self, request: SubmitRequest) -> Iterator[tuple[int, _Write]]:
+        """Check the parameter sets; yield how many there are, and what stores them for a job."""
         if request.parameters is not None:
             check_count(request.spec, len(request.parameters))
-            return canonical_forms(bytes(text) for text in request.parameters)
-        with self.uploads.parameters(request.parameters_sha256 or "") as file:
-            return canonical_forms(texts_of_file(file))
+            canonicals, ids = canonical_forms(bytes(text) for text in request.parameters)
+            yield len(canonicals), partial(write_parameters, canonicals=canonicals, ids=ids)
+            return
+        with SpooledTemporaryFile(IN_MEMORY_BYTES) as checked:
+            with (
+                temporary_files_are("the parameters of a job"),
+                self.uploads.parameters(request.parameters_sha256 or "") as file,
+            ):
+                n = pour_uploaded(file, checked)
+            check_count(request.spec, n)
+            yield n, partial(put_parameters, file=checked)
 
     def _known_lock(self, bundle: str) -> Lock | None:
         # Here and not above: a server answers before it needs what makes environments.
@@ -214,15 +232,13 @@ class JobService:
 
         return known_lock(self.home.cache, bundle)
 
-    def _store(
-        self, job: JobId, spec: JobSpec, canonicals: Iterable[bytes], ids: bytes, lock: Lock | None
-    ) -> JobRow:
+    def _store(self, job: JobId, spec: JobSpec, write_parameters: _Write, lock: Lock | None) -> JobRow:
         """Store the bytes of a job that has no row yet; return the row it is to get. ``lock``: if it is known."""
         data = msgspec.json.encode(spec)
         beside = {"study.json": data}
         if lock is not None:
             beside["lock"] = lock.text.encode()  # stored together with the others it takes no time of its own
-        write_parameters(self.objects, job, canonicals, ids, beside=beside)
+        write_parameters(self.objects, job, beside=beside)
         return new_row(job, data, name=spec.name, bundle=spec.bundle, at=self.records.now())
 
     def _forget(self, job: JobId) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from modelops.errors import IntegrityError, NotFoundError, RequestError
 from modelops.store import columns
+from modelops.store.behind import Behind
 from modelops.store.objects import IN_MEMORY_BYTES, AlreadyExistsError, pieces_of
 from modelops.store.segments import FORMAT, job_folder
 from modelops.study.canonical import id_bytes, parse_canonical
@@ -63,6 +64,13 @@ class ParameterSet(NamedTuple):
         return msgspec.json.decode(self.canonical)  # type: ignore[no-any-return]  # canonical JSON is an object
 
 
+class Sets(NamedTuple):
+    """Consecutive parameter sets: their canonical forms, large_binary, and their ids, see `id_bytes`."""
+
+    texts: pa.Array
+    ids: bytes
+
+
 def write_parameters(
     objects: Objects,
     job: JobId,
@@ -87,14 +95,21 @@ def write_parameters(
     AlreadyExistsError
         The job has parameters.
     """
-    folder = job_folder(job)
     with temporary_files_are(f"the parameters of {job}"), SpooledTemporaryFile(IN_MEMORY_BYTES) as f:
         n = pour_parameters(f, canonicals, ids)
-        others = {f"{folder}/{name}": data for name, data in beside.items()}
-        taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(f), **others}, unknown=True)
+        put_parameters(objects, job, f, beside=beside)
+    return n
+
+
+def put_parameters(
+    objects: Objects, job: JobId, file: IO[bytes], *, beside: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
+    """Store what `pour_sets` wrote to a file as the parameters of a new job; otherwise as `write_parameters`."""
+    folder = job_folder(job)
+    others = {f"{folder}/{name}": data for name, data in beside.items()}
+    taken = objects.put_together({f"{folder}/{FIRST_PARAMETERS}": pieces_of(file), **others}, unknown=True)
     if taken:
         raise AlreadyExistsError(f"{', '.join(sorted(taken))} exists already")
-    return n
 
 
 def write_more_parameters(objects: Objects, job: JobId, run: int, canonicals: Iterable[bytes]) -> str:
@@ -116,10 +131,13 @@ def write_more_parameters(objects: Objects, job: JobId, run: int, canonicals: It
 def pour_canonicals(file: IO[bytes], canonicals: Sequence[bytes]) -> None:
     """Write the canonical forms of parameter sets to an open file, for an upload: the server gives them their ids."""
     schema = pa.schema([_SCHEMA.field("canonical")], metadata=_SCHEMA.metadata)
-    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+    with (
+        pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer,
+        contextlib.closing(Behind("modelops-parquet")) as behind,
+    ):
         for at in range(0, len(canonicals), ROW_GROUP):
             texts = columns.binary(canonicals[at : at + ROW_GROUP]).cast(pa.large_string())
-            writer.write_table(pa.Table.from_arrays([texts], schema=schema), ROW_GROUP)
+            behind.do(writer.write_table, pa.Table.from_arrays([texts], schema=schema), ROW_GROUP)
 
 
 def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes], ids: bytes | None = None) -> int:
@@ -127,17 +145,41 @@ def pour_parameters(file: IO[bytes], canonicals: Iterable[bytes], ids: bytes | N
 
     ``ids``: those of the parameter sets, if they are known, see `id_bytes`.
     """
+    return pour_sets(file, _sets_of(canonicals, ids))
+
+
+def _sets_of(canonicals: Iterable[bytes], ids: bytes | None) -> Iterator[Sets]:
     it, n = iter(canonicals), 0
+    while group := list(islice(it, ROW_GROUP)):
+        found = id_bytes(group) if ids is None else ids[n * ID_BYTES : (n + len(group)) * ID_BYTES]
+        yield Sets(columns.binary(group), found)
+        n += len(group)
+
+
+def pour_sets(file: IO[bytes], sets: Iterable[Sets]) -> int:
+    """Do the same with parameter sets that are columns already, `ROW_GROUP` at a time; only the last may be fewer.
+
+    A whole group is compressed in another thread while the next one is made.
+    """
+    n = 0
+    digests: list[str] = []
     with pq.ParquetWriter(file, _SCHEMA, compression="zstd", use_dictionary=False) as writer:
-        digests: list[str] = []
-        while group := list(islice(it, ROW_GROUP)):
-            params = columns.fixed(np.arange(n, n + len(group), dtype=np.int64), pa.int64())
-            found = id_bytes(group) if ids is None else ids[n * ID_BYTES : (n + len(group)) * ID_BYTES]
-            named = columns.same_width(found.hex(), 2 * ID_BYTES)
-            texts = columns.binary(group).cast(pa.large_string())
+
+        def write(group: Sets, first: int) -> None:
+            params = columns.fixed(np.arange(first, first + len(group.texts), dtype=np.int64), pa.int64())
+            named = columns.same_width(group.ids.hex(), 2 * ID_BYTES)
+            texts = group.texts.cast(pa.large_string())
             writer.write_table(pa.Table.from_arrays([params, named, texts], schema=_SCHEMA), ROW_GROUP)
             digests.append(_digest(named, texts))
-            n += len(group)
+
+        with contextlib.closing(Behind("modelops-parquet")) as behind:
+            for group in sets:
+                if len(group.texts) == ROW_GROUP:
+                    behind.do(write, group, n)
+                else:  # nothing follows that could be made meanwhile
+                    behind.settle()
+                    write(group, n)
+                n += len(group.texts)
         writer.add_key_value_metadata({_DIGESTS: ",".join(digests)})
     return n
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modelops.store.behind import Behind
 from modelops.store.segments import FORMAT
 from modelops.store.views import ARROW_TYPES, Cells, Column, column_names, convert, reason, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from concurrent.futures import Future
 
 ROW_GROUP: Final = 65_536
 PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the same bytes
@@ -189,8 +188,7 @@ class ParquetSink:
         file.seek(0)
         file.truncate()
         self._writer = pq.ParquetWriter(file, schema, **PARQUET_OPTIONS)
-        self._beside: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
+        self._behind = Behind("modelops-parquet")
         self._n_groups = 0
 
     def write(self, table: pa.Table) -> None:
@@ -199,28 +197,17 @@ class ParquetSink:
         if self._n_groups == 1:  # nearly always the only one
             self._write(table)
             return
-        if self._beside is None:
-            self._beside = ThreadPoolExecutor(1, thread_name_prefix="modelops-parquet")
-        self._settle()
-        self._writing = self._beside.submit(self._write, table)
+        self._behind.do(self._write, table)
 
     def close(self) -> None:
         """Write the end of the file."""
         try:
-            self._settle()
+            self._behind.close()
         finally:
-            if self._beside is not None:
-                self._beside.shutdown()
             self._writer.close()
 
     def _write(self, table: pa.Table) -> None:
         self._writer.write_table(table, row_group_size=ROW_GROUP)
-
-    def _settle(self) -> None:
-        """Wait until what was taken is written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
 
 
 class StreamSink:

@@ -42,7 +42,17 @@ class Axis:
     def texts(self, name: str, lo: int, hi: int) -> list[str]:
         """Return the canonical text of the rows ``lo <= i < hi``."""
         texts = _texts(name, self.values)
-        return [texts[i // self.repeat % len(texts)] for i in range(lo, hi)]
+        if self.repeat == 1 and hi <= len(texts):
+            return texts[lo:hi]
+        found: list[str] = np.array(texts, object)[self._places(lo, hi)].tolist()
+        return found
+
+    def _places(self, lo: int, hi: int) -> npt.NDArray[np.int64]:
+        return np.arange(lo, hi) // self.repeat % len(self.values)
+
+    def distinct(self, n: int) -> bool:
+        """Say whether no two rows have the same value, if that is seen at once."""
+        return self.repeat == 1 and n <= len(self.values) and _all_differ(self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,10 @@ class Listed:
         """Return the canonical text of the rows ``lo <= i < hi``."""
         part = self.values[lo:hi]
         return _texts(name, part.tolist() if isinstance(part, np.ndarray) else part)
+
+    def distinct(self, n: int) -> bool:
+        """Say whether no two rows have the same value, if that is seen at once."""
+        return _all_differ(self.values)
 
 
 Column = Axis | Listed
@@ -137,6 +151,10 @@ class ParameterSets(Sequence[Mapping[str, Any]]):
     def __repr__(self) -> str:
         return f"<{self._n} parameter sets of {', '.join(self.names) or 'nothing'}>"
 
+    def surely_distinct(self) -> bool:
+        """Say whether no two sets are the same, if one of their columns shows it: that is soon seen."""
+        return any(column.distinct(self._n) for column in self._columns.values())
+
     def canonical(self, lo: int = 0, hi: int | None = None) -> list[bytes]:
         """Return the canonical forms of the sets ``lo <= param < hi``."""
         hi = self._n if hi is None else min(hi, self._n)
@@ -159,6 +177,20 @@ class ParameterSets(Sequence[Mapping[str, Any]]):
         return out
 
 
+def _all_differ(values: Sequence[Any] | npt.NDArray[Any]) -> bool:
+    """Say whether these are finite floats of which no two are equal; no others are looked at."""
+    if isinstance(values, np.ndarray):
+        numbers = values if values.dtype == np.float64 and values.ndim == 1 else None
+    else:
+        numbers = np.array(values) if set(map(type, values)) == {float} else None
+    if numbers is None:
+        return False
+    if (numbers[1:] > numbers[:-1]).all():  # as most often; a NaN is larger than nothing
+        return True
+    numbers = np.sort(numbers)
+    return bool((numbers[1:] > numbers[:-1]).all())
+
+
 def distinct_canonicals(sets: ParameterSets) -> list[bytes]:
     """Return the canonical forms of all sets, in order.
 
@@ -170,7 +202,7 @@ def distinct_canonicals(sets: ParameterSets) -> list[bytes]:
     if not len(sets):
         raise RequestError("the study has no parameter sets; give at least one, e.g. parameters=[{}]")
     canonicals = sets.canonical()
-    if len(set(canonicals)) < len(canonicals):
+    if not sets.surely_distinct() and len(set(canonicals)) < len(canonicals):
         refuse_duplicates(param_ids(canonicals), lambda i: sets[i])
     return canonicals
 
