@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from cryptography import x509
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
 from modelops.cluster import connected
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
+COMMAND = str(Path(sys.executable).with_name("modelops"))
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
 
@@ -111,6 +115,48 @@ def test_while_the_scheduler_has_another_dask_workers_get_nothing_and_its_versio
         assert cluster.workers() == {}
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["all of another", "its own of another"])
+def test_which_certificate_is_of_a_wrong_authority_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mixed: bool
+) -> None:
+    """By the server and by a worker, each in one sentence, and before they would give up."""
+    with a_scheduler(tmp_path) as cluster:
+        address, right = cluster._find(), cluster._tls
+        assert right is not None
+        tls = tmp_path / "tls"
+        ensure_certificates(tls)
+        if mixed:  # what the scheduler shows is accepted, and what it is shown is not
+            shutil.copy(right / "ca.pem", tls)
+        crew = subprocess.Popen(
+            [COMMAND, "worker", "--scheduler", str(address), "--slots", "1", "--host", "127.0.0.1", "--tls", tls],
+            env=PoolHome.at(tmp_path / "worker").environ, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            with ConnectedCluster(lambda: address, tls) as stranger:
+                wait_for(lambda: "certificate" in caplog.text, "the server says it")
+                assert not stranger.connected
+            assert crew.stderr is not None
+            said = next(line for line in crew.stderr if "certificate" in line)
+            for text, who in ((caplog.text, "server"), (json.loads(said)["message"], "worker")):
+                if mixed:
+                    assert f"does not accept the certificate of this {who}" in text
+                    assert f"in {tls / 'cert.pem'}. All parts of a pool need" in text
+                else:
+                    assert f"the certificate of the scheduler {address} is not accepted here" in text
+                    assert f"this {who} trusts 'CN=ModelOps pool authority' ({_key_of(tls)}...)" in text
+                    assert f"of the authority 'CN=ModelOps pool authority' ({_key_of(right)}...)" in text
+        finally:
+            crew.terminate()
+            crew.communicate()
+        assert crew.returncode == 0
+
+
+def _key_of(folder: Path) -> str:
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    key = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    return f"key {key[:6].hex(':').upper()}"
+
+
 @contextlib.contextmanager
 def a_scheduler(folder: Path, **environ: str) -> Iterator[ConnectedCluster]:
     """Run a scheduler; yield what connects to it."""
@@ -119,7 +165,7 @@ def a_scheduler(folder: Path, **environ: str) -> Iterator[ConnectedCluster]:
     ensure_certificates(tls)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("modelops")), "scheduler", "--port", str(port)]
+    command = [COMMAND, "scheduler", "--port", str(port)]
     scheduler = subprocess.Popen(command, env={**pool.environ, **environ}, stderr=subprocess.PIPE)
     try:
         yield ConnectedCluster(lambda: f"tls://127.0.0.1:{port}", tls)

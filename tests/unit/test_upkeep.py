@@ -14,6 +14,7 @@ from modelops.cluster.upkeep import (
     LONGEST_PAUSE_S,
     STEADY_S,
     STOPPED_S,
+    STRANGER_PAUSE_S,
     ExitCode,
     Finish,
     Kill,
@@ -75,6 +76,13 @@ def test_a_worker_whose_scheduler_went_away_is_not_to_blame() -> None:
     mind.ended("worker-0", ExitCode.SCHEDULER_GONE, "exit code 75", 0.1)
     assert mind.actions(0.1) == [Start("worker-0")]
     assert mind.lives["worker-0"].n_quick == 0
+
+
+def test_a_worker_that_is_refused_waits_until_somebody_can_have_replaced_certificates() -> None:
+    mind = running()
+    mind.ended("worker-0", ExitCode.STRANGER, "exit code 77", 100.0)
+    assert mind.actions(100.0 + STRANGER_PAUSE_S - 0.1) == []
+    assert mind.actions(100.0 + STRANGER_PAUSE_S) == [Start("worker-0")]
 
 
 def test_an_idle_server_ends_the_pool() -> None:

@@ -12,6 +12,10 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C outside a command
 
 def main() -> None:
     """Run the command line; the process ends with the exit code of `modelops.cli.exits`, also after an early Ctrl-C."""
+    if (
+        os.getpid() == 1
+    ):  # of a container: the kernel keeps from it what it has no handler for, and nobody tells it twice
+        signal.signal(signal.SIGTERM, _end_as_told)
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell may have let it be ignored
     if ours:
         signal.signal(signal.SIGINT, _end_at_once)
@@ -32,6 +36,11 @@ def main() -> None:
 def _stopped() -> None:
     print("stopped", file=sys.stderr)  # noqa: T201  the command tree may not be there
     raise SystemExit(_CANCELLED) from None
+
+
+def _end_as_told(signum: int, _frame: object) -> None:
+    """End the process as the signal would: it has begun nothing yet that it would have to end, else it had its own."""
+    os._exit(128 + signum)
 
 
 def _end_at_once(_signum: int, _frame: object) -> None:

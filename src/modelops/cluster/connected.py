@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import dask
 import msgspec
 from distributed import Client
-from distributed.comm.addressing import get_address_host_port
 
 from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.handshake import why_no_handshake
 from modelops.cluster.listeners import Listeners
 from modelops.cluster.tls import security
 from modelops.cluster.versions import VERSIONS, Versions, misfits, ours, table
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 10.0
 AGAIN_S: Final = 0.2
+MENDED_S: Final = 2.0  # a person must do something first
 HELLO_S: Final = 0.05
 CLOSE_S: Final = 5.0
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class ConnectedCluster:
                 if str(error) != said:
                     said = str(error)
                     log.warning("the scheduler cannot be reached, and is tried again: %s", error)
-                self._closing.wait(AGAIN_S)
+                self._closing.wait(MENDED_S if isinstance(error, ClusterError) else AGAIN_S)
                 continue
             if client is None:
                 self._closing.wait(AGAIN_S)
@@ -154,10 +154,13 @@ class ConnectedCluster:
         address = self._find()
         if address is None:
             return None
-        _knock(address)
+        certificates = security(self._tls, "client")
+        # Nobody listens there, or certificates do not fit: Dask would try again for a long time, and not say.
+        if why := why_no_handshake(address, certificates, "client", who="server", timeout_s=CONNECT_S):
+            raise ClusterError(why)
         connection = _Connection(
             address,
-            security=security(self._tls, "client"),
+            security=certificates,
             timeout=CONNECT_S,
             set_as_default=False,
             name="modelops-driver",
@@ -170,7 +173,7 @@ class ConnectedCluster:
             self._listeners.listen_to(client)
             scheduler = client.scheduler
             if scheduler is None:
-                raise ClusterError(f"the scheduler {address} went away at once")
+                raise ConnectionResetError(f"the scheduler {address} went away at once")
             # A worker that joins or leaves from here on is heard of; all others are in the list.
             _wait_until_subscribed(client)
             # Not `Client.scheduler_info`: a timer of the client replaces what that returns by one without workers.
@@ -319,13 +322,6 @@ def _wait_until_subscribed(client: Client) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the scheduler answers, and sends no events")
     client.unsubscribe_topic(topic)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError at once if nobody listens there; Dask would try again for a long time."""
-    host, port = get_address_host_port(address)
-    with socket.create_connection((host, port), timeout=CONNECT_S):
-        pass
 
 
 def _close(client: Client) -> None:

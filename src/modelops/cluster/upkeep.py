@@ -21,6 +21,9 @@ UNSEEN: Final = "nobody saw how the last one ended: its keeper was started again
 STEADY_S: Final = 5.0  # who lived so long did not die at once
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0
+STRANGER_PAUSE_S: Final = (
+    10.0  # certificates are replaced by a person, or by a volume that is brought up to date
+)
 FAILING_AFTER: Final = 3  # deaths at once, in a row
 HEAD_START_S: Final = 4.0
 STOPPED_S: Final = 20.0
@@ -35,6 +38,9 @@ class ExitCode(IntEnum):
     ALREADY_RUNNING = 73  # somebody else holds the role
     SCHEDULER_GONE = 75  # a worker whose scheduler went away: start it again
     IDLE = 76  # a server that nobody has needed for a while: end the pool
+    STRANGER = (
+        77  # a worker whose certificate, or the scheduler's, is not accepted: start it again in a while
+    )
     WRONG_SETTINGS = 78  # starting again will not help until a person has done something
 
 
@@ -125,7 +131,9 @@ class Upkeep:
         life.last_end = how
         if code == ExitCode.IDLE:
             self.stop("nobody needed it", now)
-        if code == ExitCode.SCHEDULER_GONE or life.killed or now - life.since >= STEADY_S:
+        if code == ExitCode.STRANGER:
+            life.n_quick, life.not_before = life.n_quick + 1, now + STRANGER_PAUSE_S
+        elif code == ExitCode.SCHEDULER_GONE or life.killed or now - life.since >= STEADY_S:
             life.n_quick, life.not_before = 0, now
         else:
             life.n_quick += 1

@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import dask
 import msgspec
@@ -25,6 +25,7 @@ from distributed.core import Status
 
 from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
 from modelops.cluster.dask_settings import DASK_SETTINGS
+from modelops.cluster.handshake import why_no_handshake
 from modelops.cluster.place import Place
 from modelops.cluster.tls import security
 from modelops.cluster.upkeep import ExitCode
@@ -35,13 +36,16 @@ from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from distributed.security import Security
 
     from modelops.cluster.run_folder import RunFolder
     from modelops.home import Home
     from modelops.study.pools import Membership
 
 CONNECT_S: Final = 30.0  # then the process ends and the next one looks for the scheduler anew
+EXPLAIN_AFTER_S: Final = 2.0  # then it looks why it has not joined yet, and says so
 POLL_S: Final = 0.05
 HAND_OVER_S: Final = 2.0
 LEAVE_S: Final = 2.0
@@ -49,6 +53,7 @@ LAST_WORD_POLLS: Final = 4
 TELL_EVERY_S: Final = 2.0
 RETIRED: Final = "retire-workers-told-to-end"  # `AnnounceWorkers` knows by it that it did not die
 CLOSE_S: Final = 5.0
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -113,7 +118,9 @@ def run_worker(
     """
     quiet_dask()
     with dask.config.set(DASK_SETTINGS):
-        code = asyncio.run(_work(settings, place, joined, tell, until_eof_of))
+        # Not `asyncio.run`, which would wait for what cannot be cancelled before it returns: who is told to end while
+        # it looks for its scheduler ends at once.
+        code = asyncio.new_event_loop().run_until_complete(_work(settings, place, joined, tell, until_eof_of))
     tell()
     logging.shutdown()
     # Threads that still wait for something would keep the process; all they could do now is lost on everybody.
@@ -140,13 +147,17 @@ async def _work(
     while (place := find()) is None:
         if await _within(told.wait(), POLL_S):
             return 0
+    asked = asyncio.ensure_future(told.wait())
     try:
-        host = place.host or _address_that_leads_to(place.scheduler)
+        host = place.host or await _unless(asked, asyncio.to_thread(_address_that_leads_to, place.scheduler))
     except OSError as error:
         log.warning("there is no way to the scheduler %s: %s", place.scheduler, error)
         return ExitCode.SCHEDULER_GONE
+    if asked.done():
+        return 0
+    certificates = security(place.tls, "worker")
     worker = Worker(
-        place.scheduler, nthreads=place.slots, security=security(place.tls, "worker"), protocol="tls://",
+        place.scheduler, nthreads=place.slots, security=certificates, protocol="tls://",
         host=host, dashboard_address=f"{place.host or ''}:0", memory_limit=0,
         local_directory=str(settings.scratch), plugins=(ModelOpsWorker(settings),), death_timeout=CONNECT_S,
         startup_information={
@@ -155,8 +166,12 @@ async def _work(
         },
     )  # fmt: skip
     starting = asyncio.ensure_future(_started(worker))
-    asked = asyncio.ensure_future(told.wait())
-    await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([starting, asked], timeout=EXPLAIN_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+    if not (starting.done() or asked.done()):
+        looking = asyncio.to_thread(_looked_for, place.scheduler, certificates)
+        if await _unless(asked, looking) and not starting.done():
+            return ExitCode.STRANGER
+        await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         return 0
     if not starting.result():
@@ -185,6 +200,25 @@ def _address_that_leads_to(scheduler: str) -> str:
     with socket.socket(family, kind) as asked:
         asked.connect(there)  # of a datagram's socket, so nothing is sent
         return str(asked.getsockname()[0])
+
+
+async def _unless(asked: asyncio.Future[Any], what: Coroutine[Any, Any, T]) -> T | None:
+    """Return what comes of this; None, without waiting any longer, if the worker is asked to end."""
+    doing = asyncio.ensure_future(what)
+    await asyncio.wait([doing, asked], return_when=asyncio.FIRST_COMPLETED)
+    return doing.result() if doing.done() else None
+
+
+def _looked_for(scheduler: str, certificates: Security) -> bool:
+    """Say in the log why the scheduler cannot be joined; return whether that is for the certificates."""
+    try:
+        why = why_no_handshake(scheduler, certificates, "worker", who="worker")
+    except OSError as error:
+        log.warning("the scheduler %s cannot be reached yet: %s", scheduler, error)
+        return False
+    if why:
+        log.error("%s", why)
+    return bool(why)
 
 
 async def _started(worker: Worker) -> bool:
