@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelops.errors import IntegrityError
+from modelops.server.ahead import BEFORE_END_S, Ahead
 from modelops.states import OUTCOMES, AggregateStatus, JobEvent, ReplicateStatus
 from modelops.store import (
     AggregateRow,
@@ -858,3 +859,38 @@ def test_parameters_that_are_read_as_one_list_have_the_values_that_they_have_one
     if found is not None:
         rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         assert [canonical_json(row) for row in rows] == [canonical_json(one) for one in sets]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"common_random_numbers": True}, {"seeds": (5, 6), "study_seed": 0}], ids=str
+)
+def test_files_made_with_what_was_made_ahead_are_the_same(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("parameters", "parameter_view"):
+        monkeypatch.setattr(f"modelops.store.{module}.ROW_GROUP", 2)
+    monkeypatch.setattr("modelops.server.ahead.ROW_GROUP", 2)
+    spec = msgspec.structs.replace(spec_of(IndexLine.of(5, 2)), **changes)
+    job = Job(spec, SETS)
+    job.run(range(10), model)
+    ahead = Ahead(job.objects, job.job, spec)
+    for left_s in (None, BEFORE_END_S + 1, BEFORE_END_S, BEFORE_END_S):
+        ahead.consider(left_s)
+    view = ahead.view()
+    assert view is not None
+    assert ahead.view() is None
+    assert replicates_table(job.contents(made_view=view)).equals(replicates_table(job.contents()))
+
+
+def test_nothing_is_made_ahead_for_a_job_of_few_sets_nor_of_lost_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Job(spec_of(IndexLine.of(5, 2)), SETS)
+    few = Ahead(job.objects, job.job, job.spec)
+    few.consider(0.0)
+    assert few.view() is None
+    monkeypatch.setattr("modelops.server.ahead.ROW_GROUP", 2)
+    job.objects.delete(f"v1/jobs/{job.job}/parameters.parquet")
+    lost = Ahead(job.objects, job.job, job.spec)
+    lost.consider(0.0)
+    assert lost.view() is None

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from modelops.driver.hands import Pool
     from modelops.environments import Lock
+    from modelops.server.ahead import Ahead
     from modelops.server.reconcile import Finding
     from modelops.store import JobRow, Objects, Records
     from modelops.store.leases import Leases
@@ -105,6 +106,7 @@ class JobDriver:
             queue.SimpleQueue()
         )  # a signal handler may put, and take no lock
         self._loop: DriverLoop | None = None
+        self._ahead: Ahead | None = None
         self._files: JobFiles | None = None
         self._preparing: Future[str] | None = None
         self._view: LiveView | None = None
@@ -198,16 +200,10 @@ class JobDriver:
     def _begin(self, row: JobRow, pool: Pool) -> tuple[StoreLedger, DriverLoop | None]:
         spec, records, job = decode_spec(row.spec), self._records, self.job
         ledger = StoreLedger(
-            job,
-            spec,
-            records,
-            self._objects,
-            self.epoch,
-            self._who,
-            row.version,
-            self._bundle_changes,
+            job, spec, records, self._objects, self.epoch, self._who, row.version, self._bundle_changes,
             on_recorded=self._on_recorded,
-        )
+        )  # fmt: skip
+        self._ahead = ledger.ahead
 
         def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]], Scope]:
             if self.epoch == 1:  # nobody has driven it before, so there is nothing to go on from
@@ -467,6 +463,9 @@ class JobDriver:
         running = machine.running
         loop = self._loop
         waiting_for = "" if loop is None else loop.waits_for
+        eta = None if waiting_for else machine.eta(now)
+        if self._ahead is not None:
+            self._ahead.consider(eta)
         reports = {} if loop is None else loop.hands.reports
         for index in [index for index in list(reports) if index not in running]:
             reports.pop(index, None)
@@ -475,7 +474,7 @@ class JobDriver:
             reason=machine.reason,
             counts={str(status): n for status, n in machine.counts().items() if n},
             aggregates={str(status): n for status, n in machine.aggregate_counts().items() if n},
-            eta=None if waiting_for else machine.eta(now),
+            eta=eta,
             running=running,
             progress=tuple(
                 Progress(index, report.get("fraction"), dict(report.get("values") or {}))

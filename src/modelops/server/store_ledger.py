@@ -13,6 +13,7 @@ from modelops.counters import Counted, Measured, add_durations, count
 from modelops.driver.events import Finalized, ResultsVoided
 from modelops.driver.fitness import UNFIT
 from modelops.errors import InternalError, StorageError
+from modelops.server.ahead import Ahead
 from modelops.states import FINAL_JOB_STATES, STORED, AggregateStatus, ReplicateStatus
 from modelops.store import read_segment
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
@@ -62,6 +63,9 @@ class StoreLedger:
     bundle_changes: Callable[[], list[str]] = list
     voided: bool = False
     on_recorded: Callable[[bool], None] = lambda _ended: None
+
+    def __post_init__(self) -> None:
+        self.ahead = Ahead(self.objects, self.job, self.spec)
 
     def commit_segments(self, segments: Sequence[SegmentRef]) -> list[bool]:
         """Write the rows of segments in one transaction; False for each whose indices are covered already."""
@@ -186,7 +190,7 @@ class StoreLedger:
             self.voided = True
             return ResultsVoided(why)
         self.records.hold(self.job, self.epoch)  # whoever slept past its lease must not write files, either
-        contents = JobContents.of(self.objects, self.records, self.job)
+        contents = JobContents.of(self.objects, self.records, self.job, view=self.ahead.view())
         failed = most_frequent_failure(contents)
         files = finalize(contents)
         self.records.record_results(self.job, self.who, files, epoch=self.epoch, end_follows=True)

@@ -46,7 +46,8 @@ class JobContents:
     """What is committed of a job at one moment.
 
     ``rest``: the status of replicates without a committed outcome. ``running``: those of them that a live
-    attempt holds. ``lost_parameters``: why the parameters cannot be read, if tables are to do without.
+    attempt holds. ``lost_parameters``: why the parameters cannot be read, if tables are to do without. ``made_view``:
+    of the parameters, if it has been made already.
     """
 
     objects: Objects
@@ -57,9 +58,18 @@ class JobContents:
     rest: ReplicateStatus = ReplicateStatus.PENDING
     running: Ranges = field(default=EMPTY)
     lost_parameters: str = ""
+    made_view: ParameterView | None = None
 
     @classmethod
-    def of(cls, objects: Objects, records: Records, job: JobId, running: Ranges = EMPTY) -> JobContents:
+    def of(
+        cls,
+        objects: Objects,
+        records: Records,
+        job: JobId,
+        running: Ranges = EMPTY,
+        *,
+        view: ParameterView | None = None,
+    ) -> JobContents:
         """Look at a job's records, after ``running`` was asked for. Raises NotFoundError."""
         row, segments, aggregates = records.committed(job)
         if row.state in FINAL_JOB_STATES:
@@ -72,6 +82,7 @@ class JobContents:
             aggregates,
             rest_of(row.state),
             running,
+            made_view=view,
         )
 
     @cached_property
@@ -117,7 +128,9 @@ class JobContents:
     @cached_property
     def view(self) -> ParameterView | LostParameters:
         """The job's parameters as columns."""
-        return LostParameters() if self.lost_parameters else ParameterView(self.parameters)
+        if self.lost_parameters:
+            return LostParameters()
+        return self.made_view or ParameterView(self.parameters)
 
     def read(self, number: int) -> SegmentTable:
         """Read segment ``number`` of ``segments``, verified."""

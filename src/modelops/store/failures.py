@@ -15,6 +15,7 @@ from modelops.store.replicate_rows import replicate_statuses, row_seeds
 from modelops.store.segment_table import open_execution
 from modelops.store.segments import job_folder
 from modelops.study.ranges import Ranges
+from modelops.study.seeds import seed_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -145,7 +146,12 @@ def _table(contents: JobContents, indices: Any, codes: Any, named: dict[str, pa.
         "param": columns.fixed(rows.param, pa.int64()),
         "param_id": ids.take(columns.fixed(nth.astype(np.int64), pa.int64())),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
-        "seed": row_seeds(contents.spec, ids, nth, rows.replicate),
+        "seed": row_seeds(
+            contents.spec,
+            lambda: None if lost else seed_keys(contents.spec.study_seed, columns.joined(ids)),
+            nth,
+            rows.replicate,
+        ),
         "status": columns.text([str(w) for w in words]).take(columns.fixed(codes, pa.int64())),
     }
     return pa.Table.from_arrays([named[f.name] for f in FAILURES_SCHEMA], schema=FAILURES_SCHEMA)

@@ -14,14 +14,19 @@ import pyarrow as pa
 from modelops.store import columns
 from modelops.store.parameters import ID_BYTES, ROW_GROUP
 from modelops.store.views import ARROW_TYPES
+from modelops.study.seeds import seed_keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from modelops.store.parameters import Parameters
+    from modelops.study.spec import JobSpec
 
 _CANONICAL = "canonical"
 KEPT_BYTES: Final = 64 << 20
+KEY_BYTES: Final = 8
 AT_ONCE: Final = 4_096  # sets that are parsed together; as Python's objects they take fifty times their bytes
 
 
@@ -70,6 +75,23 @@ class ParameterView:
             lo += n
         return pa.concat_arrays(ids), {name: pa.concat_arrays(arrays) for name, arrays in parts.items()}
 
+    def keys(self, study_seed: int, lo: int, hi: int) -> npt.NDArray[np.uint32]:
+        """Return what the seeds of these sets are made with, see `seed_keys`."""
+        parts: list[npt.NDArray[np.uint32]] = [np.zeros((0, 2), np.uint32)]
+        while lo < min(hi, len(self._parameters)):
+            number, at = divmod(lo, ROW_GROUP)
+            group = self._group(number)
+            n = min(hi - lo, len(group) - at)
+            parts.append(group.keys(study_seed, at, at + n))
+            lo += n
+        return np.concatenate(parts)
+
+    def derive_keys(self, spec: JobSpec) -> None:
+        """Make what `keys` returns of the sets that are kept, if the seeds of the job need it."""
+        if spec.seeds is None and not spec.common_random_numbers:
+            for group in self._kept.values():
+                group.derive_keys(spec.study_seed)
+
     def _group(self, number: int) -> _Group:
         if number in self._kept:
             return self._kept[number]
@@ -89,6 +111,9 @@ class LostParameters:
         """Return the ids of the sets ``lo <= param < hi``, and their columns."""
         return pa.nulls(hi - lo, pa.string()), {}
 
+    def keys(self, _study_seed: int, _lo: int, _hi: int) -> None:
+        """Return nothing: without ids nothing is known of the seeds that are made with them."""
+
 
 class _Group:
     """A row group of parameter sets as columns.
@@ -105,7 +130,9 @@ class _Group:
     ) -> None:
         self._ids = bytes.fromhex(columns.joined(ids))  # less than half of what they take as texts
         self.kinds, self._made, self._read_again = kinds, made, read_again
-        self.n_bytes = len(self._ids) + sum(array.nbytes for array in made.values())
+        self._keys: npt.NDArray[np.uint32] | None = None
+        of_keys = len(self._ids) // ID_BYTES * KEY_BYTES
+        self.n_bytes = len(self._ids) + of_keys + sum(array.nbytes for array in made.values())
 
     def __len__(self) -> int:
         return len(self._ids) // ID_BYTES
@@ -114,6 +141,14 @@ class _Group:
     def ids(self) -> pa.Array:
         """The ids of its sets, as text."""
         return columns.same_width(self._ids.hex(), 2 * ID_BYTES)
+
+    def keys(self, study_seed: int, lo: int, hi: int) -> npt.NDArray[np.uint32]:
+        if self._keys is not None:
+            return self._keys[lo:hi]
+        return seed_keys_of(study_seed, self._ids[lo * ID_BYTES : hi * ID_BYTES])
+
+    def derive_keys(self, study_seed: int) -> None:
+        self._keys = seed_keys_of(study_seed, self._ids)
 
     @classmethod
     def of(cls, parameters: Parameters, number: int) -> _Group:

@@ -15,7 +15,7 @@ from modelops.store.order import ResultOrder, Rows
 from modelops.store.segment_table import OutputsColumn, SegmentTable
 from modelops.store.view_writer import ROW_GROUP, Group
 from modelops.store.views import column_names
-from modelops.study.seeds import seed_key, seed_keys, seeds_at
+from modelops.study.seeds import seed_key, seeds_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,28 +54,32 @@ def base_columns(contents: JobContents, rows: Rows, status: pa.Array) -> dict[st
         "param": columns.fixed(rows.param, pa.int64()),
         "param_id": ids.take(at),
         "replicate": columns.fixed(rows.replicate, pa.int64()),
-        "seed": row_seeds(contents.spec, ids, nth, rows.replicate),
+        "seed": row_seeds(
+            contents.spec, lambda: contents.view.keys(contents.spec.study_seed, lo, hi), nth, rows.replicate
+        ),
         "status": status,
         **{names[name]: column.take(at) for name, column in parameters.items()},
     }
 
 
 def row_seeds(
-    spec: JobSpec, param_ids: pa.Array, nth: npt.NDArray[np.int64], replicate: npt.NDArray[np.int64]
+    spec: JobSpec,
+    keys_of_sets: Callable[[], npt.NDArray[np.uint32] | None],
+    nth: npt.NDArray[np.int64],
+    replicate: npt.NDArray[np.int64],
 ) -> pa.Array:
-    """Return the seed of each row: ``nth`` is the position of its parameter set in ``param_ids``.
+    """Return the seed of each row: ``nth`` is the position of its parameter set in ``keys_of_sets``, see `seed_keys`.
 
-    It is null where it depends on an id that is.
+    They are null where they depend on keys and there are none.
     """
     if spec.seeds is not None:
         seeds = np.array(spec.seeds, np.int64)[replicate]
     elif spec.common_random_numbers:
         key = seed_key(spec.study_seed, None)
         seeds = seeds_at(np.uint32(key.a), np.uint32(key.b), replicate)
-    elif param_ids.null_count:
+    elif (keys := keys_of_sets()) is None:
         return pa.nulls(len(replicate), pa.int64())
     else:
-        keys = seed_keys(spec.study_seed, columns.joined(param_ids))
         seeds = seeds_at(keys[nth, 0], keys[nth, 1], replicate)
     return columns.fixed(seeds, pa.int64())
 

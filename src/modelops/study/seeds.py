@@ -42,7 +42,11 @@ def seed_key(study_seed: int, param_id: ParamId | None) -> SeedKey:
 
 def seed_keys(study_seed: int, param_ids: str) -> npt.NDArray[np.uint32]:
     """Return the constants of many parameter sets, whose ids stand one after another. Shape ``(n, 2)``."""
-    ids = bytes.fromhex(param_ids)
+    return seed_keys_of(study_seed, bytes.fromhex(param_ids))
+
+
+def seed_keys_of(study_seed: int, ids: bytes) -> npt.NDArray[np.uint32]:
+    """Do the same with ids of 16 bytes each."""
     new_hash = blake2b(_key_material(study_seed, None), digest_size=8, person=_SEED_PERSON).copy
     digests = []
     update, digest = blake2b.update, blake2b.digest  # looked up once

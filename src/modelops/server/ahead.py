@@ -1,0 +1,59 @@
+"""What result files need of very many parameter sets, made while the last replicates run.
+
+To parse a million sets and to derive their seeds takes a second of one core, and is a function of the study only. The
+job would wait for it at its end; a little before, it costs half of that, and workers on other machines nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+from modelops.errors import ModelOpsError
+from modelops.store.parameters import ROW_GROUP
+
+if TYPE_CHECKING:
+    from modelops.store import Objects
+    from modelops.store.parameter_view import ParameterView
+    from modelops.study.ids import JobId
+    from modelops.study.spec import JobSpec
+
+BEFORE_END_S: Final = 10.0  # not sooner: it takes 30 bytes and more of memory for each set
+
+
+class Ahead:
+    """Makes the view of a job's parameters once, in a thread of its own. `consider` and `view` are for one thread."""
+
+    def __init__(self, objects: Objects, job: JobId, spec: JobSpec) -> None:
+        self._objects, self._job, self._spec = objects, job, spec
+        self._thread: threading.Thread | None = None
+        self._made: ParameterView | None = None
+
+    def consider(self, left_s: float | None) -> None:
+        """Begin if the job is expected to take so many seconds only, and has very many sets."""
+        if (
+            self._thread is None
+            and left_s is not None
+            and left_s <= BEFORE_END_S
+            and self._spec.line.n_params > ROW_GROUP
+        ):
+            self._thread = threading.Thread(target=self._make, name="modelops-ahead", daemon=True)
+            self._thread.start()
+
+    def view(self) -> ParameterView | None:
+        """Return it, once; None if it was not made, or could not be: who makes it then hears why."""
+        if self._thread is not None:
+            self._thread.join()
+        made, self._made = self._made, None
+        return made
+
+    def _make(self) -> None:
+        from modelops.store.parameter_view import ParameterView
+        from modelops.store.parameters import Parameters
+
+        try:
+            made = ParameterView(Parameters(self._objects, self._job, self._spec.parameters))
+        except ModelOpsError:  # damage and storage that is away are met again, and then dealt with
+            return
+        made.derive_keys(self._spec)
+        self._made = made
