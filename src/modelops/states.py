@@ -74,6 +74,7 @@ JOB_NEXT: Final = MappingProxyType(
 # Each event leads to one state, wherever it comes from: a job's story says in which state it is.
 STATE_AFTER: Final = MappingProxyType({event: state for (_, event), state in JOB_NEXT.items()})
 FINAL_JOB_STATES: Final = frozenset({state for (state, event) in _BEGIN_AGAIN})
+OPEN_JOB_STATES: Final = frozenset(JobState) - FINAL_JOB_STATES
 
 
 class ReplicateStatus(StrEnum):

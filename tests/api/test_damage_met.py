@@ -47,6 +47,9 @@ class Idle(Nobody):
     def view(self, job: JobId) -> Live | None:
         return None
 
+    def driven(self) -> list[JobId]:
+        return []
+
     def workers(self) -> dict[str, int]:
         return {}
 

@@ -99,6 +99,9 @@ class Drivers:
     def view(self, job: str) -> Seen | None:
         return self.seen.get(job)
 
+    def driven(self) -> list[JobId]:
+        return [JobId(job) for job in self.seen]
+
     def workers(self) -> dict[str, int]:
         return self.pool
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -322,3 +323,16 @@ def test_values_come_back_as_they_were_stored(server: Scripted, source: HttpSour
     assert source.output(JOB, 0, 1, "x").tolist() == [0, 1, 2]
     assert source.output(JOB, 0, 1, None)["x"].dtype == np.int64
     assert server.heard[0][1] == f"/v1/jobs/{JOB}/output?param=0&replicate=1&name=x"
+
+
+def test_a_file_of_which_nothing_comes_is_given_up_with_what_the_server_says_of_its_storage(
+    server: Scripted, tmp_path: Path
+) -> None:
+    http = Http(lambda: server.address, patience_s=1.5)
+    away = (503, {"detail": "reading x in s3://models failed"})
+    server.script = [n for _ in range(9) for n in (away, {"here": "HEAD finds the file, as ever"})]
+    with contextlib.closing(http), pytest.raises(ServerUnreachableError) as caught:
+        list(HttpSource(http, Home.at(tmp_path)).pieces(JOB, JobFile("f", 10, "")))
+    assert caught.value.answers
+    assert "reading x in s3://models failed" in str(caught.value)
+    assert len(server.heard) < 9, "and it is not asked without a pause"

@@ -134,7 +134,7 @@ def test_a_job_is_flagged_while_the_database_is_away_and_that_is_recorded_when_i
     drivers.views = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": 1}, waiting_for="no answer")}
     watch.look()
     with monkeypatch.context() as patch:
-        for name in ("open_jobs", "job", "record_stalled"):
+        for name in ("jobs", "record_stalled"):
             patch.setattr(job.records, name, refuse)
         for at, flag in ((100.0, ""), (200.0, "no answer"), (300.0, "no answer")):
             now[0] = at
@@ -164,7 +164,7 @@ def test_a_job_that_waits_for_its_turn_or_for_the_scheduler_is_told_so(tmp_path:
     for at in (0.0, 500.0):
         now[0] = at
         watch.look()
-    assert "other jobs, which were there first" in job.records.job(job.job).stalled
+    assert "as many other jobs as it may, which were there first" in job.records.job(job.job).stalled
     drivers.is_connected = False
     watch.look()
     assert job.records.job(job.job).stalled == "the scheduler does not answer"

@@ -252,7 +252,14 @@ class Http:
         return _Silence(ServerUnreachableError(address.name, why, address.advice))
 
     def stream(self, path: str, offset: int = 0) -> Iterator[bytes]:
-        """Yield the bytes of a resource from an offset on; an interrupted transfer goes on where it was."""
+        """Yield the bytes of a resource from an offset on; an interrupted transfer goes on where it was.
+
+        Raises
+        ------
+        ServerUnreachableError
+            No byte more has come for as long as an answer is waited for, or the server says that none can.
+        """
+        came_at = time.monotonic()
         while True:
             sent = 0
             try:
@@ -261,13 +268,19 @@ class Http:
                     offset += len(piece)
                     yield piece
             except _InterruptedError as why:
+                came_at = time.monotonic() if sent else came_at
                 if not sent:  # it does not get on: let the patient one find out, and raise
-                    self._wait_for(path, why)
+                    self._wait_for(path, why, came_at)
                 continue
             return
 
-    def _wait_for(self, path: str, why: _InterruptedError) -> None:
+    def _wait_for(self, path: str, why: _InterruptedError, since: float) -> None:
         """Return when there is something at a path again. Raises ServerUnreachableError."""
+        if time.monotonic() - since > self._patience_s:  # whatever is said of it, nothing comes
+            address = self._find()
+            advice = _ASK_AGAIN if why.said else address.advice
+            raise ServerUnreachableError(address.name, why.why, advice, answers=why.said)
+        time.sleep(LAST_PAUSE_S if why.said else FIRST_PAUSE_S)
         try:
             self.request("HEAD", path)
         except ServerUnreachableError as error:

@@ -355,7 +355,7 @@ class HttpSource:
         listed: list[JobFile] = []
         cursor: str | None = None
         while True:
-            page = self.http.get(f"/jobs/{job}/files", (("cursor", cursor),), read_s=300.0).as_type(_Files)
+            page = self.http.get(f"/jobs/{job}/files", (("cursor", cursor),)).as_type(_Files)
             listed += [JobFile(f.name, f.n_bytes, f.sha256) for f in page.files]
             if page.next is None:
                 return JobFiles(tuple(listed), page.final)

@@ -12,7 +12,7 @@ from modelops.study.pools import NO_ALIASES, NO_POOL
 from modelops.who import this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -101,6 +101,10 @@ class Drivers:
     def view(self, job: JobId) -> Live | None:
         """Return what the driver of a job sees; None if it is not driven here."""
         return self._supervisor.view(job) if self._supervisor is not None else None
+
+    def driven(self) -> Collection[JobId]:
+        """Return the jobs that are driven here."""
+        return self._supervisor.driven() if self._supervisor is not None else ()
 
     def workers(self) -> dict[str, int]:
         """Return the workers' addresses, and how many replicates each runs at a time."""

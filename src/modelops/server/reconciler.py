@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EVERY_S: Final = 60.0
 RECENT: Final = timedelta(hours=2)  # a job that changed less than that ago is looked at every time
+REST: Final = (
+    3.0  # times as long as a look took, at least: those who ask for a status need the processor, too
+)
 SETTLE_S: Final = 2.0  # between two looks at what runs: news may be under way
 GRACE_S: Final = 3600.0  # as long as an object was seen here to count for nothing, before it is removed
 
@@ -123,19 +126,24 @@ class Reconciler:
     def _main(self) -> None:
         all_jobs = True
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 with self._lock:
-                    self._look(
-                        [row for row in self._records.jobs() if all_jobs or self._is_due(row)], deep=False
-                    )
+                    rows = self._records.jobs()
+                    self._look([row for row in rows if all_jobs or self._is_due(row)], deep=False)
                 all_jobs = False
             except ModelOpsError as error:  # tried again in a minute
                 log.warning("records cannot be compared with what is there: %s", error)
             except Exception:  # whatever it is, the next look must come
                 log.exception("comparing records with what is there failed")
-            self._stopping.wait(self._every_s)
+            took_s = time.monotonic() - began
+            self._stopping.wait(max(self._every_s, took_s * REST))
 
     def _is_due(self, row: JobRow) -> bool:
+        if (
+            not row.epoch
+        ):  # nobody has taken it up: of it there is what was submitted, which is read when somebody does
+            return False
         return (
             row.state not in FINAL_JOB_STATES
             or row.job in self._driving.driven()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from modelops.errors import ModelOpsError, StorageError
 from modelops.server.stalled import Seen, Watched, look
-from modelops.states import JobState, ReplicateStatus
+from modelops.states import OPEN_JOB_STATES, JobState, ReplicateStatus
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class StallWatch:
         """
         away: StorageError | None = None
         try:
-            self._rows = [self._records.job(one.job) for one in self._records.open_jobs()]
+            self._rows = self._records.jobs(states=OPEN_JOB_STATES)
         except StorageError as error:
             away = error
         now, seen = self._clock(), self._seen()
@@ -146,7 +146,9 @@ class StallWatch:
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")
             elif is_full and row.state is JobState.QUEUED:
-                seen = _of_waiting(row, f"the server drives {len(views)} other jobs, which were there first")
+                seen = _of_waiting(
+                    row, "the server drives as many other jobs as it may, which were there first"
+                )
             else:
                 continue  # somebody else drives it, or it is just being taken up
             out[row.job] = row, seen

@@ -19,7 +19,7 @@ from modelops.store.contents import rest_of
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from modelops.environments import Lock
@@ -100,6 +100,9 @@ class Driving(Protocol):
 
     def view(self, job: JobId) -> Live | None:
         """Return what the driver of a job sees; None if it is not driven here."""
+
+    def driven(self) -> Collection[JobId]:
+        """Return the jobs that are driven here."""
 
     def workers(self) -> dict[str, int]:
         """Return the workers' addresses, and how many replicates each runs at a time."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import sqlalchemy as sa
 
-from modelops.states import FINAL_JOB_STATES, JobState
+from modelops.states import FINAL_JOB_STATES, OPEN_JOB_STATES, JobState
 from modelops.store import schema
 from modelops.store.rows import append_event, hold, read_job, update_job
 from modelops.store.runs import BEGINS_RUN
@@ -50,7 +50,7 @@ class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
 _JOBS = schema.jobs.c
 _OPEN_JOBS = (
     sa.select(_JOBS.job, _JOBS.state, _JOBS.cancel_by)
-    .where(_JOBS.state.not_in(list(FINAL_JOB_STATES)))
+    .where(_JOBS.state.in_(sorted(OPEN_JOB_STATES)))
     .order_by(_JOBS.created_at, _JOBS.job)
 )
 _CANCEL_ASKED = sa.select(_JOBS.cancel_by).where(_JOBS.job == sa.bindparam("of_job"))

@@ -48,6 +48,11 @@ class Objects(ABC):
     Every method raises `StorageError`, naming the volume or service, when storage does not do its part.
     """
 
+    @property
+    def place(self) -> str:
+        """Where it is, for people: a folder, or a service and its address."""
+        return repr(self)
+
     @staticmethod
     def open(where: str | Path) -> Objects:
         """Open a folder (created if absent) or a URL that obstore knows (``s3://``, ``az://``, ``gs://``)."""
@@ -171,6 +176,11 @@ class FolderObjects(Objects):
 
     def __repr__(self) -> str:
         return f"FolderObjects({str(self.root)!r})"
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.root)
 
     def put_new(self, name: str, content: Content) -> None:
         if self.put_together({name: content}):

@@ -71,6 +71,11 @@ class RemoteObjects(Objects):
     def __repr__(self) -> str:
         return f"RemoteObjects({self.where!r})"
 
+    @property
+    def place(self) -> str:
+        endpoint = os.environ.get(f"{_VARIABLES.get(self.where.partition('://')[0], '')}_ENDPOINT_URL", "")
+        return self.where + (f" at {endpoint}" if endpoint else "")
+
     def put_new(self, name: str, content: Content) -> None:
         # A conditional create is one request: obstore does not split it into parts.
         if not isinstance(content, bytes | Path):

@@ -158,7 +158,7 @@ def insert_lease(sql: sa.Connection, job: JobId, at: datetime, owner: str) -> in
 
 
 def _not_found(job: JobId) -> NotFoundError:
-    return NotFoundError(f"there is no job {job}; 'modelops jobs list' shows all")
+    return NotFoundError(f"there is no job {job}; 'modelops jobs list --all' shows all")
 
 
 def read_job(sql: sa.Connection, job: JobId, *, lock: bool = False) -> JobRow:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from modelops.errors import ConflictError, QueueFullError
-from modelops.states import FINAL_JOB_STATES
+from modelops.states import OPEN_JOB_STATES
 from modelops.store import schema
 from modelops.store.objects import AlreadyExistsError
 from modelops.store.rows import insert_job, read_job, record_request
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OF_KEY = sa.select(schema.submissions.c.digest, schema.submissions.c.job).where(
     schema.submissions.c.key == sa.bindparam("of_key")
 )
-_UNFINISHED = sa.select(sa.func.count()).where(schema.jobs.c.state.not_in(list(FINAL_JOB_STATES)))
+_UNFINISHED = sa.select(sa.func.count()).where(schema.jobs.c.state.in_(sorted(OPEN_JOB_STATES)))
 
 
 def submitted(records: Records, submission: Submission) -> JobRow | None:

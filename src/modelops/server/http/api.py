@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 from starlette.responses import Response
 
+from modelops.errors import StorageError
 from modelops.server.http.guard import ACCESS
 from modelops.server.http.in_time import in_time
 from modelops.server.http.operations import JSON
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 QUICK_THREADS: Final = 12
+SUBMIT_THREADS: Final = 8
+STORAGE_THREADS: Final = 16
+STORAGE_WITHIN_S: Final = (
+    20.0  # a client waits 30 s for an answer, and then knows nothing of why there is none
+)
 SLOW_THREADS: Final = 4
 BODY_IDLE_S: Final = 30.0
 
@@ -37,8 +43,8 @@ BODY_IDLE_S: Final = 30.0
 class Api:
     """One server's handlers' common things.
 
-    `quick` and `slow` run what blocks in two pools of threads, so that statuses never queue behind tables and
-    archives.
+    `quick`, `submit`, `stored` and `slow` run what blocks in pools of threads of their own, so that statuses never
+    queue behind submissions, a storage that is away, tables and archives.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class Api:
         self.waiting = Waiting(self.look, longest_s=longest_wait_s)
         service.supervisor.listen(self.waiting.poke)
         self._quick = anyio.CapacityLimiter(QUICK_THREADS)
+        self._submit = anyio.CapacityLimiter(SUBMIT_THREADS)
+        self._stored = anyio.CapacityLimiter(STORAGE_THREADS)
         self._slow = anyio.CapacityLimiter(SLOW_THREADS)
 
     async def look(self, job: str) -> JobView:
@@ -65,6 +73,29 @@ class Api:
         """Run what takes milliseconds: rows. Raises StorageError, too, if the database does not answer in time."""
         call = functools.partial(function, *args, **kwargs)
         return await in_time(call, self._quick, self.service.records.database)
+
+    async def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what records a small job: it writes bytes and waits for disks. Raises StorageError as `quick` does."""
+        call = functools.partial(function, *args, **kwargs)
+        return await in_time(call, self._submit, self.service.records.database)
+
+    async def stored(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what reads a few bytes of stored objects.
+
+        Raises
+        ------
+        StorageError
+            Also if it has taken too long; then it goes on in its thread, alone.
+        """
+        call = functools.partial(function, *args, **kwargs)
+        try:
+            async with asyncio.timeout(STORAGE_WITHIN_S):
+                return await anyio.to_thread.run_sync(call, limiter=self._stored, abandon_on_cancel=True)
+        except TimeoutError:
+            raise StorageError(
+                f"the storage {self.service.objects.place} has not answered for {STORAGE_WITHIN_S:g} s; see whether it "
+                "is up, and can be reached from the server"
+            ) from None
 
     async def slow(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what may take seconds: segments, archives, large submissions. Raises StorageError as `quick` does."""

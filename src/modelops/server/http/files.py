@@ -13,7 +13,7 @@ from modelops.server.http.problems import RangeError
 from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
@@ -52,10 +52,16 @@ def parse_range(header: str | None, n_bytes: int) -> tuple[int, int] | None:
     return lo, hi
 
 
-def send_object(
+async def send_object(
     api: Api, request: Request, objects: Objects, name: str, n_bytes: int, media_type: str, digest: str
 ) -> Response:
-    """Answer with an object, or the part of it that is asked for."""
+    """Answer with an object, or the part of it that is asked for.
+
+    Raises
+    ------
+    StorageError, NotFoundError
+        It cannot be read: found out before anything is sent, as nothing can be said afterwards.
+    """
     headers = {"Accept-Ranges": "bytes"} | ({"ETag": f'"{digest}"'} if digest else {})
     wanted = request.headers.get("range")
     if request.headers.get("if-range", headers.get("ETag", "")) != headers.get("ETag", ""):
@@ -68,7 +74,14 @@ def send_object(
     def read(at: int, length: int) -> bytes:
         return objects.read(name, at, length)
 
-    return _sent(api, read, lo, hi, media_type, headers, 206 if part is not None else 200)
+    first = b""
+    if request.method != "HEAD" and hi > lo:
+        first = await api.stored(read, lo, min(PIECE_BYTES, hi - lo))
+
+    async def read_on(at: int, length: int) -> bytes:
+        return first if at == lo and length == len(first) else await api.stored(read, at, length)
+
+    return _sent(read_on, lo, hi, media_type, headers, 206 if part is not None else 200)
 
 
 async def send_written(api: Api, write: Callable[[IO[bytes]], None], media_type: str) -> Response:
@@ -96,12 +109,14 @@ async def send_written(api: Api, write: Callable[[IO[bytes]], None], media_type:
         file.seek(at)
         return file.read(length)
 
-    return _sent(api, read, 0, n_bytes, media_type, {}, 200, file)
+    async def read_on(at: int, length: int) -> bytes:
+        return await api.quick(read, at, length)
+
+    return _sent(read_on, 0, n_bytes, media_type, {}, 200, file)
 
 
 def _sent(
-    api: Api,
-    read: Callable[[int, int], bytes],
+    read: Callable[[int, int], Awaitable[bytes]],
     lo: int,
     hi: int,
     media_type: str,
@@ -110,7 +125,7 @@ def _sent(
     file: IO[bytes] | None = None,
 ) -> Response:
     all_headers = {"Content-Length": str(hi - lo), **headers}
-    return PiecesResponse(api, read, (lo, hi), media_type, all_headers, status, file)
+    return PiecesResponse(read, (lo, hi), media_type, all_headers, status, file)
 
 
 class PiecesResponse(Response):
@@ -128,8 +143,7 @@ class PiecesResponse(Response):
 
     def __init__(
         self,
-        api: Api,
-        read: Callable[[int, int], bytes],
+        read: Callable[[int, int], Awaitable[bytes]],
         part: tuple[int, int],
         media_type: str,
         headers: Mapping[str, str],
@@ -138,7 +152,7 @@ class PiecesResponse(Response):
     ) -> None:
         self.status_code, self.media_type, self.background = status, media_type, None
         self.init_headers(headers)
-        self._api, self._read, self._part, self._file = api, read, part, file
+        self._read, self._part, self._file = read, part, file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
@@ -148,7 +162,7 @@ class PiecesResponse(Response):
             await send(start)
             lo, hi = self._part if scope["method"] != "HEAD" else (0, 0)
             for at in range(lo, hi, PIECE_BYTES):
-                piece = await self._api.quick(self._read, at, min(PIECE_BYTES, hi - at))
+                piece = await self._read(at, min(PIECE_BYTES, hi - at))
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 if await request.is_disconnected():
                     return

@@ -159,7 +159,7 @@ class ParameterView(msgspec.Struct, frozen=True):
 
 async def submit(api: Api, call: Call) -> Response:
     """Record a new job, or find the one that the same request made."""
-    run = api.slow if len(call.body.parameters or ()) > 100 or call.body.parameters_sha256 else api.quick
+    run = api.slow if len(call.body.parameters or ()) > 100 or call.body.parameters_sha256 else api.submit
     row, new = await run(api.service.submit, call.body, call.given.key or None, who(call))
     view = api.service.as_submitted(row) if new else await api.quick(api.service.status, row.job)
     return json_response(view, 201 if new else 200, {"Location": f"/v1/jobs/{row.job}"})
@@ -204,7 +204,7 @@ async def spec(api: Api, call: Call) -> Response:
 
 async def parameters(api: Api, call: Call) -> Response:
     """Return one parameter set."""
-    found = await api.quick(api.service.parameter_set, call.given.job, param_of(call.given.param))
+    found = await api.stored(api.service.parameter_set, call.given.job, param_of(call.given.param))
     return json_response(ParameterView(found.param, found.param_id, found.canonical.decode()))
 
 

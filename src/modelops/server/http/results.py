@@ -142,19 +142,21 @@ async def log(api: Api, call: Call) -> Response:
 
 async def lock(api: Api, call: Call) -> Response:
     """Send the lock of a job's environment."""
-    return Response(await api.quick(api.service.lock, call.given.job), media_type=TEXT)
+    return Response(await api.stored(api.service.lock, call.given.job), media_type=TEXT)
 
 
 async def files(api: Api, call: Call) -> Response:
     """List what may be copied."""
     given = call.given
-    return json_response(await api.slow(api.service.files.page, given.job, given.cursor, given.limit))
+    return json_response(await api.stored(api.service.files.page, given.job, given.cursor, given.limit))
 
 
 async def file(api: Api, call: Call) -> Response:
     """Send a file, or a part of it."""
-    name, found = await api.quick(api.service.files.one, call.given.job, call.given.name)
-    return send_object(api, call.request, api.service.objects, name, found.n_bytes, BINARY, found.sha256)
+    name, found = await api.stored(api.service.files.one, call.given.job, call.given.name)
+    return await send_object(
+        api, call.request, api.service.objects, name, found.n_bytes, BINARY, found.sha256
+    )
 
 
 async def _send_outputs(api: Api, returned_dict: bool, outputs: list[StoredOutput]) -> Response:

@@ -115,10 +115,10 @@ def _open_jobs(api: Api) -> tuple[dict[JobState, int], dict[str, str]]:
     """Return the jobs by state, and what those wait for that wait for database or storage."""
     service = api.service
     waiting: dict[str, str] = {}
-    for job in service.records.open_jobs():
-        live = service.supervisor.view(job.job)
+    for job in service.supervisor.driven():  # of thousands of others nobody has anything to say
+        live = service.supervisor.view(job)
         if live is not None and live.waiting_for:
-            waiting[job.job] = live.waiting_for
+            waiting[job] = live.waiting_for
     return service.jobs_by_state(), waiting
 
 

@@ -59,14 +59,16 @@ class Stored(msgspec.Struct, frozen=True):
 async def get_bundle(api: Api, call: Call) -> Response:
     """Send the archive of a bundle."""
     digest = BundleDigest(call.given.digest)
-    n_bytes = await api.quick(api.service.uploads.bundle_bytes, digest)
-    return send_object(api, call.request, api.service.objects, bundle_object(digest), n_bytes, BINARY, digest)
+    n_bytes = await api.stored(api.service.uploads.bundle_bytes, digest)
+    return await send_object(
+        api, call.request, api.service.objects, bundle_object(digest), n_bytes, BINARY, digest
+    )
 
 
 async def put_bundle(api: Api, call: Call) -> Response:
     """Take the archive of a bundle, and keep it if it is what it should be."""
     uploads, digest = api.service.uploads, call.given.digest
-    if await api.quick(uploads.has_bundle, digest):
+    if await api.stored(uploads.has_bundle, digest):
         return json_response(Stored(digest, new=False))
     with uploads.receiving() as file:
         await _receive(api, call, file)
