@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -111,7 +112,7 @@ def test_a_server_that_lets_nobody_connect_is_waited_for_aloud_and_given_up(mode
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("show", "job_" + "0" * 32), "'modelops jobs list' shows all"),
+        (("show", "job_" + "0" * 32), "'modelops jobs list --all' shows all"),
         (("show", "nonsense"), "there is no job 'nonsense'"),
         (("list", "--state", "runing"), "did you mean 'running'"),
         (("logs", "x", "--replicate", "1"), "--param"),
@@ -185,3 +186,23 @@ def test_a_server_elsewhere_that_is_away_is_named(modelops: Modelops) -> None:
     assert (unknown.code, unknown.json["state"], unknown.json["last_known"]) == (5, "unknown", None)
     assert modelops("jobs", "list", MODELOPS_SERVER="nonsense", MODELOPS_TOKEN="t").code == 2
     assert "MODELOPS_TOKEN" in modelops("jobs", "list", MODELOPS_SERVER="http://127.0.0.1:9").err
+
+
+def test_of_many_jobs_the_newest_are_listed_and_how_many_more_there_are(
+    modelops: Modelops, home: Home
+) -> None:
+    with contextlib.closing(Records.open(home.database_url)) as records:
+        jobs = [new_job_id() for _ in range(35)]
+        for job in jobs:
+            records.create_job(job, b"{}", name="one of many")
+    listed = modelops("jobs", "list").out.splitlines()
+    assert [line.split()[0] for line in listed[1:-1]] == jobs[:4:-1]
+    assert listed[-1] == "and 5 older ones: -n 60 lists 60, --all lists all"
+    assert modelops("jobs", "list", "--all").out.count("job_") == 35
+    assert len(modelops("jobs", "list", "--json").json["jobs"]) == 35
+    assert modelops("jobs", "list", "-n", "2").out.count("\n") == 3
+    assert "either -n or --all" in modelops("jobs", "list", "-n", "2", "--all").err
+    ended = modelops("down").out.splitlines()
+    assert ended[1] == "35 jobs are unfinished: 35 queued; the newest of them:"
+    assert [line.split()[1] for line in ended[2:12]] == jobs[:24:-1]
+    assert ended[12] == "and 25 more; 'modelops jobs list --all -s queued' lists them"

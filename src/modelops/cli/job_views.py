@@ -81,8 +81,8 @@ def show_status(job: str, status: JobStatus) -> list[str]:
     return lines
 
 
-def show_record(job: Job, events: Sequence[JobEventRecord]) -> list[str]:
-    """Return the lines that say what a job is, and its last events."""
+def show_record(job: Job, events: Sequence[JobEventRecord], n_events: int) -> list[str]:
+    """Return the lines that say what a job is, and its last ``n_events`` events; how many there are before these."""
     spec = job.spec
     lines = [
         f"name:       {spec.name}",
@@ -93,9 +93,14 @@ def show_record(job: Job, events: Sequence[JobEventRecord]) -> list[str]:
     ]
     if spec.asked_pools:
         lines.append(f"pools:      {', '.join(spec.asked_pools)}")
+    n_before = max(0, len(events) - n_events)
     if events:
         lines.append("events:")
-    for event in events:
+    if n_before:
+        lines.append(
+            f"  {n_before:,} before these; 'modelops jobs show {job.id} --events {len(events)}' shows all"
+        )
+    for event in events[n_before:]:
         text = f": {event.text}" if event.text else ""
         lines.append(f"  {event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.who}  {event.kind}{text}")
     return lines

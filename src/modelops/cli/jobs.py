@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelops.client.status import JobStatus
     from modelops.client.sync import Synced
 
+MAX_LISTED: Final = 30
 jobs_app = typer.Typer(
     name="jobs", help="Look at jobs and steer them.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -63,11 +64,13 @@ def list_jobs(
         list[str] | None, typer.Option("--state", "-s", help="Only jobs in this state. Repeat for more.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most so many, the newest.")
+        int | None,
+        typer.Option("--limit", "-n", min=1, help=f"At most so many, the newest; {MAX_LISTED} by default."),
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="All of them, however many.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first.
+    """List jobs, newest first; with --json all of them, unless -n says how many.
 
     Exit code: 0, or 5 when the server of this machine does not run or answer; then the list is what was recorded last.
     """
@@ -75,26 +78,37 @@ def list_jobs(
     from modelops.cli.job_views import show_list, summary_json
     from modelops.cli.show import show_json
     from modelops.client.client import Client
-    from modelops.client.server import is_elsewhere, recorded_jobs, running
-    from modelops.errors import ServerUnreachableError
+    from modelops.client.server import is_elsewhere, recorded_by_state, recorded_jobs, running
+    from modelops.errors import RequestError, ServerUnreachableError
 
     states = _states(state or ())
+    if everything and limit is not None:
+        raise RequestError(
+            "give either -n or --all: the first lists no more than that many jobs, the other all"
+        )
+    shown = limit or (None if everything or as_json else MAX_LISTED)
+    asked = None if shown is None else shown + (limit is None)  # one more, to know whether there are more
     source, found, said = running(), [], ""
-    if source is None:
+    client = None if source is None else Client(source=source)
+    if client is None:
         said = "no server runs here: the list is what was recorded last; 'modelops up' starts it"
     else:
         try:
-            found = list(Client(source=source).summaries(states, limit=limit))
+            found = list(client.summaries(states, limit=asked))
         except ServerUnreachableError as error:
             if is_elsewhere() or error.answers:
                 raise
             said = f"{error.what}: the list is what was recorded last; {error.advice}"
     if said:
-        found = recorded_jobs(os.environ, states, limit)
+        found = recorded_jobs(os.environ, states, asked)
     if as_json:
         show_json({"jobs": [summary_json(s) for s in found], "unreachable": said or None})
     elif found:
-        typer.echo("\n".join(show_list(found)))
+        typer.echo("\n".join(show_list(found[:shown])))
+        if shown is not None and len(found) > shown:
+            counts = recorded_by_state(os.environ) if client is None or said else client.jobs_by_state()
+            n = sum(n for name, n in counts.items() if not states or name in states)
+            typer.echo(f"and {n - shown:,} older ones: -n {2 * shown} lists {2 * shown}, --all lists all")
     elif not said:
         typer.echo("no jobs" + (f" that are {' or '.join(states)}" if states else ""))
     if said:
@@ -103,8 +117,12 @@ def list_jobs(
 
 
 @jobs_app.command()
-def show(job: JobArgument, as_json: AsJson = False) -> None:
-    """Show what is known of a job: state, counts, what it is, its last events.
+def show(
+    job: JobArgument,
+    n_events: Annotated[int, typer.Option("--events", min=0, help="So many of its last events.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is known of a job: state, counts, what it is, its last events (with --json all of them).
 
     Exit code: 0 whatever the state is; 5 when the server cannot be reached: then the state is unknown.
     """
@@ -132,7 +150,7 @@ def show(job: JobArgument, as_json: AsJson = False) -> None:
     else:
         lines = show_status(name, status)
         if found is not None and status.unknown_since is None:
-            lines += show_record(found, events[-8:])
+            lines += show_record(found, events, n_events)
             if any(n for s, n in status.counts.items() if s in _failed_words()):
                 lines.append(f"'modelops jobs failures {name}' shows what failed")
         typer.echo("\n".join(lines))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelops.client.http import Http
     from modelops.cluster.status import PoolStatus, RoleStatus
     from modelops.home import Home
+    from modelops.states import JobState
+    from modelops.store import JobRow, Records
 
+T = TypeVar("T")
+ANSWER_S: Final = 3.0  # for what the server says of itself; a status is wanted within five
+MAX_SHOWN: Final = 10
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -65,8 +72,8 @@ def down(as_json: AsJson = False) -> None:
     typer.echo("the pool has ended" if ran else "nothing ran")
     if unknown:
         typer.echo(f"which jobs are unfinished cannot be said: {unknown}")
-    for job in unfinished:
-        typer.echo(f"unfinished: {job['job']} {job['name']} ({job['state']})")
+    for line in _unfinished_lines(unfinished):
+        typer.echo(line)
     if unfinished:
         typer.echo("'modelops up' starts the pool again, and it goes on with them")
 
@@ -86,9 +93,7 @@ def status(as_json: AsJson = False) -> None:
     home = Home.of(settings)
     found = pool_status(home)
     told = _told(home) if found.answers else {}
-    database = told.get("database", "ok")
-    # What the server has found out for itself takes seconds to find out, and it says since when.
-    jobs, unknown = _jobs_by_state(home) if database == "ok" else ({}, str(database))
+    jobs, unknown = _jobs_by_state(home, told)
     waiting = {} if unknown else {str(job): str(text) for job, text in told.get("waiting", {}).items()}
     if as_json:
         show_json(
@@ -168,23 +173,42 @@ def _shown(found: PoolStatus) -> dict[str, Any]:
     return {**shown, "roles": list(shown["roles"])}
 
 
-def _unfinished(home: Home) -> tuple[list[dict[str, Any]], str]:
-    """Return the jobs that are not final, and why that cannot be said."""
-    from modelops.states import FINAL_JOB_STATES
-
-    rows, unknown = _rows(home)
-    return [
-        {"job": row.job, "name": row.name, "state": str(row.state)}
-        for row in rows
-        if row.state not in FINAL_JOB_STATES
-    ], unknown
-
-
-def _jobs_by_state(home: Home) -> tuple[dict[str, int], str]:
+def _unfinished_lines(unfinished: list[dict[str, Any]]) -> list[str]:
+    """Say which jobs are unfinished; of many how many are in each state, and the newest."""
     from collections import Counter
 
-    rows, unknown = _rows(home)
-    return dict(Counter(str(row.state) for row in rows)), unknown
+    lines = [f"unfinished: {job['job']} {job['name']} ({job['state']})" for job in unfinished[:MAX_SHOWN]]
+    if len(unfinished) <= MAX_SHOWN:
+        return lines
+    states = Counter(job["state"] for job in unfinished)
+    counts = ", ".join(f"{n:,} {state}" for state, n in states.items())
+    wanted = " ".join(f"-s {state}" for state in states)
+    return [
+        f"{len(unfinished):,} jobs are unfinished: {counts}; the newest of them:",
+        *lines,
+        f"and {len(unfinished) - MAX_SHOWN:,} more; 'modelops jobs list --all {wanted}' lists them",
+    ]
+
+
+def _unfinished(home: Home) -> tuple[list[dict[str, Any]], str]:
+    """Return the jobs that are not final, and why that cannot be said."""
+    from modelops.states import OPEN_JOB_STATES
+
+    none: list[JobRow] = []
+    rows, unknown = _recorded(home, lambda records: records.jobs(states=OPEN_JOB_STATES), none)
+    return [{"job": row.job, "name": row.name, "state": str(row.state)} for row in rows], unknown
+
+
+def _jobs_by_state(home: Home, told: dict[str, Any]) -> tuple[dict[str, int], str]:
+    """Return how many jobs are in each state, and why that cannot be said: as the server says, or else as recorded."""
+    if told:  # what is wrong with the database it has found out already, which takes seconds
+        unknown = "" if told["database"] == "ok" else str(told["database"])
+        return dict(told["jobs"]), unknown
+    from modelops.store.overview import jobs_by_state
+
+    none: dict[JobState, int] = {}
+    counts, unknown = _recorded(home, jobs_by_state, none)
+    return {str(state): n for state, n in counts.items()}, unknown
 
 
 def _trouble(home: Home) -> str:
@@ -205,7 +229,7 @@ def _told(home: Home) -> dict[str, Any]:
     from modelops.errors import ModelOpsError
 
     try:
-        return _asking(home).get("/server").as_type(dict)
+        return _asking(home).get("/server", read_s=ANSWER_S).as_type(dict)
     except ModelOpsError:  # it does not say now; what it says of its jobs is only a part of what is asked
         return {}
 
@@ -219,7 +243,8 @@ def _asking(home: Home) -> Http:
     return Http(Local(home), patience_s=0, ca=Settings.read(os.environ).ca)
 
 
-def _rows(home: Home) -> tuple[list[Any], str]:
+def _recorded(home: Home, look: Callable[[Records], T], nothing: T) -> tuple[T, str]:
+    """Return what is recorded in this home's database, and why that cannot be said; ``nothing``: if there is none."""
     import contextlib
     from pathlib import Path
 
@@ -228,9 +253,9 @@ def _rows(home: Home) -> tuple[list[Any], str]:
 
     path = home.database_url.removeprefix("sqlite:///")
     if path != home.database_url and not Path(path).exists():
-        return [], ""  # looking makes no database
+        return nothing, ""  # looking makes no database
     try:
         with contextlib.closing(Records.open(home.database_url)) as records:
-            return records.jobs(), ""
+            return look(records), ""
     except ModelOpsError as error:
-        return [], str(error)
+        return nothing, str(error)

@@ -74,7 +74,7 @@ class Client:
             return Job(id, source=self.source)
         found = [job.job for job in self.summaries(match=id)] if _PART.fullmatch(id) else []
         if not found:
-            raise NotFoundError(f"there is no job {id!r}; 'modelops jobs list' shows all")
+            raise NotFoundError(f"there is no job {id!r}; 'modelops jobs list --all' shows all")
         if len(found) > 1:
             ambiguous(id, found)
         return Job(found[0], source=self.source)
@@ -101,6 +101,11 @@ class Client:
             cursor = page.next
             if cursor is None:
                 return
+
+    def jobs_by_state(self) -> dict[str, int]:
+        """Return how many jobs the server has in each state; those with none are left out."""
+        found = self.source.http.get("/server", read_s=LIST_READ_S, patience_s=LIST_PATIENCE_S).as_type(dict)
+        return {str(state): int(n) for state, n in found["jobs"].items()}
 
     def submit(self, study: Study) -> Job:
         """Record a study as a job, and return it at once; the server runs it.

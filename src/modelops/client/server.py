@@ -179,6 +179,14 @@ def recorded_jobs(environ: Mapping[str, str], states: Collection[str], limit: in
     return _looked_up(Home.from_environ(environ), summaries)
 
 
+def recorded_by_state(environ: Mapping[str, str]) -> dict[str, int]:
+    """Return how many jobs are recorded on this machine, by the state that is recorded of them."""
+    from modelops.store.overview import jobs_by_state
+
+    found = _looked_up(Home.from_environ(environ), lambda records: list(jobs_by_state(records).items()))
+    return {str(state): n for state, n in found}
+
+
 def _summary(records: Records, row: JobRow) -> Summary:
     """Return a line of the list; with the counts of a job that has ended, which change no more."""
     from modelops.study.spec import decode_spec
@@ -203,7 +211,7 @@ def _summary(records: Records, row: JobRow) -> Summary:
 def _recorded(home: Home, text: str) -> JobRow:
     fitting = [row for row in _rows(home) if _fits(row.job, text)]
     if not fitting:
-        raise NotFoundError(f"there is no job {text!r} in {home.data}; 'modelops jobs list' shows all")
+        raise NotFoundError(f"there is no job {text!r} in {home.data}; 'modelops jobs list --all' shows all")
     if len(fitting) > 1:
         ambiguous(text, [row.job for row in fitting])
     return fitting[0]
