@@ -404,7 +404,9 @@ def test_a_job_waits_for_a_worker_of_its_pools_through_restarts_and_says_so(
 ) -> None:
     first, second = sorted(server.cluster.workers())
     homes = {first: Membership("asia"), second: Membership("eu_west_1", {"region": "europe"})}
+    homes["tls://old"] = Membership("us")
     monkeypatch.setattr(server.cluster, "membership", lambda worker: homes[worker])
+    monkeypatch.setattr(server.cluster, "refused", lambda: {"tls://old": "a table of versions"})
     (server.folder / "go").touch()
     job = server.submit(write_bundle(WAITS), seeds=[*range(20)], pools=["us", "EU"])
     since = []
@@ -419,6 +421,10 @@ def test_a_job_waits_for_a_worker_of_its_pools_through_restarts_and_says_so(
     assert len(since) == 4
     assert max(since) - min(since) < timedelta(seconds=2)  # not since each restart
     assert picture(server.records, job).pools == {"EU": {"succeeded": 20}}
+    assert {text for kind, text in told(server, job) if kind == "pool_waits"} == {
+        "no worker of the pool us can be given work: 1 worker is connected with versions that do not fit",
+        "no worker of the pool EU is connected",
+    }
     assert [text for kind, text in told(server, job) if kind == "pool_joined"] == [
         "a worker of the pool EU is connected"
     ]

@@ -19,12 +19,13 @@ from cryptography import x509
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
 from modelops.cluster import connected
-from modelops.cluster.announce import WORKERS_TOPIC
+from modelops.cluster.announce import MEMBERSHIP, WORKERS_TOPIC
 from modelops.cluster.connected import ConnectedCluster, _Connection
 from modelops.cluster.run_folder import SCHEDULER
 from modelops.cluster.tls import ensure_certificates
 from modelops.cluster.versions import VERSIONS, ours
 from modelops.errors import ClusterError
+from modelops.study.pools import Membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +106,7 @@ def test_while_the_scheduler_has_another_dask_workers_get_nothing_and_its_versio
         wait_for(lambda: cluster.connected, "it is connected")
         message = {
             "event": "joined", "worker": "tls://one", "slots": 1, VERSIONS: msgspec.to_builtins(ours()),
+            MEMBERSHIP: {"pool": "eu-west"},
         }  # fmt: skip
         cluster.client.log_event(WORKERS_TOPIC, message)
         wait_for(lambda: bool(cluster.refused()), "the worker is refused")
@@ -112,6 +114,7 @@ def test_while_the_scheduler_has_another_dask_workers_get_nothing_and_its_versio
         same = ours().distributed
         assert rows["distributed"] == [same, "1.0", same, "must", "be", "the", "same"]
         assert rows["modelops"] == [ours().modelops] * 3
+        assert cluster.membership("tls://one") == Membership("eu-west")
         assert cluster.workers() == {}
 
 

@@ -210,6 +210,19 @@ def test_a_pool_without_a_worker_is_seen_at_once_and_told_once_until_one_comes()
     ]
 
 
+def test_a_pool_that_has_only_workers_of_other_versions_is_not_said_to_be_empty() -> None:
+    machine = running(aliases=ALIASES)
+    machine.handle(e.WorkersRefused((("EU_West", "gpu"), ("cluster-7", "eu"), ("asia",), ())), 1.0)
+    why = "2 workers are connected with versions that do not fit"
+    assert notes(machine.handle(e.TimerRang("pools"), PATIENCE_S)) == [
+        ("pool_waits", f"no worker of the pool eu-west can be given work: {why}"),
+        ("pool_waits", "no worker of the pool us is connected"),
+    ]
+    machine.handle(e.WorkersRefused(()), 60.0)
+    commands = machine.handle(e.WorkerJoined("w", 1, "eu-west"), 70.0)
+    assert notes(commands) == [("pool_joined", "a worker of the pool eu-west is connected")]
+
+
 def test_a_pool_whose_worker_is_back_in_a_moment_is_no_event() -> None:
     machine = running(("us",))
     machine.handle(e.WorkerJoined("w1", 1, "us"), 1.0)

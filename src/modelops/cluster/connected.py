@@ -118,7 +118,7 @@ class ConnectedCluster:
             return dict(self._workers)
 
     def membership(self, worker: str) -> Membership:
-        """Return the pool that a worker said it is in."""
+        """Return the pool that a worker said it is in, also one that is refused."""
         with self._lock:
             return self._memberships.get(worker, NO_POOL)
 
@@ -245,7 +245,7 @@ class ConnectedCluster:
     def _join(self, worker: str, slots: int, said: Mapping[str, Any]) -> None:
         of = said.get(MEMBERSHIP)
         if slots and worker not in self._workers and (versions := self._skew(worker, said.get(VERSIONS))):
-            self._refuse(worker, versions)
+            self._refuse(worker, versions, NO_POOL if of is None else _membership(worker, of))
             return
         with self._changed:
             if slots == 0 and worker not in self._workers:
@@ -265,10 +265,11 @@ class ConnectedCluster:
         parts = (ours(), self._scheduler, Versions() if said is None else _versions(worker, said))
         return table(*parts) if misfits(*parts) else ""
 
-    def _refuse(self, worker: str, versions: str) -> None:
+    def _refuse(self, worker: str, versions: str, of: Membership) -> None:
         with self._lock:
             is_new = versions not in self._refused.values()
             self._refused[worker] = versions
+            self._memberships[worker] = of
         if is_new:  # not for each worker of a pool
             log.warning(
                 "%s, and others like it, get no work: their versions do not fit\n%s", worker, versions

@@ -39,6 +39,15 @@ class WorkerLeft(msgspec.Struct, frozen=True):
     died: bool
 
 
+class WorkersRefused(msgspec.Struct, frozen=True):
+    """Workers are connected that get no work, as their versions do not fit.
+
+    ``names``: of each of them, all there are now, by what it can be asked for.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+
+
 class Found(msgspec.Struct, frozen=True):
     """An attempt in a worker's own table: it runs, or has ended and nobody has taken its receipt.
 
@@ -167,6 +176,7 @@ Event = (
     | EnvironmentFailed
     | WorkerJoined
     | WorkerLeft
+    | WorkersRefused
     | AttemptsFound
     | AttemptBegun
     | AttemptWaits

@@ -107,6 +107,7 @@ class DriverLoop:
     def __post_init__(self) -> None:
         self._writer = Writer(self.ledger)
         self._idle_workers = IdleWorkers()
+        self._refused: tuple[tuple[str, ...], ...] = ()
         self.hands = Hands(
             self.job, (self.study, self.study_digest), self.machine.epoch, self.pool, self.inbox.put
         )
@@ -234,8 +235,12 @@ class DriverLoop:
         now = self.clock()
         self._check_workers(now)
         self.hands.look_around(now)
-        idle = self._idle_workers
-        if notes := [*idle.skewed(self.pool.refused()), *idle.slow(self.hands.told)]:
+        idle, refused = self._idle_workers, self.pool.refused()
+        names = tuple(self.pool.membership(worker).names for worker in refused)
+        if names != self._refused:
+            self._refused = names
+            self.tell(e.WorkersRefused(names))
+        if notes := [*idle.skewed(refused), *idle.slow(self.hands.told)]:
             self._perform([*notes])
         if note := self.hands.story_of_storage():
             if note.kind == STORAGE_AWAY:

@@ -355,6 +355,8 @@ class Machine:
                 self._on_worker_left(event.worker, event.died, now)
             case e.AttemptLost():
                 self._on_attempt_lost(event, now)
+            case e.WorkersRefused():
+                self._pools.refused(event.names)
             case e.Checkpointed():
                 self._blame.made_progress(event.index)
             case e.ChunkErred():

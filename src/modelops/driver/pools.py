@@ -7,10 +7,12 @@ of, in the study's order; those of a job that runs everywhere count for the pool
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from modelops.driver import commands as c
 from modelops.study.pools import NO_ALIASES
+from modelops.study.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +26,21 @@ PATIENCE_S: Final = 2.0  # before the job's story says that a pool has no worker
 WAITS, JOINED = "pool_waits", "pool_joined"  # kinds of events
 
 
-def waits_text(pool: str) -> str:
-    """Return what the job's story says of a pool without workers; `JobDriver` finds it again by that."""
-    return f"no worker of the pool {pool} is connected"
+def waits_text(pool: str, n_refused: int = 0) -> str:
+    """Return what the job's story says of a pool without workers. ``n_refused``: those of it that get no work."""
+    if not n_refused:
+        return f"{_waits(pool)}is connected"
+    are = f"{counted(n_refused, 'worker')} {'is' if n_refused == 1 else 'are'}"
+    return f"{_waits(pool)}can be given work: {are} connected with versions that do not fit"
+
+
+def says_waits(text: str, pool: str) -> bool:
+    """Whether this is what `waits_text` says of a pool, for whatever reason."""
+    return text.startswith(_waits(pool))
+
+
+def _waits(pool: str) -> str:
+    return f"no worker of the pool {pool} "
 
 
 def joined_text(pool: str) -> str:
@@ -71,6 +85,7 @@ class Pools:
         self._since: dict[str, float] = {}
         self._groups: dict[str, str] = {}  # of every worker that ever came
         self._slots: dict[str, dict[str, int]] = {name: {} for name in self._asked.values()}
+        self._n_refused: Counter[str] = Counter()
 
     def begin(self, now: float) -> None:
         """Note that from now on workers are waited for; those there are come as all others do."""
@@ -80,7 +95,7 @@ class Pools:
 
     def join(self, event: WorkerJoined, now: float) -> bool:
         """Note a worker, or its new number of slots; return whether the job may use it."""
-        group = self._group(event)
+        group = self._group((event.pool, *event.labels))
         if group is None:
             return False
         self._groups[event.worker] = group
@@ -91,6 +106,10 @@ class Pools:
             slots.pop(event.worker, None)
         self._look(group, now)
         return True
+
+    def refused(self, names: tuple[tuple[str, ...], ...]) -> None:
+        """Note which workers, by their names, are connected and get no work."""
+        self._n_refused = Counter(group for each in names if (group := self._group(each)) is not None)
 
     def leave(self, worker: str, now: float) -> None:
         """Note that a worker is gone."""
@@ -109,7 +128,7 @@ class Pools:
         for name, since in self._since.items():
             if name not in self._told and now >= since + PATIENCE_S:
                 self._told.add(name)
-                self._outbox.write(c.Note(WAITS, waits_text(name)))
+                self._outbox.write(c.Note(WAITS, waits_text(name, self._n_refused[name])))
         self._set_timer(now)
 
     def views(self, running: Mapping[str, int]) -> tuple[PoolView, ...]:
@@ -126,11 +145,12 @@ class Pools:
             if name and (slots or name in self._asked.values())
         )
 
-    def _group(self, event: WorkerJoined) -> str | None:
+    def _group(self, names: tuple[str, ...]) -> str | None:
+        """Return what a worker counts for that can be asked for by these: its pool, then its labels."""
         if not self._asked:
-            return self._aliases.canonical(event.pool) if event.pool else ""
-        names = {self._aliases.canonical(name) for name in (event.pool, *event.labels) if name}
-        return next((name for form, name in self._asked.items() if form in names), None)
+            return self._aliases.canonical(names[0]) if names and names[0] else ""
+        meant = {self._aliases.canonical(name) for name in names if name}
+        return next((name for form, name in self._asked.items() if form in meant), None)
 
     def _look(self, group: str, now: float) -> None:
         if group not in self._asked.values():

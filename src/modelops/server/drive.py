@@ -16,7 +16,7 @@ from modelops.driver import events as e
 from modelops.driver.commands import ChangeState, Note
 from modelops.driver.loop import DriverLoop
 from modelops.driver.machine import Machine
-from modelops.driver.pools import JOINED, PATIENCE_S, WAITS, joined_text, waits_text
+from modelops.driver.pools import JOINED, PATIENCE_S, WAITS, joined_text, says_waits
 from modelops.errors import IntegrityError, ModelOpsError, NotFoundError, StorageError
 from modelops.logs import about
 from modelops.server.job_files import JobFiles
@@ -260,8 +260,9 @@ class JobDriver:
         said = list(at)  # the last at the end
         now, waited = self._records.now(), {}
         for name in spec.asked_pools:
-            waits, joined = waits_text(name), joined_text(name)
-            if waits in said and (joined not in said or said.index(joined) < said.index(waits)):
+            joined = joined_text(name)
+            waits = next((text for text in reversed(said) if says_waits(text, name)), None)
+            if waits and (joined not in said or said.index(joined) < said.index(waits)):
                 waited[name] = max(0.0, (now - at[waits]).total_seconds()) + PATIENCE_S
         return waited
 
