@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from hashlib import sha256
@@ -16,6 +17,7 @@ import pytest
 
 from modelops.client.http import Address, Http, checked_url
 from modelops.client.served import HttpSource
+from modelops.client.server import remote
 from modelops.client.status import JobFile
 from modelops.client.sync import sync_files
 from modelops.errors import (
@@ -214,6 +216,22 @@ def test_an_error_of_the_server_is_raised_as_ours_with_its_sentence(
     server.last = answer
     with pytest.raises(error, match=words):
         http.get("/jobs/x")
+
+
+def test_who_is_refused_by_a_server_elsewhere_hears_who_makes_tokens_and_where_to_put_one(
+    server: Scripted,
+) -> None:
+    asks = "ask its operator for (one|another) .'modelops tokens create NAME' makes (one|it)., and set MODELOPS_TOKEN"
+    with pytest.raises(RequestError, match=f"the server https://there needs a token: {asks}"):
+        remote("https://there", None)
+    server.last = (401, {"detail": "it is revoked", "advice": "look into the file 'token' of this machine"})
+    there = remote("https://there", "secret")()._replace(url=server.address.url)
+    with contextlib.closing(Http(lambda: there)) as http, pytest.raises(RequestError) as refused:
+        http.get("/jobs")
+    assert re.search(
+        f"the server https://there does not accept the token: it is revoked; {asks}", str(refused.value)
+    )
+    assert "this machine" not in str(refused.value)
 
 
 def test_a_transfer_that_is_cut_goes_on_where_it_was(

@@ -72,12 +72,16 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
-    """Where a server is, and what lets one in. ``name``: how a user would call it; ``advice``: if it is away."""
+    """Where a server is, and what lets one in.
+
+    ``name``: how a user would call it. ``advice``: if it is away. ``no_entry``: if it does not accept the token.
+    """
 
     url: str
     token: str
     name: str
     advice: str
+    no_entry: str = "set MODELOPS_TOKEN to one of its own"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -365,12 +369,10 @@ def error_of(answer: Answer, address: Address) -> ModelOpsError:
     """Return the error that an answer of 400 or more is."""
     problem = _problem(answer)
     said = problem.detail or problem.title or f"{address.name} answered {answer.status} without a reason"
+    if answer.status == 401:
+        return RequestError(f"{address.name} does not accept the token: {said}; {address.no_entry}")
     if problem.advice and problem.advice not in said:
         said = f"{said}; {problem.advice}"
-    if answer.status == 401:
-        return RequestError(
-            f"{address.name} does not accept the token: {said}. Set MODELOPS_TOKEN to one of its own"
-        )
     if problem.error in _TO_UPLOAD:
         return MissingUploadError(said, problem.error)
     if problem.error in _NAMED:

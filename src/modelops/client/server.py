@@ -41,10 +41,14 @@ def remote(url: str, token: str | None) -> Callable[[], Address]:
     """
     if not token:
         raise RequestError(
-            f"the server {url} needs a token: set MODELOPS_TOKEN, or give mo.Client(url, token=...)"
+            f"the server {url} needs a token: ask its operator for one ('modelops tokens create NAME' makes it), and "
+            "set MODELOPS_TOKEN, or give mo.Client(url, token=...)"
         )
     advice = "check the address in MODELOPS_SERVER and the network; jobs go on meanwhile"
-    address = Address(url, token, f"the server {url}", advice)
+    no_entry = (
+        "ask its operator for another ('modelops tokens create NAME' makes one), and set MODELOPS_TOKEN to it"
+    )
+    address = Address(url, token, f"the server {url}", advice, no_entry)
     return lambda: address
 
 

@@ -116,8 +116,9 @@ STATUS: Final[Mapping[type[ModelOpsError], int]] = {  # the first one that fits;
 }
 RETRY_AFTER_S: Final = {429: 10, 503: 5}
 ADVICE: Final = {
-    401: "send the header 'Authorization: Bearer TOKEN'; the token of a local server is in the file 'token' of its "
-    "run folder",
+    401: "whoever runs this server makes tokens with 'modelops tokens create NAME'; set MODELOPS_TOKEN to one, beside "
+    "MODELOPS_SERVER, or send the header 'Authorization: Bearer TOKEN'. On the server's own machine its token is "
+    "in the file 'token' of its run folder",
     403: "ask the operator for a token with that scope ('modelops tokens create')",
     429: "wait, or cancel jobs that are not needed",
     500: "the server's log has more; 'modelops jobs reconcile' looks for damage and repairs it",
