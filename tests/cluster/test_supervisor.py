@@ -116,7 +116,34 @@ def test_jobs_that_no_worker_can_run_now_do_not_keep_others_from_running(
     supervisor = server.start(max_driven=1)
     server.wait_for(here, JobState.SUCCEEDED)
     assert (server.state(elsewhere), server.state(later)) == (JobState.RUNNING, JobState.RUNNING)
-    assert not supervisor.is_full
+    wait_for(lambda: not supervisor.is_full, "its driver has ended, too")
+
+
+def test_any_number_of_jobs_that_wait_for_a_worker_of_their_pool_holds_up_no_other_and_runs_when_one_comes(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "MAX_WAITING", 1)
+    monkeypatch.setattr(supervising, "MAX_HELD_UP", 2)
+    bundle = write_bundle("def simulate(params, seed):\n    return {'x': seed}")
+    waiting = [server.submit(bundle, seeds=[n], pools=["Moon"]) for n in range(6)]
+    here = server.submit(bundle, seeds=[7])
+    supervisor = server.start(max_driven=1)
+    server.wait_for(here, JobState.SUCCEEDED)
+    wait_for(lambda: len(supervisor.driven()) == 1, "no more than one of those that wait has a driver")
+    (first,) = supervisor.driven()
+    views = {job: supervisor.view(job) for job in waiting}
+    assert all(v is not None and [p.name for p in v.pools] == ["Moon"] for v in views.values())
+    assert all(v is not None and v.pools[0].waiting_since is not None for v in views.values())
+    assert server.records.ask_cancel(waiting[-1], "somebody")
+    supervisor.wake()
+    server.wait_for(waiting[-1], JobState.CANCELLED)
+    other = server.submit(bundle, seeds=[8])
+    supervisor.wake()
+    server.wait_for(other, JobState.SUCCEEDED)
+    monkeypatch.setattr(server.cluster, "membership", lambda _worker: Membership("moon"))
+    supervisor.wake()
+    for job in {*waiting[:-1]} - {first}:  # this one has not heard that the workers say something else now
+        server.wait_for(job, JobState.SUCCEEDED)
 
 
 def test_a_new_job_is_driven_from_the_moment_it_is_recorded_unless_it_must_wait_its_turn(

@@ -470,6 +470,8 @@ class JobDriver:
         reports = {} if loop is None else loop.hands.reports
         for index in [index for index in list(reports) if index not in running]:
             reports.pop(index, None)
+        pools = self._pools_of(machine, now)
+        held_up = machine.is_held_up
         self._view = LiveView(
             state=machine.state,
             reason=machine.reason,
@@ -482,9 +484,13 @@ class JobDriver:
                 for index, report in sorted(reports.copy().items())
             ),
             waiting_for=waiting_for,
-            pools=self._pools_of(machine, now),
+            pools=pools,
             n_lost_with_worker=machine.n_lost_with_worker,
-            held_up=machine.is_held_up,
+            held_up=held_up,
+            needs_worker=held_up
+            and machine.spec.timeout_s is None  # its time runs while it is driven
+            and bool(machine.spec.asked_pools)
+            and all(pool.waiting_since is not None for pool in pools),
         )
 
     def _pools_of(self, machine: Machine, now: float) -> tuple[LivePool, ...]:

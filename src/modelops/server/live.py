@@ -42,7 +42,7 @@ class LiveView:
     stands still, if it does. ``doing``: what is being done before replicates can run, e.g. which packages are
     installed. ``pools``: those that the job asks for, or else those that workers are in.
     ``n_lost_with_worker``: attempts that ended with the death of their worker. ``held_up``: workers can do nothing
-    for it now, see `Machine.is_held_up`.
+    for it now, see `Machine.is_held_up`. ``needs_worker``: and nothing but a worker of one of its pools changes that.
     """
 
     state: JobState
@@ -58,3 +58,4 @@ class LiveView:
     pools: tuple[LivePool, ...] = ()
     n_lost_with_worker: int = 0
     held_up: bool = False
+    needs_worker: bool = False

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from modelops.errors import ModelOpsError, StorageError
-from modelops.server.stalled import Seen, Watched, look
+from modelops.server.stalled import Seen, Watched, look, no_worker_of
 from modelops.states import OPEN_JOB_STATES, JobState, ReplicateStatus
 from modelops.study.spec import decode_spec
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EVERY_S: Final = 10.0
+MOST_RECORDED: Final = (
+    200  # in one look: of thousands of jobs that wait for one thing the others' turn comes, too
+)
 _NO_STEP: Final = {str(ReplicateStatus.PENDING), str(ReplicateStatus.RUNNING)}
 
 
@@ -103,7 +106,7 @@ class StallWatch:
             self._rows = self._records.jobs(states=OPEN_JOB_STATES)
         except StorageError as error:
             away = error
-        now, seen = self._clock(), self._seen()
+        now, seen, n_recorded = self._clock(), self._seen(), 0
         self._watched = {job: watched for job, watched in self._watched.items() if job in seen}
         for job, (row, one) in seen.items():
             self._watched[job], stall = look(self._watched.get(job), one, now)
@@ -113,7 +116,8 @@ class StallWatch:
                 log.info("job %s: %s", job, text, extra={"job": job})
             self._flags[job] = reason
             self._driving.flag(job, reason)
-            if reason != row.stalled and away is None:
+            if reason != row.stalled and away is None and n_recorded < MOST_RECORDED:
+                n_recorded += 1
                 try:
                     self._records.record_stalled(job, reason, who=self._who, text=text)
                 except StorageError as error:  # so does each look, until it is recorded
@@ -143,6 +147,8 @@ class StallWatch:
             if view is not None:
                 seen = _of_driven(row, view, n_workers, running[row.job], sum(running.values()))
                 seen = replace(seen, n_refused=n_refused)
+            elif (kept := self._driving.view(row.job)) is not None and kept.needs_worker:
+                seen = _of_waiting(row, no_worker_of([pool.name for pool in kept.pools]))
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")
             elif is_full and row.state is JobState.QUEUED:

@@ -13,7 +13,7 @@ from modelops.states import JobState
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
 PATIENCE_S: Final = 120.0  # nothing is said of what takes less
 TIMES_LONGEST: Final = 10  # the longest step so far, before another is too long
@@ -98,10 +98,7 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str
                 f"connected is only what gets no work: {counted(seen.n_refused, 'worker')} of versions that do not fit",
             )
         if seen.pools:
-            return (
-                0.0,
-                f"no worker of the pools that it asks for is connected: {', '.join(seen.pools)}{_deaths(seen)}",
-            )
+            return 0.0, no_worker_of(seen.pools) + _deaths(seen)
         return 0.0, f"no worker is connected{_deaths(seen)}"
     if not seen.n_running:
         if seen.n_running_of_others:
@@ -113,6 +110,11 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str
     if longest_s is None:
         return None, ""
     return TIMES_LONGEST * longest_s, f"until now no step took longer than {_rounded(longest_s)}"
+
+
+def no_worker_of(pools: Sequence[str]) -> str:
+    """Say that none of these pools has a worker."""
+    return f"no worker of the pools that it asks for is connected: {', '.join(pools)}"
 
 
 def _deaths(seen: Seen) -> str:

@@ -10,11 +10,12 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import ClusterError, ModelOpsError, StorageError
 from modelops.logs import about
+from modelops.server.aside import Aside
 from modelops.server.beginning import Beginning
 from modelops.server.drive import JobDriver
 from modelops.server.give_up import give_up
@@ -24,7 +25,7 @@ from modelops.store.rows import LeaseLostError
 from modelops.study.pools import NO_ALIASES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from modelops.driver.hands import Pool
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_DRIVEN: Final = 64
 MAX_HELD_UP: Final = 512  # each costs a thread, and a look whether it was cancelled
+MAX_WAITING: Final = 64  # of those that need a worker of their pools; further ones are kept aside
 LOOK_EVERY_S: Final = 1.0
 STOP_WITHIN_S: Final = 20.0
 MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
@@ -73,7 +75,7 @@ class Supervisor:
     max_driven
         Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait, and those for which
         workers can do nothing now (of a pool that has none, or with nothing but delayed retries) do not count, up to
-        `MAX_HELD_UP` of them.
+        `MAX_HELD_UP` of them. Of the first kind, those beyond `MAX_WAITING` are kept aside until a worker comes.
     renew_every_s
         How often it says that it lives.
     aliases
@@ -104,6 +106,7 @@ class Supervisor:
         )  # while a lease is taken, which can take as long as the database wants
         self._lock = threading.Lock()
         self._driven: dict[JobId, _Driven] = {}
+        self._aside, self._crowded = Aside(records, aliases), False
         self._apart: set[JobId] = set()
         self._failures: dict[JobId, _Failures] = {}
         self._to_release: set[JobId] = set()
@@ -153,10 +156,10 @@ class Supervisor:
             one.driver.abandon(who)
 
     def view(self, job: JobId) -> LiveView | None:
-        """Return what the driver of a job knows; None if the job is not driven here (yet)."""
+        """Return what the driver of a job knows, or knew when it was kept aside; None if neither is so here."""
         with self._lock:
             one = self._driven.get(job)
-        return None if one is None else one.driver.view()
+        return self._aside.view(job) if one is None else one.driver.view()
 
     def flag(self, job: JobId, stalled: str) -> None:
         """Show of a job that is driven here why it stands still, or (empty) that it does not."""
@@ -258,8 +261,8 @@ class Supervisor:
 
     def _reserved(self, new: Beginning) -> Beginning | None:
         with self._taking:
-            if self._stopping or self.is_full:
-                return None
+            if self._stopping or self._crowded or self.is_full:
+                return None  # the thread that looks around decides
             try:
                 self._leases.reserve(new.job)
             except StorageError as error:
@@ -298,12 +301,16 @@ class Supervisor:
                     one.driver.lose_lease()
         self._release_leases()
         full = False  # once it is, nothing else of this look is taken up: of thousands of waiting jobs none need ask
-        for job in self._records.open_jobs():
+        jobs = self._records.open_jobs()
+        self._look_aside(jobs)
+        for job in jobs:
             if self._stopping:
                 return
             with self._lock:
                 one = self._driven.get(job.job)
             if one is None:
+                if job.job in self._aside:
+                    continue
                 full = full or self.is_full
                 if full and job.cancel_by is None:
                     continue
@@ -317,6 +324,23 @@ class Supervisor:
             elif job.cancel_by is not None and not one.cancel_told:
                 one.cancel_told = True
                 one.driver.wake()
+
+    def _look_aside(self, jobs: Sequence[OpenJob]) -> None:
+        """See to it that of jobs that nothing but a worker of their pools can help not many are driven."""
+        with self._lock:
+            driven = dict(self._driven)
+        views = {job: view for job, one in driven.items() if (view := one.driver.view()) is not None}
+        waiting = [job for job, view in views.items() if view.needs_worker]  # the oldest first
+        self._crowded = len(waiting) >= MAX_WAITING
+        workers = [self._pool.membership(worker) for worker, slots in self._pool.workers().items() if slots]
+        undriven = (job for job in jobs if job.job not in driven)
+        self._aside.look(jobs, undriven, workers, crowded=self._crowded)
+        wanted = {job.job for job in jobs if job.cancel_by is None}
+        for job in waiting[MAX_WAITING:]:
+            if job in wanted and not driven[job].cancel_told:
+                view = views[job]
+                self._aside.put(job, tuple(pool.name for pool in view.pools), replace(view, eta=None))
+                driven[job].driver.stop()
 
     def _take_up(self, job: OpenJob, now: float) -> None:
         failures = self._failures.get(job.job)

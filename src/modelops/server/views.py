@@ -158,8 +158,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ``n_replicates``: of a parameter set, at most. ``eta``: seconds left, null if unknown. ``stalled``: why it
     does not get on, or empty. ``waiting_for``: what the database or the storage said, while one of them is away and the
     job waits. ``doing``: what is done before replicates can run, e.g. which packages are installed. ``driven``: a
-    driver of this server has it. ``pools``: those that it asks for, or else those where it ran or could. ``tag``:
-    changes when anything else here changes, but ``eta``.
+    driver of this server has it, or it is kept aside until a worker comes that can run it.
+    ``pools``: those that it asks for, or else those where it ran or could. ``tag``: changes when anything else here
+    changes, but ``eta``.
     """
 
     job: str

@@ -17,11 +17,12 @@ from modelops.study.ranges import Ranges
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
     from modelops.store.database import Database
 
+MOST_AT_ONCE: Final = 500  # ids in one statement
 RETRY: Final = "retry"  # the kind of event by which a driver records that replicates will be tried again
 
 
@@ -47,6 +48,12 @@ class OpenJob(msgspec.Struct, frozen=True, kw_only=True):
     cancel_by: str | None
 
 
+class _Pools(msgspec.Struct):
+    """The part of a spec that says where a job may run."""
+
+    pools: tuple[str, ...] = ()
+
+
 _JOBS = schema.jobs.c
 _OPEN_JOBS = (
     sa.select(_JOBS.job, _JOBS.state, _JOBS.cancel_by)
@@ -69,6 +76,16 @@ class DrivingRecords:
         return [
             OpenJob(job=JobId(row.job), state=JobState(row.state), cancel_by=row.cancel_by) for row in rows
         ]
+
+    def pools_of(self, jobs: Sequence[JobId]) -> dict[JobId, tuple[str, ...]]:
+        """Return which pools jobs ask for; none: they run everywhere. A job that does not exist is left out."""
+        found: dict[JobId, tuple[str, ...]] = {}
+        with self._database.reading() as sql:
+            for lo in range(0, len(jobs), MOST_AT_ONCE):
+                query = sa.select(_JOBS.job, _JOBS.spec).where(_JOBS.job.in_(jobs[lo : lo + MOST_AT_ONCE]))
+                for job, spec in sql.execute(query):
+                    found[JobId(job)] = msgspec.json.decode(spec, type=_Pools).pools
+        return found
 
     def hold(self, job: JobId, epoch: int) -> None:
         """Raise LeaseLostError unless this is still the epoch of the job's driver; write nothing."""
