@@ -68,10 +68,10 @@ class Aside:
             return
         names = {self._aliases.canonical(name) for worker in workers for name in worker.names}
         there = {job.job for job in jobs if job.cancel_by is None}
-        for job in [*self._kept]:
-            if job not in there or self._served(job, names):
-                del self._kept[job]
-        self._asked = {job.job: asked for job in jobs if (asked := self._asked.get(job.job)) is not None}
+        for kept in tuple(self._kept):
+            if kept not in there or self._served(kept, names):
+                del self._kept[kept]
+        self._asked = {job.job: self._asked[job.job] for job in jobs if job.job in self._asked}
         if not crowded:
             return
         waiting = [job for job in undriven if job.job in there and job.job not in self._kept]
