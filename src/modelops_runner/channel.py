@@ -59,7 +59,8 @@ class Channel:
         self._splitter = FrameSplitter()
         self._waiting: deque[dict[str, Any]] = deque()
         self._waiting_bytes = 0
-        self._ended = False
+        # Whether nothing more can come: the parent has closed the pipe, or broken the rules. Looked at all the time.
+        self.ended = False
         self._lines = False
         self._asked: dict[int, dict[str, Any] | None] = {}  # our own requests and their answers
         self._next_id = 1
@@ -84,7 +85,7 @@ class Channel:
             The parent sent bytes that are no frame.
         """
         while not self._waiting:
-            if self._ended or self._splitter.broken:
+            if self.ended:
                 self._splitter.close()
                 return None
             self.pump_when_ready(None)
@@ -97,10 +98,13 @@ class Channel:
         """Take in what has arrived, or wait for it. May be called while a request runs."""
         data = os.read(self.requests, _READ_BYTES)
         if not data:
-            self._ended = True
+            self.ended = True
             return
-        for body in self._splitter.feed(data):
-            self._take(body)
+        try:
+            for body in self._splitter.feed(data):
+                self._take(body)
+        finally:
+            self.ended = self.ended or bool(self._splitter.broken)
         if self._waiting_bytes > 2 * MAX_BODY_BYTES:
             raise FrameError(f"{len(self._waiting)} requests are waiting; send the next one after an answer")
 
@@ -112,11 +116,6 @@ class Channel:
             with self._pump_lock:
                 if arrived.poll(0):
                     self.pump()
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more can come: the parent has closed the pipe, or broken the rules."""
-        return self._ended or bool(self._splitter.broken)
 
     def _take(self, body: bytes) -> None:
         try:

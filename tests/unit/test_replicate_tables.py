@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelops.processes.frames import first_frame
-from modelops.processes.outcome import after, indices, one_by_one, part
+from modelops.processes.outcome import after, indices, listed, one_by_one, part
 from modelops.rpc import ReplicateSet, ReplicateTable
 from modelops.store import Objects
 from modelops.store.parameters import Parameters, write_parameters
@@ -32,7 +32,7 @@ PLACES = st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda pair: (min
 def table(n_sets: int, each: int) -> ReplicateTable:
     return ReplicateTable(
         each=each,
-        params=tuple(msgspec.Raw(b'{"x":%d}' % k) for k in range(n_sets)),
+        params=listed(b'{"x":%d}' % k for k in range(n_sets)),
         param=4,
         index=100,
         replicate=2,
@@ -75,7 +75,7 @@ def test_requests_of_bounded_size_cover_tables_in_order(shapes: list[tuple[int, 
     wanted, got = indices(left), []
     while left:
         batch = first_frame(left, limit)
-        assert len(indices(batch)) == 1 or sum(len(one.params) * 40 for one in batch) <= limit
+        assert len(indices(batch)) == 1 or sum(40 * len(one_by_one([one])) for one in batch) <= limit
         got += indices(batch)
         left = after(left, len(indices(batch)))
     assert got == wanted

@@ -19,14 +19,15 @@ def first_frame(sets: list[AnySet], limit_bytes: int) -> list[AnySet]:
     size = 0
     for i, one in enumerate(sets):
         if isinstance(one, ReplicateTable):
-            each, head, sizes = one.each, 40, [len(bytes(params)) for params in one.params]
+            each, head, n_sets = one.each, 40, one.n_sets
         else:
-            each, head, sizes = len(one.seeds), 200, [len(bytes(one.params))]
-        whole = sum(sizes) + (head + DIGITS * each) * len(sizes)
+            each, head, n_sets = len(one.seeds), 200, 1
+        whole = len(one.params) + (head + DIGITS * each) * n_sets
         if size + whole <= limit_bytes:
             size += whole
             continue
         fitting = 0
+        sizes = map(len, one.each_params() if isinstance(one, ReplicateTable) else [one.params])
         for n_bytes in sizes:
             size += n_bytes + head
             n = max((limit_bytes - size) // DIGITS, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -63,7 +63,7 @@ def part(one: AnySet, lo: int, hi: int) -> list[AnySet]:
             msgspec.structs.replace(
                 one,
                 each=min(one.each, end - start),
-                params=one.params[nth:last],
+                params=listed(one.each_params()[nth:last]),
                 param=one.param + nth,
                 index=one.index + start,
                 replicate=one.replicate + within,
@@ -84,11 +84,16 @@ def runs(each: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
         lo = end
 
 
-def nth_set(one: ReplicateTable, nth: int) -> ReplicateSet:
-    """Return one of the sets of a table by itself."""
+def listed(params: Iterable[bytes | msgspec.Raw]) -> msgspec.Raw:
+    """Return JSON values as one array."""
+    return msgspec.Raw(b"[%b]" % b",".join(params))
+
+
+def nth_set(one: ReplicateTable, nth: int, params: msgspec.Raw | None = None) -> ReplicateSet:
+    """Return one of the sets of a table by itself. ``params``: its own, if they are known."""
     param_id = one.param_ids and ParamId(one.param_ids[32 * nth : 32 * (nth + 1)])
     return ReplicateSet(
-        params=one.params[nth],
+        params=one.each_params()[nth] if params is None else params,
         param=one.param + nth,
         index=one.index + nth * one.each,
         replicate=one.replicate,
@@ -111,7 +116,7 @@ def one_by_one(sets: Sequence[AnySet]) -> list[ReplicateSet]:
     found: list[ReplicateSet] = []
     for one in sets:
         if isinstance(one, ReplicateTable):
-            found += [nth_set(one, nth) for nth in range(len(one.params))]
+            found += [nth_set(one, nth, params) for nth, params in enumerate(one.each_params())]
         else:
             found.append(one)
     return found

@@ -61,18 +61,28 @@ class ReplicateSet(msgspec.Struct, frozen=True, kw_only=True):
 class ReplicateTable(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive parameter sets, with the same ``each`` consecutive replicates of each, in one piece.
 
-    ``params``: tagged JSON of an object each. ``seeds``: set by set. ``param_ids``: hexadecimal, 32 digits of each set;
-    None: they have the random numbers of the study in common. ``param``, ``index``, ``replicate``: of the first.
+    ``params``: a JSON array with a tagged object for each. ``seeds``: set by set. ``param_ids``: hexadecimal, 32 digits
+    of each set; None: they have the random numbers of the study in common. ``param``, ``index``, ``replicate``: of the
+    first.
     """
 
     each: int
-    params: tuple[msgspec.Raw, ...]
+    params: msgspec.Raw
     param: int
     index: int
     replicate: int
     seeds: tuple[int, ...]
     study_seed: int
     param_ids: str | None
+
+    @property
+    def n_sets(self) -> int:
+        """How many parameter sets there are."""
+        return len(self.seeds) // self.each
+
+    def each_params(self) -> list[msgspec.Raw]:
+        """Return the tagged object of each."""
+        return msgspec.json.decode(self.params, type=list[msgspec.Raw])
 
 
 class ReplicatesRun(Wire, frozen=True, kw_only=True):

@@ -223,14 +223,7 @@ def _read_again(parameters: Parameters, number: int) -> list[dict[str, Any]]:
 
 def _parsed(texts: pa.Array) -> list[dict[str, Any]]:
     """Return canonical JSON as parsed, tags and all."""
-    together = columns.joined_bytes(texts)
-    if (
-        together.count(b"}{") == len(texts) - 1
-    ):  # nowhere but between two of them, so commas can go in at once
-        listed = together.replace(b"}{", b"},{")
-    else:
-        listed = b",".join(columns.binary_values(texts))
-    return msgspec.json.decode(b"[%b]" % listed, type=list[dict[str, Any]])
+    return msgspec.json.decode(b"[%b]" % columns.with_commas(texts), type=list[dict[str, Any]])
 
 
 _ABSENT: Any = object()

@@ -244,6 +244,20 @@ class Parameters:
             lo += n
         return "".join(ids), texts
 
+    def listed(self, lo: int, hi: int) -> tuple[str, bytes]:
+        """Return the same, the canonical forms as one JSON array: without an object for each."""
+        ids: list[str] = []
+        parts: list[bytes] = []
+        while lo < min(hi, len(self)):
+            group, at = divmod(lo, ROW_GROUP)
+            with self._lock:
+                all_ids, all_texts = self._group(group)
+            n = min(hi - lo, len(all_ids) - at)
+            ids.append(columns.joined(all_ids.slice(at, n)))
+            parts.append(columns.with_commas(all_texts.slice(at, n)))
+            lo += n
+        return "".join(ids), b"[%b]" % b",".join(parts)
+
     def groups(self) -> Iterator[list[ParameterSet]]:
         """Yield all parameter sets in order, a row group at a time."""
         for group in range(self._file.num_row_groups):

@@ -12,6 +12,8 @@ from modelops.processes.outcome import runs
 from modelops.study.seeds import entropy_key, seed_key, seed_keys, seeds_at, seeds_of
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from modelops.processes import AnySet
     from modelops.store.parameters import Parameters
     from modelops.study.ids import ParamId
@@ -38,36 +40,38 @@ def _of_block(spec: JobSpec, parameters: Parameters, block: Block, lo: int, hi: 
 
     Costs what these replicates cost, however many their parameter sets have.
     """
-    each, lo, hi = block.n_replicates, lo - block.base, hi - block.base
-    first = lo // each
-    ids, texts = parameters.columns(block.p0 + first, block.p0 + (hi - 1) // each + 1)
-    nth, replicates = np.divmod(np.arange(lo, hi, dtype=np.int64), each)
-    replicates += block.r0
-    if spec.seeds is not None:
-        seeds = tuple(spec.seeds[r] for r in replicates.tolist())
-    elif spec.common_random_numbers:
-        key = seed_key(spec.study_seed, None)
-        seeds = tuple(seeds_at(np.uint32(key.a), np.uint32(key.b), replicates).tolist())
-    else:
-        keys = seed_keys(spec.study_seed, ids)[nth - first]
-        seeds = tuple(seeds_at(keys[:, 0], keys[:, 1], replicates).tolist())
+    each = block.n_replicates
     sets: list[AnySet] = []
-    for start, end in runs(each, lo, hi):
-        nth_first, within = divmod(start, each)
-        of = slice(nth_first - first, -(-end // each) - first)
+    for start, end in runs(each, lo - block.base, hi - block.base):
+        first, within = divmod(start, each)
+        ids, params = parameters.listed(block.p0 + first, block.p0 + (end - 1) // each + 1)
         sets.append(
             ReplicateTable(
                 each=min(each, end - start),
-                params=tuple(map(msgspec.Raw, texts[of])),
-                param=block.p0 + nth_first,
+                params=msgspec.Raw(params),
+                param=block.p0 + first,
                 index=block.base + start,
                 replicate=block.r0 + within,
-                seeds=seeds[start - lo : end - lo],
+                seeds=_seeds(spec, ids, *np.divmod(np.arange(within, within + end - start), each), block.r0),
                 study_seed=spec.study_seed,
-                param_ids=None if spec.common_random_numbers else ids[32 * of.start : 32 * of.stop],
+                param_ids=None if spec.common_random_numbers else ids,
             )
         )
     return sets
+
+
+def _seeds(
+    spec: JobSpec, ids: str, nth: npt.NDArray[np.int64], within: npt.NDArray[np.int64], r0: int
+) -> tuple[int, ...]:
+    """Return the seed of replicate ``r0 + within`` of the ``nth`` of these sets, of each."""
+    replicates = within + r0
+    if spec.seeds is not None:
+        return tuple(spec.seeds[r] for r in replicates.tolist())
+    if spec.common_random_numbers:
+        key = seed_key(spec.study_seed, None)
+        return tuple(seeds_at(np.uint32(key.a), np.uint32(key.b), replicates).tolist())
+    keys = seed_keys(spec.study_seed, ids)[nth]
+    return tuple(seeds_at(keys[:, 0], keys[:, 1], replicates).tolist())
 
 
 def replicate_set(
