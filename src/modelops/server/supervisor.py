@@ -42,6 +42,8 @@ MAX_DRIVEN: Final = 64
 MAX_HELD_UP: Final = 512  # each costs a thread, and a look whether it was cancelled
 MAX_WAITING: Final = 64  # of those that need a worker of their pools; further ones are kept aside
 LOOK_EVERY_S: Final = 1.0
+REST: Final = 2.0  # times as long as a look took
+LONGEST_REST_S: Final = 0.5
 STOP_WITHIN_S: Final = 20.0
 MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
 GOOD_RUN_S: Final = 300.0  # a driver that lived so long did not fail in a row with the one before
@@ -276,6 +278,7 @@ class Supervisor:
     def _main(self) -> None:
         pause_s, away = LOOK_EVERY_S, ""
         while not self._stopping:
+            began = time.monotonic()
             try:
                 self._look()
                 if away:
@@ -287,6 +290,8 @@ class Supervisor:
                 pause_s, away = LOOK_EVERY_S * 2, str(error)
             except Exception:  # whatever it is, jobs must not stand still because of it
                 log.exception("looking for jobs failed")
+            # With thousands of jobs a look takes a while, and each submission asks for one: others need the time, too.
+            time.sleep(min(LONGEST_REST_S, REST * (time.monotonic() - began)))
             self._news.wait(pause_s)
             self._news.clear()
 
@@ -300,7 +305,8 @@ class Supervisor:
                 if one is not None:
                     one.driver.lose_lease()
         self._release_leases()
-        full = False  # once it is, nothing else of this look is taken up: of thousands of waiting jobs none need ask
+        # Once it is full, nothing else of this look is taken up: of thousands of waiting jobs none need ask.
+        n_taken, full = 0, False
         jobs = self._records.open_jobs()
         self._look_aside(jobs)
         for job in jobs:
@@ -314,6 +320,9 @@ class Supervisor:
                 full = full or self.is_full
                 if full and job.cancel_by is None:
                     continue
+                if (n_taken := n_taken + 1) == MAX_WAITING:  # first see how these are getting on
+                    full = True
+                    self.wake()
                 try:
                     self._take_up(job, now)
                 except StorageError:
