@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.process.pools import ALL, PoolHome, wait_for
 
+from modelops.cluster import launch
 from modelops.cluster.launch import find_server, is_healthy
 from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER
 from modelops.cluster.status import pool_status
@@ -53,6 +55,29 @@ def test_sixteen_that_ask_at_once_get_one_pool(pool: PoolHome) -> None:
     assert [json.loads(line)["message"] for line in begun if "begins" in line] == [
         f"the keeper of {pool.home.state} begins, with 1 workers"
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; .*'ulimit -n'"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "unavailable; .*'ulimit -u'"),
+        (
+            OSError(errno.ENOENT, "No such file or directory", "/a/python"),
+            "as /a/python cannot be used: No such",
+        ),
+    ],
+)
+def test_a_pool_that_the_system_does_not_let_start_says_why_and_leaves_nothing(
+    pool: PoolHome, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+) -> None:
+    def refused(_run: object) -> None:
+        raise error
+
+    monkeypatch.setattr(launch, "_wait_for_server", refused)  # its keeper runs already
+    with pytest.raises(ClusterError, match=f"the server of this home cannot be started.*{says}"):
+        launch.ensure_server(pool.home, environ=pool.environ)
+    assert not pool_status(pool.home).running
 
 
 def test_whoever_is_killed_comes_back_and_the_others_go_on(pool: PoolHome) -> None:

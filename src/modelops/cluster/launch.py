@@ -11,13 +11,14 @@ import signal
 import ssl
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from modelops.cluster import spawn
 from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import KEEPER, SERVER, RunFolder, ServerAddress
-from modelops.errors import ClusterError, StorageError
+from modelops.errors import ClusterError, ModelOpsError, StorageError
 from modelops.logs import gave_up_with, tail
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def ensure_server(home: Home, *, environ: Mapping[str, str] = os.environ) -> Ser
     run = RunFolder(home)
     if (address := _answering(run)) is not None:
         return address
-    with _naming_volume(run), run.alone():
+    with _naming_what_failed(run), run.alone():
         return _answering(run) or _started(run, {"idle_s": IDLE_S}, environ)
 
 
@@ -90,7 +91,7 @@ def start_pool(
         As `ensure_server`.
     """
     run = RunFolder(home)
-    with _naming_volume(run), run.alone():
+    with _naming_what_failed(run), run.alone():
         wanted: dict[str, Any] = {"idle_s": None}
         if (workers := n_workers or run.read("wanted.json").get("workers")) is not None:
             wanted["workers"] = workers
@@ -216,7 +217,7 @@ def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str])
         _signal(run, KEEPER, signal.SIGCONT)  # one that somebody has stopped would start nothing anew
     try:
         return _wait_for_server(run)
-    except ClusterError:
+    except (ClusterError, OSError):
         if nothing_ran:  # and nothing shall
             _signal(run, KEEPER, signal.SIGTERM)
             with _handle(run, KEEPER) as keeper:
@@ -226,18 +227,39 @@ def _started(run: RunFolder, wanted: dict[str, Any], environ: Mapping[str, str])
 
 
 @contextlib.contextmanager
-def _naming_volume(run: RunFolder) -> Iterator[None]:
-    """Say which volume it is that cannot be written."""
+def _naming_what_failed(run: RunFolder) -> Iterator[None]:
+    """Say which file cannot be used and on which volume it is, or what else the system refuses."""
     try:
         yield
     except OSError as error:
-        from modelops.volumes import volume_of
+        raise _explained(run, error) from error
 
-        advice = "free some space there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise StorageError(
-            f"the folder {run.path} cannot be written: {error.strerror or error} ({volume_of(run.path)}); {advice}set "
-            "MODELOPS_HOME to a folder on another volume"
-        ) from error
+
+def _explained(run: RunFolder, error: OSError) -> ModelOpsError:
+    said = error.strerror or str(error)
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    if path is None and error.errno not in _OF_A_VOLUME:
+        advice = _OF_THE_SYSTEM.get(error.errno or 0, "'modelops doctor' looks at this machine")
+        return ClusterError(f"the server of this home cannot be started: {said}; {advice}")
+    if path is None or path.is_relative_to(run.path):
+        what = f"the folder {run.path} cannot be written"
+    else:
+        what = f"the server of this home cannot be started, as {path} cannot be used"
+    from modelops.volumes import volume_of
+
+    advice = "free some space there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StorageError(
+        f"{what}: {said} ({volume_of(path or run.path)}); {advice}set MODELOPS_HOME to a folder on another volume"
+    )
+
+
+_OF_A_VOLUME: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_OF_THE_SYSTEM: Final = {
+    errno.EAGAIN: "this user has as many processes as it may; end some, or raise that limit ('ulimit -u')",
+    errno.ENOMEM: "this machine has no memory left; end something that uses much",
+    errno.EMFILE: "this process has as many files open as it may; raise that limit ('ulimit -n')",
+    errno.ENFILE: "this machine has as many files open as it may; end something that has many",
+}
 
 
 def _wait_for_server(run: RunFolder) -> ServerAddress:
