@@ -14,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from stored_job import OK, StoredJob
 
+from modelops.server.drive import JobDriver
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.facts import facts_of
 from modelops.server.mend import mend_job, needs_mending
@@ -127,6 +128,25 @@ def test_a_repaired_run_leaves_alone_what_the_user_did_not_want(stored: StoredJo
     damage(cancelled, f"{job_folder(cancelled.job)}/{lost.name}", "flip")
     assert kinds(mend(cancelled)) == {Mismatch.SEGMENT_DAMAGED}
     assert cancelled.missing() == Ranges(lost.ranges)
+
+
+def test_what_did_not_run_keeps_its_reason_through_a_repair(stored: StoredJob) -> None:
+    records, job = stored.records, stored.job
+    epoch = stored.take()
+    records.begin_run(job, JobEvent.EXTENDED, who="me", why="more")
+    for event, why in (
+        (JobEvent.STARTED, ""), (JobEvent.ENVIRONMENT_READY, ""),
+        (JobEvent.STOPPED_EARLY, "max_failures"), (JobEvent.SOME_SUCCEEDED, "4 failed, more than max_failures"),
+    ):  # fmt: skip
+        records.change_state(job, event, who="driver", why=why, epoch=epoch)
+    assert records.last_end(job) == "4 failed, more than max_failures"
+    records.begin_run(job, JobEvent.REPAIRED, who="me", why="a segment is gone", only=Ranges(((0, 2),)))
+    driver = JobDriver(
+        job, epoch, leases=None, records=records, objects=stored.objects, cache=Path(), who="me",  # type: ignore[arg-type]
+    )  # fmt: skip
+    row, scope = records.job(job), records.scope(job)
+    assert driver._reason(row, scope, Ranges(((0, 5),))) == "4 failed, more than max_failures"
+    assert driver._reason(row, scope, Ranges(((0, 2),))) == "", "all that is missing runs now"
 
 
 @pytest.mark.parametrize("how", ["remove", "cut", "zero", "flip"])

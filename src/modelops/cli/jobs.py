@@ -375,6 +375,10 @@ def reconcile(
     typer.echo(f"findings: {len(report['findings'])}")
     for found in report["findings"]:
         typer.echo(f"  {found['job']}, {found['kind']}: {found['text']}")
+    if before := report.get("before"):  # not of an older server
+        typer.echo(f"found and dealt with in the ten minutes before: {len(before)}")
+        for found in before[-MAX_LISTED:]:
+            typer.echo(f"  {found['job']}, {found['kind']}: {found['text']}")
 
 
 def _followed(text: str, *, follow: bool = True, quiet: bool = False) -> Following:

@@ -30,6 +30,7 @@ from modelops.store.answers import since_text
 from modelops.store.rows import LeaseLostError
 from modelops.store.runs import Scope
 from modelops.study.pools import NO_ALIASES
+from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from modelops.store.leases import Leases
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.pools import Aliases
-    from modelops.study.ranges import Ranges
     from modelops.study.spec import JobSpec
     from modelops.worker.messages import AggregateRef, SegmentRef
 
@@ -219,6 +219,7 @@ class JobDriver:
             return ledger, None
         if self._files is None:
             self._files = JobFiles(job, row.bundle, self._objects, self._cache, has_outcomes=bool(segments))
+        covered = Ranges(pair for ref in segments for pair in ref.ranges)
         machine = Machine(
             spec,
             job,
@@ -227,7 +228,7 @@ class JobDriver:
             aggregates=aggregates,
             retried=retried,
             state=row.state,
-            reason="" if row.state is JobState.QUEUED else row.reason,  # why a run begins is not why it ends
+            reason=self._reason(row, scope, spec.line.all() - covered),
             used_s=row.used_s,
             leave=None if scope.only is None else spec.line.all() - scope.only,
             adopt=self.epoch > 1,
@@ -251,6 +252,14 @@ class JobDriver:
             inbox=self._inbox,
         )
         return ledger, loop
+
+    def _reason(self, row: JobRow, scope: Scope, missing: Ranges) -> str:
+        """Return why the run ends as it does, as far as that is known already."""
+        if row.state is not JobState.QUEUED:
+            return row.reason
+        if scope.only is None or not missing - scope.only:
+            return ""  # why a run begins is not why it ends
+        return self._records.last_end(self.job)  # a repair leaves what did not run for that reason
 
     def _pools_waited(self, spec: JobSpec) -> dict[str, float]:
         """Return for how many seconds pools have had no worker of which the job's story says that."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from datetime import timedelta
 from functools import partial
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Final, Protocol, TypeVar
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_JOBS: Final = 10_000
+RECENT: Final = timedelta(minutes=10)
 MANY_SETS: Final = 50_000  # whose texts are worth giving back what they took
 T = TypeVar("T")
 
@@ -96,9 +98,13 @@ class FoundView(msgspec.Struct, frozen=True):
 
 
 class Reconciled(msgspec.Struct, frozen=True):
-    """What a look at records, stored bytes and what runs has found."""
+    """What a look at records, stored bytes and what runs has found.
+
+    ``before``: what others had found already in the `RECENT` time before it, e.g. the look that is taken every minute.
+    """
 
     findings: list[FoundView]
+    before: list[FoundView] = []
 
 
 class JobService:
@@ -450,8 +456,13 @@ class JobService:
             self.records.job(JobId(job))
         if self.reconciler is None:
             raise ClusterError("this server cannot reconcile: it was started without what does that")
-        found = self.reconciler.run(None if job is None else JobId(job))
-        return Reconciled([FoundView(f.job, str(f.kind), f.told) for f in found])
+        which = None if job is None else JobId(job)
+        before = [
+            FoundView(of, str(event.data.get("kind", "")), event.text)
+            for of, event in self.records.mismatches_since(self.records.now() - RECENT, which)
+        ]
+        found = self.reconciler.run(which)
+        return Reconciled([FoundView(f.job, str(f.kind), f.told) for f in found], before)
 
     def _once(
         self,

@@ -13,6 +13,7 @@ from modelops.store import schema
 from modelops.store.result_file import ResultFile
 from modelops.store.rows import (
     ChangedMeanwhileError,
+    EventRow,
     Submission,
     append_event,
     hold,
@@ -22,7 +23,7 @@ from modelops.store.rows import (
     update_job,
 )
 from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
-from modelops.study.ids import AttemptId
+from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
 from modelops.study.wording import counted
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
 
     from modelops.store.database import Database
     from modelops.store.rows import JobRow
-    from modelops.study.ids import JobId
 
 BEGINS_RUN: Final = frozenset({JobEvent.RESUMED, JobEvent.EXTENDED, JobEvent.REPAIRED})
 WITHDRAWN: Final = "segments_withdrawn"
 VOIDED: Final = "results_voided"
 WRITTEN: Final = "results_written"
 MISMATCH: Final = "mismatch"
+_ENDS: Final = tuple(sorted(event for event, state in STATE_AFTER.items() if state in FINAL_JOB_STATES))
 
 
 class Withdrawn(NamedTuple):
@@ -235,6 +236,29 @@ class Runs:
             for data in sql.scalars(sa.select(e.data).where(schema.IS_MISMATCH)):
                 total[data["kind"]] += data["n"]
         return dict(total)
+
+    def mismatches_since(self, since: datetime, job: JobId | None = None) -> list[tuple[JobId, EventRow]]:
+        """Return the events that say what was not as recorded, of one job or of all, from a time on, in order."""
+        e = schema.events.c
+        query = sa.select(e.job, e.number, e.at, e.who, e.kind, e.text, e.data).where(
+            schema.IS_MISMATCH, e.at >= since
+        )
+        query = query.order_by(e.at, e.job, e.number)
+        if job is not None:
+            query = query.where(e.job == job)
+        with self._database.reading() as sql:
+            return [
+                (JobId(found.pop("job")), EventRow(**found))
+                for row in sql.execute(query).mappings()
+                if (found := {**row})
+            ]
+
+    def last_end(self, job: JobId) -> str:
+        """Return why the last run that has ended did so; empty if it gave no reason, or none has."""
+        e = schema.events.c
+        query = sa.select(e.text).where(e.job == job, e.kind.in_(_ENDS)).order_by(e.number.desc()).limit(1)
+        with self._database.reading() as sql:
+            return sql.scalar(query) or ""
 
     def run_began(self, job: JobId) -> int:
         """Return the number of the event that began the job's current run."""

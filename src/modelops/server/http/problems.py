@@ -120,7 +120,6 @@ ADVICE: Final = {
     "MODELOPS_SERVER, or send the header 'Authorization: Bearer TOKEN'. On the server's own machine its token is "
     "in the file 'token' of its run folder",
     403: "ask the operator for a token with that scope ('modelops tokens create')",
-    429: "wait, or cancel jobs that are not needed",
     500: "the server's log has more; 'modelops jobs reconcile' looks for damage and repairs it",
     503: "nothing that was recorded is lost; give the request again in a few seconds",
 }
