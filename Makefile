@@ -33,10 +33,10 @@ lint: $(VENV)/dev.stamp ## style, types, import contracts
 chaos: $(VENV)/dev.stamp ## kill and stop what runs jobs, for half an hour or so; JOBS=20 is what CI does
 	$(BIN)/python tests/chaos/soak.py --jobs $(or $(JOBS),100)
 
-k8s-check: $(UV) ## render the overlays of k8s/ and let checkov look at them; needs kubectl
+k8s-check: $(UV) ## render the overlays and let checkov look at them; needs kubectl
 	@test -x $(VENV)/k8s/bin/checkov || { $(UV) venv --quiet $(VENV)/k8s && \
 		$(UV) pip install --quiet --python $(VENV)/k8s/bin/python 'checkov==3.3.30'; }
-	@for o in k8s/overlays/*; do echo "== $$o"; kubectl kustomize $$o > $(VENV)/k8s/rendered.yaml && \
+	@for o in k8s/overlays/* tests/kubernetes/overlay; do echo "== $$o"; kubectl kustomize $$o > $(VENV)/k8s/rendered.yaml && \
 		$(VENV)/k8s/bin/checkov --skip-download --quiet --compact --framework kubernetes -f $(VENV)/k8s/rendered.yaml \
 		|| exit 1; done
 
