@@ -78,6 +78,18 @@ def test_every_manifest_is_valid_and_has_nothing_that_kubernetes_does_not_know(
         kubernetes_validate.validate(found, version, strict=True)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_pod_for_backups_is_valid_and_has_the_image_and_the_rights_of_the_others(version: str) -> None:
+    pod = yaml.safe_load((K8S / "overlays/local/volume-pod.yaml").read_text("utf-8"))
+    kubernetes_validate.validate(pod, version, strict=True)
+    (server,) = yaml.safe_load_all((K8S / "base/server.yaml").read_text("utf-8").partition("\n---\n")[0])
+    theirs, ours = server["spec"]["template"]["spec"], pod["spec"]
+    assert ours["securityContext"] == theirs["securityContext"]
+    assert ours["containers"][0]["securityContext"] == theirs["containers"][0]["securityContext"]
+    (image,) = yaml.safe_load((K8S / "base/kustomization.yaml").read_text("utf-8"))["images"]
+    assert ours["containers"][0]["image"] == f"{image['newName']}:{image['newTag']}"
+
+
 @kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_everything_has_the_recommended_labels(overlay: str) -> None:
