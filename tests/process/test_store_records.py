@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelops.counters import Counted, counted
 from modelops.errors import (
     ClusterError,
     InternalError,
@@ -95,6 +96,45 @@ def test_a_database_of_no_encoding_keeps_text_as_it_is(postgres: Postgres) -> No
         records.create_job(job, b"{}")
         records.add_event(job, "zoë", "note", "20 °C", {})
         assert [(event.who, event.text) for event in records.events(job)][-1] == ("zoë", "20 °C")
+
+
+def test_text_that_no_column_can_hold_is_spelt_out_alike_on_every_database(url: str) -> None:
+    said, spelt = "a\0b caf\udce9 \ud800 zoë", r"a\x00b caf\xe9 \ud800 zoë"
+    with contextlib.closing(Records.open(url)) as records:
+        records.create_job(JOB, b"{}", name=said, who=said, why=said)
+        epoch = records.take_lease(JOB, said)
+        records.ask_cancel(JOB, said)
+        row = records.change_state(JOB, JobEvent.STARTED, who=said, why=said, epoch=epoch)
+        number = records.add_event(JOB, said, "note", said, {said: [said, {"n": 1}]})
+        again = records.add_event(JOB, said, "note", said, {said: [said, {"n": 1}]}, unless_there=True)
+        assert again == number
+        assert row.reason == records.job(JOB).reason
+        assert (row.name, row.reason, row.cancel_by) == (spelt, spelt, spelt)
+        events = records.events(JOB)
+        assert {event.who for event in events} == {spelt}
+        assert (events[-1].text, events[-1].data) == (spelt, {spelt: [spelt, {"n": 1}]})
+        with pytest.raises(NotFoundError):
+            records.job(JobId("job\0"))
+
+
+def test_what_a_database_can_never_do_is_no_database_that_is_away(url: str) -> None:
+    with contextlib.closing(Records.open(url)) as records:
+        before = counted(Counted.DATABASE_ERRORS)
+        on_file = records.database.on_file
+        wrong = (
+            [("SELECT ?", ())] if on_file else [("SELECT 1/0", ()), ("SELECT no", ()), ("SELECT %s", ("\0",))]
+        )
+        for text, values in wrong:
+            with pytest.raises(InternalError, match="as it always would"), records.database.writing() as sql:
+                sql.exec_driver_sql(text, values)
+        assert counted(Counted.DATABASE_ERRORS) == before
+        assert records.database.away == ""
+        if not on_file:  # a standby, until it is made the first one; a table, until its backup is back
+            for text in ("SET TRANSACTION READ ONLY; CREATE TABLE t ()", "SELECT 1 FROM no_such_table"):
+                with pytest.raises(StorageError), records.database.writing() as sql:
+                    sql.exec_driver_sql(text)
+            assert counted(Counted.DATABASE_ERRORS) == before + 2
+        records.create_job(JOB, b"{}")  # and goes on
 
 
 def test_the_revisions_known_without_alembic_are_those_that_exist() -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from modelops.counters import Counted, count
-from modelops.errors import ClusterError, RequestError, StorageError
+from modelops.errors import ClusterError, InternalError, RequestError, StorageError
 from modelops.home import make_private
 from modelops.store.answers import Answers
 from modelops.store.schema import HEAD, REVISIONS
@@ -220,19 +220,21 @@ class Database:
             yield
         except SqlIntegrityError:  # a key exists: for the caller to understand
             raise
-        except DBAPIError as e:
+        except (DBAPIError, sqlite3.Error) as e:
+            if isinstance(
+                e, sqlite3.IntegrityError
+            ):  # of a statement that went past SQLAlchemy, see `Statement`
+                raise SqlIntegrityError(None, None, e) from e
+            cause = e.orig if isinstance(e, DBAPIError) else e
+            if _can_never_succeed(cause):
+                raise InternalError(self._refuses(cause)) from e
             count(Counted.DATABASE_ERRORS)
-            said = self._explained(e.orig)
-            if not self.on_file and _is_away(e):
+            said = self._explained(cause)
+            if isinstance(e, DBAPIError) and not self.on_file and _is_away(e):
                 self.answers.lost(said, began_s)
             raise StorageError(said) from e
         except PoolTimeoutError as e:
             raise StorageError(self._said("all connections to it are in use")) from e
-        except sqlite3.IntegrityError as e:  # of a statement that went past SQLAlchemy, see `Statement`
-            raise SqlIntegrityError(None, None, e) from e
-        except sqlite3.Error as e:
-            count(Counted.DATABASE_ERRORS)
-            raise StorageError(self._explained(e)) from e
         else:
             self.answers.succeeded()
 
@@ -246,6 +248,13 @@ class Database:
             advice = _ON_FILE_ADVICE.get(code, "see whether its folder is there and can be written")
             return f"the database {self.name} failed: {said} ({volume_of(file)}); {advice}"
         return self._said(said)
+
+    def _refuses(self, error: BaseException | None) -> str:
+        said = " ".join(str(error).split())
+        return (
+            f"the database {self.name} refuses what ModelOps asks of it, as it always would: "
+            f"{type(error).__name__}: {said}; please report this"
+        )
 
     def _said(self, what: str) -> str:
         return f"the database {self.name} failed: {what}; see whether it is up and lets this machine in"
@@ -301,6 +310,20 @@ _MIGRATING: Final = threading.Lock()
 _MIGRATION_LOCK: Final = (
     0x6D6F64656C6F7073  # "modelops": what all that migrate one PostgreSQL database agree on
 )
+
+
+def _can_never_succeed(error: BaseException | None) -> bool:
+    """Whether it is the statement or its values that are wrong, so that no later try can do better.
+
+    By the state that a server gives: wrong data (22), statements that are wrong or ask for what it does not have (21,
+    42, 0A) or is too large for it (54). Without a state it was the driver that refused. What somebody can mend while
+    we wait is none: a right that was taken away (42501), a table that is not there while a backup is put back (42P01).
+    """
+    state = getattr(error, "sqlstate", None)
+    if state is not None:
+        return state[:2] in ("21", "22", "42", "0A", "54") and state not in ("42501", "42P01")
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # of PEP 249, whichever driver it is
+    return bool(kinds & {"DataError", "ProgrammingError", "NotSupportedError", "IntegrityError"})
 
 
 def _is_away(error: DBAPIError) -> bool:

@@ -194,7 +194,7 @@ class Records(DrivingRecords, Runs):
             old = read_held(sql, job, epoch)
             expect(old, expected_version, expected_state)
             state = next_state(old.state, event)
-            at = self._clock()
+            at, why = self._clock(), schema.storable(why)
             number, version = old.n_events + 1, old.version + 1
             update_job(
                 sql, job, state=state, reason=why, version=version, changed_at=at, n_events=number, stalled=""

@@ -98,8 +98,8 @@ class Submission(msgspec.Struct, frozen=True):
 def new_row(job: JobId, spec: bytes, *, name: str, bundle: str, at: datetime) -> JobRow:
     """Return the row of a new job, which is ``queued``."""
     return JobRow(
-        job=job, name=name, bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1, version=1,
-        epoch=0, n_events=1, created_at=at, changed_at=at,
+        job=job, name=schema.storable(name), bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1,
+        version=1, epoch=0, n_events=1, created_at=at, changed_at=at,
     )  # fmt: skip
 
 
@@ -186,7 +186,8 @@ def insert_event(
 ) -> None:
     """Write an event whose number is known to be free."""
     values = {
-        "job": job, "number": number, "at": at, "who": who, "kind": str(kind), "text": text, "data": data,
+        "job": job, "number": number, "at": at, "who": who, "kind": str(kind), "text": text,
+        "data": schema.storable_data(data),
     }  # fmt: skip
     _INSERT_EVENT.run(sql, values)
 
@@ -220,8 +221,9 @@ def last_alike(
 ) -> int | None:
     """Return the number of an event that says the same, if it is among the last ones."""
     e = schema.events.c
+    wanted = (*map(schema.storable, (who, str(kind), text)), schema.storable_data(data))
     query = sa.select(e.number, e.who, e.kind, e.text, e.data).where(e.job == job)
     for row in sql.execute(query.order_by(e.number.desc()).limit(LAST_EVENTS)):
-        if (row.who, row.kind, row.text, row.data) == (who, str(kind), text, data):
+        if (row.who, row.kind, row.text, row.data) == wanted:
             return int(row.number)
     return None

@@ -7,6 +7,7 @@ finds it.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,6 +21,64 @@ REVISIONS: Final = (
     "0005",
 )  # every migration there is, oldest first; needed without importing alembic
 HEAD: Final = REVISIONS[-1]
+
+
+def storable(text: str) -> str:
+    r"""Spell out what no column can hold: NUL (as ``\x00``), and what is not UTF-8 (``\xe9``, ``\ud800``).
+
+    PostgreSQL's text has no NUL, and no database has lone surrogates, which is how Python holds bytes of names that
+    are not UTF-8. Exceptions of models, names of files and requests bring them, so each text that is written or looked
+    for is made so, and is the same on every database.
+    """
+    if "\0" in text:
+        text = text.replace("\0", r"\x00")
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub(_spelt_out, text)
+    return text
+
+
+def storable_data(value: Any) -> Any:
+    """Return what JSON can hold with every text in it `storable`."""
+    match value:
+        case str():
+            return storable(value)
+        case dict():
+            return {storable_data(key): storable_data(item) for key, item in value.items()}
+        case list() | tuple():
+            return [storable_data(item) for item in value]
+        case _:
+            return value
+
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF  # how ``surrogateescape`` holds the bytes from 0x80 on
+
+
+def _spelt_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if _FIRST_BYTE <= code <= _LAST_BYTE else f"\\u{code:04x}"
+
+
+class Words(sa.TypeDecorator[str]):
+    """Text of any length, see `storable`."""
+
+    impl: Any = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Spell out what no column can hold."""
+        return None if value is None else storable(value)
+
+
+class Word(Words):
+    """Text of so many characters at most."""
+
+    impl = sa.String
+    cache_ok = True
 
 
 class UtcTime(sa.TypeDecorator[datetime]):
@@ -44,12 +103,12 @@ metadata = sa.MetaData()
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("job", sa.String(64), primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("bundle", sa.Text, nullable=False),
+    sa.Column("job", Word(64), primary_key=True),
+    sa.Column("name", Words(), nullable=False),
+    sa.Column("bundle", Words(), nullable=False),
     sa.Column("spec", sa.LargeBinary, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("state", Word(16), nullable=False, index=True),
+    sa.Column("reason", Words(), nullable=False),
     sa.Column("run", sa.Integer, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("epoch", sa.Integer, nullable=False),
@@ -57,20 +116,20 @@ jobs = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("changed_at", UtcTime, nullable=False),
     # The object that holds the spec as workers read it: another one after each extension.
-    sa.Column("study", sa.Text, nullable=False, server_default="study.json"),
+    sa.Column("study", Words(), nullable=False, server_default="study.json"),
     # Seconds of the job's timeout that this run has used, as its drivers measured them.
     sa.Column("used_s", sa.Float, nullable=False, server_default="0"),
     # Who asked for the end of this run; kept here so that it is heard whoever drives the job.
-    sa.Column("cancel_by", sa.Text),
+    sa.Column("cancel_by", Words()),
     # Why the job makes no progress, if it should; empty while all is well.
-    sa.Column("stalled", sa.Text, nullable=False, server_default=""),
+    sa.Column("stalled", Words(), nullable=False, server_default=""),
 )
 
 submissions = sa.Table(  # so that a submission which is repeated makes no second job
     "submissions",
     metadata,
-    sa.Column("key", sa.String(200), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False),  # SHA-256 of the request
+    sa.Column("key", Word(200), primary_key=True),
+    sa.Column("digest", Word(64), nullable=False),  # SHA-256 of the request
     sa.Column("job", sa.ForeignKey("jobs.job"), nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
 )
@@ -78,11 +137,11 @@ submissions = sa.Table(  # so that a submission which is repeated makes no secon
 tokens = sa.Table(  # what lets clients in; of the secrets only digests
     "tokens",
     metadata,
-    sa.Column("token", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String(100), nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False, unique=True),  # SHA-256 of the secret
+    sa.Column("token", Word(64), primary_key=True),
+    sa.Column("name", Word(100), nullable=False),
+    sa.Column("digest", Word(64), nullable=False, unique=True),  # SHA-256 of the secret
     sa.Column("scopes", sa.JSON, nullable=False),
-    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("created_by", Words(), nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("expires_at", UtcTime),
     sa.Column("revoked_at", UtcTime),
@@ -96,7 +155,7 @@ leases = sa.Table(  # one row per takeover: who drove the job, and since when
     metadata,
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
     sa.Column("epoch", sa.Integer, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("owner", Words(), nullable=False),
     sa.Column("taken_at", UtcTime, nullable=False),
     # By the clock of the database. Null where a file lock of the live process says who holds the job.
     sa.Column("expires_at", UtcTime),
@@ -109,9 +168,9 @@ events = sa.Table(  # numbered per job under the lock of its row, so a reader's 
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("at", UtcTime, nullable=False),
-    sa.Column("who", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("who", Words(), nullable=False),
+    sa.Column("kind", Words(), nullable=False),
+    sa.Column("text", Words(), nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
 )
 
@@ -123,18 +182,18 @@ segments = sa.Table(
     "segments",
     metadata,
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
-    sa.Column("attempt", sa.String(64), primary_key=True),  # unique within its job only
+    sa.Column("attempt", Word(64), primary_key=True),  # unique within its job only
     sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", Words(), nullable=False),
+    sa.Column("digest", Word(64), nullable=False),
     sa.Column("n_bytes", sa.BigInteger, nullable=False),
     sa.Column("counts", sa.JSON, nullable=False),
-    sa.Column("pack", sa.Text),
+    sa.Column("pack", Words()),
     sa.Column("pack_bytes", sa.BigInteger, nullable=False),
-    sa.Column("execution", sa.Text),
+    sa.Column("execution", Words()),
     sa.Column("committed_at", UtcTime, nullable=False),
     # Of the worker that made it, as the job's driver called it; null if it was in none.
-    sa.Column("pool", sa.Text),
+    sa.Column("pool", Words()),
 )
 
 segment_ranges = sa.Table(
@@ -143,7 +202,7 @@ segment_ranges = sa.Table(
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
     sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("hi", sa.BigInteger, nullable=False),
-    sa.Column("attempt", sa.String(64), nullable=False),
+    sa.Column("attempt", Word(64), nullable=False),
     sa.ForeignKeyConstraint(["job", "attempt"], ["segments.job", "segments.attempt"]),
 )
 
@@ -151,14 +210,14 @@ aggregates = sa.Table(
     "aggregates",
     metadata,
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
-    sa.Column("attempt", sa.String(64), primary_key=True),  # unique within its job only
+    sa.Column("attempt", Word(64), primary_key=True),  # unique within its job only
     sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", Words(), nullable=False),
+    sa.Column("digest", Word(64), nullable=False),
     sa.Column("n_bytes", sa.BigInteger, nullable=False),
     sa.Column("counts", sa.JSON, nullable=False),
     sa.Column("inputs", sa.JSON, nullable=False),
-    sa.Column("pack", sa.Text),
+    sa.Column("pack", Words()),
     sa.Column("pack_bytes", sa.BigInteger, nullable=False),
     sa.Column("committed_at", UtcTime, nullable=False),
 )
@@ -169,6 +228,6 @@ aggregate_ranges = sa.Table(
     sa.Column("job", sa.ForeignKey("jobs.job"), primary_key=True),
     sa.Column("lo", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("hi", sa.BigInteger, nullable=False),
-    sa.Column("attempt", sa.String(64), nullable=False),
+    sa.Column("attempt", Word(64), nullable=False),
     sa.ForeignKeyConstraint(["job", "attempt"], ["aggregates.job", "aggregates.attempt"]),
 )
