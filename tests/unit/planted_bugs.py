@@ -26,10 +26,11 @@ from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
 from modelops.driver.roster import Attempt, Roster
-from modelops.states import JobEvent, JobState, ReplicateStatus
+from modelops.states import STORED, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import attempt_id
 from modelops.study.pools import Aliases
 from modelops.study.ranges import EMPTY, Ranges
+from modelops.worker.messages import NO_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,6 +202,30 @@ def forgets_what_an_earlier_driver_decided(patch: pytest.MonkeyPatch) -> None:
         return adopt(self, [ref for ref in segments if ReplicateStatus.NOT_NEEDED not in ref.counts])
 
     patch.setattr(Needs, "adopt", wrong)
+
+
+@bug_of_until
+def names_the_first_replicate_without_a_number_that_it_hears_of(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Needs) -> tuple[int, int, str] | None:
+        param = self._first_stuck
+        return None if param is None else (param, self._stuck[param], "is named too early")
+
+    patch.setattr(Needs, "undecidable", wrong)
+
+
+@bug_of_until
+def takes_the_lack_of_a_number_for_not_a_number(patch: pytest.MonkeyPatch) -> None:
+    put = _Set.put
+
+    def wrong(self: _Set, first: int, codes: bytes, numbers: Any) -> None:
+        put(
+            self,
+            first,
+            codes.replace(bytes([NO_NUMBER]), bytes([STORED.index(ReplicateStatus.SUCCEEDED)])),
+            numbers,
+        )
+
+    patch.setattr(_Set, "put", wrong)
 
 
 @bug

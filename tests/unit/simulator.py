@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 from simulator_driver import Driver, Submit
 from simulator_scenario import EVENTS_OF_ADDED, EVENTS_OF_RUN_MORE, FAULTS, Scenario, draw_scenario
-from simulator_store import RealStore, Store, integers, number_of, ranges_of, segment_of, watched_of
+from simulator_store import (
+    RealStore,
+    Store,
+    has_number,
+    integers,
+    number_of,
+    ranges_of,
+    segment_of,
+    watched_of,
+)
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
     from modelops.study.ranges import Range
     from modelops.study.spec import JobSpec
+    from modelops.worker.messages import NoNumbers
 
 JOB = JobId("job_simulated")
 WITHOUT_OUTCOME = (
@@ -509,7 +519,8 @@ class World:
         whole = self._chunk_receipt(worker, task, command, n)
         segment, unstarted = whole.segment, ranges_of(items[n + 1 :]).pairs
         if segment is not None:
-            segment = segment_of(part, segment.ranges, segment.counts, segment.watched)
+            watched = (segment.watched, segment.no_numbers)
+            segment = segment_of(part, segment.ranges, segment.counts, watched)
         receipt = msgspec.structs.replace(
             whole, attempt=part, part_of=task.attempt, segment=segment, unstarted=unstarted
         )
@@ -689,10 +700,10 @@ class World:
                 return False
         return self.s.missing_import_at < 0
 
-    def _watched(self, number: int, ranges: tuple[Range, ...]) -> bytes | None:
+    def _watched(self, number: int, ranges: tuple[Range, ...]) -> tuple[bytes | None, NoNumbers]:
         if self.spec.until is None:
-            return None
-        return watched_of([(k, self.s.outcome(k, number)) for k in integers(ranges)])
+            return None, ()
+        return watched_of([(k, self.s.outcome(k, number)) for k in integers(ranges)], self.spec.until)
 
     def check_needs(self, not_needed: Ranges) -> None:
         """Check that this is what the rule says of the outcomes that the store has."""
@@ -708,12 +719,17 @@ class World:
         until = self.spec.until
         assert until is not None
         indices = [self.line.index(param, r) for r in range(len(outcomes))]
+        numbers = [has_number(k, until) or s is not SUCCEEDED for k, s in zip(indices, outcomes, strict=True)]
+        self.check(all(numbers), "a set was decided by a replicate that has no number")
         seen = [number_of(k) if s is SUCCEEDED else None for k, s in zip(indices, outcomes, strict=True)]
         needed = until.needed(seen)
         self.check(needed == expected, f"parameter set {param} needs {needed}, and got {expected}")
 
     def _check_all_needs(self) -> None:
+        self._check_undecidable()
         for param in range(self.line.n_params):
+            if self._looked_at(param) is not None:
+                continue
             indices = [
                 k for _, _, first, n in self.line.ordered(param, param + 1) for k in range(first, first + n)
             ]
@@ -723,6 +739,50 @@ class World:
             n = got.index(NOT_NEEDED) if NOT_NEEDED in got else len(got)
             self.check(set(got[n:]) <= {NOT_NEEDED}, "a replicate counts beyond what is needed")
             self._check_rule(param, got[:n], n)
+
+    def _looked_at(self, param: int) -> tuple[bool, int | None] | None:
+        """Say how far the rule comes with the outcomes that count of a set.
+
+        Returns
+        -------
+            None: it decides. Else whether it comes to a replicate that has no number, and to which one.
+        """
+        until, line = self.spec.until, self.line
+        assert until is not None
+        seen: list[float | None] = []
+        for r in range(until.max):
+            k = line.index(param, r)
+            status = self.outcomes.get(k)
+            if status is NOT_NEEDED or (seen and until.needed(seen) is not None):
+                return None
+            if status is None:
+                return False, None
+            if status is SUCCEEDED and not has_number(k, until):
+                return True, r
+            seen.append(number_of(k) if status is SUCCEEDED else None)
+        return None
+
+    def _check_undecidable(self) -> None:
+        """Check that the job names the first replicate without a number, and did not end before it was certain."""
+        reason, state = self.machine.reason, self.machine.state
+        for param in range(self.line.n_params):
+            found = self._looked_at(param)
+            if found is None:
+                continue
+            stuck, replicate = found
+            if not stuck:
+                self.check(
+                    "until goes by" not in reason or bool(self.store.left), "it ended before it was certain"
+                )
+                return
+            says = f"says {self.line.index(param, replicate or 0) % 3}"
+            named = f"and replicate {replicate} of parameter set {param} {says}"
+            self.check(state is not JobState.SUCCEEDED, "a job that cannot be decided has succeeded")
+            self.check(
+                named in reason or "until goes by" not in reason or bool(self.store.left),
+                f"{reason!r} does not say: {named}",
+            )
+            return
 
     def _aggregate_receipt(
         self, worker: Worker, task: Task, command: c.SubmitAggregates, n: int
@@ -834,6 +894,7 @@ class World:
         elif (
             n_ok + [*self.outcomes.values()].count(NOT_NEEDED) == self.size
             and rows[AggregateStatus.SUCCEEDED] == machine.n_aggregates
+            and "until goes by" not in machine.reason
         ):
             check(state is JobState.SUCCEEDED, "everything succeeded and the job has not")
         elif n_ok:

@@ -30,7 +30,7 @@ from modelops.store.records import LeaseLostError, Records
 from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded
 from modelops.study.ids import JobId
 from modelops.study.ranges import EMPTY, Ranges
-from modelops.worker.messages import AggregateRef, SegmentRef
+from modelops.worker.messages import NO_NUMBER, AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from modelops.study.ids import AttemptId
     from modelops.study.ranges import Range
     from modelops.study.spec import JobSpec
+    from modelops.study.stopping import Until
+    from modelops.worker.messages import NoNumbers
 
 Commit = (
     c.CommitSegment | c.CommitSynthetic | c.CommitNotNeeded | c.CommitAggregates | c.CommitSyntheticAggregates
@@ -239,8 +241,9 @@ class Store:
         """Return a segment with what a driver with ``until`` goes by, as read from what is stored."""
         if self._spec.until is None or NOT_NEEDED in ref.counts:
             return ref
-        watched = watched_of([(k, self.outcomes[k]) for k in integers(ref.ranges)])
-        return msgspec.structs.replace(ref, watched=watched)
+        outcomes = [(k, self.outcomes[k]) for k in integers(ref.ranges)]
+        watched, no_numbers = watched_of(outcomes, self._spec.until)
+        return msgspec.structs.replace(ref, watched=watched, no_numbers=no_numbers)
 
     @property
     def n_failed(self) -> int:
@@ -384,7 +387,7 @@ def segment_of(
     attempt: AttemptId,
     ranges: tuple[Range, ...],
     counts: dict[ReplicateStatus, int],
-    watched: bytes | None = None,
+    watched: tuple[bytes | None, NoNumbers] = (None, ()),
     pack_bytes: int = 0,
 ) -> SegmentRef:
     """Return the segment that an attempt has stored."""
@@ -396,7 +399,8 @@ def segment_of(
         ranges=ranges,
         counts=counts,
         pack_bytes=pack_bytes,
-        watched=watched,
+        watched=watched[0],
+        no_numbers=watched[1],
     )
 
 
@@ -405,10 +409,22 @@ def number_of(k: int) -> float:
     return float(k * 7919 % 101 % 7)
 
 
-def watched_of(outcomes: Sequence[tuple[int, ReplicateStatus]]) -> bytes:
+def has_number(k: int, until: Until) -> bool:
+    """Say whether the output of a replicate that ``until`` watches is a number; in some jobs it is not in a few."""
+    return until.half_width not in (0.7, 4.0) or k * 7919 % 101 % (7 * until.min) != 3
+
+
+def watched_of(outcomes: Sequence[tuple[int, ReplicateStatus]], until: Until) -> tuple[bytes, NoNumbers]:
     """Return what a worker tells a driver of outcomes."""
-    numbers = [number_of(k) if status is SUCCEEDED else math.nan for k, status in outcomes]
-    return Watched(bytes(STORED.index(s) for _, s in outcomes), np.array(numbers)).encode()
+    good = [status is SUCCEEDED and has_number(k, until) for k, status in outcomes]
+    numbers = [number_of(k) if ok else math.nan for ok, (k, _) in zip(good, outcomes, strict=True)]
+    none = [k for ok, (k, status) in zip(good, outcomes, strict=True) if status is SUCCEEDED and not ok]
+    codes = bytes(NO_NUMBER if k in none else STORED.index(status) for k, status in outcomes)
+    said = {k: f"says {k % 3}" for k in none}
+    texts = tuple(
+        (text, Ranges.of(k for k in none if said[k] == text).pairs) for text in sorted({*said.values()})
+    )
+    return Watched(codes, np.array(numbers)).encode(), texts
 
 
 def committed_attempt(command: Commit) -> AttemptId:

@@ -28,6 +28,7 @@ from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.spec import JobSpec, RetryPolicy
 from modelops.study.stopping import Until
 from modelops.worker.messages import (
+    NO_NUMBER,
     AggregateReceipt,
     AggregateRef,
     Chunk,
@@ -825,13 +826,43 @@ def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_a
     assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == [c.StopAttempt(found.attempt, "w0")]
 
 
+def watched(ref: SegmentRef, *numbers: float | str) -> SegmentRef:
+    """Return a segment with the numbers that ``until`` goes by, or what is said where there is none."""
+    codes = bytes(NO_NUMBER if isinstance(x, str) else STORED.index(SUCCEEDED) for x in numbers)
+    values = np.array([np.nan if isinstance(x, str) else x for x in numbers])
+    said = zip(Ranges(ref.ranges), numbers, strict=True)
+    texts = tuple((x, ((k, k + 1),)) for k, x in said if isinstance(x, str))
+    return msgspec.structs.replace(ref, watched=Watched(codes, values).encode(), no_numbers=texts)
+
+
+def test_a_job_whose_rule_meets_no_number_names_the_first_replicate_once_it_is_certain() -> None:
+    job = spec(3, 4, until=Until(half_width=9.0, of="x", level=0.8, min=2, max=4), fail_fast=False)
+    machine, first = running(job, workers=6)
+    chunks = {Ranges(s.chunk.ranges).pairs: s.chunk for s in only(first, c.SubmitChunk)}
+    assert list(chunks) == [((k, k + 1),) for k in (0, 1, 4, 5, 8, 9)]
+
+    def ends(k: int, number: float | str) -> list[c.Command]:
+        chunk = chunks[(k, k + 1),]
+        done = receipt(chunk)
+        assert done.segment is not None
+        machine.handle(e.ChunkDone(msgspec.structs.replace(done, segment=watched(done.segment, number))), 1.0)
+        return machine.handle(e.Committed(chunk.attempt), 1.0)
+
+    assert not only(ends(9, "is late"), c.ChangeState)  # 8 comes first, and may have none either
+    assert not only(ends(5, "is later"), c.ChangeState)
+    assert not only(ends(4, 1.0), c.ChangeState)  # what comes first in its set; set 0 is not decided
+    assert not only(ends(1, 1.0), c.ChangeState)
+    changes = only(ends(0, 1.0), c.ChangeState)
+    assert [(change.event, change.state) for change in changes] == [
+        (JobEvent.STOPPED_EARLY, JobState.FINALIZING)
+    ]
+    assert changes[0].reason.startswith(
+        "until goes by 'x', and replicate 1 of parameter set 1 is later. Return a number as 'x'"
+    )
+
+
 def test_a_new_driver_stops_what_it_has_run_itself_when_its_parameter_set_needs_no_more() -> None:
     job = spec(2, 5, until=Until(half_width=1.0, of="x", level=0.8, min=2, max=5))
-
-    def watched(ref: SegmentRef, *numbers: float) -> SegmentRef:
-        codes = bytes([STORED.index(SUCCEEDED)] * len(numbers))
-        return msgspec.structs.replace(ref, watched=Watched(codes, np.array(numbers)).encode())
-
     machine = taken_over(job, segments=[watched(committed("0001-000001", ((0, 2),)), 0.0, 1.0)])
     submit, _ = only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)
     assert submit.chunk.ranges == ((2, 3),)

@@ -22,7 +22,7 @@ from modelops.study.extension import extended_spec
 from modelops.study.index_line import IndexLine
 from modelops.study.spec import WITH_UNTIL, JobSpec, decode_spec
 from modelops.study.stopping import MAX_OF_UNTIL, Until
-from modelops.study.student_t import LARGE, t_quantile
+from modelops.study.student_t import EXTREME, LARGE, t_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,11 +39,34 @@ def rule(**said: Any) -> Until:
     return made
 
 
-@pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
+LEVELS = [
+    1e-6,
+    0.01,
+    0.5,
+    0.8,
+    0.9,
+    0.95,
+    0.99,
+    0.999,
+    EXTREME,
+    math.nextafter(EXTREME, 1),
+    1 - 1e-9,
+    1 - 1e-15,
+]
+
+
+@pytest.mark.parametrize("level", [*LEVELS, math.nextafter(1, 0)])
 def test_the_quantile_of_student_is_that_of_scipy(level: float) -> None:
-    stats = pytest.importorskip("scipy.stats")
+    stats, special = pytest.importorskip("scipy.stats"), pytest.importorskip("scipy.special")
     for df in (1, 2, 3, 4, 5, 10, 49, 50, 333, LARGE - 1, LARGE, 5000, 10**6):
-        assert t_quantile(level, df) == pytest.approx(stats.t.ppf((1 + level) / 2, df), rel=6e-10), df
+        if (
+            level > 0.5
+        ):  # each of scipy's ways is exact only where it looks at the small one of two probabilities
+            expected = stats.t.isf((1 - level) / 2, df)
+        else:
+            inside = special.betaincinv(0.5, df / 2, level)
+            expected = math.sqrt(df * inside / (1 - inside))
+        assert t_quantile(level, df) == pytest.approx(expected, rel=6e-10), df
 
 
 def test_the_page_has_the_quantiles_and_half_widths_that_are_computed() -> None:

@@ -54,11 +54,15 @@ class Course:
         self.finalizing = True
         self._outbox.write(c.Finalize())
 
-    def end(self, ledger: Ledger, failed: str) -> None:
-        """Choose the final state, as the result files are written. ``failed``: what did so most often."""
+    def end(self, ledger: Ledger, failed: str, *, undecidable: bool = False) -> None:
+        """Choose the final state, as the result files are written.
+
+        ``failed``: what did so most often. ``undecidable``: it is not known which replicates are needed, so that
+        outcomes of all of them are no success.
+        """
         if self.state is JobState.CANCELLING:
             self.change(JobEvent.STOPPED, self.reason)
-        elif ledger.is_success:
+        elif ledger.is_success and not undecidable:
             self.reason = ""  # what was to end it early came when all was done
             self.change(JobEvent.ALL_SUCCEEDED)
         elif ledger.counts[ReplicateStatus.SUCCEEDED]:

@@ -79,7 +79,7 @@ class Intake:
             if text not in self._noted:
                 self._noted.add(text)
                 self._outbox.write(c.Note("note", text))
-        segment, fatal = receipt.segment, receipt.missing_import or receipt.unusable
+        segment, fatal = receipt.segment, receipt.missing_import
         examples = [f.example for f in receipt.failures]
         stored = EMPTY
         if segment is not None:

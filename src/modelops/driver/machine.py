@@ -136,6 +136,7 @@ class Machine:
         if spec.until is not None:
             self._plan = Plan(
                 Needs(spec.until, spec.line),
+                spec.until,
                 ledger=self._ledger,
                 places=self._places,
                 backlog=self._backlogs[_SIMULATE],
@@ -152,7 +153,7 @@ class Machine:
         missing = missing - left
         self._retried, missing = next_attempts(retried, missing)
         if self._plan is not None:
-            missing = self._plan.begin(missing)
+            missing = self._plan.begin(missing, self._left)
         wanted = spec.fail_fast and not self._ledger.counts[ReplicateStatus.SUCCEEDED]
         self._probe = Probe(missing, wanted=wanted)
         first = self._probe.release() if self._probe.passed else self._probe.indices
@@ -315,6 +316,8 @@ class Machine:
             return []
         self._on(event, now)
         if not self.over:
+            if self._course.may_run and self._plan is not None and (reason := self._plan.undecidable()):
+                self._stop_early(reason, now)
             if self._course.may_run and not self._roll_call.is_open:
                 if self._dispatcher.has_work:
                     self._dispatch(now)
@@ -634,7 +637,8 @@ class Machine:
 
     def _on_finalized(self, reason: str) -> None:
         if self._course.finalizing:
-            self._course.end(self._ledger, reason)
+            undecidable = self._plan is not None and bool(self._plan.undecidable())
+            self._course.end(self._ledger, reason, undecidable=undecidable)
             self.over = not self._outbox.paused
 
     def _on_results_voided(self, reason: str) -> None:

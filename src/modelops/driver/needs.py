@@ -6,6 +6,10 @@ far a parameter set is run ahead of its next look depends on how busy the worker
 
 A set is *open* until it is decided; then the replicates beyond are *dropped*: nothing of them is begun or committed any
 more. Once the store has that (or at once, if all are needed) the set is *closed*, and may be aggregated.
+
+A set is *stuck* if a replicate that it certainly needs has no number to go by: then the job is to end, and to say which
+is the first such replicate, by parameter set and number. So nothing of later sets is handed out any more, and the end
+waits until each set before it is decided or stuck itself.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from modelops.errors import InternalError
 from modelops.states import STORED, ReplicateStatus
 from modelops.study.ranges import EMPTY, Range, Ranges
 from modelops.study.stopping import next_look
+from modelops.worker.messages import NO_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,15 +35,19 @@ if TYPE_CHECKING:
 
     from modelops.study.index_line import IndexLine
     from modelops.study.stopping import Until
-    from modelops.worker.messages import SegmentRef
+    from modelops.worker.messages import NoNumbers, SegmentRef
 
 _UNKNOWN: Final = 255
 _SUCCEEDED: Final = STORED.index(ReplicateStatus.SUCCEEDED)
+_STATUS: Final = {**dict(enumerate(STORED)), NO_NUMBER: ReplicateStatus.SUCCEEDED}
 SURELY: Final = 0.9  # of the replicates that a set will probably need are released at once
 
 
 class Watched(NamedTuple):
-    """How the replicates of a segment ended: codes of `STORED`, and the numbers of the output that is watched."""
+    """How the replicates of a segment ended: codes of `STORED`, and the numbers of the output that is watched.
+
+    The code is `NO_NUMBER` where that is none.
+    """
 
     codes: bytes
     numbers: npt.NDArray[np.float64]
@@ -110,6 +119,11 @@ class Needs:
         self._closed, self._dropped, self._taken = RangeSet(), RangeSet(), RangeSet()
         self._missing = EMPTY
         self._ahead: dict[int, None] = {}  # open sets that may be run ahead of their next look
+        self._stuck: dict[int, int] = {}  # set: its first replicate without a number
+        self._first_stuck: int | None = None
+        self._withdrawn_from: int | None = None
+        self._left_params = EMPTY
+        self._no_numbers: list[tuple[Ranges, str]] = []
         self._n_untouched = line.n_params
         self._expected = 0  # replicates of touched open sets that are expected to be run yet
 
@@ -130,15 +144,19 @@ class Needs:
             if ReplicateStatus.NOT_NEEDED not in ref.counts and not undecided.isdisjoint(Ranges(ref.ranges)):
                 if ref.watched is None:
                     raise InternalError(f"segment {ref.name} was given without what is watched")
+                self.say(ref.no_numbers)
                 touched |= self._put(Ranges(ref.ranges), Watched.of(ref.watched))
         return self._decisions(touched)
 
-    def initial(self, missing: Ranges) -> Ranges:
-        """Return what of the missing may be run before more is decided; nothing else ever will be."""
-        self._missing = missing
+    def initial(self, missing: Ranges, left: Ranges = EMPTY) -> Ranges:
+        """Return what of the missing may be run before more is decided; nothing else ever will be.
+
+        ``left``: their sets are not decided now.
+        """
+        self._missing, self._left_params = missing, self._line.params_of(left)
         pairs: list[Range] = []
         for param in self._line.params_of(self._line.all()) - self._closed.snapshot():
-            if param not in self._waiting:
+            if param not in self._waiting and self._may_go_on(param):
                 if (one := self._sets.get(param)) is not None:
                     self._extend(param, one, self._target(one))
                 pairs += self._slice(param, 0, self._released(param))
@@ -171,7 +189,8 @@ class Needs:
         edges = np.array(kept.pairs).ravel()
         mine = np.searchsorted(edges, index, side="right") % 2 == 1
         codes = bytes(np.frombuffer(watched.codes, np.uint8)[mine])
-        counts = {STORED[code]: n for code, n in sorted(Counter(codes).items())}
+        of_codes = Counter(codes.replace(bytes([NO_NUMBER]), bytes([_SUCCEEDED])))
+        counts = {STORED[code]: n for code, n in sorted(of_codes.items())}
         encoded = Watched(codes, watched.numbers[mine]).encode()
         return msgspec.structs.replace(ref, ranges=kept.pairs, counts=counts, watched=encoded)
 
@@ -181,12 +200,41 @@ class Needs:
         """Take in committed outcomes; return what follows."""
         return self._decisions(self._put(indices, watched))
 
+    def say(self, no_numbers: NoNumbers) -> None:
+        """Take in what is said of replicates without a number."""
+        self._no_numbers += [(Ranges(pairs), text) for text, pairs in no_numbers]
+
+    def undecidable(self) -> tuple[int, int, str] | None:
+        """Return the first replicate that a set needs and that has no number, and what is said of it.
+
+        None if there is none, or if a set before it is not decided yet.
+        """
+        param = self._first_stuck
+        if param is None:
+            return None
+        before = self._closed.lacks(Ranges(((0, param),)) - self._left_params)
+        if any(p not in self._waiting for p in before):
+            return None
+        index = self._line.index(param, self._stuck[param])
+        said = next((text for ranges, text in self._no_numbers if index in ranges), "has none")
+        return param, self._stuck[param], said
+
+    def beyond(self) -> Ranges:
+        """Return, once for each set that is found to be the first that is stuck, what need not be run because of it."""
+        if self._first_stuck is None or self._first_stuck == self._withdrawn_from:
+            return EMPTY
+        self._withdrawn_from = self._first_stuck
+        return self._line.of_params(self._first_stuck, self._line.n_params)
+
+    def _may_go_on(self, param: int) -> bool:
+        return self._first_stuck is None or param < self._first_stuck
+
     def release(self, params: Iterable[int]) -> Ranges:
         """Hand out what these sets certainly or probably need beyond what they had; each index once."""
         pairs: list[Range] = []
         for param in params:
             one = self._sets.get(param)
-            if one is not None and param not in self._waiting:
+            if one is not None and param not in self._waiting and self._may_go_on(param):
                 pairs += self._extend(param, one, self._target(one))
         return self._needed(Ranges(pairs)) if pairs else EMPTY
 
@@ -196,7 +244,7 @@ class Needs:
             param = next(iter(self._ahead))
             del self._ahead[param]
             one = self._sets[param]
-            if one.released <= one.look < one.end:
+            if one.released <= one.look < one.end and self._may_go_on(param):
                 found = self._needed(Ranges(self._extend(param, one, min(next_look(one.look), one.end))))
                 if found:
                     return found
@@ -232,7 +280,7 @@ class Needs:
         params = self._line.params_of(indices)
         for param in params:
             n, one = self._waiting.pop(param), self._sets.pop(param)
-            displaced.update(STORED[code] for code in one.codes[n:] if code != _UNKNOWN)
+            displaced.update(_STATUS[code] for code in one.codes[n:] if code != _UNKNOWN)
             self._closed.add(param, param + 1)
         return params, dict(displaced)
 
@@ -301,8 +349,14 @@ class Needs:
         """Look at every prefix that is due; return how many replicates are needed, if it is known now."""
         until = self._until
         looked = False
-        while one.settled >= min(one.look, one.end):
+        while True:
             n = min(one.look, one.end)
+            if (at := one.codes.find(NO_NUMBER, 0, min(n, one.settled))) >= 0:
+                self._stuck[param] = at
+                self._first_stuck = min(self._stuck)
+                return None
+            if one.settled < n:
+                break
             if n == one.end or until.is_enough(one.values(n)):
                 return n
             one.look, looked = min(next_look(n), one.end), True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from modelops.driver.places import Places
     from modelops.states import ReplicateStatus
     from modelops.study.ids import AttemptId
+    from modelops.study.stopping import Until
     from modelops.worker.messages import SegmentRef
 
 MAX_REFUSED = 10
@@ -39,6 +40,7 @@ class Plan:
     def __init__(
         self,
         needs: Needs,
+        until: Until,
         *,
         ledger: Ledger,
         places: Places,
@@ -47,7 +49,7 @@ class Plan:
         next_attempt: Callable[[], AttemptId],
         stop_surplus: Callable[[Ranges], None],
     ) -> None:
-        self.needs = needs
+        self.needs, self._until = needs, until
         self._ledger, self._places, self._backlog, self._outbox = ledger, places, backlog, outbox
         self._next_attempt, self._stop_surplus = next_attempt, stop_surplus
         self._n_refused = 0
@@ -57,9 +59,12 @@ class Plan:
         """Take in what earlier drivers left."""
         self._due = self.needs.adopt(segments)
 
-    def begin(self, missing: Ranges) -> Ranges:
-        """Return what of the missing indices may be run at first; the others when they are found to be needed."""
-        return self.needs.initial(missing)
+    def begin(self, missing: Ranges, left: Ranges) -> Ranges:
+        """Return what of the missing indices may be run at first; the others when they are found to be needed.
+
+        ``left``: what is not to be run now, whatever is found.
+        """
+        return self.needs.initial(missing, left)
 
     def start(self) -> None:
         """Order what follows from what earlier drivers left."""
@@ -72,6 +77,7 @@ class Plan:
         """Take in committed outcomes; return the parameter sets that have all that they need, and nothing else."""
         if segment is not None and segment.watched is not None:
             watched = Watched.of(segment.watched)
+            self.needs.say(segment.no_numbers)
         else:  # written by the driver: they took their worker down
             if not counts.keys() <= FAILURES:
                 raise InternalError(
@@ -83,7 +89,21 @@ class Plan:
         if more:
             self._backlog.add(Work(Kind.SIMULATE, more))
         self._order(decided)
+        if beyond := self.needs.beyond():
+            self._backlog.withdraw(beyond)
         return Ranges((d.param, d.param + 1) for d in decided if not d.dropped)
+
+    def undecidable(self) -> str:
+        """Say which replicate it is that the rule cannot go by, once it is certain which one is the first."""
+        found = self.needs.undecidable()
+        if found is None:
+            return ""
+        param, replicate, said = found
+        of = self._until.of
+        return (
+            f"until goes by {of!r}, and replicate {replicate} of parameter set {param} {said}. Return a number as "
+            f"{of!r} from every replicate (nan where there is none), and submit the study again; what has run is kept"
+        )
 
     def run_ahead(self) -> Ranges:
         """Return what to run as slots are free."""

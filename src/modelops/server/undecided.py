@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from modelops.driver.needs import open_params
-from modelops.errors import InternalError
 from modelops.states import ReplicateStatus
 from modelops.store import read_segment
-from modelops.store.watched import NoNumberError, watched_in
+from modelops.store.watched import watched_in
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ def with_watched(
         if ReplicateStatus.NOT_NEEDED in ref.counts or undecided.isdisjoint(Ranges(ref.ranges)):
             out.append(ref)
             continue
-        try:
-            out.append(replace(ref, watched=watched_in(read_segment(objects, job, ref), spec.until.of)))
-        except NoNumberError as no:
-            raise InternalError(f"a replicate in {ref.name} of job {job} {no}") from no
+        watched, no_numbers = watched_in(read_segment(objects, job, ref), spec.until.of)
+        out.append(replace(ref, watched=watched, no_numbers=no_numbers))
     return out

@@ -8,7 +8,7 @@ an orphan that harms nobody. Its name has a part of its digest, so that it can b
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
 from operator import itemgetter
@@ -32,7 +32,7 @@ from modelops.store.segment_body import (
     StoredError,
 )
 from modelops.study.ranges import Ranges
-from modelops.worker.messages import AggregateRef, SegmentRef
+from modelops.worker.messages import NO_NUMBER, AggregateRef, NoNumbers, SegmentRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -143,7 +143,7 @@ class SegmentWriter:
         pid: int = 0,
         watches: bool = False,
     ) -> None:
-        self._watched: dict[int, float] | None = {} if watches else None
+        self._watched: dict[int, float | str] | None = {} if watches else None
         self._objects, self._job, self._attempt = objects, job, attempt
         self._who = {"modelops.worker": worker, "modelops.host": host, "modelops.pid": str(pid)}
         self._parts: list[list[_Row] | FloatRows] = []
@@ -165,7 +165,7 @@ class SegmentWriter:
         outputs: Sequence[Output],
         error: StoredError | None = None,
         execution: Execution | None = None,
-        watched: float = math.nan,
+        watched: float | str = math.nan,
     ) -> None:
         """Take the final outcome of one replicate; the order of calls does not matter.
 
@@ -175,7 +175,7 @@ class SegmentWriter:
             ``(name, kind, data)`` in the order of the model's dict, kinds as in docs/reference/values.md.
             Kept as it is: it must not change until `finish`.
         watched
-            The number of the output that ``until`` watches.
+            The number of the output that ``until`` watches, or in words what it is instead.
         """
         if not self._parts or type(self._parts[-1]) is not list:
             self._parts.append([])
@@ -186,7 +186,7 @@ class SegmentWriter:
         if execution is not None:
             self.add_execution_only(index, status, execution)
 
-    def add_floats(self, rows: FloatRows, watched: Iterable[float] = ()) -> None:
+    def add_floats(self, rows: FloatRows, watched: Iterable[float] | Iterable[str] = ()) -> None:
         """Take the outcomes of many replicates that returned nothing but floats. ``watched``: as in `add`, of each."""
         if self._watched is not None:
             self._watched.update(zip(np.asarray(rows.indices).tolist(), watched, strict=True))
@@ -255,6 +255,11 @@ class SegmentWriter:
         )
         body.remove_spooled()
         counts = np.bincount(codes, minlength=len(STORED)).tolist()
+        watched: bytes | None = None
+        no_numbers: NoNumbers = ()
+        if self._watched is not None:
+            found = [self._watched[k] for k in indices.tolist()]
+            watched, no_numbers = watched_bytes(codes, indices, found)
         return SegmentRef(
             attempt=self._attempt,
             name=stored.name,
@@ -266,14 +271,9 @@ class SegmentWriter:
             pack_bytes=body.pack_bytes,
             execution=name,
             durations=durations,
-            watched=None if self._watched is None else self._pack(codes, indices, self._watched),
+            watched=watched,
+            no_numbers=no_numbers,
         )
-
-    @staticmethod
-    def _pack(
-        codes: npt.NDArray[np.uint8], indices: npt.NDArray[np.int64], numbers: dict[int, float]
-    ) -> bytes:
-        return watched_bytes(codes, np.array([numbers[k] for k in indices.tolist()], np.float64))
 
     def _execution_data(self) -> tuple[str | None, bytes | None, Durations | None]:
         """Return the name and the content of the object with the execution data, if there is any, and durations.
@@ -330,9 +330,23 @@ def store_not_needed(objects: Objects, job: JobId, attempt: AttemptId, indices: 
     )
 
 
-def watched_bytes(codes: npt.NDArray[np.uint8], numbers: npt.NDArray[np.float64]) -> bytes:
-    """Return what `modelops.driver.needs` reads: a code for each outcome, then a number for each outcome."""
-    return codes.astype(np.uint8).tobytes() + numbers.astype("<f8").tobytes()
+def watched_bytes(
+    codes: npt.NDArray[np.uint8], indices: npt.NDArray[np.int64], found: Sequence[float | str]
+) -> tuple[bytes, NoNumbers]:
+    """Return what `modelops.driver.needs` reads: a code for each outcome, then a number for each outcome.
+
+    ``found``: the number of each, or in words what there is instead; which ones that is said of is returned, too.
+    """
+    said: defaultdict[str, list[int]] = defaultdict(list)
+    numbers, codes = np.full(len(found), math.nan), codes.astype(np.uint8)
+    for i, one in enumerate(found):
+        if isinstance(one, str):
+            said[one].append(int(indices[i]))
+            codes[i] = NO_NUMBER
+        else:
+            numbers[i] = one
+    no_numbers = tuple((text, Ranges.of(ks).pairs) for text, ks in said.items())
+    return codes.tobytes() + numbers.astype("<f8").tobytes(), no_numbers
 
 
 class AggregateRow(NamedTuple):

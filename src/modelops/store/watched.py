@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from modelops.store.segment_body import Output
     from modelops.store.segment_table import SegmentTable, StoredOutput
     from modelops.store.segments import FloatRows
+    from modelops.worker.messages import NoNumbers
 
 _SUCCEEDED: Final = OUTCOME_CODE[ReplicateStatus.SUCCEEDED]
+MAX_NAMED: Final = 20  # outputs in a sentence
 _KINDS: Final = ("json", "npy0", "f8")
 _PLAIN: Final = frozenset(b"-0123456789")
 _NUMBERS: Final = (bool, int, float, np.bool_, np.integer, np.floating)
@@ -35,8 +37,7 @@ def number_in(outputs: Sequence[Output] | Sequence[StoredOutput], of: str) -> fl
     """Return an output of a replicate that succeeded as a number; true is 1, false 0. Raises NoNumberError."""
     found = next(((kind, data) for name, kind, data in outputs if name == of), None)
     if found is None:
-        there = ", ".join(name for name, _, _ in outputs) or "none"
-        raise NoNumberError(f"has no output {of!r}; it has: {there}")
+        raise _missing(of, [name for name, _, _ in outputs])
     kind, data = found
     if not isinstance(data, tuple):  # a large one is in a file, and no number
         data = bytes(data)
@@ -54,23 +55,25 @@ def number_in(outputs: Sequence[Output] | Sequence[StoredOutput], of: str) -> fl
 def numbers_in(rows: FloatRows, of: str) -> list[float]:
     """Return the same of each of many replicates that returned nothing but floats. Raises NoNumberError."""
     if of not in rows.names:
-        raise NoNumberError(f"has no output {of!r}; it has: {', '.join(rows.names) or 'none'}")
+        raise _missing(of, rows.names)
     table = np.frombuffer(rows.values, "<f8").reshape(len(rows.indices), len(rows.names))
     numbers: list[float] = table[:, rows.names.index(of)].tolist()
     return numbers
 
 
-def watched_in(segment: SegmentTable, of: str) -> bytes:
-    """Return the same from a stored segment.
+def _missing(of: str, names: Sequence[str]) -> NoNumberError:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return NoNumberError(f"has no output {of!r}; it has: {', '.join(names[:MAX_NAMED]) or 'none'}{more}")
 
-    Raises
-    ------
-    NoNumberError
-        A replicate that succeeded does not have it, so that this segment is none of a job that watches it.
-    """
-    numbers = np.full(len(segment), math.nan)
+
+def watched_in(segment: SegmentTable, of: str) -> tuple[bytes, NoNumbers]:
+    """Return what `watched_bytes` makes of a stored segment."""
+    found: list[float | str] = [math.nan] * len(segment)
     rows = iter(segment.rows())
     for row in np.flatnonzero(segment.status == _SUCCEEDED).tolist():
         _, _, outputs = next(rows)
-        numbers[row] = number_in(outputs, of)
-    return watched_bytes(segment.status, numbers)
+        try:
+            found[row] = number_in(outputs, of)
+        except NoNumberError as no:
+            found[row] = str(no)
+    return watched_bytes(segment.status, segment.index, found)

@@ -120,7 +120,8 @@ def until(
         Half the width of the confidence interval, in the unit of the output. Above 0.
     of
         The name of an output that is a number (or true or false, as 1 and 0) in every replicate that succeeds. A job in
-        which it is missing, or anything else, stops and says so. Not a number, or infinite: that set gets ``max``.
+        which it is missing, or anything else, ends and names the first such replicate; what has run is kept. Not a
+        number (nan), or infinite: that set gets ``max``.
     level
         How often the interval is to cover the true mean, e.g. 0.95.
     min, max

@@ -7,7 +7,7 @@ server gives no work to workers of the other kind (`modelops.cluster.versions`).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -16,7 +16,7 @@ from modelops.states import ReplicateStatus
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,12 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     alone: bool = False
 
 
+NO_NUMBER: Final = (
+    254  # in ``watched`` of a `SegmentRef`: it succeeded, and the output that decides is no number
+)
+NoNumbers: TypeAlias = tuple[tuple[str, tuple[Range, ...]], ...]
+
+
 class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
     """A stored segment: the final outcomes of a set of indices.
 
@@ -51,7 +57,8 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
     ``pack``: name of the object that holds its large outputs, or None; ``execution``: name of the object
     with durations and hosts. ``durations``: of its replicates, for metrics; not kept. ``pool``: of the worker, as its
     driver calls it. ``watched``: for the driver of a job with ``until``, how each replicate ended and the number of the
-    output that decides, see `modelops.driver.needs`; not part of what is committed.
+    output that decides, see `modelops.driver.needs`; not part of what is committed. ``no_numbers``: likewise, in which
+    replicates that output is no number, and in words what it is instead.
     """
 
     attempt: AttemptId
@@ -66,6 +73,7 @@ class SegmentRef(msgspec.Struct, frozen=True, kw_only=True):
     pool: str | None = None
     durations: Durations | None = None
     watched: bytes | None = None
+    no_numbers: NoNumbers = ()
 
 
 class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +102,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     the attempt was stopped. ``model_seconds``: time spent in the model, summed over replicates.
     ``wall_seconds``: what running them took, without what a chunk of any size costs (loading the job, storing).
     ``missing_import``: a module the bundle lacks (one error for the job), as the sentence to show.
-    ``unusable``: likewise, that ``until`` cannot go by what the model returns.
     ``part_of``: the attempt that handed this in and goes on with one replicate, which is not in it. ``parts``: what an
     attempt that has ended now had handed in that way, in case it was not heard of.
     """
@@ -112,7 +119,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     model_seconds: float = 0.0
     wall_seconds: float = 0.0
     missing_import: str | None = None
-    unusable: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

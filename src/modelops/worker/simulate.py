@@ -83,7 +83,6 @@ def _simulate(
         unstarted=unstarted.pairs,
         wall_seconds=wall_seconds,
         missing_import=sorter.missing_import,
-        unusable=sorter.unusable,
         notes=(
             *filter(None, [runtime.pool.not_forked(context.runner)]),
             *runtime.take_notes(chunk.job),

@@ -27,8 +27,6 @@ from modelops.worker.messages import ErrorExample, FailureCount, Receipt
 from modelops.worker.stored import stored_error, stored_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from modelops.processes import FloatOutcomes, Outcome
     from modelops.processes.stop import StopSignal
     from modelops.study.ids import AttemptId
@@ -127,7 +125,6 @@ class Sorter:
         self._given_back = EMPTY
         self.lacking: list[int] = []  # replicates that ended as none of this job can
         self.missing_import: str | None = None
-        self.unusable: str | None = None
         self.tally = self._new_tally(chunk.attempt)
 
     def _new_tally(self, attempt: AttemptId) -> Tally:
@@ -174,13 +171,12 @@ class Sorter:
             self.lacking.append(outcome.index)
             self._stop.stop(hard=True)
             return
-        watched = math.nan
+        watched: float | str = math.nan
         if self._spec.until is not None and outcome.status is ReplicateStatus.SUCCEEDED:
             try:
                 watched = number_in(stored_outputs(outcome.outputs), self._spec.until.of)
             except NoNumberError as no:
-                self._cannot_use([outcome.index], no)
-                return
+                watched = str(no)
         tally.note_ended(outcome.index, outcome.index + 1)
         if outcome.status in FAILURES and tally.count_failure(outcome):
             self._log_failure(outcome)
@@ -239,24 +235,15 @@ class Sorter:
             tally.last_ended = time.perf_counter()
             if self.desk.current is not None and self.desk.current in batch.indices:
                 self.desk.ended(succeeded=True)
-            watched: list[float] = []
+            watched: list[float] | list[str] = []
             if self._spec.until is not None:
                 try:
                     watched = numbers_in(rows, self._spec.until.of)
                 except NoNumberError as no:
-                    self._cannot_use(batch.indices.tolist(), no)
-                    return
+                    watched = [str(no)] * len(rows.indices)
             for lo, hi in ranges_of(batch.indices).pairs:
                 tally.note_ended(lo, hi)
             tally.writer.add_floats(rows, watched)
-
-    def _cannot_use(self, indices: Sequence[int], no: NoNumberError) -> None:
-        """Stop, as ``until`` has nothing to go by in these replicates."""
-        param, replicate = self._spec.line.locate(indices[0])
-        of = self._spec.until.of if self._spec.until is not None else ""
-        self.unusable = f"until goes by {of!r}, and replicate {replicate} of parameter set {param} {no}"
-        self.lacking += indices
-        self._stop.stop(hard=True)
 
     def cut(self, part: AttemptId) -> tuple[Tally, Ranges] | None:
         """Take out what has ended, and give back all but the replicate that is next: it runs, or is about to.
