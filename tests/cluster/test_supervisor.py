@@ -20,6 +20,7 @@ from modelops.driver.hands import Hands
 from modelops.errors import StorageError
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
+from modelops.server.extend import resume_job
 from modelops.server.job_files import known_lock
 from modelops.server.store_ledger import StoreLedger
 from modelops.states import JobEvent, JobState, ReplicateStatus
@@ -144,6 +145,31 @@ def test_any_number_of_jobs_that_wait_for_a_worker_of_their_pool_holds_up_no_oth
     supervisor.wake()
     for job in {*waiting[:-1]} - {first}:  # this one has not heard that the workers say something else now
         server.wait_for(job, JobState.SUCCEEDED)
+
+
+def test_a_job_whose_parameters_are_gone_says_so_ends_soon_and_goes_on_when_they_are_back(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    job = server.submit(write_bundle("def simulate(params, seed):\n    return {'x': seed}"), seeds=[1, 2])
+    name = f"{job_folder(job)}/parameters.parquet"
+    parameters = server.objects.get(name)
+    server.objects.delete(name)
+    supervisor = server.start()
+
+    def doing() -> str:
+        view = supervisor.view(job)
+        return "" if view is None else view.doing
+
+    wait_for(lambda: "as its driver failed" in doing(), "what is wrong is seen while it is tried again")
+    assert "parameters.parquet is gone" in doing()
+    server.wait_for(job, JobState.FAILED)
+    assert "parameters.parquet is gone" in server.records.job(job).reason
+    kinds = [event.kind for event in server.records.events(job)]
+    assert kinds.count("driver_failed") == 2, "what is gone is looked for once more, and no more"
+    server.objects.put_new(name, parameters)
+    resume_job(server.records, server.objects, job, "me")
+    supervisor.wake()
+    server.wait_for(job, JobState.SUCCEEDED)
 
 
 def test_a_new_job_is_driven_from_the_moment_it_is_recorded_unless_it_must_wait_its_turn(

@@ -40,15 +40,18 @@ def give_up(records: Records, job: JobId, epoch: int, who: str) -> JobState:
 
 
 def _steps(records: Records, job: JobId) -> list[JobEvent]:
+    some = records.counts(job).get(
+        ReplicateStatus.SUCCEEDED
+    )  # of earlier runs, perhaps: it has not failed then
+    stopped = JobEvent.STOPPED_EARLY if some else JobEvent.ENVIRONMENT_FAILED
     match records.job(job).state:
         case JobState.QUEUED:
-            return [JobEvent.STARTED, JobEvent.ENVIRONMENT_FAILED]
+            return [JobEvent.STARTED, stopped]
         case JobState.PREPARING:
-            return [JobEvent.ENVIRONMENT_FAILED]
+            return [stopped]
         case JobState.RUNNING:
             return [JobEvent.STOPPED_EARLY]
         case JobState.FINALIZING:
-            some = records.counts(job).get(ReplicateStatus.SUCCEEDED)
             return [JobEvent.SOME_SUCCEEDED if some else JobEvent.NONE_SUCCEEDED]
         case JobState.CANCELLING:
             return [JobEvent.STOPPED]

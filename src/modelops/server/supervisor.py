@@ -13,13 +13,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from modelops.errors import ClusterError, ModelOpsError, StorageError
+from modelops.errors import ClusterError, IntegrityError, ModelOpsError, NotFoundError, StorageError
 from modelops.logs import about
 from modelops.server.aside import Aside
 from modelops.server.beginning import Beginning
 from modelops.server.drive import JobDriver
 from modelops.server.give_up import give_up
-from modelops.states import FINAL_JOB_STATES
+from modelops.server.live import LiveView
+from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store.leases import RENEW_EVERY_S
 from modelops.store.rows import LeaseLostError
 from modelops.study.pools import NO_ALIASES
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from modelops.driver.hands import Pool
     from modelops.environments import Lock
-    from modelops.server.live import LiveView
     from modelops.store import Objects, Records
     from modelops.store.driving import OpenJob
     from modelops.store.leases import Leases
@@ -48,6 +48,7 @@ STOP_WITHIN_S: Final = 20.0
 MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
 GOOD_RUN_S: Final = 300.0  # a driver that lived so long did not fail in a row with the one before
 LONGEST_DELAY_S: Final = 60.0
+LOST_DELAY_S: Final = 2.0
 FIRST_EPOCH: Final = 1
 
 
@@ -63,6 +64,7 @@ class _Driven:
 class _Failures:
     count: int
     not_before: float
+    said: str = ""  # by the driver that failed last
 
 
 class Supervisor:
@@ -161,7 +163,15 @@ class Supervisor:
         """Return what the driver of a job knows, or knew when it was kept aside; None if neither is so here."""
         with self._lock:
             one = self._driven.get(job)
-        return self._aside.view(job) if one is None else one.driver.view()
+        if one is not None:
+            return one.driver.view()
+        failures = self._failures.get(job)
+        if failures is not None and failures.said:
+            in_s = max(0.0, failures.not_before - time.monotonic())
+            return LiveView(
+                JobState.QUEUED, doing=f"tried again in {in_s:.0f} s, as its driver failed: {failures.said}"
+            )
+        return self._aside.view(job)
 
     def flag(self, job: JobId, stalled: str) -> None:
         """Show of a job that is driven here why it stands still, or (empty) that it does not."""
@@ -365,6 +375,7 @@ class Supervisor:
             if failures is not None and failures.count >= MAX_FAILURES:
                 failures.count -= 1  # one more try, to write its result files
                 if give_up(self._records, job.job, epoch, self._who) in FINAL_JOB_STATES:
+                    del self._failures[job.job]  # should it begin again, something may be otherwise
                     self._to_release.add(job.job)
                     return
             self._begin(job.job, epoch)
@@ -428,15 +439,19 @@ class Supervisor:
                 self.wake()
 
     def _delay(self, job: JobId, seconds: float) -> None:
-        count = self._failures[job].count if job in self._failures else 0
-        self._failures[job] = _Failures(count, time.monotonic() + seconds)
+        before = self._failures.get(job, _Failures(0, 0.0))
+        self._failures[job] = _Failures(before.count, time.monotonic() + seconds, before.said)
 
     def _failed(self, job: JobId, epoch: int, error: Exception, began: float) -> None:
         now = time.monotonic()
         before = self._failures.get(job)
-        count = 1 + (before.count if before is not None and now - began < GOOD_RUN_S else 0)
-        self._failures[job] = _Failures(count, now + min(LONGEST_DELAY_S, 0.5 * 2.0**count))
+        # What a driver found damaged or gone it has tried to mend: once more, in case somebody just puts it back.
+        lost = isinstance(error, IntegrityError | NotFoundError)
+        weight = MAX_FAILURES // 2 + 1 if lost else 1
+        count = weight + (before.count if before is not None and now - began < GOOD_RUN_S else 0)
+        delay_s = LOST_DELAY_S if lost else min(LONGEST_DELAY_S, 0.5 * 2.0**count)
         text = str(error) if isinstance(error, ModelOpsError) else repr(error)
+        self._failures[job] = _Failures(count, now + delay_s, text)
         try:
             self._records.add_event(
                 job, self._who, "driver_failed", f"{type(error).__name__}: {text}", epoch=epoch
