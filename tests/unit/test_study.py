@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from modelops.study.quantities import LONGEST_S, n_bytes, seconds
 from modelops.study.sampling import grid
 from modelops.study.seeds import MAX_EXPLICIT_SEED
 from modelops.study.spec import NO_RETRY, Limits, RetryPolicy
+from modelops.study.stopping import until
 from modelops.study.study import Retry, Study
 
 if TYPE_CHECKING:
@@ -70,7 +72,20 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("a number", lambda: study(parameters=3), "cannot be read as parameter sets"),
     ("no dicts", lambda: study(parameters=[1, 2]), "parameter set 0 is a int"),
     ("retries", lambda: Retry(max_retries=-1), "max_retries must be an integer"),
-    ("backoff", lambda: Retry(backoff=0.5), "backoff must be 1 or more"),
+    ("backoff", lambda: Retry(backoff=0.5), "backoff must be a finite number, 1 or more"),
+    ("no end", lambda: Retry(backoff=math.inf), "backoff must be a finite number, 1 or more, not inf"),
+    ("no number", lambda: Retry(backoff=math.nan), "backoff must be a finite number"),
+    ("huge", lambda: Retry(backoff=10**400), "backoff must be a finite number"),
+    ("text", lambda: Retry(backoff="2"), "backoff must be a finite number"),  # type: ignore[arg-type]
+    ("delays", lambda: Retry(initial_delay=math.inf), "initial_delay = inf is no duration"),
+    ("longest", lambda: Retry(max_delay=math.nan), "max_delay = nan is no duration"),
+    ("policy", lambda: study(retry=RetryPolicy(backoff=math.inf)), "backoff must be a finite"),
+    ("timeout", lambda: study(timeout=math.inf), "timeout = inf is no duration"),
+    ("one's", lambda: study(replicate_timeout=math.nan), "replicate_timeout = nan is no"),
+    ("memory", lambda: study(memory=math.inf), "memory = inf is no amount"),
+    ("no fraction", lambda: study(min_success=math.nan), "min_success = nan"),
+    ("width", lambda: study(replicates=until(half_width=math.inf, of="x")), "half_width"),
+    ("level", lambda: study(replicates=until(half_width=1, of="x", level=math.nan)), "level"),
     ("on", lambda: Retry(on=["crash"]), "did you mean 'crashed'.*known are crashed, failed"),
     ("on success", lambda: Retry(on=["succeeded"]), "on has 'succeeded'"),
     ("delay", lambda: Retry(initial_delay="a while"), "initial_delay = 'a while' is no duration"),

@@ -118,7 +118,9 @@ def show_list(summaries: Iterable[Summary], now: datetime | None = None) -> list
             f"{s.state}, stalled" if s.stalled else f"{s.state}, waits for a pool" if waits else str(s.state)
         )
         needed = s.size - s.counts.get(ReplicateStatus.NOT_NEEDED, 0)
-        rows.append((s.job, state, f"{done:,}/{needed:,}" if s.size else "", age, s.name))
+        of_all = f"{done:,}/{needed:,}" if s.size and not s.unreadable else ""
+        name = f"{s.name}: {s.unreadable}" if s.unreadable else s.name
+        rows.append((s.job, state, of_all, age, name))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return ["  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]).rstrip() for row in rows]
 

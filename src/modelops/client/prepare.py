@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from modelops.bundles import job_spec, load_manifest, pack_bundle, take_snapshot
 from modelops.client.entries import refuse_missing_entries
 from modelops.client.study_files import completed
@@ -21,6 +19,7 @@ from modelops.store.fetch import bundle_object
 from modelops.store.parameters import write_parameters
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.parameter_sets import distinct_canonicals
+from modelops.study.spec import encode_spec
 from modelops.who import whoami
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def prepare_job(
     canonicals = distinct_canonicals(study.sets())
     job = new_job_id()
     store_bundle(objects, snapshot, digest)
-    spec_bytes = msgspec.json.encode(spec)
+    spec_bytes = encode_spec(spec)
     write_parameters(objects, job, canonicals, beside={"study.json": spec_bytes})
     reserve(job)
     records.create_job(

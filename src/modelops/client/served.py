@@ -97,6 +97,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     n_workers: int = 0
     progress: tuple[Progress, ...] = ()
     pools: tuple[Pool, ...] = ()
+    unreadable: str = ""
     tag: str | int | None = None
 
     def status(self) -> JobStatus:
@@ -105,7 +106,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             state=UNKNOWN if self.state == UNKNOWN else _job_state(self.state),
             counts=in_order(self.counts),
             aggregates=in_order(self.aggregates),
-            reason=self.reason,
+            reason="; ".join(filter(None, (self.reason, self.unreadable))),
             eta=self.eta,
             progress=tuple(Reported(p.param, p.replicate, p.fraction, p.values) for p in self.progress),
             stalled=self.stalled,

@@ -193,13 +193,13 @@ def recorded_by_state(environ: Mapping[str, str]) -> dict[str, int]:
 
 def _summary(records: Records, row: JobRow) -> Summary:
     """Return a line of the list; with the counts of a job that has ended, which change no more."""
-    from modelops.study.spec import decode_spec
+    from modelops.study.spec import decode_spec, unreadable
 
     ended = row.state in FINAL_JOB_STATES
-    known: dict[str, Any] = {}
-    if ended:
+    known: dict[str, Any] = {"unreadable": unreadable(row.spec)}
+    if ended and not known["unreadable"]:
         spec = decode_spec(row.spec)
-        known = {
+        known |= {
             "bundle_name": spec.bundle_name,
             "n_params": spec.line.n_params,
             "n_replicates": max((n for _, _, n in spec.line.replicates()), default=0),

@@ -10,8 +10,6 @@ import contextlib
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from modelops.errors import ConflictError, RequestError
 from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobEvent, JobState
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, read_segment
@@ -22,7 +20,7 @@ from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.extension import extended_spec, stored_in
 from modelops.study.parameter_sets import ParameterSets, parameter_table
 from modelops.study.ranges import Ranges
-from modelops.study.spec import decode_spec
+from modelops.study.spec import decode_spec, encode_spec
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
@@ -142,7 +140,7 @@ def extend_job(
         known = Parameters(objects, job, old.parameters)
         _refuse_known(known, more)
         spec = stored_in(spec, write_more_parameters(objects, job, row.run + 1, _all(known, more)))
-    data = msgspec.json.encode(spec)
+    data = encode_spec(spec)
     study = f"study.{row.run + 1}-{sha256(data).hexdigest()[:16]}.json"
     with contextlib.suppress(AlreadyExistsError):  # its name says what is in it
         objects.put_new(f"{job_folder(job)}/{study}", data)

@@ -44,6 +44,7 @@ class Mismatch(StrEnum):
     AGGREGATE_DAMAGED = "aggregate_damaged"
     EXECUTION_DAMAGED = "execution_damaged"
     STUDY_DAMAGED = "study_damaged"
+    STUDY_UNREADABLE = "study_unreadable"
     RESULTS_DAMAGED = "results_damaged"
     PARAMETERS_DAMAGED = "parameters_damaged"
     LOCK_DAMAGED = "lock_damaged"
@@ -56,7 +57,12 @@ class Mismatch(StrEnum):
 
 # What nothing that is recorded could be made from again: it is said, with what a person can do.
 BEYOND_REPAIR: Final = frozenset(
-    {Mismatch.PARAMETERS_DAMAGED, Mismatch.LOCK_DAMAGED, Mismatch.BUNDLE_DAMAGED}
+    {
+        Mismatch.STUDY_UNREADABLE,
+        Mismatch.PARAMETERS_DAMAGED,
+        Mismatch.LOCK_DAMAGED,
+        Mismatch.BUNDLE_DAMAGED,
+    }
 )
 
 

@@ -12,7 +12,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from modelops.errors import IntegrityError, ModelOpsError, NotFoundError
+from modelops.errors import IntegrityError, InternalError, ModelOpsError, NotFoundError, RequestError
 from modelops.server.facts import facts_of, lost_for_good, refuse_empty
 from modelops.server.mend import mend_job, needs_mending, record_findings
 from modelops.server.reconcile import Finding, Mismatch, never_counts, nobody_runs, runs_after_end
@@ -22,6 +22,7 @@ from modelops.store.fetch import STORE_AGAIN, bundle_object, check_stored_bundle
 from modelops.store.rows import LeaseLostError
 from modelops.store.segments import job_folder
 from modelops.study.ids import AttemptId, BundleDigest
+from modelops.study.spec import is_newer, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -158,13 +159,35 @@ class Reconciler:
         for row in rows:
             if self._stopping.is_set():
                 break
+            if why := unreadable(row.spec):
+                found.append(self._tell_unreadable(row, why))
+                continue
             try:
                 found += self._look_for_losses(row, deep=deep)
                 found += self._look_at_storage(row.job, deep=deep)
                 self._collect(row.job)
             except (LeaseLostError, NotFoundError) as error:  # somebody else is at it
                 log.info("job %s is left to others: %s", row.job, error, extra={"job": row.job})
+            except (
+                IntegrityError,
+                RequestError,
+                InternalError,
+            ) as error:  # of this job; the others come as well
+                if len(rows) == 1:
+                    raise
+                log.warning(
+                    "job %s cannot be compared with what is there: %s", row.job, error, extra={"job": row.job}
+                )
         return found
+
+    def _tell_unreadable(self, row: JobRow, why: str) -> Finding:
+        """Say that a job's study cannot be read; one of a newer version is left to that, its story too."""
+        finding = Finding(row.job, Mismatch.STUDY_UNREADABLE, row.study, f"the job is left as it is: {why}")
+        if is_newer(row.spec):
+            log.warning("job %s: %s", row.job, finding.text, extra={"job": row.job})
+        else:
+            self._tell_once(finding)
+        return finding
 
     def _look_at_stories(self, rows: list[JobRow]) -> list[Finding]:
         """Put states right that are not what their stories say; before anything is decided by them."""

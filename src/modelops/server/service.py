@@ -44,6 +44,7 @@ from modelops.store.rows import ChangedMeanwhileError, Submission, new_row
 from modelops.store.segments import job_folder
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.ranges import EMPTY
+from modelops.study.spec import encode_spec
 from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class JobService:
 
     def _store(self, job: JobId, spec: JobSpec, write_parameters: _Write, lock: Lock | None) -> JobRow:
         """Store the bytes of a job that has no row yet; return the row it is to get. ``lock``: if it is known."""
-        data = msgspec.json.encode(spec)
+        data = encode_spec(spec)
         beside = {"study.json": data}
         if lock is not None:
             beside["lock"] = lock.text.encode()  # stored together with the others it takes no time of its own

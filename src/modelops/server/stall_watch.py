@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from modelops.errors import ModelOpsError, StorageError
 from modelops.server.stalled import Seen, Watched, look, no_worker_of
+from modelops.server.views import unreadable_of
 from modelops.states import OPEN_JOB_STATES, JobState, ReplicateStatus
 from modelops.study.spec import decode_spec
 
@@ -144,11 +145,13 @@ class StallWatch:
         out = {}
         for row in self._rows:
             view = views.get(row.job)
-            if view is not None:
+            if view is not None and not unreadable_of(row.spec):
                 seen = _of_driven(row, view, n_workers, running[row.job], sum(running.values()))
                 seen = replace(seen, n_refused=n_refused)
             elif (kept := self._driving.view(row.job)) is not None and kept.needs_worker:
                 seen = _of_waiting(row, no_worker_of([pool.name for pool in kept.pools]))
+            elif why := unreadable_of(row.spec):
+                seen = _of_waiting(row, why)
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")
             elif is_full and row.state is JobState.QUEUED:

@@ -18,7 +18,7 @@ from modelops.logs import about
 from modelops.server.aside import Aside
 from modelops.server.beginning import Beginning
 from modelops.server.drive import JobDriver
-from modelops.server.give_up import give_up
+from modelops.server.give_up import abandon, give_up
 from modelops.server.live import LiveView
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store.leases import RENEW_EVERY_S
@@ -113,6 +113,9 @@ class Supervisor:
         self._aside, self._crowded = Aside(records, aliases), False
         self._apart: set[JobId] = set()
         self._failures: dict[JobId, _Failures] = {}
+        self._unreadable: dict[
+            JobId, float
+        ] = {}  # jobs that cannot be driven here, until they are looked at again
         self._to_release: set[JobId] = set()
         self._workers: dict[str, int] = {}
         self._news = threading.Event()
@@ -365,13 +368,27 @@ class Supervisor:
         failures = self._failures.get(job.job)
         if failures is not None and now < failures.not_before:
             return
+        if job.cancel_by is None and now < self._unreadable.get(job.job, 0.0):
+            return
         with self._taking:
             full = self.is_full and job.cancel_by is None
             if full or job.job in self._apart:
                 return
+            why = self._records.unreadable(job.job)
+            if (
+                why and job.cancel_by is None
+            ):  # a newer version may be able to drive it: its lease is left alone
+                log.warning("job %s is not driven: %s", job.job, why, extra={"job": job.job})
+                self._unreadable[job.job] = now + LONGEST_DELAY_S
+                return
             epoch = self._leases.take(job.job, self._who)
             if epoch is None:
                 return  # somebody else drives it, and is alive
+            self._unreadable.pop(job.job, None)
+            if why:
+                abandon(self._records, job.job, epoch, job.cancel_by or self._who, f"cancelled; {why}")
+                self._to_release.add(job.job)
+                return
             if failures is not None and failures.count >= MAX_FAILURES:
                 failures.count -= 1  # one more try, to write its result files
                 if give_up(self._records, job.job, epoch, self._who) in FINAL_JOB_STATES:

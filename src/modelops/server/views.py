@@ -16,7 +16,8 @@ import msgspec
 
 from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
 from modelops.store.contents import rest_of
-from modelops.study.spec import decode_spec
+from modelops.study.index_line import IndexLine
+from modelops.study.spec import JobSpec, decode_spec, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from modelops.study.ids import JobId
     from modelops.study.pools import Aliases, Membership
     from modelops.study.ranges import Ranges
-    from modelops.study.spec import JobSpec
 
 
 class Reported(Protocol):
@@ -159,8 +159,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     does not get on, or empty. ``waiting_for``: what the database or the storage said, while one of them is away and the
     job waits. ``doing``: what is done before replicates can run, e.g. which packages are installed. ``driven``: a
     driver of this server has it, or it is kept aside until a worker comes that can run it.
-    ``pools``: those that it asks for, or else those where it ran or could. ``tag``: changes when anything else here
-    changes, but ``eta``.
+    ``pools``: those that it asks for, or else those where it ran or could. ``unreadable``: why this server cannot read
+    the job's study, and then does not drive it; ``size`` is what is committed then. ``tag``: changes when anything else
+    here changes, but ``eta``.
     """
 
     job: str
@@ -188,12 +189,15 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     progress: list[ProgressView]
     pools: list[PoolView]
     n_events: int
+    unreadable: str = ""
     tag: str = ""
 
 
 def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
     """Put together what is committed and what its driver says; ``live`` must have been asked first."""
-    row, spec = picture.row, spec_of(picture.row.spec)
+    row, unreadable = picture.row, unreadable_of(picture.row.spec)
+    spec = _NOTHING_KNOWN if unreadable else spec_of(row.spec)
+    size = sum(picture.counts.values()) if unreadable else spec.line.size
     if row.state in FINAL_JOB_STATES:
         live = None  # it was asked before the end, and knew of replicates that ran then
     view = JobView(
@@ -209,19 +213,20 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
         changed_at=row.changed_at,
         n_params=spec.line.n_params,
         n_replicates=_replicates_of_a_set(spec),
-        size=spec.line.size,
-        counts=_counts(picture, spec.line.size, live),
+        size=size,
+        counts=_counts(picture, size, live),
         aggregates=picture.aggregates,
         eta=live.eta if live is not None else None,
         stalled=row.stalled or (live.stalled if live is not None else ""),
         waiting_for=live.waiting_for if live is not None else "",
-        doing=live.doing if live is not None else _UNDRIVEN.get(row.state, ""),
+        doing=live.doing if live is not None else "" if unreadable else _UNDRIVEN.get(row.state, ""),
         cancel_asked=row.cancel_by is not None,
         driven=live is not None,
         n_workers=n_workers,
         progress=_progress(spec, live),
         pools=_pools(spec, picture, live),
         n_events=row.n_events,
+        unreadable=unreadable,
     )
     said = msgspec.json.encode(msgspec.structs.replace(view, eta=None), order="deterministic")
     return msgspec.structs.replace(view, tag=blake2b(said, digest_size=8).hexdigest())
@@ -231,6 +236,10 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
 def spec_of(data: bytes) -> JobSpec:
     """Return a recorded spec; those of jobs that are watched are read once."""
     return decode_spec(data)
+
+
+unreadable_of = lru_cache(maxsize=128)(unreadable)
+_NOTHING_KNOWN: Final = JobSpec(name="", bundle="", bundle_name="", model="", line=IndexLine(()))
 
 
 def _counts(picture: Picture, size: int, live: Live | None) -> dict[str, int]:

@@ -14,6 +14,7 @@ from modelops.store.runs import BEGINS_RUN
 from modelops.store.statements import Statement
 from modelops.study.ids import JobId
 from modelops.study.ranges import Ranges
+from modelops.study.spec import unreadable
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ class _Pools(msgspec.Struct):
     pools: tuple[str, ...] = ()
 
 
+def _pools(spec: bytes) -> tuple[str, ...]:
+    try:
+        return msgspec.json.decode(spec, type=_Pools).pools
+    except (msgspec.DecodeError, UnicodeDecodeError):  # whoever wants to drive it says so
+        return ()
+
+
 _JOBS = schema.jobs.c
 _OPEN_JOBS = (
     sa.select(_JOBS.job, _JOBS.state, _JOBS.cancel_by)
@@ -84,8 +92,13 @@ class DrivingRecords:
             for lo in range(0, len(jobs), MOST_AT_ONCE):
                 query = sa.select(_JOBS.job, _JOBS.spec).where(_JOBS.job.in_(jobs[lo : lo + MOST_AT_ONCE]))
                 for job, spec in sql.execute(query):
-                    found[JobId(job)] = msgspec.json.decode(spec, type=_Pools).pools
+                    found[JobId(job)] = _pools(spec)
         return found
+
+    def unreadable(self, job: JobId) -> str:
+        """Say why this version cannot read a job's study; empty if it can. Raises NotFoundError."""
+        with self._database.reading() as sql:
+            return unreadable(read_job(sql, job).spec)
 
     def hold(self, job: JobId, epoch: int) -> None:
         """Raise LeaseLostError unless this is still the epoch of the job's driver; write nothing."""

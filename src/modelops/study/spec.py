@@ -7,6 +7,7 @@ A job that was extended has another spec, in an object of its own, see `modelops
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,9 @@ from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
 from modelops.study.quantities import LONGEST_S
 from modelops.study.stopping import Until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORMAT = 4  # 2: its parameters are not in "parameters.parquet"; 3: it has "until"; 4: it has "pools"
 WITH_UNTIL = 3
@@ -103,6 +107,56 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         return max(1, math.ceil(self.min_success * n_replicates - 1e-9))
 
 
+class _Head(msgspec.Struct):
+    """The part of a spec that every version can read."""
+
+    format: int = 0
+
+
+def encode_spec(spec: JobSpec) -> bytes:
+    """Return ``study.json``. JSON holds no number that is not finite, so none is written.
+
+    Raises
+    ------
+    RequestError
+        A number is not finite; names its key.
+    """
+    for key, value in _numbers(msgspec.to_builtins(spec), ""):
+        if not math.isfinite(value):
+            raise RequestError(f"{key} = {value!r} of the study must be a finite number, or left out")
+    return msgspec.json.encode(spec)
+
+
+def _numbers(value: object, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, f"{key}.{name}" if key else str(name))
+
+
+def is_newer(data: bytes) -> bool:
+    """Say whether a newer ModelOps wrote this."""
+    try:
+        return msgspec.json.decode(data, type=_Head).format > FORMAT
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def unreadable(data: bytes) -> str:
+    """Say why this version cannot read a recorded ``study.json``, and what to do; empty if it can.
+
+    One job whose study cannot be read must not keep anybody from the others: whoever walks over jobs asks first.
+    """
+    try:
+        decode_spec(data)
+    except IntegrityError as error:
+        return f"{error}; put back a backup of the database, or submit the study again"
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
 def decode_spec(data: bytes) -> JobSpec:
     """Read ``study.json``; a newer format is refused with a sentence.
 
@@ -115,15 +169,15 @@ def decode_spec(data: bytes) -> JobSpec:
     """
     try:
         return _decoded(data)
-    except msgspec.DecodeError as e:  # ValidationError is one
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:  # ValidationError is a DecodeError
         raise IntegrityError(f"a job's study.json is damaged: {e}") from e
 
 
 def _decoded(data: bytes) -> JobSpec:
-    head = msgspec.json.decode(data, type=dict)
-    if head.get("format", 0) > FORMAT:
+    form = msgspec.json.decode(data, type=_Head).format
+    if form > FORMAT:
         raise RequestError(
-            f"this job was written by a newer ModelOps (study format {head['format']}, this one reads "
+            f"this job was written by a newer ModelOps (study format {form}, this one reads "
             f"up to {FORMAT}); upgrade modelops"
         )
     return msgspec.json.decode(data, type=JobSpec)

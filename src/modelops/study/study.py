@@ -6,6 +6,7 @@ the defaults below fill the gaps (`Study.filled_from`). What is wrong is refused
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -48,8 +49,7 @@ def Retry(  # noqa: N802  reads as the value it makes: retry=mo.Retry(max_retrie
         ``invalid_output``.
     """
     _check_int("Retry: max_retries", max_retries, 0, 2**31)
-    if not backoff >= 1:
-        raise RequestError(f"Retry: backoff must be 1 or more, not {backoff!r}")
+    factor = _factor(backoff)
     known = sorted(FAILURES)
     statuses = [on] if isinstance(on, str) else list(on)
     for status in statuses:
@@ -60,7 +60,7 @@ def Retry(  # noqa: N802  reads as the value it makes: retry=mo.Retry(max_retrie
     return RetryPolicy(
         max_retries=max_retries,
         initial_delay=_delay(initial_delay, "initial_delay"),
-        backoff=float(backoff),
+        backoff=factor,
         max_delay=None if max_delay is None else _delay(max_delay, "max_delay"),
         on=frozenset(ReplicateStatus(status) for status in statuses),
     )
@@ -143,6 +143,8 @@ class Study:
             close = did_you_mean(str(self.isolation), ISOLATIONS)
             raise RequestError(f"isolation = {self.isolation!r} is none of {', '.join(ISOLATIONS)}{close}")
         _check_kind("retry", self.retry, RetryPolicy, "write retry=mo.Retry(max_retries=...)")
+        if self.retry is not None:
+            _check_retry(self.retry)
         for key, value in (("threads", self.threads), ("max_failures", self.max_failures)):
             _check_int(key, value, 1 if key == "threads" else 0, 2**31)
         for key in ("common_random_numbers", "fail_fast"):
@@ -282,6 +284,21 @@ def parameter_sets(given: Any) -> ParameterSets:
     ):
         return ParameterSets.of_rows(given)
     return ParameterSets.of_table(given)
+
+
+def _factor(value: Any) -> float:
+    """Return `Retry`'s ``backoff``, which JSON must be able to hold. Raises RequestError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= sys.float_info.max:
+        raise RequestError(f"Retry: backoff must be a finite number, 1 or more, not {value!r:.60}")
+    return float(value)
+
+
+def _check_retry(given: RetryPolicy) -> None:
+    """Refuse what `Retry` would not have made. Raises RequestError."""
+    _factor(given.backoff)
+    for key in ("initial_delay", "max_delay"):
+        if (value := getattr(given, key)) is not None:
+            _delay(value, key)
 
 
 def _delay(value: float | str, what: str) -> float:
