@@ -49,8 +49,8 @@ def write_attempts(contents: JobContents, open_sink: Callable[[pa.Schema], Any])
     for table in _tables(contents):
         waiting.append(table)
         if sum(len(t) for t in waiting) >= _ROWS:
-            sink.write(pa.concat_tables(waiting).combine_chunks())
-            waiting = []
+            together, waiting = pa.concat_tables(waiting).combine_chunks(), []
+            sink.write(together)
     if waiting:
         sink.write(pa.concat_tables(waiting).combine_chunks())
 

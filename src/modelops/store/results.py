@@ -159,7 +159,7 @@ def finalize(
         if contents.spec.line.size > ROW_GROUP:  # of a smaller job it would take longer to begin with it
             # The attempts are read from other objects, and most of it is done outside of Python.
             other = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="modelops-attempts"))
-            beside = other.submit(_pour, tables.pop("attempts"), files["attempts.parquet"])
+            beside = other.submit(_pour, tables.pop("attempts"), files["attempts.parquet"], behind=False)
         for name, write in tables.items():
             _pour(write, files[f"{name}.parquet"])
             if beside is not None:
@@ -186,13 +186,15 @@ def _in_memory(write: Callable[[Callable[[pa.Schema], MemorySink]], None]) -> pa
     return sinks[0].table()
 
 
-def _pour(write: Callable[[Callable[[pa.Schema], ParquetSink]], None], file: IO[bytes]) -> None:
+def _pour(
+    write: Callable[[Callable[[pa.Schema], ParquetSink]], None], file: IO[bytes], *, behind: bool = True
+) -> None:
     sinks: list[ParquetSink] = []
 
     def open_sink(schema: pa.Schema) -> ParquetSink:
         for sink in sinks:  # an earlier attempt at the same table: its bytes are cut off
             sink.close()
-        sinks[:] = [ParquetSink(file, schema)]
+        sinks[:] = [ParquetSink(file, schema, behind=behind)]
         return sinks[0]
 
     write(open_sink)

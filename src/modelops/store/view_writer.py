@@ -180,21 +180,21 @@ class MemorySink:
 class ParquetSink:
     """Writes each group as one row group of a Parquet file, with pinned options.
 
-    From the second one on, a group is encoded and compressed in another thread while the next one is made; what goes
-    wrong there is raised by the call after it.
+    From the second one on, a group is encoded and compressed in another thread while the next one is made (if
+    ``behind``: it is held longer); what goes wrong there is raised by the call after it.
     """
 
-    def __init__(self, file: Any, schema: pa.Schema) -> None:
+    def __init__(self, file: Any, schema: pa.Schema, *, behind: bool = True) -> None:
         file.seek(0)
         file.truncate()
         self._writer = pq.ParquetWriter(file, schema, **PARQUET_OPTIONS)
         self._behind = Behind("modelops-parquet")
-        self._n_groups = 0
+        self._n_groups, self._may_lag = 0, behind
 
     def write(self, table: pa.Table) -> None:
         """Take the next group."""
         self._n_groups += 1
-        if self._n_groups == 1:  # nearly always the only one
+        if self._n_groups == 1 or not self._may_lag:  # nearly always the only one
             self._write(table)
             return
         self._behind.do(self._write, table)
