@@ -16,23 +16,30 @@ import pytest
 from doc_tables import rows_below
 from stored_formats import FOLDER, copy_of_v1, made
 
-from modelops.bundles import snapshot_changed, take_snapshot, unpack_bundle
-from modelops.environments import Interpreter, parse_lock
+from modelops.bundles import pack, snapshot, snapshot_changed, take_snapshot, unpack_bundle
+from modelops.environments import Interpreter, failures, interpreters, parse_lock
+from modelops.environments import lock as lock_module
+from modelops.environments import manifest as manifest_module
 from modelops.environments.cache import _read_lock
 from modelops.environments.failures import Failures
 from modelops.environments.interpreters import Interpreters
 from modelops.environments.manifest import read_manifest
 from modelops.errors import ModelOpsError, ResolutionError
-from modelops.store import Objects, Records
+from modelops.rpc import messages
+from modelops.store import Objects, Records, checkpoints, schema, segments
 from modelops.store.parameters import Parameters
 from modelops.store.segment_table import open_table
+from modelops.store.segments import job_folder
+from modelops.study import spec
 from modelops.study.spec import decode_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-REFUSED = {row[0]: row[2] for row in rows_below("layout.md", "| what | where its number is |")}
+ROWS = rows_below("layout.md", "| what | where its number is |")
+REFUSED = {row[0]: row[2] for row in ROWS}
+NEWEST = {row[0]: row[3] for row in ROWS}
 
 
 def study(home: Path) -> None:
@@ -159,6 +166,26 @@ ELSEWHERE = {
     "[protocol](protocol.md)": "tests/process/test_runner.py",
     "packs, logs": "their names carry v1",
 }
+
+
+def test_the_page_says_the_newest_number_of_each() -> None:
+    newest = {
+        "`study.json`": spec.FORMAT,
+        "`lock`": lock_module.FORMAT,
+        "`parameters.parquet`": segments.FORMAT,
+        "segments, executions, aggregates": segments.NOT_NEEDED_FORMAT,
+        "results": segments.FORMAT,
+        "bundle archive": pack.FORMAT,
+        "`modelops.db`": schema.HEAD,
+        "checkpoint": checkpoints.FORMAT,
+        "environment manifest": manifest_module.FORMAT,
+        "snapshot stats": snapshot.FORMAT,
+        "remembered interpreters and failures": failures.FORMAT,
+        "[protocol](protocol.md)": messages.PROTOCOL,
+        "packs, logs": job_folder(made.JOB).split("/")[0],
+    }
+    assert failures.FORMAT == interpreters.FORMAT
+    assert {what.strip("`"): str(number) for what, number in newest.items()} == NEWEST
 
 
 def test_every_row_of_the_page_is_tried() -> None:
