@@ -389,6 +389,21 @@ def test_an_output_comes_as_it_is_stored_also_a_large_one(
     assert "has no aggregate" in detail(client("GET", f"/v1/jobs/{job}/aggregate?param=0"), 404)
 
 
+def test_the_log_of_what_is_not_there_is_refused_and_that_of_what_prints_nothing_is_empty(
+    client: Client, service: JobService, bundle: str
+) -> None:
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {0: GOOD})
+    assert client("GET", f"/v1/jobs/{job}/log?param=2&replicate=3").data == b""
+    for query, says in [
+        ("param=99", f"job {job} has no parameter set 99: it has 3 parameter sets, numbered from 0"),
+        ("param=3&replicate=0", "has no parameter set 3"),
+        (f"param={'0' * 32}", f"has no parameter set {'0' * 32}: it has 3"),
+        ("param=0&replicate=4", "has no replicate 4 of parameter set 0: they are numbered from 0"),
+    ]:
+        assert says in detail(client("GET", f"/v1/jobs/{job}/log?{query}"), 404)
+
+
 def test_files_are_those_that_are_committed_and_have_the_digests_that_are_said(
     client: Client, service: JobService, bundle: str
 ) -> None:

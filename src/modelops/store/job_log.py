@@ -9,6 +9,7 @@ import msgspec
 
 from modelops.errors import IntegrityError, NotFoundError
 from modelops.store.segments import job_folder
+from modelops.study.wording import counted
 from modelops.worker.job_log import LogLine
 
 if TYPE_CHECKING:
@@ -42,19 +43,33 @@ def read_log(contents: JobContents, param: int | str | None, replicate: int | No
     if param is None:
         texts = sorted(log_lines(contents), key=lambda x: -1 if x.index is None else x.index)
         return "".join(_headed(contents, x) for x in texts)
-    try:
-        ordinal = contents.parameters.param_of(param) if isinstance(param, str) else param
-        wanted = line.of_param(ordinal)
-        if replicate is not None:
+    ordinal = _ordinal(contents, param)
+    if replicate is not None:
+        try:
             wanted_index = line.index(ordinal, replicate)
-            return "".join(x.text for x in log_lines(contents) if x.index == wanted_index)
-    except (KeyError, IndexError):
-        raise NotFoundError(
-            f"job {contents.job} has no replicate {replicate} of parameter set {param}"
-        ) from None
+        except IndexError:
+            raise NotFoundError(
+                f"job {contents.job} has no replicate {replicate} of parameter set {param}: they are numbered from 0"
+            ) from None
+        return "".join(x.text for x in log_lines(contents) if x.index == wanted_index)
+    wanted = line.of_param(ordinal)
     return "".join(
         _headed(contents, x) for x in log_lines(contents) if x.index is not None and x.index in wanted
     )
+
+
+def _ordinal(contents: JobContents, param: int | str) -> int:
+    n = contents.spec.line.n_params
+    try:
+        ordinal = contents.parameters.param_of(param) if isinstance(param, str) else param
+    except KeyError:
+        ordinal = -1
+    if not 0 <= ordinal < n:
+        raise NotFoundError(
+            f"job {contents.job} has no parameter set {param}: it has {counted(n, 'parameter set')}, numbered from 0; "
+            "give a number or a param_id"
+        )
+    return ordinal
 
 
 def _headed(contents: JobContents, line: LogLine) -> str:
