@@ -175,8 +175,20 @@ def test_sockets_pipes_and_names_that_are_no_text_are_refused(bundle: Path) -> N
             find_files(bundle)
     (bundle / "s").unlink()
     Path(os.fsdecode(os.fsencode(bundle) + b"/\xff.py")).touch()
-    with pytest.raises(BundleError, match="not valid UTF-8"):
+    with pytest.raises(BundleError, match=r"\\xff\.py is not valid UTF-8; rename .*, or list it in"):
         find_files(bundle)
+    (bundle / ".modelopsignore").write_text("?.py\n")
+    assert os.fsdecode(b"\xff.py") not in [found.path for found in find_files(bundle)]
+    (bundle / "link").symlink_to(os.fsdecode(b"\xff.py"))
+    with pytest.raises(BundleError, match=r"\\xff\.py is not valid UTF-8; point the link .*link at"):
+        find_files(bundle)
+    with pytest.raises(BundleError, match=r"caf\\xe9\.py is not valid UTF-8; rename"):
+        find_files(_file(os.fsdecode(os.fsencode(bundle.parent) + b"/caf\xe9.py")))
+
+
+def _file(name: str) -> Path:
+    Path(name).touch()
+    return Path(name)
 
 
 def test_a_bundle_that_is_not_there_is_not_found(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("text", lambda: Retry(backoff="2"), "backoff must be a finite number"),  # type: ignore[arg-type]
     ("delays", lambda: Retry(initial_delay=math.inf), "initial_delay = inf is no duration"),
     ("longest", lambda: Retry(max_delay=math.nan), "max_delay = nan is no duration"),
+    ("no text", lambda: study(name="\ud800"), r"name = '\\ud800' must be one line"),
+    ("two lines", lambda: study(name="a\nb"), "must be one line of 1 to 500 characters"),
     ("policy", lambda: study(retry=RetryPolicy(backoff=math.inf)), "backoff must be a finite"),
     ("timeout", lambda: study(timeout=math.inf), "timeout = inf is no duration"),
     ("one's", lambda: study(replicate_timeout=math.nan), "replicate_timeout = nan is no"),

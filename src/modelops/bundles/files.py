@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from modelops.bundles.digest import EXECUTABLE, FILE, LINK, Entry, digest_of
 from modelops.bundles.ignore import IGNORE_FILE, Ignore
 from modelops.errors import BundleError, NotFoundError
+from modelops.study.wording import shown_path, spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,7 @@ def find_files(bundle: Path, *, ignore: Ignore | None = None) -> list[Found]:
         a name that is not UTF-8. The message names it.
     """
     if bundle.is_file():
+        _refuse_name(bundle.name, f"rename {shown_path(bundle)}")
         return [_found(bundle.name, bundle, bundle.stat())]
     if not bundle.is_dir():
         raise NotFoundError(f"there is no bundle at {bundle}: no such file or folder")
@@ -91,17 +93,11 @@ def bundle_digest(bundle: Path) -> BundleDigest:
 def _walk(folder: Path, prefix: str, ignore: Ignore) -> Iterator[Found]:
     with os.scandir(folder) as items:
         for item in items:
-            try:
-                item.name.encode()
-            except UnicodeEncodeError:
-                raise BundleError(
-                    f"{os.fsencode(item.path)!r}: the name is not valid UTF-8; "
-                    f"rename it, or list it in {IGNORE_FILE}"
-                ) from None
             path = prefix + item.name
             is_dir = item.is_dir(follow_symlinks=False)
             if ignore.matches(path, is_dir=is_dir):
                 continue
+            _refuse_name(item.name, f"rename {shown_path(item.path)}, or list it in {IGNORE_FILE}")
             if trouble := path_trouble(path):
                 raise BundleError(f"{item.path}: {trouble}; shorten it, or list it in {IGNORE_FILE}")
             if is_dir:
@@ -113,13 +109,23 @@ def _walk(folder: Path, prefix: str, ignore: Ignore) -> Iterator[Found]:
 def _found(path: str, source: Path, stats: os.stat_result) -> Found:
     stamp = (stats.st_ino, stats.st_size, stats.st_mtime_ns, stats.st_mode)
     if stat.S_ISLNK(stats.st_mode):
-        return Found(path, source, LINK, stamp, str(source.readlink()))
+        target = str(source.readlink())
+        _refuse_name(target, f"point the link {shown_path(source)} at a file with another name, or remove it")
+        return Found(path, source, LINK, stamp, target)
     if not stat.S_ISREG(stats.st_mode):
         raise BundleError(
             f"{source} is neither a file nor a folder (a socket, pipe or device); "
             f"remove it, or list it in {IGNORE_FILE}"
         )
     return Found(path, source, EXECUTABLE if stats.st_mode & stat.S_IXUSR else FILE, stamp)
+
+
+def _refuse_name(name: str, advice: str) -> None:
+    """Refuse a name whose bytes no other machine need have a file for. Raises BundleError."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BundleError(f"the name {spelt_out(name)} is not valid UTF-8; {advice}") from None
 
 
 def path_trouble(path: str) -> str:

@@ -16,7 +16,7 @@ from modelops.bundles.toml import parse_toml, read_text
 from modelops.bundles.wire import OF_A_DEPENDENCY, Wire, find_wire, wire_of_dependency
 from modelops.errors import BundleError, NotFoundError, RequestError
 from modelops.study.spec import ISOLATIONS
-from modelops.study.wording import did_you_mean
+from modelops.study.wording import did_you_mean, shown_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +111,7 @@ def load_manifest(bundle: Path) -> Manifest:
     if wire is None and (bundle / "requirements.txt").is_file():
         wire = wire_of_dependency()
     if wire is not None:
-        return Manifest(bundle.resolve().name, wire.declared_in, {}, wire=wire)
+        return Manifest(shown_path(bundle.resolve().name, 400), wire.declared_in, {}, wire=wire)
     scripts = sorted(bundle.glob("*.py"))
     if len(scripts) == 1:  # the snapshot of a single-file bundle
         return _script_manifest(scripts[0])
@@ -129,7 +129,7 @@ def _folder_manifest(bundle: Path, text: str) -> Manifest:
     if table is None and wire is None:
         wire = wire_of_dependency()
     project = pyproject.get("project", {})
-    name = project.get("name") or bundle.resolve().name
+    name = project.get("name") or shown_path(bundle.resolve().name, 400)
     return _Reader(table or {}, text, where, bundle).manifest(name, wire, bool(project.get("entry-points")))
 
 

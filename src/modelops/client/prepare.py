@@ -20,6 +20,7 @@ from modelops.store.parameters import write_parameters
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.parameter_sets import distinct_canonicals
 from modelops.study.spec import encode_spec
+from modelops.study.wording import shown_path
 from modelops.who import whoami
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def prepare_job(
         name=spec.name,
         bundle=digest,
         who=whoami(),
-        why=f"submitted from {Path(study.bundle).resolve()}",
+        why=f"submitted from {shown_path(Path(study.bundle).resolve())}",
     )
     return PreparedJob(job, spec)
 

@@ -24,6 +24,8 @@ from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
 from modelops.study.ids import BundleDigest, JobId
 from modelops.study.parameter_sets import distinct_canonicals
+from modelops.study.spec import encode_spec
+from modelops.study.wording import shown_path
 from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def prepared(study: Study, home: Home, source: Callable[[], HttpSource]) -> Subm
     named, path = str(study.bundle), Path(study.bundle)
     if path.exists():
         digest, snapshot = take_snapshot(path, home.cache / "bundles")
-        why = f"submitted from {path.resolve()}"
+        why = f"submitted from {shown_path(path.resolve())}"
     elif is_digest(named):
         digest = BundleDigest(named)
         path = snapshot = source().fetch_bundle(digest)
@@ -106,7 +108,7 @@ def submit(submission: Submission, source: HttpSource) -> JobId:
 
 def _body(submission: Submission, file: IO[bytes]) -> bytes:
     canonicals = submission.canonicals
-    asked: dict[str, Any] = {"spec": submission.spec, "why": submission.why}
+    asked: dict[str, Any] = {"spec": msgspec.Raw(encode_spec(submission.spec)), "why": submission.why}
     if sum(map(len, canonicals)) <= MAX_BODY_BYTES:
         asked["parameters"] = [msgspec.Raw(canonical) for canonical in canonicals]
     else:

@@ -45,6 +45,7 @@ from modelops.store.withdrawal import Kept, drop_stale, trim
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
 from modelops.study.spec import decode_spec
+from modelops.study.wording import spelt_out
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class Records(DrivingRecords, Runs):
             old = read_held(sql, job, epoch)
             expect(old, expected_version, expected_state)
             state = next_state(old.state, event)
-            at, why = self._clock(), schema.storable(why)
+            at, why = self._clock(), spelt_out(why)
             number, version = old.n_events + 1, old.version + 1
             update_job(
                 sql, job, state=state, reason=why, version=version, changed_at=at, n_events=number, stalled=""

@@ -13,6 +13,7 @@ from modelops.states import JobState
 from modelops.store import schema
 from modelops.store.statements import Statement
 from modelops.study.ids import JobId
+from modelops.study.wording import spelt_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +99,7 @@ class Submission(msgspec.Struct, frozen=True):
 def new_row(job: JobId, spec: bytes, *, name: str, bundle: str, at: datetime) -> JobRow:
     """Return the row of a new job, which is ``queued``."""
     return JobRow(
-        job=job, name=schema.storable(name), bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1,
+        job=job, name=spelt_out(name), bundle=bundle, spec=spec, state=JobState.QUEUED, reason="", run=1,
         version=1, epoch=0, n_events=1, created_at=at, changed_at=at,
     )  # fmt: skip
 
@@ -187,7 +188,7 @@ def insert_event(
     """Write an event whose number is known to be free."""
     values = {
         "job": job, "number": number, "at": at, "who": who, "kind": str(kind), "text": text,
-        "data": schema.storable_data(data),
+        "data": schema.data_spelt_out(data),
     }  # fmt: skip
     _INSERT_EVENT.run(sql, values)
 
@@ -221,7 +222,7 @@ def last_alike(
 ) -> int | None:
     """Return the number of an event that says the same, if it is among the last ones."""
     e = schema.events.c
-    wanted = (*map(schema.storable, (who, str(kind), text)), schema.storable_data(data))
+    wanted = (*map(spelt_out, (who, str(kind), text)), schema.data_spelt_out(data))
     query = sa.select(e.number, e.who, e.kind, e.text, e.data).where(e.job == job)
     for row in sql.execute(query.order_by(e.number.desc()).limit(LAST_EVENTS)):
         if (row.who, row.kind, row.text, row.data) == wanted:

@@ -7,11 +7,12 @@ finds it.
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
+
+from modelops.study.wording import spelt_out
 
 REVISIONS: Final = (
     "0001",
@@ -23,55 +24,28 @@ REVISIONS: Final = (
 HEAD: Final = REVISIONS[-1]
 
 
-def storable(text: str) -> str:
-    r"""Spell out what no column can hold: NUL (as ``\x00``), and what is not UTF-8 (``\xe9``, ``\ud800``).
-
-    PostgreSQL's text has no NUL, and no database has lone surrogates, which is how Python holds bytes of names that
-    are not UTF-8. Exceptions of models, names of files and requests bring them, so each text that is written or looked
-    for is made so, and is the same on every database.
-    """
-    if "\0" in text:
-        text = text.replace("\0", r"\x00")
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _SURROGATE.sub(_spelt_out, text)
-    return text
-
-
-def storable_data(value: Any) -> Any:
-    """Return what JSON can hold with every text in it `storable`."""
+def data_spelt_out(value: Any) -> Any:
+    """Return what JSON can hold with every text in it `spelt_out`."""
     match value:
         case str():
-            return storable(value)
+            return spelt_out(value)
         case dict():
-            return {storable_data(key): storable_data(item) for key, item in value.items()}
+            return {data_spelt_out(key): data_spelt_out(item) for key, item in value.items()}
         case list() | tuple():
-            return [storable_data(item) for item in value]
+            return [data_spelt_out(item) for item in value]
         case _:
             return value
 
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF  # how ``surrogateescape`` holds the bytes from 0x80 on
-
-
-def _spelt_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code - 0xDC00:02x}" if _FIRST_BYTE <= code <= _LAST_BYTE else f"\\u{code:04x}"
-
-
 class Words(sa.TypeDecorator[str]):
-    """Text of any length, see `storable`."""
+    """Text of any length, see `spelt_out`."""
 
     impl: Any = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         """Spell out what no column can hold."""
-        return None if value is None else storable(value)
+        return None if value is None else spelt_out(value)
 
 
 class Word(Words):

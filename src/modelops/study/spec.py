@@ -114,17 +114,22 @@ class _Head(msgspec.Struct):
 
 
 def encode_spec(spec: JobSpec) -> bytes:
-    """Return ``study.json``. JSON holds no number that is not finite, so none is written.
+    """Return ``study.json``. JSON holds no number that is not finite, nor text that is not Unicode: neither is written.
 
     Raises
     ------
     RequestError
-        A number is not finite; names its key.
+        A number is not finite, and its key is named; or a text is not Unicode.
     """
     for key, value in _numbers(msgspec.to_builtins(spec), ""):
         if not math.isfinite(value):
             raise RequestError(f"{key} = {value!r} of the study must be a finite number, or left out")
-    return msgspec.json.encode(spec)
+    try:
+        return msgspec.json.encode(spec)
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{error.object!r} of the study must be text that UTF-8 can hold; write it anew"
+        ) from error
 
 
 def _numbers(value: object, key: str) -> Iterator[tuple[str, float]]:

@@ -6,11 +6,12 @@ the defaults below fill the gaps (`Study.filled_from`). What is wrong is refused
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from modelops.errors import RequestError
 from modelops.states import FAILURES, ReplicateStatus
@@ -24,6 +25,9 @@ from modelops.study.wording import did_you_mean
 
 if TYPE_CHECKING:
     from types import UnionType
+
+MAX_NAME: Final = 500  # characters of a job's name
+_NAME: Final = re.compile("[^\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]+")
 
 
 def Retry(  # noqa: N802  reads as the value it makes: retry=mo.Retry(max_retries=5)
@@ -158,6 +162,8 @@ class Study:
                 raise RequestError(f"aggregate = {list(given)!r} names one twice")
         if self.pools is not None:
             checked_pools("pools", self.pools)
+        if self.name:
+            _check_name(self.name)
         if not isinstance(self.parameters, ParameterSets | str | Path | None):
             object.__setattr__(self, "parameters", parameter_sets(self.parameters))
 
@@ -284,6 +290,14 @@ def parameter_sets(given: Any) -> ParameterSets:
     ):
         return ParameterSets.of_rows(given)
     return ParameterSets.of_table(given)
+
+
+def _check_name(name: Any) -> None:
+    """Refuse what no list of jobs could show in a line, or no record hold. Raises RequestError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+        raise RequestError(
+            f"name = {name!r:.60} must be one line of 1 to {MAX_NAME} characters of Unicode, without control characters"
+        )
 
 
 def _factor(value: Any) -> float:
