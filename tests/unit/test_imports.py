@@ -38,8 +38,13 @@ assert found == {**row, "count": 2, "command": found["command"]}
 """
 
 
+ASKING = "import modelops.cluster.status, modelops.client.http, modelops.client.server"
+
+
 @pytest.mark.parametrize(
-    "program", ["import modelops as mo", HELP], ids=["import modelops", "modelops --help"]
+    "program",
+    ["import modelops as mo", HELP, ASKING],
+    ids=["import modelops", "modelops --help", "what asks for a status"],
 )
 def test_nothing_large_is_imported_before_it_is_needed(program: str) -> None:
     loaded = loaded_by(program)

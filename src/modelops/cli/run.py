@@ -73,8 +73,8 @@ def run(
     """
     from modelops.cli.exits import Exit, exit_of_state
     from modelops.cli.show import show_json
-    from modelops.client import run as run_study
     from modelops.client.progress import ProgressBar
+    from modelops.client.run import run as run_study
 
     study = study_of_options(
         target, parameter=parameter, parameters=parameters, model=model, replicates=replicates, seed=seed,
