@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -87,6 +87,32 @@ def test_migrating_from_nothing_gives_the_tables_of_the_schema(url: str) -> None
     with database.reading() as sql:
         assert compare_metadata(MigrationContext.configure(sql), metadata) == []
     database.close()
+
+
+def test_open_jobs_are_told_apart_from_others_and_what_pools_and_stories_of_them_say(
+    records: Records,
+) -> None:
+    ended, waits, anywhere = (JobId(f"job_{name}") for name in ("a", "b", "c"))
+    for job, spec in (
+        (ended, b"{}"),
+        (waits, b'{"pools": ["EU_West"], "name": "x"}'),
+        (anywhere, b'{"name": "y"}'),
+    ):
+        records.create_job(job, spec)
+    records.change_state(ended, JobEvent.STARTED, who="me")
+    records.change_state(ended, JobEvent.ENVIRONMENT_FAILED, who="me", why="no such package")
+    assert [one.job for one in records.open_jobs()] == [waits, anywhere]
+    assert records.pools_of([waits, anywhere, JobId("job_none")]) == {waits: ("EU_West",), anywhere: ()}
+    assert (records.last_end(ended), records.last_end(waits)) == ("no such package", "")
+    before = records.now()
+    for job in (waits, ended):
+        records.add_event(job, "me", "mismatch", f"of {job}", {"kind": "study_damaged", "n": 1})
+    records.add_event(waits, "me", "note", "no mismatch")
+    assert [(job, event.text) for job, event in records.mismatches_since(before)] == [
+        (waits, f"of {waits}"), (ended, f"of {ended}"),
+    ]  # fmt: skip
+    assert [job for job, _ in records.mismatches_since(before, ended)] == [ended]
+    assert records.mismatches_since(records.now() + timedelta(minutes=1)) == []
 
 
 def test_a_database_of_no_encoding_keeps_text_as_it_is(postgres: Postgres) -> None:
