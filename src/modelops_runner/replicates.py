@@ -38,7 +38,7 @@ _MAX_OUTPUTS_BYTES = MAX_BODY_BYTES - 65_536  # the rest of the message needs fa
 _POLLNVAL = 0x20
 _QUICK_S = 100e-6  # the clock of CPU time is a system call: what is quicker than this has used what it took
 _CLOCK_SLACK_S = 200e-6  # how old a reading may be; what has passed since was spent in this thread
-_SILENT_S = 50e-3  # so long after a message, what is written to the sheet needs none of its own
+_SILENT_S = 0.2  # so long after a message, what is written to the sheet needs none of its own
 
 
 class Replicates:

@@ -109,7 +109,7 @@ NEAR = 10  # events
 TRIES = 8  # to come near
 ENOUGH = 203  # events
 ENOUGH_ON_RECORDS = 40  # for one in eight of the schedules that use real records
-SMALL = 0.29  # of the schedules
+SMALL = 0.28  # of the schedules
 MOST_OF_A_KIND = 4  # a few schedules full of faults would take the time of many
 
 

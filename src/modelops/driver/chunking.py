@@ -1,10 +1,9 @@
 """How large the next chunk is: from small to about two seconds of measured work, and small again at the end.
 
-Towards the end a chunk is at most remaining / (1.5 x slots): guided self-scheduling (Polychronopoulos &
-Kuck 1987, doi:10.1109/TC.1987.5009495), and a little less because replicate times vary; of a chunk that takes too long
-the rest is taken back. What would take less time than handing it over is never cut smaller, however many slots there
-are. How long that takes is measured: workers far away are given more at a time, and the next chunk before they are
-done.
+Towards the end a chunk is at most remaining / slots: guided self-scheduling (Polychronopoulos & Kuck 1987,
+doi:10.1109/TC.1987.5009495); of a chunk that takes too long the rest is taken back. What would take less time than
+handing it over is never cut smaller, however many slots there are. How long that takes is measured: workers far away
+are given more at a time, and the next chunk before they are done.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ LONGEST_TARGET_S: Final = 4.0
 TARGET_WHILE_UNSURE_S: Final = 0.1
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
-SHARE: Final = 1.5  # of slots: how many chunks of this size what remains would make
 LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
 MUCH_TO_STORE_BYTES: Final = 8 << 20  # by one replicate
 WORTH_STORING_BESIDE_S: Final = 0.5  # what runs for longer is not waited for by a disk
@@ -88,7 +86,7 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     if cost >= target_s:
         return 1
     slots = max(1, slots)
-    share = max(remaining / (SHARE * slots), min(WORTH_SHARING_S / cost, -(-remaining // slots)))
+    share = max(remaining / slots, min(WORTH_SHARING_S / cost, -(-remaining // slots)))
     worth = max(int(WORTH_SENDING_S / cost), min(int(far_s / cost), -(-remaining // slots)))
     size = max(1, worth, int(min(target_s / cost, share)))
     n_bytes = meter.bytes_per_item
@@ -126,5 +124,5 @@ def queue_size(meter: Meter, remaining: int, slots: int) -> int:
         return 0
     bridge = int(BRIDGE * meter.handover_s / cost)
     if chunk_s <= WORTH_WAITING_S:
-        bridge = max(bridge, int(remaining / (2 * SHARE * slots)))
+        bridge = max(bridge, int(remaining / (2 * slots)))
     return min(size, bridge)

@@ -60,7 +60,7 @@ PAUSE_S = 0.5  # at most, in which outcomes gather; far below what a person noti
 PAUSE_OF_TIMEOUT = 1 / 20  # of a replicate's timeout, as one that exceeds it is seen so much later
 PAUSE_AT_LEAST_S = 0.05  # however short the timeout is
 SHORT_PAUSE_S = 0.002
-LOOK_AFTER_MESSAGE_S = 0.05  # what is written to the sheet behind a message has none of its own
+LOOK_AFTER_MESSAGE_S = 0.2  # what is written to the sheet behind a message has none of its own
 GATHERED_BYTES = 16 * 1024  # at most, in that time: far less than a pipe holds, so that nobody waits to write
 
 

@@ -219,7 +219,7 @@ class SegmentWriter:
         name, data, durations = self._execution_data()
         execution = {} if data is None else {f"{job_folder(self._job)}/{name}": data}
         if not self._n:
-            self._objects.put_together(execution)
+            self._objects.put_together(execution, unknown=True)
             return None
         parts = self._parts
         indices = _indices_of(parts)
@@ -505,7 +505,8 @@ def _store_table(
     data = _table_bytes(job, attempt, named, {}, number)
     digest = sha256(data).hexdigest()
     name = f"{folder}/{attempt}.{digest[:DIGITS_IN_NAME]}.arrow"
-    objects.put_together({**first, f"{job_folder(job)}/{name}": data})  # one that is taken is the same
+    # One that is taken is the same. After a crash nobody goes by a name: what is not whole has another digest.
+    objects.put_together({**first, f"{job_folder(job)}/{name}": data}, unknown=True)
     return _Stored(name, digest, len(data))
 
 
