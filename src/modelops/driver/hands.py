@@ -8,7 +8,6 @@ gone, so a worker keeps receipts too. Attempts that this driver did not submit, 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -24,6 +23,7 @@ from distributed.scheduler import KilledWorker
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.begins import Begins
+from modelops.driver.farewells import say_farewell
 from modelops.errors import ClusterError
 from modelops.study.ids import AttemptId
 from modelops.study.ranges import Ranges
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 POLL_EVERY_S: Final = 5.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
-FORGET_AFTER_S: Final = 0.1
 STORAGE_AWAY, STORAGE_BACK = "storage_away", "storage_back"  # kinds of events
 
 
@@ -458,41 +457,14 @@ class Hands:
     def forget_job(self, *, in_a_moment: bool = False) -> None:
         """Tell all workers that the job has ended; attempts of earlier drivers may still be running.
 
-        ``in_a_moment``: those who wait for the job's end come first. Not if it may begin again at once: that run would
-        find on the workers what counts no more.
+        ``in_a_moment``: those who wait for the job's end come first, see `say_farewell`.
         """
-        after_s = FORGET_AFTER_S if in_a_moment else 0.0
-        self._tell_workers(sorted(self.workers), tasks.forget, self.job, self._epoch, after_s=after_s)
-
-    def _tell_workers(
-        self, workers: list[str], function: Callable[..., object], *args: object, after_s: float = 0.0
-    ) -> None:
-        if not workers:
-            return
         try:
             client = self._pool.client
         except ClusterError as error:
-            log.info("could not reach %s: %s", ", ".join(workers), error, extra=self._subject())
+            log.info("could not reach the workers: %s", error, extra=self._subject())
             return
-        if client.loop is not None:
-            client.loop.add_callback(self._run_on, client, workers, function, args, after_s)
-
-    async def _run_on(
-        self,
-        client: Client,
-        workers: list[str],
-        function: Callable[..., object],
-        args: tuple[object, ...],
-        after_s: float,
-    ) -> None:
-        await asyncio.sleep(after_s)
-        if client.scheduler is None:
-            return  # the client was closed meanwhile, and with a pool of this process its workers have ended
-        try:
-            await client.run(function, *args, workers=workers, wait=False, on_error="ignore")
-        except (OSError, ValueError) as error:
-            # The worker is gone; its attempts are told as lost.
-            log.info("could not reach %s: %s", ", ".join(workers), error, extra=self._subject())
+        say_farewell(client, self.workers, self.job, self._epoch, in_a_moment=in_a_moment)
 
     def _forget(self, worker: str) -> None:
         """Give up the receipts that a worker took along: Dask would wait for them for ever."""

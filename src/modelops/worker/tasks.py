@@ -19,7 +19,7 @@ from modelops.worker.plugin import ModelOpsWorker
 from modelops.worker.topics import RECEIPTS_TOPIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from distributed import Worker
 
@@ -115,9 +115,10 @@ async def recall(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
     return runtime_of(dask_worker).attempts.recall(job, attempt)
 
 
-async def forget(job: JobId, epoch: int, dask_worker: Worker) -> None:
-    """Keep no receipt of a job that its driver of this epoch has ended, and run nothing more of it."""
-    runtime_of(dask_worker).attempts.forget(job, epoch)
+async def forget(ended: Mapping[JobId, int], dask_worker: Worker) -> None:
+    """Keep no receipt of jobs that their drivers of these epochs have ended, and run nothing more of them."""
+    for job, epoch in ended.items():
+        runtime_of(dask_worker).attempts.forget(job, epoch)
 
 
 def runtime_of(worker: Worker) -> WorkerRuntime:
