@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 from stored_job import StoredJob
 from test_reconcile import SETS, N, damage, names
 from test_reconciler import Nobody, reconciler
 
+from modelops.cli.tables import show_failures
 from modelops.client.job import Job
 from modelops.errors import IntegrityError, NotFoundError
 from modelops.home import Home
 from modelops.server.service import JobService
-from modelops.store.failures import failures_table
+from modelops.store.failures import failure_summary, failures_table
 from modelops.store.results import aggregates_table, finalize, replicates_table, stream_table
 from modelops.store.segments import job_folder
 from modelops.study.pools import NO_ALIASES, NO_POOL, Aliases, Membership
@@ -176,6 +178,13 @@ def test_without_its_parameters_a_job_says_what_is_lost_what_is_not_and_what_to_
         assert stored.results().select(["param", "replicate", "status", "x"]) == before["replicates"].select(
             ["param", "replicate", "status", "x"]
         )
+        kinds = stored.failure_summary().to_pylist()
+        whole_kinds = failure_summary(before["failures"], stored._rerun_command).to_pylist()
+        assert kinds == [{**kind, "param_id": None, "seed": None} for kind in whole_kinds] != []
+        assert all(" --param 1 --replicate " in kind["command"] for kind in kinds)
+        printed = io.StringIO()
+        show_failures(Console(file=printed), stored, [{**kinds[0], "error_type": "KeyError"}])
+        assert f"run it again: {kinds[0]['command']}\n" in printed.getvalue()
         (found,) = service.reconcile(job.job).findings
         assert service.reconcile(job.job).before[-1] == found, "whoever asks soon afterwards is told as well"
         assert found.text.startswith("parameters.parquet is"), "no name below the root of the storage"

@@ -56,6 +56,8 @@ def show_failures(console: Console, job: Job, summary: list[dict[str, Any]], *, 
 
 def _no_such_parameter(job: Job, entry: dict[str, Any]) -> str:
     """Say which parameters there are, if what was looked for in vain may have been one."""
+    if entry["param_id"] is None:
+        return ""  # the stored parameters are lost
     names = sorted(job.params(entry["param"]))
     if entry["message"] in {repr(name) for name in names}:
         return ""

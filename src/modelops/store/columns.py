@@ -76,14 +76,14 @@ def joined(array: pa.Array) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Return a table of texts, which may be None, and of integers, which may not; what else a row has is left out."""
-    arrays = [
-        text([row[f.name] for row in rows])
-        if f.type == pa.string()
-        else fixed(np.array([row[f.name] for row in rows], np.int64), f.type)
-        for f in schema
-    ]
+    """Return a table of texts and of integers, None as null; what else a row has is left out."""
+    arrays = [(text if f.type == pa.string() else _integers)([row[f.name] for row in rows]) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _integers(values: Sequence[int | None]) -> pa.Array:
+    valid = np.fromiter((v is not None for v in values), np.bool_, len(values))
+    return fixed(np.array([0 if v is None else v for v in values], np.int64), pa.int64(), valid)
 
 
 def words(values: Sequence[str], code: pa.DataType) -> pa.Array:
