@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import resource
 import tempfile
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import pyarrow as pa
 
+from measuring import describe
 from modelops.states import ReplicateStatus
 from modelops.store import Execution, Objects, SegmentWriter
 from modelops.store.contents import JobContents
@@ -92,11 +91,10 @@ def main() -> None:
                 "cpu_us_per_row": [round(t, 3) for t in cpu],
                 "peak_memory_grew_mib": round(grown_bytes / 2**20),
                 **vars(args),
-                "pyarrow": pa.__version__,
-                "machine": platform.platform(),
             }
         )
     )
+    describe("pyarrow", "msgspec")
 
 
 if __name__ == "__main__":

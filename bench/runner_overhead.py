@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from measuring import arguments
+from measuring import arguments, describe
 from modelops.rpc import Answer, Initialize, Peer, ReplicateSet, ReplicatesRun
 from modelops_runner.launch import runner_argv
 
@@ -40,6 +40,7 @@ def main() -> None:
         start, times = measure(python)
         shown = " ".join(f"{t:.2f}" for t in times)
         print(f"{python}: {start * 1e3:.0f} ms to the handshake; {min(times):.2f} us per replicate ({shown})")
+    describe("msgspec")
 
 
 def measure(python: str) -> tuple[float, list[float]]:

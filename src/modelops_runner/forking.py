@@ -207,6 +207,9 @@ class _Child:
 
 
 def _child(channel: Channel, work: Callable[[int], str], index: int, pipe: int, replies: int) -> NoReturn:
+    os.setpgid(
+        0, 0
+    )  # a model may signal its group, to end its helpers: that is not the parent's, nor its siblings'
     channel.divert(pipe, replies)
     _offer_to_the_kernel()
     try:

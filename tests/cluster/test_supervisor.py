@@ -147,13 +147,17 @@ def test_any_number_of_jobs_that_wait_for_a_worker_of_their_pool_holds_up_no_oth
         server.wait_for(job, JobState.SUCCEEDED)
 
 
-def test_a_job_whose_parameters_are_gone_says_so_ends_soon_and_goes_on_when_they_are_back(
-    server: Server, write_bundle: Callable[..., Path]
+@pytest.mark.parametrize("damaged", [False, True], ids=["gone", "damaged"])
+def test_a_job_whose_parameters_are_lost_says_so_ends_soon_and_goes_on_when_they_are_back(
+    server: Server, write_bundle: Callable[..., Path], damaged: bool
 ) -> None:
     job = server.submit(write_bundle("def simulate(params, seed):\n    return {'x': seed}"), seeds=[1, 2])
     name = f"{job_folder(job)}/parameters.parquet"
     parameters = server.objects.get(name)
     server.objects.delete(name)
+    if damaged:
+        server.objects.put_new(name, parameters[:-8] + bytes(8))
+    wrong = f"{name} is {'damaged' if damaged else 'gone'}"
     supervisor = server.start()
 
     def doing() -> str:
@@ -161,12 +165,12 @@ def test_a_job_whose_parameters_are_gone_says_so_ends_soon_and_goes_on_when_they
         return "" if view is None else view.doing
 
     wait_for(lambda: "as its driver failed" in doing(), "what is wrong is seen while it is tried again")
-    assert "parameters.parquet is gone" in doing()
+    assert wrong in doing()
     server.wait_for(job, JobState.FAILED)
-    assert "parameters.parquet is gone" in server.records.job(job).reason
+    assert wrong in server.records.job(job).reason
     kinds = [event.kind for event in server.records.events(job)]
     assert kinds.count("driver_failed") == 2, "what is gone is looked for once more, and no more"
-    server.objects.put_new(name, parameters)
+    server.objects.put(name, parameters)
     resume_job(server.records, server.objects, job, "me")
     supervisor.wake()
     server.wait_for(job, JobState.SUCCEEDED)

@@ -122,6 +122,12 @@ def test_what_is_not_finite_has_no_interval_so_the_set_gets_max() -> None:
     assert rule().half_width_of([1e308, -1e308] * 4) == math.inf
 
 
+@pytest.mark.parametrize(("half_width", "size"), [(0.01, 1e153), (1e-300, 1.0), (1e-160, 1e140)])
+def test_a_prediction_beyond_what_floats_hold_is_max(half_width: float, size: float) -> None:
+    assert rule(half_width=half_width).predicted([size, -size] * 10) == 50
+    assert rule(half_width=half_width).needed([size, -size] * 25) == 50
+
+
 def test_an_output_that_never_varies_needs_min() -> None:
     assert rule(half_width=1e-300).needed([0.25] * 50) == 4
 

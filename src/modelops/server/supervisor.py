@@ -49,6 +49,7 @@ MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is
 GOOD_RUN_S: Final = 300.0  # a driver that lived so long did not fail in a row with the one before
 LONGEST_DELAY_S: Final = 60.0
 LOST_DELAY_S: Final = 2.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 8.0  # for what a driver needs and is away
 FIRST_EPOCH: Final = 1
 
 
@@ -65,6 +66,7 @@ class _Failures:
     count: int
     not_before: float
     said: str = ""  # by the driver that failed last
+    delay_s: float = 0.0  # the last, if what it needs was away
 
 
 class Supervisor:
@@ -342,7 +344,7 @@ class Supervisor:
                     raise
                 except ModelOpsError as error:  # of this job; the others do not wait for it
                     log.warning("job %s cannot be taken up: %s", job.job, error, extra={"job": job.job})
-                    self._delay(job.job, LONGEST_DELAY_S)
+                    self._delay(job.job, str(error), LONGEST_DELAY_S)
             elif job.cancel_by is not None and not one.cancel_told:
                 one.cancel_told = True
                 one.driver.wake()
@@ -439,9 +441,12 @@ class Supervisor:
                         driver.begin_preparing(new.bundle, new.lock)
                     if (row := new.wait()) is not None:
                         driver.run(self._pool, row)
+        except IntegrityError as error:  # what it has met is not mended by waiting
+            log.warning("job %s cannot be driven: %s", job, error, extra={"job": job})
+            self._failed(job, driver.epoch, error, began)
         except ClusterError as error:
             log.warning("job %s is not driven for a while: %s", job, error, extra={"job": job})
-            self._delay(job, 1.0)
+            self._delay(job, str(error))
         except Exception as error:  # the job is taken up again, and ended if that happens again and again
             log.exception("the driver of job %s failed", job, extra={"job": job})
             self._failed(job, driver.epoch, error, began)
@@ -455,9 +460,11 @@ class Supervisor:
             if not self._stopping:
                 self.wake()
 
-    def _delay(self, job: JobId, seconds: float) -> None:
+    def _delay(self, job: JobId, why: str, in_s: float | None = None) -> None:
+        """Try it again later, and say so: what it needs is away, and that is no failure of its driver."""
         before = self._failures.get(job, _Failures(0, 0.0))
-        self._failures[job] = _Failures(before.count, time.monotonic() + seconds, before.said)
+        in_s = in_s or min(LONGEST_WAIT_S, 2 * before.delay_s or FIRST_WAIT_S)
+        self._failures[job] = _Failures(before.count, time.monotonic() + in_s, why, in_s)
 
     def _failed(self, job: JobId, epoch: int, error: Exception, began: float) -> None:
         now = time.monotonic()

@@ -85,7 +85,8 @@ class Until(msgspec.Struct, frozen=True, kw_only=True):
         half_width = self.half_width_of(values)
         if not half_width < math.inf:
             return self.max
-        return min(self.max, math.ceil(min(self.max, len(values) * (half_width / self.half_width) ** 2)))
+        ratio = half_width / self.half_width  # its square may be infinite, and is no error as a product
+        return math.ceil(min(self.max, len(values) * ratio * ratio))
 
 
 def next_look(n: int) -> int:
