@@ -213,6 +213,29 @@ def test_an_author_is_told_whether_the_isolations_agree_and_which_one_to_take(
     assert all(word in said for word in words.split()), said
 
 
+@pytest.mark.parametrize(
+    ("code", "sets", "isolation", "said"),
+    [
+        ("C = {}\ndef simulate(params, seed):\n    return {'x': C.setdefault(params['n'], params['b']), 's': seed}",
+         [{"n": 1, "b": 1}, {"n": 1, "b": 9}], "warm", ("x with b=1, n=1", "x with b=9, n=1", 'isolation = "fork"')),
+        ("C = {}\ndef simulate(params, seed):\n    return {'x': C.setdefault(params['n'], params['b']), 's': seed}",
+         [{"n": 1, "b": 1}, {"n": 1, "b": 9}], "spawn", ("x with b=1, n=1", "x with b=9, n=1", "is needed")),
+        ("n = [0]\ndef simulate(params, seed):\n    n[0] += 1\n    return {'x': n[0] < 4, 's': seed}",
+         [{}], "warm", ("warm gives other outputs than spawn: x", 'isolation = "fork"')),
+    ],
+    ids=["a cache that forgets a parameter", "the same, alone", "from the fourth call"],
+)  # fmt: skip
+def test_what_one_parameter_set_leaves_for_another_is_never_called_the_same(
+    code: str, sets: list[dict[str, int]], isolation: str, said: tuple[str, ...], home: Home,
+    write_bundle: Callable[..., Path],
+) -> None:  # fmt: skip
+    found = checked(write_bundle(code), home, parameters=sets, isolation=isolation)
+    check = found["isolation"]
+    assert check.status is (WARNING if isolation == "warm" else OK)
+    assert [word for word in said if word not in f"{check.message} {check.advice}"] == [], check
+    assert found["reproducible"].status is (FAILED if isolation == "warm" else OK)
+
+
 def test_a_parameter_set_that_fails_is_found_although_the_first_one_works(
     home: Home, write_bundle: Callable[..., Path]
 ) -> None:

@@ -68,16 +68,26 @@ def test_a_seed_that_succeeds_only_sometimes_is_not_reproducible() -> None:
 
 
 def test_isolations_that_differ_are_named_and_the_one_to_take_depends_on_which() -> None:
-    same = {"warm": {7: ONE}, "fork": {7: ONE}, "spawn": {7: ONE}}
+    one, other = [{("n=1", 7): ONE}], [{("n=1", 7): OTHER}]
+    same = {"warm": one, "fork": one, "spawn": one}
     assert isolations(same, "warm").status is CheckStatus.OK
     assert "polars-0" in isolations(same, "fork", "not safe: polars-0").message
-    left = isolations({**same, "warm": {7: OTHER}}, "warm")
+    left = isolations({**same, "warm": other}, "warm")
     assert (left.status, left.details["differs"]) == (CheckStatus.WARNING, {"warm": ["x"]})
     assert 'isolation = "fork"' in left.advice
-    assert 'isolation = "spawn"' in isolations({**same, "warm": {7: OTHER}}, "warm", "not safe").advice
-    assert isolations({**same, "warm": {7: OTHER}}, "spawn").status is CheckStatus.OK
-    per_process = isolations({**same, "fork": {7: OTHER}}, "fork")
+    assert 'isolation = "spawn"' in isolations({**same, "warm": other}, "warm", "not safe").advice
+    assert isolations({**same, "warm": other}, "spawn").status is CheckStatus.OK
+    per_process = isolations({**same, "fork": other}, "fork")
     assert (per_process.status, "seed" in per_process.advice) == (CheckStatus.WARNING, True)
+
+
+def test_an_order_or_a_set_that_differs_is_named_although_another_is_the_same() -> None:
+    one, two = ("n=1", 7), ("n=2", 7)
+    alone = [{one: ONE, two: ONE}]
+    warm = [{one: ONE, two: ONE}, {two: OTHER}]
+    check = isolations({"warm": warm, "fork": alone, "spawn": alone}, "warm")
+    assert check.status is CheckStatus.WARNING
+    assert check.message == "warm gives other outputs than spawn: x with n=2"
 
 
 def test_seeds_that_change_nothing_are_a_warning() -> None:

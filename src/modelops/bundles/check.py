@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modelops.processes.outcome import Outcome
 
 Digests = Mapping[str, str]  # name of an output -> its kind and the SHA-256 of its encoded bytes
+Tried = tuple[str, int]  # a parameter set as people read it, and a seed
 TWICE, FRESH, REORDERED = "twice in one process", "in a fresh process", "in another order"
 
 
@@ -52,30 +53,35 @@ def reproducible(
 
 
 def isolations(
-    seen: Mapping[str, Mapping[int, Digests]], declared: str, not_forked: str | None = None
+    seen: Mapping[str, Sequence[Mapping[Tried, Digests]]], declared: str, not_forked: str | None = None
 ) -> Check:
-    """Say whether a seed gives the same outputs however much of a process replicates share.
+    """Say whether a parameter set and a seed give the same outputs however much of a process they share.
 
     Parameters
     ----------
     seen
-        What each seed gave with ``warm``, ``fork`` and ``spawn``, one after another in the same order.
+        What each gave with ``warm``, ``fork`` and ``spawn``; with one isolation in several orders.
     declared
         The isolation of the bundle or the study.
     not_forked
         Why the bundle cannot be forked; with ``fork`` it then runs as with ``spawn``.
     """
-    alone = seen["spawn"]
-    odd = {
-        how: sorted({name for seed in alone for name in differences(alone[seed], by_seed.get(seed, {}))})
-        for how, by_seed in seen.items()
-    }
-    odd = {how: names for how, names in odd.items() if names}
-    details = {"differs": odd, "not_forked": not_forked, "seeds": list(alone)}
+    alone = seen["spawn"][0]
+    by_set = {how: _odd(alone, passes) for how, passes in seen.items()}
+    odd = {how: sorted(set().union(*sets.values())) for how, sets in by_set.items() if sets}
+    tried = dict.fromkeys(params for params, _ in alone)
+    seeds = list(dict.fromkeys(seed for _, seed in alone))
+    details = {"differs": odd, "not_forked": not_forked, "seeds": seeds, "parameters": list(tried)}
     forked = f"; {not_forked}" if not_forked else ""
     if not odd:
         return ok("isolation", f"the same outputs with warm, fork and spawn{forked}", **details)
-    message = "; ".join(f"{how} gives other outputs than spawn: {_listed(names)}" for how, names in odd.items())
+    what = {
+        how: " and ".join(f"{_listed(sorted(names))} with {params}" for params, names in by_set[how].items())
+        if len(tried) > 1
+        else _listed(names)
+        for how, names in odd.items()
+    }
+    message = "; ".join(f"{how} gives other outputs than spawn: {text}" for how, text in what.items())
     if "fork" in odd:
         advice = "the outputs depend on the process: take all randomness from the seed, and nothing from the import"
         return warning("isolation", message + forked, advice, **details)
@@ -87,6 +93,17 @@ def isolations(
         )
         return warning("isolation", message + forked, advice, **details)
     return ok("isolation", f'{message}; isolation = "{declared}" is needed{forked}', **details)
+
+
+def _odd(alone: Mapping[Tried, Digests], passes: Sequence[Mapping[Tried, Digests]]) -> dict[str, set[str]]:
+    """Return the outputs that differ in any pass from those of a process of one's own, by parameter set."""
+    odd: dict[str, set[str]] = {}
+    for (params, seed), digests in alone.items():
+        for one_pass in passes:
+            names = differences(digests, one_pass.get((params, seed), digests))
+            if names:
+                odd.setdefault(params, set()).update(names)
+    return odd
 
 
 def unreliable_outputs(check: Check) -> set[str]:

@@ -166,7 +166,9 @@ class _Looker:
     on_progress: Callable[[str], None]
     _asked: dict[int, Asked] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
+    _passes: list[dict[Asked, Digests]] = field(default_factory=list)  # what each run in a row gave
     _first_s: float = 0.0
+    _slow: bool = False
 
     def __post_init__(self) -> None:
         self._few = _with_few_replicates(self.spec)
@@ -192,7 +194,7 @@ class _Looker:
                 yield judge.seeds_differ(reference, judge.unreliable_outputs(found))
         yield from self._aggregates()
         if reference:
-            yield self._isolations(reference)
+            yield self._isolations()
         yield from self._observed()
 
     def _imports(self) -> Check:
@@ -230,17 +232,19 @@ class _Looker:
         began = time.monotonic()
         first = self._run([(0, 0)])
         self._first_s = time.monotonic() - began
-        slow = first[0].seconds > SLOW_S
+        self._slow = slow = first[0].seconds > SLOW_S
         some: list[Asked] = [(0, r) for r in range(2 if slow else N_SEEDS)]
         reference = _digests(some, [*first, *self._run(some[1:])])
         again = {TWICE: _digests(some, self._run(some[: 1 if slow else None]))}
-        self._run([(i, 0) for i in range(1, len(self.sets))])
+        others: list[Asked] = [(i, 0) for i in range(1, len(self.sets))]
+        others = self._to_compare(others, self._run(others))
         self.on_progress("running replicates in fresh processes")
         self.runner.start_afresh()
         again[FRESH] = _digests(some, self._run(some[: 1 if slow else None]))
         self.runner.start_afresh()
         backwards = some[::-1]
-        again[REORDERED] = _digests(backwards, self._run(backwards))
+        after = self._run([*others[::-1], *backwards])[len(others) :]
+        again[REORDERED] = _digests(backwards, after)
         whole = {r: digests for r, digests in reference.items() if digests}
         seen = {how: {r: d for r, d in by.items() if r in whole} for how, by in again.items()}
         seeds = {r: self._set((0, r)).seeds[0] for r in whole}
@@ -249,33 +253,67 @@ class _Looker:
             {how: {seeds[r]: d for r, d in by.items()} for how, by in seen.items()},
         )
 
-    def _isolations(self, reference: dict[int, Digests]) -> Check:
-        """Run the seeds that succeeded with the other isolations, too."""
-        some = [(0, r) for r in range(N_SEEDS) if self._set((0, r)).seeds[0] in reference]
-        seen, not_forked = {self.spec.isolation: reference}, None
+    def _to_compare(self, others: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Asked]:
+        """Return those that succeeded of the other parameter sets; of a slow model the last one only."""
+        good = [one for one, o in zip(others, outcomes, strict=True) if outcome_digests(o)]
+        return good[-1:] if self._slow else good
+
+    def _isolations(self) -> Check:
+        """Run what succeeded with the other isolations, too: seeds of the first set, and the other sets."""
+        first: dict[Asked, Digests] = {}
+        for one_pass in self._passes:
+            first = {**one_pass, **first}
+        good = sorted(one for one, digests in first.items() if digests)
+        some = [one for one in good if one[0] == 0]
+        others = [one for one in good if one[0] > 0]
+        others = others[-1:] if self._slow else others
+        not_forked = self.runner.pool.not_forked(self.process)
+        seen = {}
         for isolation in ("warm", "fork", "spawn"):
+            if isolation == self.spec.isolation:
+                seen[isolation] = [first] if isolation == "spawn" else self._passes
+                continue
             self.on_progress(f'running replicates with isolation = "{isolation}"')
             spec = self.runner.spec(isolation=isolation, limits=self.spec.limits)
-            if isolation not in seen:
-                # With spawn each costs a whole start, and the first one has had a fresh process in any case.
-                asked = some[1:] or some if isolation == "spawn" else some
-                sets = [msgspec.structs.replace(self._set(one), index=i) for i, one in enumerate(asked)]
-                try:
-                    outcomes = self.runner.replicates(spec, self.spec.model, sets)
-                except ProcessError as e:
-                    raise _CannotGoOnError(
-                        failed("isolation", f"no replicate could begin with {isolation}: {e}",
-                               "find what ends the process")
-                    ) from e  # fmt: skip
-                seen[isolation] = {
-                    self._set(one).seeds[0]: outcome_digests(o)
-                    for one, o in zip(asked, outcomes, strict=True)
-                }
+            if isolation == "warm":
+                self.runner.start_afresh()
+                again = some[:1] if self._slow else some
+                seen[isolation] = [self._pass(spec, asked) for asked in (some, again, others)]
+                self.runner.start_afresh()
+                seen[isolation].append(self._pass(spec, [*others[::-1], *some[::-1]]))
+            elif isolation == "fork":
+                seen[isolation] = [self._pass(spec, [*some, *others])]
+            else:
+                # Each costs a whole start, and the first one has had a fresh process in any case.
+                had = [one for one in some if one == (0, 0)]
+                alone = self._pass(spec, [*some[len(had) :], *others] or some)
+                seen[isolation] = [{**{one: first[one] for one in had}, **alone}]
             not_forked = self.runner.pool.not_forked(spec) or not_forked
-        return judge.isolations(seen, self.spec.isolation, not_forked)
+        named = {one: (self._params(one), self._set(one).seeds[0]) for one in good}
+        return judge.isolations(
+            {how: [{named[one]: d for one, d in one_pass.items() if one in named} for one_pass in passes]
+             for how, passes in seen.items()},
+            self.spec.isolation, not_forked,
+        )  # fmt: skip
+
+    def _pass(self, spec: RunnerSpec, asked: Sequence[Asked]) -> dict[Asked, Digests]:
+        """Run replicates in this order as ``spec`` says."""
+        if not asked:
+            return {}
+        sets = [msgspec.structs.replace(self._set(one), index=i) for i, one in enumerate(asked)]
+        try:
+            outcomes = self.runner.replicates(spec, self.spec.model, sets)
+        except ProcessError as e:
+            raise _CannotGoOnError(
+                failed("isolation", f"no replicate could begin with {spec.isolation}: {e}",
+                       "find what ends the process")
+            ) from e  # fmt: skip
+        return {one: outcome_digests(o) for one, o in zip(asked, outcomes, strict=True)}
 
     def _run(self, asked: Sequence[Asked]) -> list[Outcome]:
         """Run replicates in this order; remember what was asked. Indices only have to rise."""
+        if not asked:
+            return []
         at = len(self._asked)
         sets = []
         for position, one in enumerate(asked):
@@ -287,6 +325,7 @@ class _Looker:
             advice = "mend the model" if isinstance(e, RemoteError) else "find what ends the process"
             raise _CannotGoOnError(failed("runs", f"no replicate could begin: {e}", advice)) from e
         self._outcomes += outcomes
+        self._passes.append({one: outcome_digests(o) for one, o in zip(asked, outcomes, strict=False)})
         return outcomes
 
     def _set(self, asked: Asked) -> ReplicateSet:
@@ -296,11 +335,12 @@ class _Looker:
             self._few, 0, param_id(canonical), canonical, index=replicate, replicate=replicate, n=1
         )
 
+    def _params(self, asked: Asked) -> str:
+        params = parse_canonical(self.sets[asked[0]])
+        return ", ".join(f"{k}={v!r}" for k, v in params.items()) or "no parameters"
+
     def _named(self, asked: Asked) -> str:
-        position, replicate = asked
-        params = parse_canonical(self.sets[position])
-        text = ", ".join(f"{k}={v!r}" for k, v in params.items()) or "no parameters"
-        return f"{text}, seed {self._set((0, replicate)).seeds[0]}"
+        return f"{self._params(asked)}, seed {self._set(asked).seeds[0]}"
 
     # --- aggregates, and what a replicate leaves behind --------------------------------------------------
 
