@@ -54,6 +54,10 @@ class IntegrityError(ClusterError):
     """Stored bytes do not have the digest that was recorded for them."""
 
 
+class StudyDamagedError(IntegrityError):
+    """What the database has recorded of a job's study cannot be read; nothing but a backup repairs that."""
+
+
 class ServerUnreachableError(ClusterError):
     """The server does not answer, so nothing is known now; jobs are none the worse for it.
 

@@ -206,3 +206,8 @@ def test_of_many_jobs_the_newest_are_listed_and_how_many_more_there_are(
     assert ended[1] == "35 jobs are unfinished: 35 queued; the newest of them:"
     assert [line.split()[1] for line in ended[2:12]] == jobs[:24:-1]
     assert ended[12] == "and 25 more; 'modelops jobs list --all -s queued' lists them"
+    assert (
+        ended[13]
+        == "it cannot go on with 35 of them, whose study cannot be read; 'modelops jobs list' says why"
+    )
+    assert len(ended) == 14

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import re
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-from http_service import request_for
+from http_service import TOKEN, request_for
 from stored_job import StoredJob
 from test_reconcile import SETS, N, damage, names
 from test_reconciler import Nobody, NoPool, reconciler
 
-from modelops.cli.job_views import show_list
+from modelops.cli.job_views import show_list, show_record
+from modelops.client.http import Address, Http
+from modelops.client.job import Job
+from modelops.client.served import HttpSource
 from modelops.client.server import recorded_jobs
-from modelops.errors import RequestError
+from modelops.errors import RequestError, StudyDamagedError
+from modelops.home import Home
 from modelops.server.reconcile import Mismatch
 from modelops.server.supervisor import Supervisor
-from modelops.states import FINAL_JOB_STATES, JobState
+from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store.leases import FileLeases
 from modelops.store.waiting_work import waiting_work
 from modelops.study.ids import JobId, new_job_id
@@ -31,12 +37,11 @@ if TYPE_CHECKING:
 
     from http_service import Client
 
-    from modelops.home import Home
     from modelops.server.service import JobService
     from modelops.store import Records
 
 DEADLINE_S = 60.0
-DAMAGED = "a job's study.json is damaged: "
+DAMAGED = "recorded in the database, is damaged: "
 NEWER = f"written by a newer ModelOps (study format 99, this one reads up to {FORMAT}); upgrade modelops"
 
 
@@ -74,6 +79,33 @@ def test_the_list_has_a_row_for_each_and_says_what_is_wrong(
     assert service.jobs_by_state() == {JobState.QUEUED: 1 + len(odd)}
     assert waiting_work(service.records).replicates == views[good]["size"]
     assert service.records.pools_of([JobId(good), *odd]) == dict.fromkeys([good, *odd], ())
+
+
+def test_one_is_shown_and_what_needs_its_study_says_which_job_and_what_helps(
+    service: JobService, client: Client, bundle: str, server_home: Home, tmp_path: Path
+) -> None:
+    good = client.submit(request_for(bundle))["job"]
+    odd = add(service.records, service.records.job(JobId(good)).spec)
+    http = Http(lambda: Address(client.url, TOKEN, "the test's server", "start it"))
+    over_http = HttpSource(http, Home.at(tmp_path / "here"))
+    for job, why in odd.items():
+        for job_seen in (Job(job, source=over_http), Job(job, server_home)):
+            status = job_seen.status()
+            assert (status.state, status.counts, why in status.reason) == ("queued", {}, True)
+            shown = show_record(job_seen, job_seen.events(), 8)
+            assert shown[:2] == ["study:      cannot be read, see above", "events:"]
+            assert "created" in shown[2]
+        for event in (JobEvent.CANCEL_ASKED, JobEvent.STOPPED):
+            service.records.change_state(job, event, who="me")
+        served, stored = Job(job, source=over_http), Job(job, server_home)
+        extend = functools.partial(served.extend, 9)
+        for ask in (served.failures, served.log, served.resume, extend, stored.failures):
+            with pytest.raises(
+                (StudyDamagedError, RequestError), match=f"job {job}.*{re.escape(why)}"
+            ) as raised:
+                ask()
+            assert "reconcile" not in str(raised.value)
+    http.close()
 
 
 def test_reconciling_names_each_and_repairs_the_others(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from modelops.errors import RequestError, StudyDamagedError
 from modelops.states import OUTCOMES, ReplicateStatus
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from modelops.client.job import Job
     from modelops.client.served import Summary
     from modelops.client.status import JobEventRecord, JobStatus, PoolStatus
+    from modelops.study.spec import JobSpec
 
 
 def status_json(job: str, status: JobStatus) -> dict[str, Any]:
@@ -83,16 +85,10 @@ def show_status(job: str, status: JobStatus) -> list[str]:
 
 def show_record(job: Job, events: Sequence[JobEventRecord], n_events: int) -> list[str]:
     """Return the lines that say what a job is, and its last ``n_events`` events; how many there are before these."""
-    spec = job.spec
-    lines = [
-        f"name:       {spec.name}",
-        f"bundle:     {spec.bundle_name}, digest {spec.bundle}",
-        f"model:      {spec.model}"
-        + (f"; aggregates {', '.join(spec.aggregates)}" if spec.aggregates else ""),
-        f"study:      {spec.line.n_params:,} parameter sets, {spec.line.size:,} replicates in all",
-    ]
-    if spec.asked_pools:
-        lines.append(f"pools:      {', '.join(spec.asked_pools)}")
+    try:
+        lines = _show_spec(job.spec)
+    except (StudyDamagedError, RequestError):  # its status says so, and what to do
+        lines = ["study:      cannot be read, see above"]
     n_before = max(0, len(events) - n_events)
     if events:
         lines.append("events:")
@@ -103,6 +99,19 @@ def show_record(job: Job, events: Sequence[JobEventRecord], n_events: int) -> li
     for event in events[n_before:]:
         text = f": {event.text}" if event.text else ""
         lines.append(f"  {event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.who}  {event.kind}{text}")
+    return lines
+
+
+def _show_spec(spec: JobSpec) -> list[str]:
+    lines = [
+        f"name:       {spec.name}",
+        f"bundle:     {spec.bundle_name}, digest {spec.bundle}",
+        f"model:      {spec.model}"
+        + (f"; aggregates {', '.join(spec.aggregates)}" if spec.aggregates else ""),
+        f"study:      {spec.line.n_params:,} parameter sets, {spec.line.size:,} replicates in all",
+    ]
+    if spec.asked_pools:
+        lines.append(f"pools:      {', '.join(spec.asked_pools)}")
     return lines
 
 

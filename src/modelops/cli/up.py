@@ -74,8 +74,13 @@ def down(as_json: AsJson = False) -> None:
         typer.echo(f"which jobs are unfinished cannot be said: {unknown}")
     for line in _unfinished_lines(unfinished):
         typer.echo(line)
-    if unfinished:
-        typer.echo("'modelops up' starts the pool again, and it goes on with them")
+    if n_left := sum(bool(job["unreadable"]) for job in unfinished):
+        typer.echo(
+            f"it cannot go on with {n_left} of them, whose study cannot be read; 'modelops jobs list' says why"
+        )
+    if len(unfinished) > n_left:
+        them = "the others" if n_left else "them"
+        typer.echo(f"'modelops up' starts the pool again, and it goes on with {them}")
 
 
 def status(as_json: AsJson = False) -> None:
@@ -177,7 +182,11 @@ def _unfinished_lines(unfinished: list[dict[str, Any]]) -> list[str]:
     """Say which jobs are unfinished; of many how many are in each state, and the newest."""
     from collections import Counter
 
-    lines = [f"unfinished: {job['job']} {job['name']} ({job['state']})" for job in unfinished[:MAX_SHOWN]]
+    lines = [
+        f"unfinished: {job['job']} {job['name']} ({job['state']}"
+        f"{', study cannot be read' if job['unreadable'] else ''})"
+        for job in unfinished[:MAX_SHOWN]
+    ]
     if len(unfinished) <= MAX_SHOWN:
         return lines
     states = Counter(job["state"] for job in unfinished)
@@ -193,10 +202,15 @@ def _unfinished_lines(unfinished: list[dict[str, Any]]) -> list[str]:
 def _unfinished(home: Home) -> tuple[list[dict[str, Any]], str]:
     """Return the jobs that are not final, and why that cannot be said."""
     from modelops.states import OPEN_JOB_STATES
+    from modelops.study.spec import unreadable
 
     none: list[JobRow] = []
     rows, unknown = _recorded(home, lambda records: records.jobs(states=OPEN_JOB_STATES), none)
-    return [{"job": row.job, "name": row.name, "state": str(row.state)} for row in rows], unknown
+    unfinished = [
+        {"job": row.job, "name": row.name, "state": str(row.state), "unreadable": unreadable(row.spec)}
+        for row in rows
+    ]
+    return unfinished, unknown
 
 
 def _jobs_by_state(home: Home, told: dict[str, Any]) -> tuple[dict[str, int], str]:

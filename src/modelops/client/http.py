@@ -38,6 +38,7 @@ from modelops.errors import (
     RetryableError,
     ServerUnreachableError,
     StorageError,
+    StudyDamagedError,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ _NAMED: Final = {
     for cls in (
         RequestError, NotFoundError, RetryableError, ClusterError,
         StorageError, IntegrityError, BundleError, InternalError,
-        QueueFullError, ConflictError,
+        QueueFullError, ConflictError, StudyDamagedError,
     )
 }  # fmt: skip
 _ASK_AGAIN: Final = "ask again when that is back; nothing that was recorded is lost"

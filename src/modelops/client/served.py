@@ -24,7 +24,7 @@ from modelops.client.status import (
 from modelops.errors import InternalError, NotFoundError, RequestError, ServerUnreachableError
 from modelops.states import JobState
 from modelops.study.ids import BundleDigest, JobId, ParamId
-from modelops.study.spec import decode_spec
+from modelops.study.spec import recorded_spec
 from modelops.who import whoami
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ class HttpSource:
 
     def spec(self, job: JobId) -> JobSpec:
         """Return the job's spec; extended, it is another one."""
-        return decode_spec(self.http.get(f"/jobs/{job}/spec").body)
+        return recorded_spec(self.http.get(f"/jobs/{job}/spec").body, job)
 
     def parameter_set(self, job: JobId, param: int | str) -> ParameterSet:
         """Return one parameter set."""

@@ -162,9 +162,13 @@ def last_recorded(
     text: str, silent: ServerUnreachableError, environ: Mapping[str, str] = os.environ
 ) -> tuple[str, JobStatus]:
     """Return the id of a job and what is known of it while the server is away or silent: unknown since its change."""
+    from modelops.study.spec import unreadable
+
     home = Home.from_environ(environ)
     row = _recorded(home, text)
     why = str(silent) if Local(home).runs() else f"no server runs; {_UP}"
+    if wrong := unreadable(row.spec):
+        why += f"; it leaves this job alone: {wrong}"
     since = row.changed_at
     at = f"{since.astimezone():%Y-%m-%d %H:%M:%S}"
     return row.job, JobStatus(

@@ -59,22 +59,26 @@ class StoredSource:
 
     def status(self, job: JobId) -> JobStatus:
         """Return what the records say."""
+        from modelops.store.contents import rest_of
         from modelops.store.overview import picture
+        from modelops.study.spec import recorded_spec, unreadable
 
         with self._records() as records:
             row, counts = records.job(job), records.counts(job)
             aggregates = [ref.counts for ref in records.aggregates(job)]
             pools = picture(records, job).pools
         by_status = {str(status): n for status, n in counts.items() if n}
-        left = self.spec(job).line.size - sum(by_status.values())
-        if left:
-            by_status[str(self._contents(job).rest)] = left
-        asked = self.spec(job).asked_pools
+        asked: tuple[str, ...] = ()
+        if not (why := unreadable(row.spec)):  # else what is committed is all that is known
+            spec = recorded_spec(row.spec, job)
+            asked = spec.asked_pools
+            if left := spec.line.size - sum(by_status.values()):
+                by_status[str(rest_of(row.state))] = left
         return JobStatus(
             state=row.state,
             counts=in_order(by_status),
             aggregates=in_order(sum(map(Counter, aggregates), Counter())),
-            reason=row.reason,
+            reason="; ".join(filter(None, (row.reason, why))),
             stalled=row.stalled,
             pools=tuple(
                 PoolStatus(name, name in asked, counts=in_order(pools.get(name, {})))
@@ -104,10 +108,10 @@ class StoredSource:
 
     def spec(self, job: JobId) -> JobSpec:
         """Return the record of what the job is."""
-        from modelops.study.spec import decode_spec
+        from modelops.study.spec import recorded_spec
 
         with self._records() as records:
-            return decode_spec(records.job(job).spec)
+            return recorded_spec(records.job(job).spec, job)
 
     def parameter_set(self, job: JobId, param: int | str) -> ParameterSet:
         """Return one parameter set."""

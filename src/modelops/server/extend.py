@@ -20,7 +20,7 @@ from modelops.study.canonical import param_id, parse_canonical
 from modelops.study.extension import extended_spec, stored_in
 from modelops.study.parameter_sets import ParameterSets, parameter_table
 from modelops.study.ranges import Ranges
-from modelops.study.spec import decode_spec, encode_spec
+from modelops.study.spec import encode_spec, recorded_spec
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def resume_job(
     """
     row, segments, aggregates = records.committed(job)
     _refuse_unless_final(row, "resumed")
-    spec = decode_spec(row.spec)
+    spec = recorded_spec(row.spec, row.job)
     withdrawal = (
         _failures(objects, row, segments, aggregates, spec.line if spec.until else None)
         if failed
@@ -133,7 +133,7 @@ def extend_job(
     """
     row = records.job(job)
     _refuse_unless_final(row, "extended")
-    old = decode_spec(row.spec)
+    old = recorded_spec(row.spec, row.job)
     more = _checked(parameters or ())
     spec = extended_spec(old, replicates=replicates, n_more_params=len(more), more_seeds=seeds)
     if more:

@@ -23,7 +23,7 @@ from modelops.store.segment_table import (
 )
 from modelops.store.segments import DIGITS_IN_NAME, job_folder, ranges_of
 from modelops.study.ranges import Ranges
-from modelops.study.spec import decode_spec
+from modelops.study.spec import recorded_spec
 from modelops.worker.job_lock import read_lock
 from modelops.worker.messages import AggregateRef, SegmentRef
 
@@ -55,7 +55,7 @@ def facts_of(
         The database or the storage does not answer, so nothing is known.
     """
     row, segments, aggregates = records.committed(job)
-    folder, spec = job_folder(job), decode_spec(row.spec)
+    folder, spec = job_folder(job), recorded_spec(row.spec, row.job)
     scope = records.scope(job).only
     result_files = records.result_files(job)
     settled = Ranges()
@@ -147,7 +147,7 @@ def lost_for_good(objects: Objects, row: JobRow, *, deep: bool) -> list[Finding]
     StorageError
         The storage does not answer.
     """
-    job, folder, spec = row.job, job_folder(row.job), decode_spec(row.spec)
+    job, folder, spec = row.job, job_folder(row.job), recorded_spec(row.spec, row.job)
 
     def found(kind: Mismatch, name: str, look: Callable[[], object]) -> list[Finding]:
         try:

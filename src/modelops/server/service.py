@@ -333,7 +333,7 @@ class JobService:
 
     def spec(self, job: str) -> JobSpec:
         """Return the frozen record of what a job is. Raises NotFoundError."""
-        return spec_of(self.records.job(JobId(job)).spec)
+        return spec_of(self.records.job(JobId(job)).spec, job)
 
     def parameter_set(self, job: str, param: int | str) -> ParameterSet:
         """Return a parameter set by its ordinal or its id. Raises NotFoundError."""

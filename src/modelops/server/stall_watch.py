@@ -15,7 +15,7 @@ from modelops.errors import ModelOpsError, StorageError
 from modelops.server.stalled import Seen, Watched, look, no_worker_of
 from modelops.server.views import unreadable_of
 from modelops.states import OPEN_JOB_STATES, JobState, ReplicateStatus
-from modelops.study.spec import decode_spec
+from modelops.study.spec import recorded_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -165,7 +165,7 @@ class StallWatch:
 
 
 def _of_driven(row: JobRow, view: LiveView, n_workers: int, n_running: int, n_running_of_all: int) -> Seen:
-    spec = decode_spec(row.spec)
+    spec = recorded_spec(row.spec, row.job)
     outcomes = tuple(sorted((status, n) for status, n in view.counts.items() if status not in _NO_STEP))
     reports = tuple((p.index, p.fraction) for p in view.progress)
     return Seen(

@@ -17,7 +17,7 @@ import msgspec
 from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
 from modelops.store.contents import rest_of
 from modelops.study.index_line import IndexLine
-from modelops.study.spec import JobSpec, decode_spec, unreadable
+from modelops.study.spec import JobSpec, recorded_spec, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -196,7 +196,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
     """Put together what is committed and what its driver says; ``live`` must have been asked first."""
     row, unreadable = picture.row, unreadable_of(picture.row.spec)
-    spec = _NOTHING_KNOWN if unreadable else spec_of(row.spec)
+    spec = _NOTHING_KNOWN if unreadable else spec_of(row.spec, row.job)
     size = sum(picture.counts.values()) if unreadable else spec.line.size
     if row.state in FINAL_JOB_STATES:
         live = None  # it was asked before the end, and knew of replicates that ran then
@@ -233,9 +233,9 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
 
 
 @lru_cache(maxsize=128)
-def spec_of(data: bytes) -> JobSpec:
+def spec_of(data: bytes, job: str) -> JobSpec:
     """Return a recorded spec; those of jobs that are watched are read once."""
-    return decode_spec(data)
+    return recorded_spec(data, job)
 
 
 unreadable_of = lru_cache(maxsize=128)(unreadable)

@@ -13,7 +13,7 @@ from modelops.store.parameter_view import LostParameters, ParameterView
 from modelops.store.parameters import Parameters
 from modelops.store.segment_table import SegmentTable, StoredOutput, decoded, read_segment
 from modelops.study.ranges import EMPTY, Ranges
-from modelops.study.spec import JobSpec, decode_spec
+from modelops.study.spec import JobSpec, recorded_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ class JobContents:
         return cls(
             objects,
             job,
-            decode_spec(row.spec),
+            recorded_spec(row.spec, row.job),
             segments,
             aggregates,
             rest_of(row.state),

@@ -44,7 +44,7 @@ from modelops.store.statements import Statement
 from modelops.store.withdrawal import Kept, drop_stale, trim
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
-from modelops.study.spec import decode_spec
+from modelops.study.spec import recorded_spec
 from modelops.study.wording import spelt_out
 from modelops.worker.messages import AggregateRef, SegmentRef
 
@@ -302,7 +302,7 @@ class Records(DrivingRecords, Runs):
             hold(sql, job, epoch)
             rivals = _rivals(sql, job, params)
             if rivals - {ref.attempt}:
-                drop_stale(sql, job, decode_spec(read_job(sql, job).spec).line, [*rivals])
+                drop_stale(sql, job, recorded_spec(read_job(sql, job).spec, job).line, [*rivals])
             return self._commit(sql, job, epoch, ref, params, columns, _AGGREGATES)
 
     def _commit(

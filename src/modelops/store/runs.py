@@ -25,7 +25,7 @@ from modelops.store.rows import (
 from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Ranges
-from modelops.study.spec import decode_spec
+from modelops.study.spec import recorded_spec
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ class Runs:
         data: dict[str, Any] = withdraw(sql, job, what) if what else {}
         stale = 0
         if sql.scalar(sa.select(schema.aggregates.c.attempt).where(schema.aggregates.c.job == job).limit(1)):
-            stale = drop_stale(sql, job, decode_spec(read_job(sql, job).spec).line)
+            stale = drop_stale(sql, job, recorded_spec(read_job(sql, job).spec, job).line)
         if what or stale:
             data = {
                 "state": row.state,

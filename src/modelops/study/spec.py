@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelops.errors import IntegrityError, RequestError
+from modelops.errors import IntegrityError, RequestError, StudyDamagedError
 from modelops.states import ReplicateStatus
 from modelops.study.index_line import IndexLine
 from modelops.study.quantities import LONGEST_S
@@ -154,16 +154,34 @@ def unreadable(data: bytes) -> str:
     One job whose study cannot be read must not keep anybody from the others: whoever walks over jobs asks first.
     """
     try:
-        decode_spec(data)
-    except IntegrityError as error:
-        return f"{error}; put back a backup of the database, or submit the study again"
-    except RequestError as error:
+        recorded_spec(data)
+    except (StudyDamagedError, RequestError) as error:
         return str(error)
     return ""
 
 
+def recorded_spec(data: bytes, job: str = "") -> JobSpec:
+    """Read the study that the database has of a job; what is wrong with it names the job, and says what to do.
+
+    Raises
+    ------
+    StudyDamagedError
+        These bytes are no study.
+    RequestError
+        A newer ModelOps wrote it.
+    """
+    which = f"job {job}" if job else "this job"
+    try:
+        return _decoded(data, which)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise StudyDamagedError(
+            f"the study of {which}, recorded in the database, is damaged: {e}; put back a backup of the database, or "
+            "submit the study again"
+        ) from e
+
+
 def decode_spec(data: bytes) -> JobSpec:
-    """Read ``study.json``; a newer format is refused with a sentence.
+    """Read a stored ``study.json``; a newer format is refused with a sentence.
 
     Raises
     ------
@@ -173,16 +191,16 @@ def decode_spec(data: bytes) -> JobSpec:
         A newer ModelOps wrote it.
     """
     try:
-        return _decoded(data)
+        return _decoded(data, "this job")
     except (msgspec.DecodeError, UnicodeDecodeError) as e:  # ValidationError is a DecodeError
         raise IntegrityError(f"a job's study.json is damaged: {e}") from e
 
 
-def _decoded(data: bytes) -> JobSpec:
+def _decoded(data: bytes, which: str) -> JobSpec:
     form = msgspec.json.decode(data, type=_Head).format
     if form > FORMAT:
         raise RequestError(
-            f"this job was written by a newer ModelOps (study format {form}, this one reads "
+            f"{which} was written by a newer ModelOps (study format {form}, this one reads "
             f"up to {FORMAT}); upgrade modelops"
         )
     return msgspec.json.decode(data, type=JobSpec)

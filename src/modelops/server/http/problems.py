@@ -20,6 +20,7 @@ from modelops.errors import (
     QueueFullError,
     RequestError,
     RetryableError,
+    StudyDamagedError,
 )
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError
 
@@ -154,7 +155,7 @@ def problem_response(error: ModelOpsError) -> Response:
         status=status,
         detail=str(error),
         error=name,
-        advice=ADVICE.get(status, ""),
+        advice="" if isinstance(error, StudyDamagedError) else ADVICE.get(status, ""),  # that says what to do
     )
     sent = {}
     if status in RETRY_AFTER_S:
