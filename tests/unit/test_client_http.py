@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from modelops.cli.exits import exit_of_error
 from modelops.client.http import Address, Http, checked_url
 from modelops.client.served import HttpSource
 from modelops.client.server import remote
@@ -27,8 +28,10 @@ from modelops.errors import (
     QueueFullError,
     RequestError,
     ServerUnreachableError,
+    StorageError,
 )
 from modelops.home import Home
+from modelops.server.http.problems import problem_response
 from modelops.states import JobState
 from modelops.study.ids import JobId
 from modelops_runner.values import encode
@@ -354,3 +357,15 @@ def test_a_file_of_which_nothing_comes_is_given_up_with_what_the_server_says_of_
     assert caught.value.answers
     assert "reading x in s3://models failed" in str(caught.value)
     assert len(server.heard) < 9, "and it is not asked without a pause"
+
+
+def test_a_full_storage_ends_a_command_with_5_if_a_server_says_so_and_with_1_if_there_is_none(
+    server: Scripted,
+) -> None:
+    full = StorageError("storing x in /data failed: No space left on device")
+    said = problem_response(full)
+    server.last = (said.status_code, json.loads(bytes(said.body)))
+    http = Http(lambda: server.address, patience_s=0)
+    with contextlib.closing(http), pytest.raises(ServerUnreachableError, match=str(full)) as caught:
+        http.request("POST", "/jobs", body=b"{}")
+    assert [exit_of_error(error) for error in (caught.value, full)] == [5, 1]

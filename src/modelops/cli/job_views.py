@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from modelops.client.served import Summary
     from modelops.client.status import JobEventRecord, JobStatus, PoolStatus
     from modelops.study.spec import JobSpec
+
+STUDY_LOST: Final = "study:      cannot be read, see above"
 
 
 def status_json(job: str, status: JobStatus) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def show_record(job: Job, events: Sequence[JobEventRecord], n_events: int) -> li
     try:
         lines = _show_spec(job.spec)
     except (StudyDamagedError, RequestError):  # its status says so, and what to do
-        lines = ["study:      cannot be read, see above"]
+        lines = [STUDY_LOST]
     n_before = max(0, len(events) - n_events)
     if events:
         lines.append("events:")

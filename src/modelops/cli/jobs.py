@@ -127,7 +127,7 @@ def show(
     Exit code: 0 whatever the state is; 5 when the server cannot be reached: then the state is unknown.
     """
     from modelops.cli.exits import Exit
-    from modelops.cli.job_views import show_record, show_status, status_json
+    from modelops.cli.job_views import STUDY_LOST, show_record, show_status, status_json
     from modelops.cli.show import show_json
     from modelops.client.server import is_elsewhere, last_recorded, look_at
     from modelops.errors import ServerUnreachableError
@@ -151,7 +151,7 @@ def show(
         lines = show_status(name, status)
         if found is not None and status.unknown_since is None:
             lines += show_record(found, events, n_events)
-            if any(n for s, n in status.counts.items() if s in _failed_words()):
+            if STUDY_LOST not in lines and any(status.counts.get(s) for s in _failed_words()):
                 lines.append(f"'modelops jobs failures {name}' shows what failed")
         typer.echo("\n".join(lines))
     if status.unknown_since is not None:
