@@ -8,6 +8,8 @@ import pytest
 from tests.kubernetes.conftest import kubectl, wait_for
 from tests.kubernetes.slow_job import Running
 
+from modelops.worker.messages import PROTOCOL
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -59,7 +61,8 @@ def test_workers_that_a_new_server_would_not_understand_get_nothing_and_a_table_
         wait_for(lambda: skews(cluster_of_now, running.job), "the job's story tells of the versions")
         (told,) = skews(cluster_of_now, running.job)
         protocol = next(line.split() for line in told.splitlines() if line.startswith("protocol"))
-        assert protocol == ["protocol", "1000", "1", "1", "must", "be", "the", "same"]
+        ours = str(PROTOCOL)
+        assert protocol == ["protocol", "1000", ours, ours, "must", "be", "the", "same"]
         assert f"modelops     {INCOMPATIBLE}" in told
         counts = cluster_of_now.status(running.job)["counts"]
         assert counts.get("running", 0) == 0
