@@ -237,7 +237,8 @@ class _Looker:
         reference = _digests(some, [*first, *self._run(some[1:])])
         again = {TWICE: _digests(some, self._run(some[: 1 if slow else None]))}
         others: list[Asked] = [(i, 0) for i in range(1, len(self.sets))]
-        others = self._to_compare(others, self._run(others))
+        ended = zip(others, self._run(others), strict=True)
+        others = self._to_compare([one for one, outcome in ended if outcome_digests(outcome)])
         self.on_progress("running replicates in fresh processes")
         self.runner.start_afresh()
         again[FRESH] = _digests(some, self._run(some[: 1 if slow else None]))
@@ -253,10 +254,9 @@ class _Looker:
             {how: {seeds[r]: d for r, d in by.items()} for how, by in seen.items()},
         )
 
-    def _to_compare(self, others: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Asked]:
-        """Return those that succeeded of the other parameter sets; of a slow model the last one only."""
-        good = [one for one, o in zip(others, outcomes, strict=True) if outcome_digests(o)]
-        return good[-1:] if self._slow else good
+    def _to_compare(self, others: list[Asked]) -> list[Asked]:
+        """Return which of the other sets that succeeded are compared: of a slow model the last one only."""
+        return others[-1:] if self._slow else others
 
     def _isolations(self) -> Check:
         """Run what succeeded with the other isolations, too: seeds of the first set, and the other sets."""
@@ -265,8 +265,7 @@ class _Looker:
             first = {**one_pass, **first}
         good = sorted(one for one, digests in first.items() if digests)
         some = [one for one in good if one[0] == 0]
-        others = [one for one in good if one[0] > 0]
-        others = others[-1:] if self._slow else others
+        others = self._to_compare([one for one in good if one[0] > 0])
         not_forked = self.runner.pool.not_forked(self.process)
         seen = {}
         for isolation in ("warm", "fork", "spawn"):

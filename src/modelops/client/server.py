@@ -197,12 +197,12 @@ def recorded_by_state(environ: Mapping[str, str]) -> dict[str, int]:
 
 def _summary(records: Records, row: JobRow) -> Summary:
     """Return a line of the list; with the counts of a job that has ended, which change no more."""
-    from modelops.study.spec import decode_spec, unreadable
+    from modelops.study.spec import read_or_why
 
     ended = row.state in FINAL_JOB_STATES
-    known: dict[str, Any] = {"unreadable": unreadable(row.spec)}
-    if ended and not known["unreadable"]:
-        spec = decode_spec(row.spec)
+    spec, why = read_or_why(row.spec)
+    known: dict[str, Any] = {"unreadable": why}
+    if ended and spec is not None:
         known |= {
             "bundle_name": spec.bundle_name,
             "n_params": spec.line.n_params,

@@ -61,7 +61,7 @@ class StoredSource:
         """Return what the records say."""
         from modelops.store.contents import rest_of
         from modelops.store.overview import picture
-        from modelops.study.spec import recorded_spec, unreadable
+        from modelops.study.spec import read_or_why
 
         with self._records() as records:
             row, counts = records.job(job), records.counts(job)
@@ -69,8 +69,8 @@ class StoredSource:
             pools = picture(records, job).pools
         by_status = {str(status): n for status, n in counts.items() if n}
         asked: tuple[str, ...] = ()
-        if not (why := unreadable(row.spec)):  # else what is committed is all that is known
-            spec = recorded_spec(row.spec, job)
+        spec, why = read_or_why(row.spec)
+        if spec is not None:  # else what is committed is all that is known
             asked = spec.asked_pools
             if left := spec.line.size - sum(by_status.values()):
                 by_status[str(rest_of(row.state))] = left

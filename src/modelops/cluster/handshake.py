@@ -94,10 +94,8 @@ def _connected(address: str, context: ssl.SSLContext, timeout_s: float) -> Itera
 def _shown_by(address: str, files: dict[str, str], timeout_s: float) -> x509.Certificate | None:
     """Return the certificate that the scheduler shows; None if it does not even show that."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = (
-        False,
-        ssl.CERT_NONE,
-    )  # it is to be looked at, and nothing said
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # it is to be looked at, and nothing said
     context.load_cert_chain(files["cert"], files["key"])
     try:
         with _connected(address, context, timeout_s) as stream:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from modelops.errors import ModelOpsError, StorageError
 from modelops.server.stalled import Seen, Watched, look, no_worker_of
-from modelops.server.views import unreadable_of
+from modelops.server.views import known_spec
 from modelops.states import OPEN_JOB_STATES, JobState, ReplicateStatus
-from modelops.study.spec import recorded_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from modelops.server.live import LiveView
     from modelops.store import JobRow, Records
     from modelops.study.ids import JobId
+    from modelops.study.spec import JobSpec
 
 log = logging.getLogger(__name__)
 EVERY_S: Final = 10.0
@@ -145,12 +145,12 @@ class StallWatch:
         out = {}
         for row in self._rows:
             view = views.get(row.job)
-            if view is not None and not unreadable_of(row.spec):
-                seen = _of_driven(row, view, n_workers, running[row.job], sum(running.values()))
+            if view is not None and (spec := known_spec(row.spec)[0]) is not None:
+                seen = _of_driven(row, spec, view, n_workers, running[row.job], sum(running.values()))
                 seen = replace(seen, n_refused=n_refused)
             elif (kept := self._driving.view(row.job)) is not None and kept.needs_worker:
                 seen = _of_waiting(row, no_worker_of([pool.name for pool in kept.pools]))
-            elif why := unreadable_of(row.spec):
+            elif why := known_spec(row.spec)[1]:
                 seen = _of_waiting(row, why)
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")
@@ -164,8 +164,9 @@ class StallWatch:
         return out
 
 
-def _of_driven(row: JobRow, view: LiveView, n_workers: int, n_running: int, n_running_of_all: int) -> Seen:
-    spec = recorded_spec(row.spec, row.job)
+def _of_driven(
+    row: JobRow, spec: JobSpec, view: LiveView, n_workers: int, n_running: int, n_running_of_all: int
+) -> Seen:
     outcomes = tuple(sorted((status, n) for status, n in view.counts.items() if status not in _NO_STEP))
     reports = tuple((p.index, p.fraction) for p in view.progress)
     return Seen(

@@ -17,7 +17,7 @@ import msgspec
 from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
 from modelops.store.contents import rest_of
 from modelops.study.index_line import IndexLine
-from modelops.study.spec import JobSpec, recorded_spec, unreadable
+from modelops.study.spec import JobSpec, read_or_why, recorded_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -195,8 +195,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
 def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
     """Put together what is committed and what its driver says; ``live`` must have been asked first."""
-    row, unreadable = picture.row, unreadable_of(picture.row.spec)
-    spec = _NOTHING_KNOWN if unreadable else spec_of(row.spec, row.job)
+    row = picture.row
+    known, unreadable = known_spec(row.spec)
+    spec = known or _NOTHING_KNOWN
     size = sum(picture.counts.values()) if unreadable else spec.line.size
     if row.state in FINAL_JOB_STATES:
         live = None  # it was asked before the end, and knew of replicates that ran then
@@ -238,7 +239,7 @@ def spec_of(data: bytes, job: str) -> JobSpec:
     return recorded_spec(data, job)
 
 
-unreadable_of = lru_cache(maxsize=128)(unreadable)
+known_spec = lru_cache(maxsize=128)(read_or_why)
 _NOTHING_KNOWN: Final = JobSpec(name="", bundle="", bundle_name="", model="", line=IndexLine(()))
 
 

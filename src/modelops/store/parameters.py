@@ -234,29 +234,29 @@ class Parameters:
         """Return the ids of the parameter sets ``lo <= param < hi``, one after another, and the canonical forms."""
         ids: list[str] = []
         texts: list[bytes] = []
-        while lo < min(hi, len(self)):
-            group, at = divmod(lo, ROW_GROUP)
-            with self._lock:
-                all_ids, all_texts = self._group(group)
-            n = min(hi - lo, len(all_ids) - at)
-            ids.append(columns.joined(all_ids.slice(at, n)))
-            texts += columns.binary_values(all_texts.slice(at, n))
-            lo += n
+        for some_ids, some_texts in self._slices(lo, hi):
+            ids.append(columns.joined(some_ids))
+            texts += columns.binary_values(some_texts)
         return "".join(ids), texts
 
     def listed(self, lo: int, hi: int) -> tuple[str, bytes]:
         """Return the same, the canonical forms as one JSON array: without an object for each."""
         ids: list[str] = []
         parts: list[bytes] = []
+        for some_ids, some_texts in self._slices(lo, hi):
+            ids.append(columns.joined(some_ids))
+            parts.append(columns.with_commas(some_texts))
+        return "".join(ids), b"[%b]" % b",".join(parts)
+
+    def _slices(self, lo: int, hi: int) -> Iterator[tuple[pa.Array, pa.Array]]:
+        """Yield ids and canonical forms of these parameter sets, of a row group at a time."""
         while lo < min(hi, len(self)):
             group, at = divmod(lo, ROW_GROUP)
             with self._lock:
-                all_ids, all_texts = self._group(group)
-            n = min(hi - lo, len(all_ids) - at)
-            ids.append(columns.joined(all_ids.slice(at, n)))
-            parts.append(columns.with_commas(all_texts.slice(at, n)))
+                ids, texts = self._group(group)
+            n = min(hi - lo, len(ids) - at)
+            yield ids.slice(at, n), texts.slice(at, n)
             lo += n
-        return "".join(ids), b"[%b]" % b",".join(parts)
 
     def groups(self) -> Iterator[list[ParameterSet]]:
         """Yield all parameter sets in order, a row group at a time."""

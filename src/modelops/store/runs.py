@@ -247,11 +247,8 @@ class Runs:
         if job is not None:
             query = query.where(e.job == job)
         with self._database.reading() as sql:
-            return [
-                (JobId(found.pop("job")), EventRow(**found))
-                for row in sql.execute(query).mappings()
-                if (found := {**row})
-            ]
+            rows = [{**row} for row in sql.execute(query).mappings()]
+        return [(JobId(row.pop("job")), EventRow(**row)) for row in rows]
 
     def last_end(self, job: JobId) -> str:
         """Return why the last run that has ended did so; empty if it gave no reason, or none has."""

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import schema
-from modelops.study.spec import decode_spec, unreadable
+from modelops.study.spec import read_or_why
 
 if TYPE_CHECKING:
     from modelops.store.records import Records
@@ -64,8 +64,8 @@ def waiting_work(records: Records) -> WaitingWork:
 
 
 @lru_cache(maxsize=10_000)
-def _size_and_pools(spec: bytes) -> tuple[int, tuple[str, ...]]:
-    if unreadable(spec):  # nobody here knows what it wants
-        return 0, ()
-    decoded = decode_spec(spec)
-    return decoded.line.size, decoded.asked_pools
+def _size_and_pools(data: bytes) -> tuple[int, tuple[str, ...]]:
+    spec, _ = read_or_why(data)
+    return (
+        (0, ()) if spec is None else (spec.line.size, spec.asked_pools)
+    )  # else nobody here knows what it wants

@@ -153,11 +153,15 @@ def unreadable(data: bytes) -> str:
 
     One job whose study cannot be read must not keep anybody from the others: whoever walks over jobs asks first.
     """
+    return read_or_why(data)[1]
+
+
+def read_or_why(data: bytes) -> tuple[JobSpec | None, str]:
+    """Read a recorded ``study.json``; if this version cannot, return what `unreadable` says in its place."""
     try:
-        recorded_spec(data)
+        return recorded_spec(data), ""
     except (StudyDamagedError, RequestError) as error:
-        return str(error)
-    return ""
+        return None, str(error)
 
 
 def recorded_spec(data: bytes, job: str = "") -> JobSpec:
