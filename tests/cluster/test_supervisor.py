@@ -15,7 +15,7 @@ from driving import submitted, wait_for
 from msgspec.structs import replace
 
 import modelops as mo
-from modelops.driver import machine
+from modelops.driver import loop, machine
 from modelops.driver.hands import Hands
 from modelops.errors import StorageError
 from modelops.server import supervisor as supervising
@@ -374,6 +374,29 @@ def test_the_timeout_counts_what_earlier_drivers_used(
     server.wait_for(job, JobState.FAILED)
     assert server.records.job(job).reason.startswith("timeout of 3,600 s")
     assert server.records.counts(job) == {}
+
+
+def test_drivers_that_die_soon_do_not_make_a_timeout_last_longer(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RECORD_USE_EVERY_S", 3600.0)  # each dies before that
+    monkeypatch.setattr(loop.DriverLoop, "_record_use_at_the_end", lambda _self: None)
+    job = server.submit(write_bundle(WAITS), seeds=[0], timeout="2s")
+    used, n_lives = 0.0, 0
+    while server.state(job) is not JobState.FAILED:
+        n_lives += 1
+        assert n_lives < 20, used
+        server.start()
+        wait_for(
+            lambda used=used: (  # type: ignore[misc]
+                server.records.job(job).used_s > used or server.state(job) is JobState.FAILED
+            ),
+            "time is counted, or it is over",
+        )
+        server.stop()
+        used = server.records.job(job).used_s
+    assert n_lives > 1
+    assert server.records.job(job).reason.startswith("timeout of 2 s")
 
 
 def test_a_second_cancel_waits_for_no_worker_that_does_not_answer(

@@ -76,8 +76,8 @@ class FakeLedger:
     def note(self, command: c.Note, *, again: bool) -> None:
         self._call(command, again)
 
-    def record_use(self, used_s: float) -> None:
-        self._call(RecordUse(used_s))
+    def record_use(self, used_s: float, *, lasting: bool) -> None:
+        self._call(RecordUse(used_s, lasting))
 
     def cancel_asked_by(self) -> str | None:
         return None

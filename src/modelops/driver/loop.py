@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import math
 import queue
 import threading
 import time
@@ -48,6 +49,10 @@ DAMAGE: Final = (IntegrityError.__name__, NotFoundError.__name__)
 MAX_EVENTS_AT_ONCE: Final = 256
 SHOW_EVERY_S: Final = 0.05
 RECORD_USE_EVERY_S: Final = 5.0
+# Of a job with a timeout more often, so that a server that dies every few seconds cannot make it last much longer: of
+# each driver's life an eighth is forgotten, or these seconds.
+NOTE_USE_AFTER: Final = 1 / 8
+NOTE_USE_S: Final = (0.25, 1.0)
 LOOK_FOR_CANCEL_EVERY_S: Final = 2.0  # one that was recorded while nobody told us
 
 
@@ -100,6 +105,7 @@ class DriverLoop:
     _unshown: bool = False
     _look_at: float = 0.0
     _record_at: float = 0.0
+    _note_use_at: float = 0.0
     _cancel_heard: bool = False
     _away_since: datetime = datetime.min
     _damage: str = ""
@@ -144,6 +150,7 @@ class DriverLoop:
         self._began_at = self.clock()
         self._look_at = self._began_at
         self._record_at = self._began_at + RECORD_USE_EVERY_S
+        self._note_use_at = self._next_note_of_use(self._began_at)
         with self.hands:
             self._order(self.machine.start(self._began_at))
             if self.inbox.empty():  # otherwise what is to be written waits until work has gone out, as ever
@@ -193,6 +200,7 @@ class DriverLoop:
             until = min(until, self._shown_at + SHOW_EVERY_S)
         if self._writer.away:
             until = min(until, self._writer.retry_at)
+        until = min(until, self._note_use_at)
         try:
             return self.inbox.get(timeout=max(0.0, until - now))
         except queue.Empty:
@@ -246,10 +254,13 @@ class DriverLoop:
             if note.kind == STORAGE_AWAY:
                 self.on_waiting(note.text)
             self._perform([note])
-        if now >= self._record_at:
-            self._record_at = now + RECORD_USE_EVERY_S
+        if now >= min(self._record_at, self._note_use_at):
+            lasting = now >= self._record_at
+            if lasting:
+                self._record_at = now + RECORD_USE_EVERY_S
+            self._note_use_at = self._next_note_of_use(now)
             if self._writer.is_idle:
-                self._perform([], RecordUse(self._used_s(now)))
+                self._perform([], RecordUse(self._used_s(now), lasting))
         if now >= self._look_at and not self._writer.away and not self._cancel_heard:
             self._look_at = now + LOOK_FOR_CANCEL_EVERY_S
             try:
@@ -261,12 +272,18 @@ class DriverLoop:
                     self._cancel_heard = True
                     self.tell(e.CancelAsked(who))
 
+    def _next_note_of_use(self, now: float) -> float:
+        if self.machine.spec.timeout_s is None:
+            return math.inf
+        shortest, longest = NOTE_USE_S
+        return now + min(longest, max(shortest, NOTE_USE_AFTER * (now - self._began_at)))
+
     def _used_s(self, now: float) -> float:
         return self.used_s + now - self._began_at
 
     def _record_use_at_the_end(self) -> None:
         try:
-            self.ledger.record_use(self._used_s(self.clock()))
+            self.ledger.record_use(self._used_s(self.clock()), lasting=True)
         except (StorageError, LeaseLostError) as error:
             log.warning("the time used by job %s is not recorded: %s", self.job, error)
 

@@ -41,16 +41,20 @@ class Ledger(Protocol):
     def change_state(self, command: c.ChangeState) -> None: ...  # noqa: D102  the same twice is one change
     def record_retry(self, command: c.RecordRetry, *, again: bool) -> None: ...  # noqa: D102
     def note(self, command: c.Note, *, again: bool) -> None: ...  # noqa: D102
-    def record_use(self, used_s: float) -> None: ...  # noqa: D102
+    def record_use(self, used_s: float, *, lasting: bool) -> None: ...  # noqa: D102
     def cancel_asked_by(self) -> str | None: ...  # noqa: D102
     def finalize(self) -> e.Finalized | e.ResultsVoided: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
 class RecordUse:
-    """Record the seconds of the job's timeout that were used; the loop's own write."""
+    """Record the seconds of the job's timeout that were used; the loop's own write.
+
+    ``lasting``: also if the machine loses its power; otherwise it may be made so by the next write.
+    """
 
     used_s: float
+    lasting: bool = True
 
 
 Commit = (
@@ -151,7 +155,7 @@ class Writer:
             case c.Note():
                 ledger.note(write, again=again)
             case RecordUse():
-                ledger.record_use(write.used_s)
+                ledger.record_use(write.used_s, lasting=write.lasting)
             case c.Finalize():
                 if self._finalized is None:
                     self._finalized = ledger.finalize()

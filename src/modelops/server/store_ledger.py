@@ -161,9 +161,9 @@ class StoreLedger:
         """Record which replicates are tried again, for a later driver. Twice is as good as once."""
         self.records.record_retry(self.job, self.epoch, self.who, command.indices, command.number)
 
-    def record_use(self, used_s: float) -> None:
+    def record_use(self, used_s: float, *, lasting: bool = True) -> None:
         """Record the seconds of the job's timeout that this run has used."""
-        self.records.record_use(self.job, self.epoch, used_s)
+        self.records.record_use(self.job, self.epoch, used_s, lasting=lasting)
 
     def cancel_asked_by(self) -> str | None:
         """Return who asked for the end of this run, whoever they told."""

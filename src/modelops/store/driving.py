@@ -105,9 +105,13 @@ class DrivingRecords:
         with self._database.writing_with_next() as sql:
             hold(sql, job, epoch)
 
-    def record_use(self, job: JobId, epoch: int, used_s: float) -> None:
-        """Record how many seconds of the job's timeout this run has used. Raises LeaseLostError."""
-        with self._database.writing() as sql:
+    def record_use(self, job: JobId, epoch: int, used_s: float, *, lasting: bool = True) -> None:
+        """Record how many seconds of the job's timeout this run has used. Raises LeaseLostError.
+
+        ``lasting``: as all else is. Otherwise it need only survive the death of whoever records it.
+        """
+        writing = self._database.writing if lasting else self._database.writing_with_next
+        with writing() as sql:
             hold(sql, job, epoch)
             update_job(sql, job, used_s=used_s)
 
