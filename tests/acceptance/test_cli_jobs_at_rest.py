@@ -202,6 +202,8 @@ def test_of_many_jobs_the_newest_are_listed_and_how_many_more_there_are(
     assert len(modelops("jobs", "list", "--json").json["jobs"]) == 35
     assert modelops("jobs", "list", "-n", "2").out.count("\n") == 3
     assert "either -n or --all" in modelops("jobs", "list", "-n", "2", "--all").err
+    for command in ("logs", "failures"):
+        assert "leaves this job alone" in modelops("jobs", command, jobs[0]).err
     ended = modelops("down").out.splitlines()
     assert ended[1] == "35 jobs are unfinished: 35 queued; the newest of them:"
     assert [line.split()[1] for line in ended[2:12]] == jobs[:24:-1]

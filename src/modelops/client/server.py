@@ -148,6 +148,7 @@ def look_at(text: str, environ: Mapping[str, str] = os.environ) -> Job:
     """
     from modelops.client.client import Client
     from modelops.client.job import Job
+    from modelops.study.spec import unreadable
 
     if (source := running(environ)) is not None:
         return Client(source=source).job(text)
@@ -155,7 +156,9 @@ def look_at(text: str, environ: Mapping[str, str] = os.environ) -> Job:
     row = _recorded(home, text)
     if row.state in FINAL_JOB_STATES:
         return Job(row.job, home)
-    raise ServerUnreachableError(LOCAL, f"none runs for {home.data}, and job {row.job} has not ended", _UP)
+    wrong = unreadable(row.spec)
+    advice = f"one that is started leaves this job alone: {wrong}" if wrong else _UP
+    raise ServerUnreachableError(LOCAL, f"none runs for {home.data}, and job {row.job} has not ended", advice)
 
 
 def last_recorded(
