@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelops.cli.jobs import extend
-from modelops.cli.run import refuse_unwritable
+from modelops.cli.run import default_folder, refuse_unwritable
 from modelops.client.study_arguments import (
     axes_of_texts,
     axis_of_text,
@@ -23,9 +27,7 @@ from modelops.errors import NotFoundError, RequestError
 from modelops.study.parameter_sets import ParameterSets
 from modelops.study.sampling import grid
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+MODELOPS = (sys.executable, "-c", "from modelops.cli import main; main()")
 VALUES: list[tuple[str, list[Any]]] = [
     ("beta=0.1,0.2", [0.1, 0.2]),
     ("n=1,2", [1, 2]),
@@ -128,3 +130,37 @@ def test_extending_by_nothing_is_refused_in_the_words_of_the_shell() -> None:
     with pytest.raises(RequestError, match=r"-n 400 .*-p a=1,2 .*--seeds") as refused:
         extend("job_1")
     assert "=[" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "/abs", "a/b", "..", ".", "", "a\u202eb"])
+def test_a_study_whose_name_is_no_folder_s_name_writes_below_results(name: str) -> None:
+    assert default_folder(name, "job_1") == Path("results/job_1")
+
+
+def test_a_study_writes_into_a_folder_of_its_name_otherwise() -> None:
+    assert default_folder("größe 2.5", "job_1") == Path("results/größe 2.5")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["doctor"], ["jobs", "list", "--json"]])
+def test_a_full_output_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        said = subprocess.run(
+            [*MODELOPS, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "MODELOPS_HOME": str(tmp_path)},
+        )  # fmt: skip
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert "No space left on device" in said.stderr
+
+
+@pytest.mark.parametrize("words", [["submit", "coin.py"], ["up"]])
+def test_a_home_that_is_a_file_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    (tmp_path / "coin.py").write_text("def simulate(params, seed):\n    return {'x': seed}\n")
+    said = subprocess.run(
+        [*MODELOPS, *words], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "MODELOPS_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert said.returncode != 0
+    assert "Traceback" not in said.stderr
+    assert said.stderr.startswith("error: "), said.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from modelops.errors import ClusterError, NotFoundError
 from modelops.server.reconcile import Mismatch
 from modelops.server.reconciler import Reconciler
 from modelops.states import JobState
+from modelops.store.overview import page_of_jobs, picture
 from modelops.store.segments import job_folder
 from modelops.study.ids import JobId
 from modelops.study.pools import NO_POOL, Membership
@@ -144,6 +146,59 @@ def test_the_story_names_each_of_a_few_damaged_objects_by_its_name_in_the_job(st
     assert sorted(event.data["what"]) == short
     assert all(name in event.text for name in short)
     assert job_folder(stored.job) not in event.text
+
+
+def by_hand(folder: Path, statement: str, *values: Any) -> None:
+    """Change the database as its own command line does: keys that point to nothing are not looked at."""
+    with contextlib.closing(sqlite3.connect(folder / "modelops.db")) as sql, sql:
+        assert sql.execute(statement, values).rowcount
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["stored", "gone"])
+def test_ranges_that_a_deleted_record_left_behind_keep_no_outcome_from_counting(
+    stored: StoredJob, tmp_path: Path, gone: bool
+) -> None:
+    before, first = picture(stored.records, stored.job), stored.records.segments(stored.job)[0]
+    by_hand(tmp_path, "DELETE FROM segments WHERE job = ? AND attempt = ?", stored.job, first.attempt)
+    if gone:
+        damage(stored, f"{job_folder(stored.job)}/{first.name}", "remove")
+    ours = reconciler(stored, Nobody(stored))
+    assert ours.run(stored.job)
+    if stored.records.job(stored.job).state is JobState.QUEUED:
+        stored.run()
+    after = picture(stored.records, stored.job)
+    assert (after.row.state, after.counts) == (JobState.SUCCEEDED, before.counts)
+    assert ours.run(stored.job) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"succeeded": "x"}', '{"odd": 4}', "17"])
+def test_counts_that_cannot_be_read_stop_no_list_and_are_counted_again(
+    stored: StoredJob, tmp_path: Path, text: str
+) -> None:
+    before, first = picture(stored.records, stored.job), stored.records.segments(stored.job)[0]
+    by_hand(tmp_path, "UPDATE segments SET counts = ? WHERE attempt = ?", text, first.attempt)
+    assert [one.row.job for one in page_of_jobs(stored.records, limit=9)] == [stored.job]
+    ours = reconciler(stored, Nobody(stored))
+    assert ours.run() != []
+    assert picture(stored.records, stored.job).counts == before.counts
+    assert ours.run(stored.job) == []
+
+
+def test_a_segment_of_another_job_never_counts_even_if_the_record_fits_it(
+    stored: StoredJob, tmp_path: Path
+) -> None:
+    other = StoredJob(tmp_path, [{"p": 0.9, **one} for one in SETS], N)
+    other.run()
+    theirs, ours = (of.records.segments(of.job)[0] for of in (other, stored))
+    data = other.objects.get(f"{job_folder(other.job)}/{theirs.name}")
+    stored.objects.put(f"{job_folder(stored.job)}/{ours.name}", data)
+    by_hand(
+        tmp_path, "UPDATE segments SET digest = ?, n_bytes = ? WHERE job = ? AND attempt = ?",
+        theirs.digest, len(data), stored.job, ours.attempt,
+    )  # fmt: skip
+    found = reconciler(stored, Nobody(stored)).run(stored.job)
+    assert Mismatch.SEGMENT_DAMAGED in [f.kind for f in found]
+    assert other.job in next(f.text for f in found if f.kind is Mismatch.SEGMENT_DAMAGED)
 
 
 def test_a_job_that_does_not_exist_is_not_found(stored: StoredJob) -> None:

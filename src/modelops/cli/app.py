@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -38,6 +39,21 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)
             raise typer.Exit(Exit.CANCELLED) from None
+
+
+def _told(error: OSError) -> str:
+    """Say what the system refused; what still waits to be printed where nothing can be is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError as refused:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"what the command says cannot be written to where it was sent: {refused.strerror}"
+    if not error.filename:
+        return f"the system refused something: {error.strerror or error}; 'modelops -v' before the command shows where"
+    return (
+        f"{os.fspath(error.filename)!r} cannot be used: {error.strerror}. If it is below MODELOPS_HOME: that has to "
+        "name a folder that you can write to, or one that can be made"
+    )
 
 
 app = typer.Typer(
@@ -92,4 +108,11 @@ def options(
 
 def run_app() -> None:
     """Run the command that the shell asked for; the process ends with its exit code."""
-    app()
+    from modelops.cli.exits import Exit
+
+    try:
+        app()
+    except OSError as error:  # a closed pipe is none: whoever reads has seen enough
+        logging.getLogger(__name__).info("the error in full", exc_info=error)
+        typer.echo(f"error: {_told(error)}", err=True)
+        raise SystemExit(Exit.WRONG_REQUEST if error.filename else Exit.FAILED) from error

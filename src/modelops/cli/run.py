@@ -61,7 +61,10 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder for the result files; default results/NAME.", parser=folder_of_text
+            "--out",
+            "-o",
+            help="Folder for the result files; default results/NAME, or results/JOB where NAME is no folder's name.",
+            parser=folder_of_text,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -85,7 +88,7 @@ def run(
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
     status = job.status()
-    folder = out or Path("results") / job.spec.name
+    folder = out or default_folder(job.spec.name, job.id)
     files = write_files(job, folder)
     report = _report(job, folder) if status.counts.get("succeeded") else ""
     if as_json:
@@ -94,6 +97,12 @@ def run(
         _show(job, folder, files, report)
     # One that still is being stopped: Ctrl-C was pressed twice.
     raise typer.Exit(Exit.CANCELLED if status.state == "cancelling" else exit_of_state(status.state))
+
+
+def default_folder(name: str, job: str) -> Path:
+    """Return where result files go by default: below ``results``, whatever a job is called."""
+    is_one_part = name == Path(name).name and name not in {"", ".", ".."} and name.isprintable()
+    return Path("results") / (name if is_one_part else job)
 
 
 def refuse_unwritable(folder: Path) -> None:

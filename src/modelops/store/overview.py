@@ -153,16 +153,24 @@ def _by_pool(sql: sa.Connection, row: JobRow) -> dict[str, dict[str, int]]:
     pools: dict[str, Counter[str]] = {}
     for pool, counts, times in sql.execute(_POOLS_OF_JOB, {"of_job": row.job}):
         total = pools.setdefault(pool or "", Counter())
-        for status, n in msgspec.json.decode(counts, type=dict[str, int]).items():
+        for status, n in _counts_in(counts).items():
             total[status] += times * n
     return {name: {status: n for status, n in total.items() if n} for name, total in pools.items()}
+
+
+def _counts_in(text: str) -> dict[str, int]:
+    """Return stored counts; of those that are damaged none, until the reconciler has put them right."""
+    try:
+        return schema.whole_counts(msgspec.json.decode(text))
+    except msgspec.DecodeError:
+        return {}
 
 
 def _total(rows: Iterable[Any]) -> dict[str, int]:
     """Add up ``counts``, each as often as it is there."""
     total: Counter[str] = Counter()
     for counts, n in rows:
-        for status, times in msgspec.json.decode(counts, type=dict[str, int]).items():
+        for status, times in _counts_in(counts).items():
             total[status] += times * n
     return {str(status): n for status, n in sorted(total.items()) if n}
 

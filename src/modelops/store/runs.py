@@ -22,7 +22,7 @@ from modelops.store.rows import (
     record_request,
     update_job,
 )
-from modelops.store.withdrawal import Withdrawal, drop_stale, withdraw
+from modelops.store.withdrawal import Withdrawal, drop_ranges_of_nothing, drop_stale, withdraw
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Ranges
 from modelops.study.spec import recorded_spec
@@ -317,6 +317,7 @@ class Runs:
         job = row.job
         for note in notes:
             append_event(sql, job, self._clock(), who, note.kind, note.text, dict(note.data))
+        drop_ranges_of_nothing(sql, job)
         data: dict[str, Any] = withdraw(sql, job, what) if what else {}
         stale = 0
         if sql.scalar(sa.select(schema.aggregates.c.attempt).where(schema.aggregates.c.job == job).limit(1)):
@@ -335,7 +336,8 @@ def expect(row: JobRow, version: int | None, state: JobState | None) -> None:
     """Raise ChangedMeanwhileError if the job is not as the caller saw it."""
     if version not in (None, row.version) or state not in (None, row.state):
         raise ChangedMeanwhileError(
-            f"job {row.job} is {row.state} at version {row.version}, not {state or ''} {version or ''}".rstrip()
+            f"job {row.job} was changed by somebody else just now: it is {row.state}, at version {row.version}; "
+            "look at it again, and repeat what you asked for"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.study.wording import spelt_out
 
 REVISIONS: Final = (
@@ -22,6 +23,7 @@ REVISIONS: Final = (
     "0005",
 )  # every migration there is, oldest first; needed without importing alembic
 HEAD: Final = REVISIONS[-1]
+_STATUSES: Final = {*map(str, ReplicateStatus), *map(str, AggregateStatus)}
 
 
 def data_spelt_out(value: Any) -> Any:
@@ -35,6 +37,32 @@ def data_spelt_out(value: Any) -> Any:
             return [data_spelt_out(item) for item in value]
         case _:
             return value
+
+
+class Counts(sa.TypeDecorator[Any]):
+    """How many ended how, as JSON. Text that is damaged reads as no counts, which contradicts its row's ranges."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:
+        """Return what turns a stored text into counts."""
+        read = super().result_processor(dialect, coltype)
+
+        def counts_of(value: Any) -> dict[str, int]:
+            try:
+                found = value if read is None else read(value)
+            except (ValueError, TypeError):
+                return {}
+            return whole_counts(found)
+
+        return counts_of
+
+
+def whole_counts(found: Any) -> dict[str, int]:
+    """Return what was read as counts if it can be such, else none."""
+    is_whole = isinstance(found, dict) and all(type(n) is int and n >= 0 for n in found.values())
+    return found if is_whole and found.keys() <= _STATUSES else {}
 
 
 class Words(sa.TypeDecorator[str]):
@@ -161,7 +189,7 @@ segments = sa.Table(
     sa.Column("name", Words(), nullable=False),
     sa.Column("digest", Word(64), nullable=False),
     sa.Column("n_bytes", sa.BigInteger, nullable=False),
-    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("counts", Counts(), nullable=False),
     sa.Column("pack", Words()),
     sa.Column("pack_bytes", sa.BigInteger, nullable=False),
     sa.Column("execution", Words()),
@@ -189,7 +217,7 @@ aggregates = sa.Table(
     sa.Column("name", Words(), nullable=False),
     sa.Column("digest", Word(64), nullable=False),
     sa.Column("n_bytes", sa.BigInteger, nullable=False),
-    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("counts", Counts(), nullable=False),
     sa.Column("inputs", sa.JSON, nullable=False),
     sa.Column("pack", Words()),
     sa.Column("pack_bytes", sa.BigInteger, nullable=False),

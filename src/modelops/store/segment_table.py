@@ -275,4 +275,9 @@ def _read_verified(objects: Objects, job: JobId, ref: SegmentRef | AggregateRef)
         raise IntegrityError(
             f"{name} is damaged: its digest is {digest[:12]}..., and attempt {ref.attempt} stored {ref.digest[:12]}..."
         )
-    return open_table(data, name)
+    table = open_table(data, name)
+    if (owner := (table.schema.metadata or {}).get(b"modelops.job", b"")) != job.encode():
+        raise IntegrityError(
+            f"{name} is damaged: it was stored for job {owner.decode(errors='replace') or '(none)'}"
+        )
+    return table

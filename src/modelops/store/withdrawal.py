@@ -115,6 +115,19 @@ def trim(sql: sa.Connection, job: JobId, kept: Mapping[AttemptId, Kept]) -> None
         _trim(sql, job, attempt, what)
 
 
+def drop_ranges_of_nothing(sql: sa.Connection, job: JobId) -> None:
+    """Delete ranges whose segment has no row: they count for nothing, and would keep others from counting.
+
+    The databases see that there are none, but not where somebody deletes rows by hand with that turned off.
+    """
+    for ranges, rows in (
+        (schema.segment_ranges, schema.segments),
+        (schema.aggregate_ranges, schema.aggregates),
+    ):
+        is_there = sa.exists().where(rows.c.job == ranges.c.job, rows.c.attempt == ranges.c.attempt)
+        sql.execute(ranges.delete().where(ranges.c.job == job, ~is_there))
+
+
 def withdraw(sql: sa.Connection, job: JobId, what: Withdrawal) -> dict[str, Any]:
     """Carry a withdrawal out; what becomes stale by it is for `drop_stale`.
 
