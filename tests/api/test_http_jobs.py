@@ -566,9 +566,10 @@ def test_metrics_say_how_much_waits(client: Client, service: JobService, bundle:
 def test_each_pool_is_said_to_wait_for_what_its_own_workers_can_run(
     client: Client, drivers: Drivers, service: JobService, bundle: str
 ) -> None:
-    def backlog() -> dict[str, int]:
+    def backlog(of: str = "pending") -> dict[str, int]:
         text = client("GET", "/metrics").data.decode()
-        found = re.findall(r'^modelops_pool_replicates_pending\{pool="(.+)"\} (\d+)$', text, re.MULTILINE)
+        metric = f"modelops_pool_replicates_{of}"
+        found = re.findall(rf'^{metric}\{{pool="(.+)"\}} (\d+)$', text, re.MULTILINE)
         return {pool: int(n) for pool, n in found}
 
     def submit(*pools: str) -> str:
@@ -577,6 +578,7 @@ def test_each_pool_is_said_to_wait_for_what_its_own_workers_can_run(
 
     drivers.aliases = Aliases.of_table({"us": ["us-east"]}, "aliases")
     assert backlog() == {"no_pool": 0, "us": 0, "us-east": 0}  # known before anything waits
+    assert backlog("unserved") == {}
     drivers.pool = {f"tls://10.0.0.{n}:4000": 1 for n in (1, 2, 3)}
     drivers.pools = {"tls://10.0.0.1:4000": EU, "tls://10.0.0.2:4000": Membership("", {"kind": "gpu"})}
     everywhere = submit()
@@ -589,6 +591,12 @@ def test_each_pool_is_said_to_wait_for_what_its_own_workers_can_run(
     submit("gpu")  # a label of workers that are in no pool
     everything = {"eu-west": 36, "eu": 12, "us": 12, "us-east": 12, "nowhere": 12, "gpu": 12, "no_pool": 24}
     assert backlog() == everything
+    assert backlog("unserved") == {"us": 12, "nowhere": 12}, (
+        "eu, eu-west and gpu have a worker, by name or label"
+    )
+    drivers.pools["tls://10.0.0.3:4000"] = Membership("us-east", {})
+    assert backlog("unserved") == {"nowhere": 12}
+    del drivers.pools["tls://10.0.0.3:4000"]
     run_some(service, mine, dict.fromkeys(range(5), ReplicateStatus.SUCCEEDED))
     run_some(
         service, everywhere, dict.fromkeys(range(12), ReplicateStatus.FAILED), end=JobEvent.SOME_SUCCEEDED

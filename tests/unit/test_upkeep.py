@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from modelops.cluster.upkeep import (
     FAILING_AFTER,
     HEAD_START_S,
     LONGEST_PAUSE_S,
+    LONGEST_SEARCH_PAUSE_S,
     STEADY_S,
     STOPPED_S,
     STRANGER_PAUSE_S,
@@ -76,6 +78,24 @@ def test_a_worker_whose_scheduler_went_away_is_not_to_blame() -> None:
     mind.ended("worker-0", ExitCode.SCHEDULER_GONE, "exit code 75", 0.1)
     assert mind.actions(0.1) == [Start("worker-0")]
     assert mind.lives["worker-0"].n_quick == 0
+
+
+def test_a_worker_that_never_found_its_scheduler_is_soon_back_and_not_at_once() -> None:
+    mind, now, pauses = Upkeep(1, began=0.0, only_workers=True), 0.0, []
+    for _ in range(100):
+        assert mind.actions(now) == [Start("worker-0")]
+        mind.started("worker-0", now)
+        mind.ended("worker-0", ExitCode.SCHEDULER_GONE, "exit code 75", now)
+        pauses.append(mind.lives["worker-0"].not_before - now)
+        now = mind.lives["worker-0"].not_before
+    assert pauses[:3] == [0.25, 0.5, 1.0]
+    assert max(pauses) == pytest.approx(LONGEST_SEARCH_PAUSE_S)
+    assert not mind.lives["worker-0"].failing
+    mind.actions(now)
+    mind.started("worker-0", now)
+    mind.is_ready("worker-0")
+    mind.ended("worker-0", ExitCode.SCHEDULER_GONE, "exit code 75", now + 0.1)
+    assert mind.actions(now + 0.1) == [Start("worker-0")], "it had found it, and looks for the next one"
 
 
 def test_a_worker_that_is_refused_waits_until_somebody_can_have_replaced_certificates() -> None:

@@ -21,6 +21,7 @@ UNSEEN: Final = "nobody saw how the last one ended: its keeper was started again
 STEADY_S: Final = 5.0  # who lived so long did not die at once
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0
+LONGEST_SEARCH_PAUSE_S: Final = 4.0  # of a worker that finds no scheduler
 STRANGER_PAUSE_S: Final = (
     10.0  # certificates are replaced by a person, or by a volume that is brought up to date
 )
@@ -83,6 +84,7 @@ class Life:
     since: float = 0.0
     n_starts: int = 0
     n_quick: int = 0
+    n_searches: int = 0  # in a row that found no scheduler
     not_before: float = 0.0
     last_end: str = ""
     told_at: float | None = None
@@ -93,6 +95,11 @@ class Life:
     def failing(self) -> bool:
         """Whether it dies at once, again and again."""
         return self.n_quick >= FAILING_AFTER
+
+
+def pause_s(n: int, longest: float) -> float:
+    """Return how long to wait before a process is started again that ended at once ``n`` times in a row."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(n - 1, 30), longest)
 
 
 @dataclass
@@ -127,17 +134,21 @@ class Upkeep:
     def ended(self, role: str, code: int | None, how: str, now: float) -> None:
         """Hear that it ended; ``code`` as `Popen` says it, None if that is not known."""
         life = self.lives[role]
+        was_ready, gone = life.ready, code == ExitCode.SCHEDULER_GONE
         life.alive = life.ready = False
         life.last_end = how
         if code == ExitCode.IDLE:
             self.stop("nobody needed it", now)
         if code == ExitCode.STRANGER:
             life.n_quick, life.not_before = life.n_quick + 1, now + STRANGER_PAUSE_S
-        elif code == ExitCode.SCHEDULER_GONE or life.killed or now - life.since >= STEADY_S:
-            life.n_quick, life.not_before = 0, now
+        elif life.killed or now - life.since >= STEADY_S or (gone and was_ready):
+            life.n_quick, life.n_searches, life.not_before = 0, 0, now
+        elif gone:  # it never found its scheduler, whose name may stay unknown for long; nobody is to blame
+            life.n_quick, life.n_searches = 0, life.n_searches + 1
+            life.not_before = now + pause_s(life.n_searches, LONGEST_SEARCH_PAUSE_S)
         else:
             life.n_quick += 1
-            life.not_before = now + min(FIRST_PAUSE_S * 2 ** (life.n_quick - 1), LONGEST_PAUSE_S)
+            life.not_before = now + pause_s(life.n_quick, LONGEST_PAUSE_S)
         if role not in self._wanted():
             del self.lives[role]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelops.counters import Counted, counted, totals
 from modelops.metrics_text import family, of_processes
-from modelops.server.pool_backlog import backlog_by_pool
+from modelops.server.pool_backlog import backlog_by_pool, unserved_by_pool
 from modelops.server.reconcile import Mismatch
 from modelops.states import OUTCOMES, JobState
 from modelops.store import overview
@@ -35,7 +35,9 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
     pools = Counter(normal_form(of.pool) for of in members if of.pool)
     mismatches = service.records.mismatches()
     waiting = waiting_work(service.records)
-    backlog = backlog_by_pool(waiting.by_pools, members, service.supervisor.aliases)
+    aliases = service.supervisor.aliases
+    backlog = backlog_by_pool(waiting.by_pools, members, aliases)
+    unserved = unserved_by_pool(waiting.by_pools, members, aliases)
     return "".join(
         (
             family("modelops_build_info", "gauge", "The version that runs.", [({"version": version}, 1)]),
@@ -68,6 +70,12 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                 "gauge",
                 "Those that ask for a pool, by its name; no_pool: those of jobs that ask for none.",
                 [({"pool": pool}, n) for pool, n in sorted(backlog.items())],
+            ),
+            family(
+                "modelops_pool_replicates_unserved",
+                "gauge",
+                "Those that ask for a pool in which no worker is connected, by its name.",
+                [({"pool": pool}, n) for pool, n in sorted(unserved.items())],
             ),
             family(
                 "modelops_jobs_stalled",

@@ -44,3 +44,23 @@ def backlog_by_pool(
     found = {name: sum(n for names, n in asked if names & meant) for name, meant in meanings.items()}
     found[NO_POOL_ASKED] += pending.get((), 0)
     return found
+
+
+def unserved_by_pool(
+    pending: Mapping[tuple[str, ...], int], members: Iterable[Membership], aliases: Aliases
+) -> dict[str, int]:
+    """Return how many replicates ask for each pool in which no worker is, by the name that its aliases stand for.
+
+    A job that asks for several pools may run in another of them meanwhile.
+
+    Parameters
+    ----------
+    pending, members, aliases
+        As of `backlog_by_pool`.
+    """
+    served = {aliases.canonical(name) for member in members for name in member.names}
+    found: defaultdict[str, int] = defaultdict(int)
+    for names, n in pending.items():
+        for name in {aliases.canonical(name) for name in names} - served:
+            found[name] += n
+    return {name: n for name, n in found.items() if n}
