@@ -13,7 +13,7 @@ from tests.conftest import descendants
 
 from modelops.states import JobEvent
 from modelops.store import Records
-from modelops.study.ids import new_job_id
+from modelops.study.ids import JobId, new_job_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +42,10 @@ def ended(modelops: Modelops, write_bundle: Callable[..., Path]) -> str:
     return str(said.json["job"])
 
 
-def unfinished(home: Home) -> str:
-    """Record a job that somebody had begun to run when all went dark."""
+def unfinished(home: Home, like: str) -> str:
+    """Record a job like another one, that somebody had begun to run when all went dark."""
     records, job = Records.open(home.database_url), new_job_id()
-    records.create_job(job, b"{}", name="dark")
+    records.create_job(job, records.job(JobId(like)).spec, name="dark")
     records.change_state(job, JobEvent.STARTED, who="nobody")
     records.close()
     return job
@@ -76,7 +76,7 @@ def test_a_job_that_has_ended_is_shown_without_a_server(
 
 
 def test_of_a_job_that_has_not_ended_nothing_is_claimed(modelops: Modelops, ended: str, home: Home) -> None:
-    dark = unfinished(home)
+    dark = unfinished(home, ended)
     said = modelops("jobs", "show", dark, "--json")
     assert said.code == 5
     assert (said.json["state"], said.json["last_known"]) == ("unknown", "preparing")

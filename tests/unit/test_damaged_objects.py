@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from stored_job import SUMMARIZE, StoredJob
 from test_reconciler import Nobody, reconciler
@@ -170,6 +170,7 @@ BLOWS = st.tuples(
 
 @settings(max_examples=50, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(blow=BLOWS)
+@example(blow=("executions", "zero one", 0.8442947386543247, 310))
 def test_no_reader_returns_another_value_and_what_is_repaired_reads_as_before(
     finished: StoredJob, whole: dict[str, str], blow: tuple[str, str, float, int]
 ) -> None:

@@ -13,11 +13,11 @@ from modelops.errors import IntegrityError, NotFoundError, RequestError, Storage
 from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of, counts_of, lies_in
 from modelops.states import OUTCOMES, ReplicateStatus
 from modelops.store import PackSlice, read_segment
+from modelops.store.attempts import open_attempts
 from modelops.store.parameters import ADVICE, Parameters
 from modelops.store.segment_table import (
     OutputsColumn,
     SegmentTable,
-    open_execution,
     open_table,
     read_aggregates,
 )
@@ -119,7 +119,7 @@ def _damage(
         )
     for name in facts.sizes:
         if name.startswith("executions/"):
-            yield from check(name, None, lambda name=name: _verify_execution(objects, f"{folder}/{name}"))  # type: ignore[misc]
+            yield from check(name, None, lambda name=name: _verify_execution(objects, facts, name))  # type: ignore[misc]
     study = facts.row.study
     yield from check(
         study, len(facts.row.spec), lambda: _compare(objects, f"{folder}/{study}", facts.row.spec)
@@ -206,10 +206,11 @@ def _verify_slices(objects: Objects, outputs: OutputsColumn) -> None:
                 data.verify(objects)
 
 
-def _verify_execution(objects: Objects, name: str) -> None:
+def _verify_execution(objects: Objects, facts: JobFacts, name: str) -> None:
     # It has no digest: what cannot be read is found, and a wrong duration is not.
-    table = open_execution(objects.get(name), name)
-    if (table.schema.metadata or {}).get(b"modelops.attempt", b"").decode() != attempt_of(name):
+    name = f"{job_folder(facts.row.job)}/{name}"
+    table = open_attempts(facts.spec.line, objects.get(name), name)
+    if set(table["attempt"].to_pylist()) - {attempt_of(name)}:
         raise IntegrityError(f"{name} is of another attempt")
 
 

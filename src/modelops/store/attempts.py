@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from modelops.store.contents import JobContents
+    from modelops.study.index_line import IndexLine
 
 _ROWS: Final = 65_536
 _WORDS: Final = [str(status) for status in OUTCOMES]
@@ -73,16 +74,21 @@ def n_surplus(contents: JobContents) -> int:
 
 def _tables(contents: JobContents) -> Iterator[pa.Table]:
     for name in contents.objects.list(f"{job_folder(contents.job)}/executions"):
-        stored = open_execution(contents.objects.get(name), name)
-        try:
-            yield _table(contents, stored)
-        except (ValueError, LookupError, pa.ArrowException) as e:
-            raise IntegrityError(f"{name} is damaged: {e!r}; 'modelops jobs reconcile' leaves it out") from e
+        yield open_attempts(contents.spec.line, contents.objects.get(name), name)
 
 
-def _table(contents: JobContents, stored: pa.Table) -> pa.Table:
+def open_attempts(line: IndexLine, data: bytes, name: str) -> pa.Table:
+    """Read the execution data of one attempt as rows of the table of attempts. Raises IntegrityError."""
+    stored = open_execution(data, name)
+    try:
+        return _table(line, stored)
+    except (ValueError, LookupError, pa.ArrowException) as e:
+        raise IntegrityError(f"{name} is damaged: {e!r}; 'modelops jobs reconcile' leaves it out") from e
+
+
+def _table(line: IndexLine, stored: pa.Table) -> pa.Table:
     metadata = {k.decode(): v.decode() for k, v in stored.schema.metadata.items()}
-    rows = places(contents.spec.line, columns.fixed_values(columns.only_chunk(stored, "index")))
+    rows = places(line, columns.fixed_values(columns.only_chunk(stored, "index")))
     status = columns.fixed(
         columns.fixed_values(columns.only_chunk(stored, "status")).astype(np.int64), pa.int64()
     )

@@ -39,7 +39,7 @@ def fetch_snapshot(objects: Objects, digest: BundleDigest, cache: Path) -> Path:
         return unpacked(lambda: objects.stream(name), digest, cache)
     except NotFoundError as error:
         raise NotFoundError(f"the stored bundle is gone: {error}; {STORE_AGAIN}") from error
-    except IntegrityError as error:
+    except (BundleError, IntegrityError) as error:
         raise IntegrityError(
             f"the bundle's archive {name} is damaged: {error}; 'modelops jobs reconcile' removes it, then {STORE_AGAIN}"
         ) from error
