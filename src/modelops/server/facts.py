@@ -13,11 +13,12 @@ from modelops.errors import IntegrityError, NotFoundError, RequestError, Storage
 from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of, counts_of, lies_in
 from modelops.states import OUTCOMES, ReplicateStatus
 from modelops.store import PackSlice, read_segment
-from modelops.store.attempts import open_attempts
+from modelops.store.attempts import rows_of
 from modelops.store.parameters import ADVICE, Parameters
 from modelops.store.segment_table import (
     OutputsColumn,
     SegmentTable,
+    open_execution,
     open_table,
     read_aggregates,
 )
@@ -209,8 +210,9 @@ def _verify_slices(objects: Objects, outputs: OutputsColumn) -> None:
 def _verify_execution(objects: Objects, facts: JobFacts, name: str) -> None:
     # It has no digest: what cannot be read is found, and a wrong duration is not.
     name = f"{job_folder(facts.row.job)}/{name}"
-    table = open_attempts(facts.spec.line, objects.get(name), name)
-    if set(table["attempt"].to_pylist()) - {attempt_of(name)}:
+    table = open_execution(objects.get(name), name)
+    rows_of(facts.spec.line, table, name)
+    if table.schema.metadata[b"modelops.attempt"].decode() != attempt_of(name):
         raise IntegrityError(f"{name} is of another attempt")
 
 

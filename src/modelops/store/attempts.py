@@ -74,12 +74,11 @@ def n_surplus(contents: JobContents) -> int:
 
 def _tables(contents: JobContents) -> Iterator[pa.Table]:
     for name in contents.objects.list(f"{job_folder(contents.job)}/executions"):
-        yield open_attempts(contents.spec.line, contents.objects.get(name), name)
+        yield rows_of(contents.spec.line, open_execution(contents.objects.get(name), name), name)
 
 
-def open_attempts(line: IndexLine, data: bytes, name: str) -> pa.Table:
-    """Read the execution data of one attempt as rows of the table of attempts. Raises IntegrityError."""
-    stored = open_execution(data, name)
+def rows_of(line: IndexLine, stored: pa.Table, name: str) -> pa.Table:
+    """Return the execution data of one attempt as rows of the table of attempts. Raises IntegrityError."""
     try:
         return _table(line, stored)
     except (ValueError, LookupError, pa.ArrowException) as e:

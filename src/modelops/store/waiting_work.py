@@ -66,6 +66,6 @@ def waiting_work(records: Records) -> WaitingWork:
 @lru_cache(maxsize=10_000)
 def _size_and_pools(data: bytes) -> tuple[int, tuple[str, ...]]:
     spec, _ = read_or_why(data)
-    return (
-        (0, ()) if spec is None else (spec.line.size, spec.asked_pools)
-    )  # else nobody here knows what it wants
+    if spec is None:  # nobody here knows what it wants
+        return 0, ()
+    return spec.line.size, spec.asked_pools
