@@ -357,7 +357,7 @@ def test_attempts_are_one_and_the_retries_whoever_drives_and_a_delayed_one_holds
     server.wait_for(job, JobState.FAILED)
     assert n_starts(server.folder) == 3
     assert server.records.counts(job) == {ReplicateStatus.CRASHED: 1}
-    assert [number for _, number in server.records.retried(job)] == [2, 3]
+    assert [number for _, number, _ in server.records.retried(job)] == [2, 3]
 
 
 def test_the_timeout_counts_what_earlier_drivers_used(

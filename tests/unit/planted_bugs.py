@@ -10,7 +10,7 @@ from simulator_store import Store
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver import intake, machine
-from modelops.driver.backlog import Kind, Work
+from modelops.driver.backlog import Kind, Work, next_attempts
 from modelops.driver.blame import Blame
 from modelops.driver.course import Course
 from modelops.driver.coverage import Coverage
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pytest
 
     from modelops.study.index_line import IndexLine
-    from modelops.study.spec import JobSpec
+    from modelops.study.spec import JobSpec, RetryPolicy
 
     Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -106,7 +106,18 @@ def goes_on_after_too_many_failures(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def tries_what_an_earlier_driver_retried_as_often_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machine, "next_attempts", lambda _retried, missing: ({}, missing))
+    patch.setattr(machine, "next_attempts", lambda _retried, missing, _policy: ([], missing))
+
+
+@bug
+def tries_what_an_earlier_driver_retried_at_once(patch: pytest.MonkeyPatch) -> None:
+    right = next_attempts
+
+    def wrong(retried: Any, missing: Ranges, policy: RetryPolicy) -> Any:
+        found, others = right(retried, missing, policy)
+        return [(indices, number, 0.0) for indices, number, _ in found], others
+
+    patch.setattr(machine, "next_attempts", wrong)
 
 
 @bug

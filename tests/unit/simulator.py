@@ -212,7 +212,7 @@ class World:
         self.undisturbed_since = self.now
         store = self.store
         epoch = store.take_lease()
-        segments, aggregates, retried = store.known()
+        segments, aggregates, retried = store.known(self.now)
         self.machine = Machine(
             self.spec,
             JOB,

@@ -62,7 +62,7 @@ class Store:
         self.aggregates: dict[AttemptId, AggregateRef] = {}
         self.aggregate_rows: defaultdict[str, int] = defaultdict(int)
         self.numbers: dict[AttemptId, int] = {}  # of attempts, for the truth about outcomes
-        self.retried: list[tuple[Ranges, int]] = []
+        self.retried: list[tuple[Ranges, int, float]] = []  # and when
         self.failed_attempts: defaultdict[int, int] = defaultdict(int)
         self.not_before: dict[int, float] = {}
         self.left: set[int] | None = None  # what this run is not to run, if it only repairs
@@ -84,7 +84,7 @@ class Store:
     def record_retry(self, epoch: int, command: c.RecordRetry, now: float) -> None:
         """Remember which attempt is next, and when."""
         self.hold(epoch)
-        self.retried.append((command.indices, command.number))
+        self.retried.append((command.indices, command.number, now))
         at = now + self._spec.retry.delay_s(command.number - 1)
         for k in command.indices:
             self.failed_attempts[k] += 1
@@ -229,12 +229,14 @@ class Store:
         self.failed_attempts.clear()
         self.not_before.clear()
 
-    def known(self) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]]]:
+    def known(
+        self, now: float
+    ) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int, float]]]:
         """Return what a new driver is given: segments, aggregates, and what is to be tried again."""
         return (
             [self._watched(ref) for ref in self.segments.values()],
             list(self.aggregates.values()),
-            self.retried,
+            [(indices, number, now - at) for indices, number, at in self.retried],
         )
 
     def _watched(self, ref: SegmentRef) -> SegmentRef:
@@ -331,13 +333,16 @@ class RealStore(Store):
         assert self._records.scope(self._job) == (ranges, self.after_epoch)
         assert {a.attempt for a in self._records.aggregates(self._job)} == self.aggregates.keys()
 
-    def known(self) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]]]:
-        """Return what the real records know."""
+    def known(
+        self, now: float
+    ) -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int, float]]]:
+        """Return what the real records know. Their clock stands still."""
         row, segments, aggregates = self._records.committed(self._job)
         assert (row.epoch, row.state, row.reason) == (self.epoch, self.state, self.reason)
         retried = self._records.retried(self._job)
-        assert retried == self.retried
-        return [self._watched(ref) for ref in segments], aggregates, retried
+        assert retried == [(indices, number, 0.0) for indices, number, _ in self.retried]
+        since = super().known(now)[2]
+        return [self._watched(ref) for ref in segments], aggregates, since
 
     def _is_lost(self, write: Callable[[], object]) -> bool:
         try:

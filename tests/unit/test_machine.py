@@ -879,11 +879,12 @@ def test_a_new_driver_stops_what_it_has_run_itself_when_its_parameter_set_needs_
 
 def test_a_new_driver_knows_how_often_a_replicate_has_failed_and_how_long_the_job_has_taken() -> None:
     job = spec(1, 1, retry=RetryPolicy(max_retries=1), timeout_s=100.0)
-    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, retried=[(Ranges([(0, 1)]), 2)], used_s=40.0)
+    retried = [(Ranges([(0, 1)]), 2, 15.0)]  # half of its delay has passed
+    machine = Machine(job, JOB, epoch=2, state=JobState.RUNNING, retried=retried, used_s=40.0)
     assert c.SetTimer("timeout", 67.0) in machine.start(7.0)
-    assert c.SetTimer("retry", 37.0) in machine.handle(e.WorkerJoined("w0", 1), 7.0)
+    assert c.SetTimer("retry", 22.0) in machine.handle(e.WorkerJoined("w0", 1), 7.0)
     assert machine.handle(e.EnvironmentReady(), 7.0) == []
-    (submit,) = only(machine.handle(e.TimerRang("retry"), 37.0), c.SubmitChunk)
+    (submit,) = only(machine.handle(e.TimerRang("retry"), 22.0), c.SubmitChunk)
     assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (2, ())
 
 
@@ -953,6 +954,7 @@ def test_the_machine_imports_nothing_that_touches_the_outside_world(module: str)
         "enum",
         "heapq",
         "itertools",
+        "math",
         "msgspec",
         "typing",
     }

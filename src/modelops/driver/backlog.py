@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelops.driver.range_sets import RangeQueue
@@ -13,8 +14,11 @@ from modelops.study.ranges import Range, Ranges
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from modelops.study.spec import RetryPolicy
+
 SUSPECT_AFTER_DEATHS = 2
 SPLIT_INTO = 8
+DELAY_PARTS = 16  # what is left of a delay is known to such a part of it
 
 
 class Kind(StrEnum):
@@ -155,19 +159,28 @@ def _without(works: deque[Work], ranges: Ranges) -> deque[Work]:
     return deque(w for w in kept if w.ranges)
 
 
-def next_attempts(retried: Iterable[tuple[Ranges, int]], missing: Ranges) -> tuple[dict[int, Ranges], Ranges]:
-    """Return what of the missing indices is to be tried again, by the number of its next attempt, and the others.
+def next_attempts(
+    retried: Iterable[tuple[Ranges, int, float]], missing: Ranges, retry: RetryPolicy
+) -> tuple[list[tuple[Ranges, int, float]], Ranges]:
+    """Return what of the missing indices will be tried again, as which attempt and in how many seconds; and the others.
 
     Parameters
     ----------
     retried
-        Indices and the number of their next attempt, as recorded. Numbers only grow: of an index, the highest counts.
+        Indices, the number of their next attempt, and how many seconds ago that was recorded, in that order. Numbers
+        only grow: of an index, the highest counts.
+    retry
+        How long they wait in all. Of what is left of it, a sixteenth at most is added, so that there are few groups.
     """
-    pairs: dict[int, list[Range]] = {}
-    for indices, number in retried:
-        pairs.setdefault(number, []).extend(indices.pairs)
-    found, left = {}, missing
-    for number in sorted(pairs, reverse=True):
-        if indices := left & Ranges(pairs[number]):
-            found[number], left = indices, left - indices
-    return found, left
+    pairs: dict[tuple[int, int], list[Range]] = {}
+    for indices, number, waited_s in retried:
+        delay_s = retry.delay_s(number - 1)
+        left = 1.0 - max(0.0, waited_s) / delay_s if delay_s else 0.0
+        pairs.setdefault((number, max(0, ceil(DELAY_PARTS * left))), []).extend(indices.pairs)
+    found: list[tuple[Ranges, int, float]] = []
+    others = missing
+    for number, parts in sorted(pairs, reverse=True):
+        if indices := others & Ranges(pairs[number, parts]):
+            found.append((indices, number, retry.delay_s(number - 1) * parts / DELAY_PARTS))
+            others = others - indices
+    return found, others

@@ -67,7 +67,7 @@ class Machine:
         What earlier runs or drivers committed; it is not run again. An aggregate whose inputs have changed
         (its parameter set was extended or repaired) is stale and made anew.
     retried
-        What earlier drivers of this run recorded by `RecordRetry`.
+        What earlier drivers of this run recorded by `RecordRetry`, and how many seconds ago.
     state, reason
         As recorded. A job that was running goes on; one that was stopping is finalized.
     used_s
@@ -92,7 +92,7 @@ class Machine:
         epoch: int = 1,
         segments: Iterable[SegmentRef] = (),
         aggregates: Iterable[AggregateRef] = (),
-        retried: Iterable[tuple[Ranges, int]] = (),
+        retried: Iterable[tuple[Ranges, int, float]] = (),
         state: JobState = JobState.QUEUED,
         reason: str = "",
         used_s: float = 0.0,
@@ -151,7 +151,7 @@ class Machine:
         self._left = left = EMPTY if leave is None else missing & leave
         self._n_left_params = len(spec.line.params_of(left)) if left and spec.aggregates else 0
         missing = missing - left
-        self._retried, missing = next_attempts(retried, missing)
+        self._retried, missing = next_attempts(retried, missing, spec.retry)
         if self._plan is not None:
             missing = self._plan.begin(missing, self._left)
         wanted = spec.fail_fast and not self._ledger.counts[ReplicateStatus.SUCCEEDED]
@@ -301,9 +301,8 @@ class Machine:
             self._pools.begin(now)
             if self.spec.timeout_s is not None:
                 self._outbox.set_timer("timeout", now + max(0.0, self.spec.timeout_s - self._used_s))
-            for number, indices in self._retried.items():
-                again = Work(_SIMULATE, indices, number)
-                self._backlogs[_SIMULATE].add_later(again, now + self.spec.retry.delay_s(number - 1))
+            for indices, number, in_s in self._retried:
+                self._backlogs[_SIMULATE].add_later(Work(_SIMULATE, indices, number), now + in_s)
             self._outbox.order(c.PrepareEnvironment())
             if self._plan is not None:
                 self._plan.start()

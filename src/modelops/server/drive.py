@@ -205,7 +205,7 @@ class JobDriver:
         )  # fmt: skip
         self._ahead = ledger.ahead
 
-        def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int]], Scope]:
+        def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int, float]], Scope]:
             if self.epoch == 1:  # nobody has driven it before, so there is nothing to go on from
                 return [], [], [], Scope(None, 0)
             return records.segments(job), records.aggregates(job), records.retried(job), records.scope(job)

@@ -27,14 +27,14 @@ MOST_AT_ONCE: Final = 500  # ids in one statement
 RETRY: Final = "retry"  # the kind of event by which a driver records that replicates will be tried again
 
 
-def _retried() -> sa.Select[tuple[Any]]:
+def _retried() -> sa.Select[tuple[Any, datetime]]:
     e = schema.events.c
     job: sa.BindParameter[str] = sa.bindparam("of_job")
     begins = sa.or_(
         *(e.kind == str(event) for event in sorted(BEGINS_RUN))
     )  # an IN is expanded at each execution
     began = sa.select(sa.func.coalesce(sa.func.max(e.number), 0)).where(e.job == job, begins)
-    query = sa.select(e.data).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
+    query = sa.select(e.data, e.at).where(e.job == job, e.kind == RETRY, e.number > began.scalar_subquery())
     return query.order_by(e.number)
 
 
@@ -150,8 +150,16 @@ class DrivingRecords:
                 found[text] = at
         return list(found.items())
 
-    def retried(self, job: JobId) -> list[tuple[Ranges, int]]:
-        """Return what `record_retry` recorded in this run of the job, in that order."""
+    def retried(self, job: JobId) -> list[tuple[Ranges, int, float]]:
+        """Return what `record_retry` recorded in this run of the job, in that order, and how many seconds ago."""
         with self._database.reading() as sql:
             found = _RETRIED.rows(sql, {"of_job": job})
-        return [(Ranges((lo, hi) for lo, hi in data["ranges"]), int(data["number"])) for (data,) in found]
+        now = self._clock()
+        return [
+            (
+                Ranges((lo, hi) for lo, hi in data["ranges"]),
+                int(data["number"]),
+                max(0.0, (now - at).total_seconds()),  # a clock may have been set back
+            )
+            for data, at in found
+        ]
