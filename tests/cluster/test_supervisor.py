@@ -18,6 +18,7 @@ import modelops as mo
 from modelops.driver import loop, machine
 from modelops.driver.hands import Hands
 from modelops.errors import StorageError
+from modelops.server import aside
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
 from modelops.server.extend import resume_job
@@ -145,6 +146,48 @@ def test_any_number_of_jobs_that_wait_for_a_worker_of_their_pool_holds_up_no_oth
     supervisor.wake()
     for job in {*waiting[:-1]} - {first}:  # this one has not heard that the workers say something else now
         server.wait_for(job, JobState.SUCCEEDED)
+
+
+SECOND_TIME = """
+from pathlib import Path
+
+def simulate(params, seed):
+    first = not (Path(params["folder"]) / f"tried-{seed}").exists()
+    (Path(params["folder"]) / f"tried-{seed}").touch()
+    return {"x": 1 // (not first)}
+"""
+
+
+def test_any_number_of_jobs_with_nothing_but_delayed_retries_holds_up_no_other_and_goes_on_in_time(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "MAX_WAITING", 1)
+    monkeypatch.setattr(supervising, "MAX_HELD_UP", 2)
+    bundle = write_bundle(SECOND_TIME)
+    retry = mo.Retry(max_retries=1, initial_delay=60.0, on={"failed"})
+    waiting = [server.submit(bundle, seeds=[n], retry=retry) for n in range(6)]
+    here = server.submit(
+        write_bundle("def simulate(params, seed):\n    return {'x': seed}", name="other"), seeds=[7]
+    )
+    supervisor = server.start(max_driven=1)
+    server.wait_for(here, JobState.SUCCEEDED)
+    wait_for(lambda: len(supervisor.driven()) == 1, "no more than one of those that sleep has a driver")
+    views = [supervisor.view(job) for job in waiting]
+    assert all(v is not None and (v.state, v.counts) == (JobState.RUNNING, {"pending": 1}) for v in views)
+    assert all(v is not None and v.eta is not None and v.eta <= 60.0 for v in views)
+    assert server.records.ask_cancel(waiting[-1], "somebody")
+    supervisor.wake()
+    server.wait_for(waiting[-1], JobState.CANCELLED)
+    asleep = {*waiting[:-1]} - {*supervisor.driven()}
+    monkeypatch.setattr(
+        aside, "WAKE_BEFORE_S", 60.0
+    )  # as if their time had come; their drivers wait for it again
+    monkeypatch.setattr(supervising, "WORTH_SLEEPING_S", 60.0)
+    monkeypatch.setattr(supervising, "MAX_HELD_UP", 6)
+    supervisor.wake()
+    wait_for(lambda: asleep <= {*supervisor.driven()}, "they are driven again")
+    recorded = {job: server.records.retried(job) for job in asleep}
+    assert all([number for _, number, _ in retried] == [2] for retried in recorded.values())
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["gone", "damaged"])

@@ -168,8 +168,23 @@ def test_a_job_is_held_up_while_its_pools_have_no_worker_or_only_delayed_retries
     finish_chunks(machine, commands, ReplicateStatus.CRASHED)
     assert machine.n_live == 0
     assert machine.is_held_up
+    assert machine.sleeps_until is not None
+    assert 3600.0 <= machine.sleeps_until < 3602.0
     machine.handle(e.TimerRang("retry"), 3602.0)
     assert not machine.is_held_up
+    assert machine.sleeps_until is None
+
+
+def test_a_job_sleeps_only_while_nothing_but_recorded_retries_can_come() -> None:
+    retry = RetryPolicy(max_retries=1, initial_delay=3600.0)
+    for changed, sleeps in (({}, True), ({"timeout_s": 9000.0}, False), ({"pools": ("eu",)}, False)):
+        machine, commands = running(spec(1, 4, retry=retry, fail_fast=False, **changed))
+        finish_chunks(machine, commands, ReplicateStatus.CRASHED)
+        assert (machine.sleeps_until is not None) is sleeps, changed
+    machine, commands = running(spec(1, 4, retry=retry, fail_fast=False))
+    finish_chunks(machine, commands, ReplicateStatus.CRASHED)
+    machine.handle(e.StoreLost("the database is away"), 2.0)
+    assert machine.sleeps_until is None
 
 
 def test_the_probe_is_32_replicates_from_all_over_the_line_and_stops_a_broken_model() -> None:
@@ -294,7 +309,7 @@ def test_a_slow_model_gets_chunks_of_one_in_order() -> None:
     assert world.settled_at <= 40 * 60 / 2 + 1
 
 
-@pytest.mark.parametrize(("n_bytes", "size"), [(50_000_000, 1), (4 << 20, 8), (100, 199)])
+@pytest.mark.parametrize(("n_bytes", "size"), [(50_000_000, 1), (4 << 20, 8), (100, 249)])
 def test_a_chunk_has_few_outputs_that_are_large(n_bytes: int, size: int) -> None:
     meter = Meter()
     assert meter.bytes_per_item == 0.0
@@ -312,10 +327,10 @@ def test_what_a_receipt_says_of_large_outputs_makes_the_next_chunks_smaller() ->
     assert {len(Ranges(order.chunk.ranges)) for order in chunks} == {1}
 
 
-def test_chunks_of_a_middling_model_are_about_two_seconds_and_small_at_the_end() -> None:
+def test_chunks_of_a_middling_model_are_a_few_seconds_and_small_at_the_end() -> None:
     world = play(spec(20, 1_000), [0.001] * 20_000)
     sizes = chunk_sizes(world)
-    assert 1_000 <= max(sizes) <= 2_100
+    assert 1_000 <= max(sizes) <= 2_600
     assert world.settled_at <= 10 * 1.05 + 0.5
 
 

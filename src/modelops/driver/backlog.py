@@ -106,6 +106,11 @@ class Backlog:
             self.add(heappop(self._waiting)[2])
         self.next_at = self._waiting[0][0] if self._waiting else None
 
+    @property
+    def waits_only_for_retries(self) -> bool:
+        """Whether nothing of what is delayed has a history but failed attempts."""
+        return not any(w.deaths or w.errors for _, _, w in self._waiting)
+
     def take(self, n: int) -> Work | None:
         """Take out work for one chunk: about ``n`` items of one attempt number, the smallest first."""
         if self._special:

@@ -1,4 +1,4 @@
-"""How large the next chunk is: from small to about two seconds of measured work, and small again at the end.
+"""How large the next chunk is: from small to 2.5 seconds of measured work, and small again at the end.
 
 Towards the end a chunk is at most remaining / slots: guided self-scheduling (Polychronopoulos & Kuck 1987,
 doi:10.1109/TC.1987.5009495); of a chunk that takes too long the rest is taken back. What would take less time than
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-TARGET_S: Final = 2.0  # of work in a chunk
+TARGET_S: Final = 2.5  # of work in a chunk, which costs 45 ms of the cores beside it
 # What one driver and its store shall have to take in. More slots get longer chunks, but not so long that outcomes are
 # seen late.
 CHUNKS_PER_S: Final = 1_000

@@ -288,6 +288,23 @@ class Machine:
         ready = any(backlog.n_ready or backlog.suspects for backlog in self._backlogs.values())
         return not ready and self._backlogs[_SIMULATE].next_at is not None
 
+    @property
+    def sleeps_until(self) -> float | None:
+        """When there is something to do again, and only recorded retries wait for it; None if something else may come.
+
+        Another driver that begins then loses nothing: it is told of these retries, and when they were recorded.
+        """
+        if not self.is_held_up or self.spec.timeout_s is not None or not self._roster.slots:
+            return None
+        if self._outbox.paused or self._places.commits or not self._probe.passed or self._plan is not None:
+            return None
+        others = self._backlogs[_AGGREGATE].next_at is not None
+        return (
+            None
+            if others or not self._backlogs[_SIMULATE].waits_only_for_retries
+            else self._backlogs[_SIMULATE].next_at
+        )
+
     # What drives it.
 
     def start(self, now: float) -> list[c.Command]:

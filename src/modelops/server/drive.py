@@ -500,6 +500,7 @@ class JobDriver:
             and machine.spec.timeout_s is None  # its time runs while it is driven
             and bool(machine.spec.asked_pools)
             and all(pool.waiting_since is not None for pool in pools),
+            sleeps_until=None if waiting_for else machine.sleeps_until,
         )
 
     def _pools_of(self, machine: Machine, now: float) -> tuple[LivePool, ...]:

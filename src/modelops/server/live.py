@@ -43,6 +43,7 @@ class LiveView:
     installed. ``pools``: those that the job asks for, or else those that workers are in.
     ``n_lost_with_worker``: attempts that ended with the death of their worker. ``held_up``: workers can do nothing
     for it now, see `Machine.is_held_up`. ``needs_worker``: and nothing but a worker of one of its pools changes that.
+    ``sleeps_until``: and nothing changes that before this time (of `time.monotonic`), see `Machine.sleeps_until`.
     """
 
     state: JobState
@@ -59,3 +60,4 @@ class LiveView:
     n_lost_with_worker: int = 0
     held_up: bool = False
     needs_worker: bool = False
+    sleeps_until: float | None = None

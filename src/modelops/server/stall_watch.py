@@ -144,9 +144,9 @@ class StallWatch:
         is_full = self._driving.is_full  # which looks at every job that is driven
         out = {}
         for row in self._rows:
-            view = views.get(row.job)
+            view = views.get(row.job) or self._asleep(row.job)
             if view is not None and (spec := known_spec(row.spec)[0]) is not None:
-                seen = _of_driven(row, spec, view, n_workers, running[row.job], sum(running.values()))
+                seen = _of_driven(row, spec, view, n_workers, running.get(row.job, 0), sum(running.values()))
                 seen = replace(seen, n_refused=n_refused)
             elif (kept := self._driving.view(row.job)) is not None and kept.needs_worker:
                 seen = _of_waiting(row, no_worker_of([pool.name for pool in kept.pools]))
@@ -162,6 +162,10 @@ class StallWatch:
                 continue  # somebody else drives it, or it is just being taken up
             out[row.job] = row, seen
         return out
+
+    def _asleep(self, job: JobId) -> LiveView | None:
+        view = self._driving.view(job)
+        return None if view is None or view.sleeps_until is None else view
 
 
 def _of_driven(

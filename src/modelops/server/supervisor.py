@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import ClusterError, IntegrityError, ModelOpsError, NotFoundError, StorageError
@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_DRIVEN: Final = 64
 MAX_HELD_UP: Final = 512  # each costs a thread, and a look whether it was cancelled
-MAX_WAITING: Final = 64  # of those that need a worker of their pools; further ones are kept aside
+MAX_WAITING: Final = (
+    64  # of those that need a worker of their pools, and of those that sleep; others are kept aside
+)
+WORTH_SLEEPING_S: Final = 10.0  # to take it up again costs more than to drive it on for a shorter time
 LOOK_EVERY_S: Final = 1.0
 REST: Final = 2.0  # times as long as a look took
 LONGEST_REST_S: Final = 0.5
@@ -81,7 +84,8 @@ class Supervisor:
     max_driven
         Jobs at once; the others stay queued, in order. One that is to be cancelled need not wait, and those for which
         workers can do nothing now (of a pool that has none, or with nothing but delayed retries) do not count, up to
-        `MAX_HELD_UP` of them. Of the first kind, those beyond `MAX_WAITING` are kept aside until a worker comes.
+        `MAX_HELD_UP` of them. Of either kind, those beyond `MAX_WAITING` are kept aside until a worker, or their time,
+        comes.
     renew_every_s
         How often it says that it lives.
     aliases
@@ -350,20 +354,23 @@ class Supervisor:
                 one.driver.wake()
 
     def _look_aside(self, jobs: Sequence[OpenJob]) -> None:
-        """See to it that of jobs that nothing but a worker of their pools can help not many are driven."""
+        """See to it that of jobs of which nothing can run for a while not many are driven."""
         with self._lock:
             driven = dict(self._driven)
         views = {job: view for job, one in driven.items() if (view := one.driver.view()) is not None}
         waiting = [job for job, view in views.items() if view.needs_worker]  # the oldest first
+        soon = time.monotonic() + WORTH_SLEEPING_S
+        asleep = [
+            job for job, view in views.items() if view.sleeps_until is not None and view.sleeps_until > soon
+        ]
         self._crowded = len(waiting) >= MAX_WAITING
         workers = [self._pool.membership(worker) for worker, slots in self._pool.workers().items() if slots]
         undriven = (job for job in jobs if job.job not in driven)
         self._aside.look(jobs, undriven, workers, crowded=self._crowded)
         wanted = {job.job for job in jobs if job.cancel_by is None}
-        for job in waiting[MAX_WAITING:]:
+        for job in waiting[MAX_WAITING:] + asleep[MAX_WAITING:]:
             if job in wanted and not driven[job].cancel_told:
-                view = views[job]
-                self._aside.put(job, tuple(pool.name for pool in view.pools), replace(view, eta=None))
+                self._aside.put(job, views[job])
                 driven[job].driver.stop()
 
     def _take_up(self, job: OpenJob, now: float) -> None:

@@ -158,7 +158,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ``n_replicates``: of a parameter set, at most. ``eta``: seconds left, null if unknown. ``stalled``: why it
     does not get on, or empty. ``waiting_for``: what the database or the storage said, while one of them is away and the
     job waits. ``doing``: what is done before replicates can run, e.g. which packages are installed. ``driven``: a
-    driver of this server has it, or it is kept aside until a worker comes that can run it.
+    driver of this server has it, or it is kept aside until a worker comes that can run it, or a delay is over.
     ``pools``: those that it asks for, or else those where it ran or could. ``unreadable``: why this server cannot read
     the job's study, and then does not drive it; ``size`` is what is committed then. ``tag``: changes when anything else
     here changes, but ``eta``.

@@ -1,6 +1,6 @@
 """Hand in what a chunk has finished when its next replicate runs long, and give back what has not begun.
 
-A chunk is meant to take about two seconds, and is committed as a whole. If one of its replicates takes an hour, those
+A chunk is meant to take 2.5 seconds, and is committed as a whole. If one of its replicates takes an hour, those
 before it would be neither stored nor seen, and those behind it would wait. So after a while the runner is asked to
 begin nothing more of it; if that replicate still runs a little later, all else of the chunk is handed in under an id of
 its own, and the attempt goes on with this one alone. Likewise when a driver asks for it, as another worker is idle. One
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAY_BEGUN_AFTER_S: Final = 1.0  # by then a driver wants to know whether it waits
-GIVE_BACK_AFTER_S: Final = 2.5
-HAND_IN_AFTER_S: Final = 3.0  # a status is to be seen within 5 s, also on a busy machine
+GIVE_BACK_AFTER_S: Final = 3.0
+HAND_IN_AFTER_S: Final = 3.4  # a status is to be seen within 5 s, also on a busy machine
 LOOK_EVERY_S: Final = 0.25  # while something was asked back; so much later what has ended is handed in
 
 
