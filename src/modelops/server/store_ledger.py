@@ -16,9 +16,10 @@ from modelops.errors import InternalError, StorageError
 from modelops.server.ahead import Ahead
 from modelops.states import FINAL_JOB_STATES, STORED, AggregateStatus, ReplicateStatus
 from modelops.store import read_segment
+from modelops.store.aggregate_segments import AggregateRow, AggregateWriter
 from modelops.store.rows import ChangedMeanwhileError, LeaseLostError
 from modelops.store.segment_body import StoredError
-from modelops.store.segments import AggregateRow, AggregateWriter, SegmentWriter, store_not_needed
+from modelops.store.segments import SegmentWriter, store_not_needed
 from modelops.store.withdrawal import NOTHING, Kept
 from modelops.study.ranges import Ranges
 

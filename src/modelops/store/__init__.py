@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modelops.store.aggregate_segments import AggregateRow, AggregateWriter
 from modelops.store.objects import AlreadyExistsError, Objects
 from modelops.store.segment_body import Cells, Listed, SpooledFile, StoredError
 from modelops.store.segment_table import SegmentTable, read_aggregates, read_segment
 from modelops.store.segments import (
-    AggregateRow,
-    AggregateWriter,
     Execution,
     FloatRows,
     PackSlice,

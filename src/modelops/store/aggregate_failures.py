@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from modelops.states import AggregateStatus
 from modelops.store import columns
+from modelops.store.aggregate_segments import AGGREGATE_CODE, AGGREGATE_OUTCOMES
 from modelops.store.segment_table import read_aggregates
-from modelops.store.segments import AGGREGATE_CODE, AGGREGATE_OUTCOMES
 from modelops.study.ranges import EMPTY, Ranges
 
 if TYPE_CHECKING:

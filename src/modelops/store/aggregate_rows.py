@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import columns
+from modelops.store.aggregate_segments import AGGREGATE_OUTCOMES
 from modelops.store.gather import Cover, Stored, cells_of
 from modelops.store.order import places
 from modelops.store.segment_table import OutputsColumn, read_aggregates
-from modelops.store.segments import AGGREGATE_OUTCOMES, job_folder
+from modelops.store.segments import job_folder
 from modelops.store.view_writer import ROW_GROUP, Group
 from modelops.store.views import Cells, column_names
 from modelops.study.ranges import Ranges

@@ -11,8 +11,7 @@ from modelops.bundles.missing import line_to_add
 from modelops.environments import dependency_inputs
 from modelops.errors import StorageError
 from modelops.states import AggregateStatus, ReplicateStatus
-from modelops.store import AggregateWriter
-from modelops.store.segments import AggregateRow
+from modelops.store.aggregate_segments import AggregateRow, AggregateWriter
 from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
