@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+import pytest
+from tests.acceptance.conftest import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +49,25 @@ def test_doctor_only_warns_when_the_index_does_not_answer(modelops: Modelops) ->
     said = modelops("doctor", UV_DEFAULT_INDEX="http://127.0.0.1:9/simple")
     assert said.code == 0, said.out
     assert any(x.startswith("warning  package index") for x in said.out.splitlines())
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("bundle", "run"), ("env", "build")])
+def test_what_a_command_is_the_first_to_make_is_for_its_user_only_whatever_the_umask(
+    home: Home, tmp_path: Path, write_bundle: Callable[..., Path], words: tuple[str, ...]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    environ = {f"XDG_{name.upper()}_HOME": str(own / name) for name in ("data", "cache", "state")}
+    bundle = [] if words == ("doctor",) else [write_bundle(GOOD)]
+    before = os.umask(0)  # as some shared machines have it, or nearly so
+    try:
+        said = command(home, tmp_path)(*words, *bundle, MODELOPS_HOME="", **environ)
+    finally:
+        os.umask(before)
+    assert said.code == 0, said.out + said.err
+    made = list(own.glob("*/modelops"))
+    assert made
+    assert {oct(folder.stat().st_mode & 0o777) for folder in made} == {"0o700"}
 
 
 def test_an_environment_is_built_listed_verified_and_removed(

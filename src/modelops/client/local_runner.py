@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from modelops.bundles import load_manifest, take_snapshot
 from modelops.environments import Environments, parse_lock
+from modelops.home import make_private
 from modelops.processes import ProcessPool, RunnerSpec
 from modelops.study.ids import BundleDigest
 
@@ -110,7 +111,7 @@ class LocalRunner:
         self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self.root, slots=1)))
 
     def __enter__(self) -> Self:
-        self._home.state.mkdir(parents=True, exist_ok=True)
+        make_private(self._home.state)
         folder = tempfile.TemporaryDirectory(prefix="local-", dir=self._home.state)
         self.root = Path(self._stack.enter_context(folder))
         self.pool = self._stack.enter_context(contextlib.closing(ProcessPool(self.root, slots=1)))

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from modelops.bundles.check import shown_bytes
 from modelops.checks import Check, failed, ok, warning
 from modelops.errors import ModelOpsError
+from modelops.home import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -126,7 +127,7 @@ def folder_check(name: str, folder: Path) -> Check:
     """Write, link and remove a file below a folder, and look at the space of its volume."""
     advice = "set MODELOPS_HOME to a folder that you can write to"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as trial:
             (Path(trial) / "file").write_bytes(b"x")
             (Path(trial) / "link").symlink_to("file")
@@ -339,7 +340,7 @@ def runner(home: Home) -> Check:
 
     began = time.monotonic()
     try:
-        home.state.mkdir(parents=True, exist_ok=True)
+        make_private(home.state)
         with contextlib.ExitStack() as stack:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="doctor-", dir=home.state)))
             snapshot = root / "bundle"

@@ -24,6 +24,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from modelops.errors import BundleError, NoInterpreterError
+from modelops.home import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -218,7 +219,7 @@ class Interpreters:
 
     def _write(self, memory: _Memory) -> None:
         try:
-            self._memory_file.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self._memory_file.parent)
             write_whole(self._memory_file, msgspec.json.encode(memory))
         except OSError as e:  # probing again next time is slower, and no reason to fail
             _log.debug("%s cannot be written: %s", self._memory_file, e)
