@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
+from modelops.driver.loop import DriverLoop
+from modelops.driver.machine import Machine
 from modelops.driver.writer import RecordUse, Write, Writer
 from modelops.errors import InternalError, StorageError
 from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store.rows import LeaseLostError
 from modelops.study.ids import JobId, attempt_id
+from modelops.study.index_line import IndexLine
 from modelops.study.ranges import Ranges
+from modelops.study.spec import JobSpec
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
@@ -27,6 +31,10 @@ def segment(n: int) -> SegmentRef:
         attempt=attempt_id(1, n), name="s", digest="d", n_bytes=1, ranges=((n, n + 1),),
         counts={ReplicateStatus.SUCCEEDED: 1},
     )  # fmt: skip
+
+
+class NoPool:
+    """No worker is connected, and nobody asks for one."""
 
 
 class FakeLedger:
@@ -206,3 +214,21 @@ def test_however_the_store_comes_and_goes_everything_is_written_once_and_in_orde
     assert kept == [x for x in order if not isinstance(x, c.CommitSegment | c.Finish)]
     lost, back = (sum(isinstance(x, kind) for x in told) for kind in (e.StoreLost, e.StoreBack))
     assert lost == back
+
+
+def test_workers_are_told_that_they_need_not_keep_a_receipt_only_once_it_is_recorded() -> None:
+    spec = JobSpec(name="j", bundle="b", bundle_name="b", model="m:f", line=IndexLine.of(1, 1))
+    ledger, now = FakeLedger(["before"]), [0.0]
+    machine = Machine(spec, JobId("job_1"))
+    loop = DriverLoop(
+        JobId("job_1"), machine, ledger, NoPool(), lambda: None, clock=lambda: now[0]  # type: ignore[arg-type]
+    )  # fmt: skip
+    loop.hands.workers.add("w0")
+    loop.hands._received.append(("w0", attempt_id(1, 1)))
+    loop._perform([c.CommitSegment(segment(1))])
+    assert loop.waits_for.startswith("away")
+    assert loop.hands._acknowledged == {}
+    now[0] = 10.0
+    loop._perform([])
+    assert ledger.written[0] == c.CommitSegment(segment(1))
+    assert loop.hands._acknowledged == {"w0": {attempt_id(1, 1)}}

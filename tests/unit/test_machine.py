@@ -903,6 +903,37 @@ def test_a_new_driver_knows_how_often_a_replicate_has_failed_and_how_long_the_jo
     assert (submit.chunk.attempt_number, submit.chunk.retry_on) == (2, ())
 
 
+def test_a_new_driver_waits_before_a_retry_as_the_policy_says_of_just_that_retry() -> None:
+    policy = RetryPolicy(max_retries=3, initial_delay=30.0, backoff=2.0)
+    retried = [(Ranges([(0, 1)]), 2), (Ranges([(1, 2)]), 4)]  # numbers of the next attempts
+    machine = Machine(spec(1, 2, retry=policy), JOB, epoch=2, state=JobState.RUNNING, retried=retried)
+    machine.start(0.0)
+    machine.handle(e.WorkerJoined("w0", 2), 0.0)
+    machine.handle(e.EnvironmentReady(), 0.0)
+    due = []
+    for at in (29.0, 30.0, 119.0, 120.0):
+        for submit in only(machine.handle(e.TimerRang("retry"), at), c.SubmitChunk):
+            due.append((at, submit.chunk.ranges, submit.chunk.attempt_number))
+    assert due == [(30.0, ((0, 1),), 2), (120.0, ((1, 2),), 4)]
+
+
+def test_what_a_second_attempt_says_is_no_matter_of_the_probe() -> None:
+    policy = RetryPolicy(max_retries=1, initial_delay=0.0)
+    machine, commands = running(spec(1, 8, retry=policy))
+    n_first = 0
+    while submits := only(commands, c.SubmitChunk):
+        (submit,) = submits
+        is_first = submit.chunk.attempt_number == 1
+        n_first += is_first * len(Ranges(submit.chunk.ranges))
+        ended = receipt(submit.chunk, CRASHED, error="E" if is_first else "another", seconds=60.0)
+        commands = machine.handle(e.ChunkDone(ended), 1.0)
+        for commit in only(commands, c.CommitSegment):
+            commands += machine.handle(e.Committed(commit.segment.attempt), 1.0)
+        commands += machine.handle(e.TimerRang("retry"), 1.0)
+    assert n_first == 8
+    assert "failed alike: ValueError: E" in machine.reason
+
+
 @pytest.mark.parametrize("state", [JobState.FINALIZING, JobState.CANCELLING])
 def test_a_new_driver_of_a_job_that_was_stopping_only_finalizes(state: JobState) -> None:
     machine = Machine(spec(1, 2), JOB, epoch=2, state=state, reason="enough", adopt=True)

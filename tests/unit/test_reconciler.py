@@ -14,21 +14,21 @@ from stored_job import StoredJob
 from test_reconcile import SETS, N, damage, names
 
 from modelops.errors import ClusterError, NotFoundError
-from modelops.server.reconcile import Mismatch
+from modelops.server import reconciler as reconciling
+from modelops.server.reconcile import Held, Mismatch
 from modelops.server.reconciler import Reconciler
-from modelops.states import JobState
+from modelops.states import JobEvent, JobState
 from modelops.store.overview import page_of_jobs, picture
 from modelops.store.segments import job_folder
-from modelops.study.ids import JobId
+from modelops.study.ids import AttemptId, JobId
 from modelops.study.pools import NO_POOL, Membership
+from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from distributed import Client
-
-    from modelops.study.ids import AttemptId
 
 
 class NoPool:
@@ -74,6 +74,32 @@ class Nobody:
     def apart(self, job: JobId) -> Iterator[int | None]:
         self.asked.append(job)
         yield None if self.elsewhere else self.stored.take()
+
+
+class Drives(Nobody):
+    """The driver of one job, and the workers. ``waits_for``, ``has``: attempts, at one look after another.
+
+    ``has`` is what the one worker answers, None if it does not.
+    """
+
+    def __init__(self, stored: StoredJob, waits_for: Any, has: Any) -> None:
+        super().__init__(stored)
+        self._waits_for, self._has = iter(waits_for), iter(has)
+        self.told: list[AttemptId] = []
+
+    def driven(self) -> list[JobId]:
+        return [self.stored.job]
+
+    def attempts(self, job: JobId) -> Mapping[AttemptId, str]:
+        return dict.fromkeys(map(AttemptId, next(self._waits_for)), "w")
+
+    def lost(self, job: JobId, attempt: AttemptId) -> None:
+        self.told.append(attempt)
+
+    def answer(self, _pool: Any) -> dict[str, list[Held] | None]:
+        found = next(self._has)
+        held = None if found is None else [Held(self.stored.job, AttemptId(a), "w", live=True) for a in found]
+        return {"w": held}
 
 
 @pytest.fixture
@@ -230,3 +256,58 @@ def test_the_thread_looks_at_once_and_ends_when_told(stored: StoredJob) -> None:
         threading.Event().wait(0.02)
     ours.stop()
     assert ours.run() == []
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "has", "told"),
+    [
+        ([["9-1"], ["9-1"]], [["9-2"], ["9-2"]], ["9-1"]),
+        ([["9-1"]], [["9-1"]], []),
+        ([["9-1"], ["9-2"]], [[], []], []),  # its receipt was under way, and another one is now
+        ([["9-1"], ["9-1"]], [[], ["9-1"]], []),  # it was on its way to the worker
+        ([["9-1"], ["9-1"]], [[], None], []),
+        ([["9-1"]], [None], []),
+    ],
+)
+def test_an_attempt_is_given_up_when_its_worker_says_twice_that_it_has_no_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_for: Any, has: Any, told: list[str]
+) -> None:
+    stored = StoredJob(tmp_path, SETS, N)
+    epoch = stored.take()
+    stored.records.change_state(stored.job, JobEvent.STARTED, who="test", epoch=epoch)
+    driving = Drives(stored, waits_for, has)
+    monkeypatch.setattr(reconciling, "ask_workers", driving.answer)
+    found = reconciler(stored, driving, settle_s=0.0).run(stored.job)
+    assert driving.told == told
+    assert [(f.kind, f.what) for f in found] == [(Mismatch.NOBODY_RUNS, attempt) for attempt in told]
+    assert stored.records.mismatches() == ({"nobody_runs": 1} if told else {})
+
+
+@pytest.mark.parametrize(("has", "stopped"), [([["9-1"], ["9-1"]], ["9-1"]), ([["9-1"], ["9-2"]], [])])
+def test_what_runs_after_the_end_of_its_job_is_stopped_when_it_is_seen_twice(
+    stored: StoredJob, monkeypatch: pytest.MonkeyPatch, has: Any, stopped: list[str]
+) -> None:
+    driving, orders = Drives(stored, iter(list, None), has), list[Any]()
+    monkeypatch.setattr(reconciling, "ask_workers", driving.answer)
+    monkeypatch.setattr(reconciling, "stop_attempt", lambda _pool, *order: orders.append(order))
+    found = reconciler(stored, driving, settle_s=0.0).run(stored.job)
+    assert orders == [(stored.job, attempt, "w") for attempt in stopped]
+    assert [(f.kind, f.what) for f in found] == [(Mismatch.RUNS_AFTER_END, attempt) for attempt in stopped]
+    assert driving.told == []
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_segment_without_a_row_is_adopted_only_if_every_worker_says_that_it_has_it_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    stored = StoredJob(tmp_path, SETS, N)
+    epoch = stored.take()
+    for event in (JobEvent.STARTED, JobEvent.ENVIRONMENT_READY):
+        stored.records.change_state(stored.job, event, who="test", epoch=epoch)
+    stored.write(epoch, range(4))
+    driving, lost = Nobody(stored), stored.write(epoch, range(4, 8))
+    assert stored.records.commit_segment(stored.job, epoch, lost)
+    damage(stored, f"{job_folder(stored.job)}/{lost.name}", "remove")  # so that there is something to mend
+    monkeypatch.setattr(reconciling, "ask_workers", lambda _pool: {"v": [], "w": [] if answers else None})
+    reconciler(stored, driving, settle_s=0.0).run(stored.job)
+    assert (stored.records.covered(stored.job) == Ranges([(0, 4)])) is answers
