@@ -195,6 +195,43 @@ def test_an_attempt_that_was_given_up_and_goes_on_harms_nobody(here: Path) -> No
     assert files_of(here / "next") == {"state": b"2"}
 
 
+def test_a_checkpoint_stands_on_its_own_when_an_earlier_attempt_removes_what_was_the_same(here: Path) -> None:
+    objects = FolderObjects(here / "objects")
+    old, new = mine(objects, 1, 1), mine(objects, 1, 2)
+    old.save(fill(here / "old", {"state": b"the same"}))
+    assert new.restore(here / "new")[1] == []
+    new.save(here / "new")
+    for n in range(2, 5):
+        old.save(fill(here / "old", {"state": b"%d of the old one" % n}))
+    restored, damaged = mine(objects, 2, 1).restore(here / "next")
+    assert restored is not None
+    assert (restored.name, damaged) == ("0001-000002/1/manifest", [])
+    assert files_of(here / "next") == {"state": b"the same"}
+
+
+def test_an_attempt_that_begins_late_removes_nothing_of_a_younger_one(here: Path) -> None:
+    objects = FolderObjects(here / "objects")
+    old, new = mine(objects, 1, 1), mine(objects, 1, 2)
+    for n in (1, 2, 3):
+        new.save(fill(here / "new", {"state": b"%d" % n}))
+    before = set(names(objects))
+    old.restore(here / "old")
+    for n in (4, 5, 6):
+        old.save(fill(here / "old", {"state": b"%d of the old one" % n}))
+    assert before <= set(names(objects))
+    mine(objects, 2, 1).restore(here / "next")
+    assert files_of(here / "next") == {"state": b"3"}
+
+
+def test_the_millionth_attempt_is_younger_than_those_before_it(here: Path) -> None:
+    objects = FolderObjects(here / "objects")
+    for number in (1_000_000, 999_999):
+        mine(objects, 1, number).save(fill(here / "work", {"state": b"%d" % number}))
+    restored, _ = mine(objects, 1, 1_000_001).restore(here / "next")
+    assert restored is not None
+    assert files_of(here / "next") == {"state": b"1000000"}
+
+
 def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_newer_one(here: Path) -> None:
     class Racing(FolderObjects):
         def get(self, name: str) -> bytes:

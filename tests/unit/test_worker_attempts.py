@@ -249,3 +249,21 @@ def test_only_an_attempt_that_has_not_begun_is_recalled_and_then_it_never_begins
     assert [table.has_begun(JOB, x.attempt) for x in (runs, ended, waits)] == [True, True, False]
     assert [table.recall(JOB, x.attempt) for x in (runs, ended, waits)] == [False, False, True]
     assert not table.enter(waits)
+
+
+def test_a_stop_that_comes_when_an_attempt_has_ended_does_not_say_that_it_never_began() -> None:
+    table, ended, waits = AttemptTable(), attempt(1), attempt(2)
+    table.enter(ended)
+    table.keep(ended, receipt(ended), None)
+    assert [table.stop(JOB, x.attempt) for x in (ended, waits)] == [False, True]
+
+
+def test_an_attempt_whose_storage_goes_away_after_it_stepped_aside_has_its_slot_again() -> None:
+    table, one, two = AttemptTable(slots=1), attempt(1), attempt(2)
+    assert table.enter(one)
+    table.step_aside(one)
+    one.storing = True
+    second = begins(table, two)
+    assert not second.wait(0.05)
+    table.leave(one)
+    assert second.wait(60)

@@ -202,7 +202,9 @@ class ReplicateCheckpoints:
         """Remove all but the newest ones. What cannot be removed now is removed with the replicate's folder."""
         stale = set(self._stale)
         while len(self._held) > KEPT:
-            stale |= self._held.pop(0).names
+            gone = self._held.pop(0)
+            if not self._is_of_younger(gone):
+                stale |= gone.names
         for manifest in self._held:
             stale -= manifest.names
         self._stale = []
@@ -211,6 +213,10 @@ class ReplicateCheckpoints:
                 self.objects.delete(f"{self.folder}/{name}")
         except StorageError as e:
             log.warning("an old checkpoint could not be removed from %s: %s", self.folder, e)
+
+    def _is_of_younger(self, manifest: Manifest) -> bool:
+        """Say whether it was another attempt, begun after this one, that made a checkpoint: that one builds on it."""
+        return not manifest.name.startswith(f"{self.attempt}/") and not _is_before(manifest.name, self.attempt)
 
     # --- restoring
 
