@@ -62,6 +62,40 @@ def test_nothing_is_said_of_running_replicates_while_nobody_knows_how_long_they_
     assert told(1e7, None, **RUNNING) == ""
 
 
+WAITS: dict[str, Any] = {
+    "state": JobState.RUNNING,
+    "is_driven": False,
+    "waiting_for": "no worker of its pools",
+}
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [{"state": JobState.QUEUED, "is_driven": False}, {"state": JobState.PREPARING}, RUNNING],
+        [{"state": JobState.PREPARING}, WAITS, RUNNING],
+        [RUNNING, WAITS, RUNNING, WAITS, RUNNING],
+    ],
+)
+def test_how_long_a_job_was_queued_prepared_or_waiting_is_no_measure_of_its_replicates(
+    phases: list[dict[str, Any]],
+) -> None:
+    watched = None
+    for mark, phase in enumerate(phases):
+        watched, _ = look(watched, Seen(mark=mark, **phase), 10.0 * mark)
+    _, stall = look(watched, Seen(mark=len(phases) - 1, **RUNNING), 1e7)
+    assert stall is None
+
+
+def test_the_first_step_that_is_seen_has_the_start_in_it_and_is_no_measure() -> None:
+    watched = None
+    for now in (0.0, 5.0):
+        watched, _ = look(watched, Seen(mark=now, **RUNNING), now)
+    assert look(watched, Seen(mark=5.0, **RUNNING), 1e7)[1] is None
+    watched, _ = look(watched, Seen(mark=6.0, **RUNNING), 6.0)
+    assert look(watched, Seen(mark=6.0, **RUNNING), 1e7)[1] is not None
+
+
 @given(st.lists(st.floats(0.1, 1000), min_size=3, max_size=20))
 def test_a_job_that_goes_on_as_it_did_is_never_called_stalled(gaps: list[float]) -> None:
     now, watched = 0.0, None

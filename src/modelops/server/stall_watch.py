@@ -188,4 +188,4 @@ def _of_driven(
 
 
 def _of_waiting(row: JobRow, reason: str) -> Seen:
-    return Seen(state=row.state, mark=(row.run, row.version), waiting_for=reason)
+    return Seen(state=row.state, mark=(row.run, row.version), waiting_for=reason, is_driven=False)

@@ -37,6 +37,7 @@ class Seen:
     state: JobState
     mark: Hashable
     waiting_for: str = ""
+    is_driven: bool = True
     n_workers: int = 0
     n_refused: int = 0
     pools: tuple[str, ...] = ()
@@ -46,15 +47,24 @@ class Seen:
     replicate_timeout_s: float | None = None
     retry_delay_s: float = 0.0
 
+    @property
+    def phase(self) -> Hashable:
+        """What a job goes through; how long it stays in one says nothing of how long steps take in another."""
+        return self.state, self.is_driven
+
 
 @dataclass(frozen=True)
 class Watched:
-    """What is remembered of a job between two looks. ``longest_s``: between two steps, None before there were two."""
+    """What is remembered of a job between two looks.
+
+    ``longest_s``: between two steps of one phase, None before there were two.
+    """
 
     mark: Hashable
     since_s: float
     longest_s: float | None = None
     n_steps: int = 0
+    phase: Hashable = None
 
 
 class Stall(NamedTuple):
@@ -70,12 +80,13 @@ class Stall(NamedTuple):
 def look(before: Watched | None, seen: Seen, now_s: float) -> tuple[Watched, Stall | None]:
     """Return what to remember, and why the job stands still; None: it does not, or that is explained."""
     if before is None:
-        return Watched(seen.mark, now_s), None
+        return Watched(seen.mark, now_s, phase=seen.phase), None
     if before.mark != seen.mark:
         took_s = now_s - before.since_s
         # The first step has the start of everything in it: interpreters, imports, compilation.
-        longest_s = max(took_s, before.longest_s or 0.0) if before.n_steps else None
-        return Watched(seen.mark, now_s, longest_s, before.n_steps + 1), None
+        counts = before.n_steps and before.phase == seen.phase
+        longest_s = max(took_s, before.longest_s or 0.0) if counts else before.longest_s
+        return Watched(seen.mark, now_s, longest_s, before.n_steps + 1, seen.phase), None
     idle_s = now_s - before.since_s
     explained_s, reason = _explanation(seen, before.longest_s)
     if explained_s is None or idle_s < max(PATIENCE_S, explained_s):

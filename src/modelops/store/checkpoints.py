@@ -216,7 +216,8 @@ class ReplicateCheckpoints:
 
     def _is_of_younger(self, manifest: Manifest) -> bool:
         """Say whether it was another attempt, begun after this one, that made a checkpoint: that one builds on it."""
-        return not manifest.name.startswith(f"{self.attempt}/") and not _is_before(manifest.name, self.attempt)
+        is_own = manifest.name.startswith(f"{self.attempt}/")
+        return not is_own and not _is_before(manifest.name, self.attempt)
 
     # --- restoring
 
