@@ -905,16 +905,16 @@ def test_a_new_driver_knows_how_often_a_replicate_has_failed_and_how_long_the_jo
 
 def test_a_new_driver_waits_before_a_retry_as_the_policy_says_of_just_that_retry() -> None:
     policy = RetryPolicy(max_retries=3, initial_delay=30.0, backoff=2.0)
-    retried = [(Ranges([(0, 1)]), 2, 0.0), (Ranges([(1, 2)]), 4, 20.0)]  # of that delay 20 s have passed
+    retried = [(Ranges([(0, 1)]), 2, 0.0), (Ranges([(1, 2)]), 4, 60.0)]  # half of its 120 s have passed
     machine = Machine(spec(1, 2, retry=policy), JOB, epoch=2, state=JobState.RUNNING, retried=retried)
     machine.start(0.0)
     machine.handle(e.WorkerJoined("w0", 2), 0.0)
     machine.handle(e.EnvironmentReady(), 0.0)
     due = []
-    for at in (29.0, 30.0, 99.0, 100.0):
+    for at in (29.0, 30.0, 59.0, 60.0):
         for submit in only(machine.handle(e.TimerRang("retry"), at), c.SubmitChunk):
             due.append((at, submit.chunk.ranges, submit.chunk.attempt_number))
-    assert due == [(30.0, ((0, 1),), 2), (100.0, ((1, 2),), 4)]
+    assert due == [(30.0, ((0, 1),), 2), (60.0, ((1, 2),), 4)]
 
 
 def test_what_a_second_attempt_says_is_no_matter_of_the_probe() -> None:
