@@ -14,7 +14,7 @@ import pytest
 from http_service import TOKEN, Client, Drivers, request_for, serving
 
 from modelops.home import Home
-from modelops.server.http import jobs, make_app, uploads
+from modelops.server.http import connections, jobs, make_app, uploads
 from modelops.server.http.app import OPERATIONS
 from modelops.server.service import JobService
 from modelops.store import Objects, Records, overview
@@ -270,6 +270,62 @@ def test_a_body_of_which_nothing_comes_is_given_up(client: Client, monkeypatch: 
     connection.endheaders()
     assert connection.getresponse().status == 408
     connection.close()
+
+
+HALF_A_HEAD = b"GET /v1/server HTTP/1.1\r\nHost: localhost\r\nX: "
+WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("sends", [b"", HALF_A_HEAD, WHOLE + HALF_A_HEAD])
+def test_a_connection_that_asks_for_nothing_is_closed_after_a_while(
+    client: Client, monkeypatch: pytest.MonkeyPatch, sends: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.05)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as silent:
+        silent.sendall(sends)
+        with contextlib.suppress(ConnectionResetError):
+            while silent.recv(1000):
+                pass  # the answer to what it asked for
+    assert client.get("/v1/server")
+
+
+def test_who_waits_for_news_asks_for_something(
+    client: Client, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(request_for(bundle))
+    tag = client.get(f"/v1/jobs/{job['job']}")["tag"]
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.05)
+    assert client("GET", f"/v1/jobs/{job['job']}?tag={tag}&wait_s=0.5").status == 200
+
+
+def test_of_very_many_silent_connections_the_oldest_makes_room_and_others_are_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_SILENT", 20)
+    with contextlib.ExitStack() as stack:
+        silent = []
+        for _ in range(60):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=30))
+            one.sendall(HALF_A_HEAD)
+            silent.append(one)
+        assert client.get("/v1/server")
+        for one in silent[:40]:
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+        silent[-1].sendall(b"\r\n\r\n")
+        assert silent[-1].recv(12) == b"HTTP/1.1 401"
+
+
+def test_connections_never_take_all_the_files_that_may_be_open(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SHARE", 0.0)
+    with (
+        socket.create_connection(("127.0.0.1", client.port), timeout=30) as one,
+        contextlib.suppress(ConnectionResetError, BrokenPipeError),
+    ):
+        one.sendall(WHOLE)
+        assert one.recv(1) == b""
 
 
 def test_a_fault_of_the_server_is_a_problem_without_its_inside(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from journal import Line
+from killer import Flight, Killer, Strike
 from plans import Plan
 from pool import Live, Pool
 from soak import says_what_is_away
-from verdict import Commit, Ended, what_was_said_wrongly, wrong_attempts
+from verdict import RESULT_FILES, Commit, Ended, what_is_wrong, what_was_said_wrongly, wrong_attempts
 from watchers import Watch
 
 from modelops.client.status import JobStatus
@@ -27,6 +29,7 @@ from modelops.states import JobState
 
 PLAN = Plan("tiny", 0.1, 1, 1)
 COUNTS = {"succeeded": 1}
+DIGESTS = dict.fromkeys(RESULT_FILES, "x")
 WATCH = Watch(
     1, killed=False, exit_code=0, told="running: 0/1\nsucceeded: 1/1  1 succeeded\n",
     shown=json.dumps({"state": "succeeded", "counts": COUNTS}),
@@ -115,6 +118,50 @@ def test_attempts_that_contradict_the_outcomes_are_found(
 def test_what_the_reconciler_finds_damaged_is_found() -> None:
     ended = replace(_ended([]), mismatches=("nobody_runs: 3 replicates", "segment_damaged: segments/a"))
     assert ["segment_damaged" in wrong for wrong in what_was_said_wrongly(ended, [WATCH])] == [True]
+
+
+def line(what: str, at: float) -> Line:
+    return Line(what, (0, 0), 7, at)
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, ""),
+        ({"digests": {**DIGESTS, "aggregates.parquet": "y"}}, "aggregates.parquet differs"),
+        ({"state": "partial"}, "ended partial"),
+        ({"counts": {"failed": 1}}, "{'failed': 1}"),
+        ({"job": "another"}, "only 0 kills hit its work"),
+        (
+            {"journal": [line("begin", -1.0), line("end", -0.5), line("begin", 0.5)]},
+            "was begun 0.500 s after",
+        ),
+        ({"journal": [line("begin", -1.0), line("begin", -0.5), line("end", 0.5)]}, ""),  # a double that lost
+    ],
+)
+def test_a_job_that_is_not_as_the_undisturbed_one_is_found(changed: dict[str, Any], found: str) -> None:
+    flight = Flight("job", (0, 0), 7, PLAN, 1.0)
+    ways = [("server", "SIGKILL"), ("postgres", "SIGKILL"), ("worker", "SIGKILL"), ("server", "SIGSTOP")]
+    killer = Killer(
+        1, 1.0, object.__new__(Pool), [Strike(0.0, kind, 7, how, (flight,)) for kind, how in ways]
+    )
+    calm = replace(_ended([("a", 1, "succeeded")]), digests=DIGESTS)
+    wrong = list(what_is_wrong(replace(calm, **changed), calm, killer))
+    assert found in " ".join(wrong)
+    assert bool(wrong) == bool(found)
+
+
+def test_kills_that_hit_nothing_and_stops_and_deaths_of_clients_do_not_count() -> None:
+    flight = Flight("job", (0, 0), 7, PLAN, 1.0)
+    strikes = [
+        Strike(0.0, "client", 7, "SIGKILL", (flight,)),
+        Strike(0.0, "worker", 7, "SIGSTOP", (flight,)),
+        Strike(0.0, "worker", 7, "SIGKILL", ()),
+    ]
+    killer = Killer(1, 1.0, object.__new__(Pool), strikes)
+    calm = replace(_ended([("a", 1, "succeeded")]), digests=DIGESTS)
+    (wrong,) = what_is_wrong(calm, calm, killer)
+    assert "only 0 kills" in wrong
 
 
 def _ended(tries: list[tuple[str, int, str]]) -> Ended:

@@ -13,6 +13,7 @@ import urllib3
 import uvicorn
 
 from modelops.server.http import make_app
+from modelops.server.http.connections import Connection
 from modelops.server.requests import SubmitRequest
 from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import SegmentWriter, StoredError
@@ -208,7 +209,13 @@ def serving(service: JobService, token: str = TOKEN, **options: Any) -> Iterator
     """Serve an application on a loopback port until the block ends."""
     app = make_app(service, token=token, **options)
     config = uvicorn.Config(
-        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        app,
+        lifespan="off",
+        ws="none",
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)
     # With its protocol named: asyncio turns Nagle's algorithm off only then, and every answer would take 40 ms.

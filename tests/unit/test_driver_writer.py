@@ -232,3 +232,17 @@ def test_workers_are_told_that_they_need_not_keep_a_receipt_only_once_it_is_reco
     loop._perform([])
     assert ledger.written[0] == c.CommitSegment(segment(1))
     assert loop.hands._acknowledged == {"w0": {attempt_id(1, 1)}}
+
+
+def test_what_earlier_drivers_used_of_the_timeout_is_added_to_what_this_one_uses() -> None:
+    spec = JobSpec(
+        name="j", bundle="b", bundle_name="b", model="m:f", line=IndexLine.of(1, 1), timeout_s=100.0
+    )
+    ledger = FakeLedger()
+    loop = DriverLoop(
+        JobId("job_1"), Machine(spec, JobId("job_1"), used_s=40.0), ledger, NoPool(), lambda: None,  # type: ignore[arg-type]
+        clock=lambda: 10.0, used_s=40.0,
+    )  # fmt: skip
+    loop._began_at = 7.0
+    loop._record_use_at_the_end()
+    assert ledger.written == [RecordUse(43.0)]

@@ -21,6 +21,7 @@ from modelops.errors import ClusterError, StorageError
 from modelops.server.door import Door
 from modelops.server.drivers import Drivers
 from modelops.server.http import make_app
+from modelops.server.http.connections import Connection
 from modelops.server.https import LOOK_EVERY_S, Certificate
 from modelops.server.idle import Attendance
 from modelops.server.service import JobService
@@ -94,8 +95,8 @@ class Server:
         if certificate is not None:
             https["ssl_context_factory"] = lambda _config, _default: certificate.context
         config = uvicorn.Config(
-            self._attendance, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=GRACE_S, backlog=512, **https,
+            self._attendance, lifespan="off", ws="none", http=Connection, log_config=None, access_log=False,
+            server_header=False, timeout_graceful_shutdown=GRACE_S, backlog=512, **https,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)
         with self._stack:

@@ -1,0 +1,80 @@
+"""Connections that ask for nothing: they are closed after a while, and there are never so many that files run out.
+
+Who connects has shown no token yet, and may send half a request and wait. Each such connection costs an open file;
+without any left the server could answer nobody, nor read its database.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uvicorn.server import ServerState
+
+HEAD_WITHIN_S: Final = 30.0  # from the connection, or the answer before, to the end of a request's head
+SILENT_SHARE: Final = 1 / 8  # of the files that may be open
+SHARE: Final = 3 / 4  # likewise, of all connections
+MOST_SILENT: Final = 2_000
+
+_silent: WeakKeyDictionary[ServerState, dict[Connection, None]] = WeakKeyDictionary()
+
+
+class Connection(H11Protocol):
+    """One connection of a client. *Silent* while no request of it is being answered; then it is not waited for long."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._others = _silent.setdefault(self.server_state, {})  # that are silent, the longest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Begin, if there is room; the one that has been silent for longest makes some."""
+        super().connection_made(transport)
+        n_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self.connections) > n_files * SHARE:
+            transport.abort()
+            return
+        self._look()
+        if len(self._others) > min(MOST_SILENT, n_files * SILENT_SHARE):
+            next(iter(self._others)).give_up()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what came."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def give_up(self) -> None:
+        """Close it, as no request has come."""
+        self._forget()
+        self.transport.abort()
+
+    def _look(self) -> None:
+        """Begin to wait for a request, or stop to."""
+        is_silent = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
+        if not is_silent or self.transport.is_closing():
+            self._forget()
+        elif self._timer is None:
+            self._others[self] = None
+            self._timer = self.loop.call_later(HEAD_WITHIN_S, self.give_up)
+
+    def _forget(self) -> None:
+        self._others.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
