@@ -10,12 +10,14 @@ import pytest
 
 from modelops.counters import Counted, counted
 from modelops.driver import commands as c
+from modelops.driver import events as e
 from modelops.driver.ledger import Ledger
 from modelops.driver.writer import Writer
 from modelops.errors import StorageError
 from modelops.server.store_ledger import StoreLedger
 from modelops.states import JobEvent, JobState, ReplicateStatus
-from modelops.store import LeaseLostError, Objects, Records
+from modelops.store import LeaseLostError, Objects, Records, SegmentWriter
+from modelops.store.segments import job_folder
 from modelops.study.ids import attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
 from modelops.study.ranges import Ranges
@@ -166,3 +168,21 @@ def test_aggregates_that_took_their_worker_down_name_the_segments_they_would_hav
     known = Ledger(ledger.spec)
     assert not known.adopt(segments, aggregates)
     assert not known.n_open_params
+
+
+def test_results_of_a_bundle_that_was_changed_count_no_more_and_leave_no_checkpoint(
+    ledger: StoreLedger,
+) -> None:
+    writer = SegmentWriter(ledger.objects, ledger.job, attempt_id(ledger.epoch, 1), worker="w")
+    writer.add(0, ReplicateStatus.SUCCEEDED, True, [], None)
+    ref = writer.finish()
+    assert ref is not None
+    assert ledger.commit_segments([ref]) == [True]
+    checkpoint = f"{job_folder(ledger.job)}/checkpoints/1/0001-000001/1/manifest"
+    ledger.objects.put_new(checkpoint, b"made by what was changed")
+    ledger.bundle_changes = lambda: ["model.py was changed"]
+    voided = ledger.finalize()
+    assert isinstance(voided, e.ResultsVoided)
+    assert "model.py was changed" in voided.reason
+    assert ledger.records.segments(ledger.job) == []
+    assert not list(ledger.objects.list(f"{job_folder(ledger.job)}/checkpoints"))

@@ -11,14 +11,27 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_job import StoredJob
 
 from modelops.errors import StorageError
+from modelops.processes import StopSignal
 from modelops.store import Objects
 from modelops.store import checkpoint_folder as rules
 from modelops.store.checkpoint_folder import CheckpointError, look_through
-from modelops.store.checkpoints import KEPT, Place, ReplicateCheckpoints, clear
+from modelops.store.checkpoints import (
+    KEPT,
+    Place,
+    ReplicateCheckpoints,
+    clear,
+    remove_all,
+    remove_settled,
+)
+from modelops.store.contents import JobContents
 from modelops.store.objects import FolderObjects
+from modelops.store.results import replicates_table
+from modelops.store.segments import job_folder
 from modelops.study.ids import attempt_id
+from modelops.worker.desk import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -356,3 +369,35 @@ def test_removing_a_folder_leaves_no_empty_ones_and_others_can_store_again(here:
     assert not (here / "objects/v1/jobs/j/checkpoints").exists()
     mine(one, 1, 2).save(here / "work")
     assert len(names(one)) == 2
+
+
+def test_only_checkpoints_of_what_succeeded_are_of_no_use_and_each_first_one_is_told(here: Path) -> None:
+    objects, first = FolderObjects(here / "objects"), list[int]()
+    desk = Desk(
+        objects, lambda k: f"checkpoints/{k}", attempt_id(1, 1), here / "work", may_resume=False,
+        stop=StopSignal(), on_first=first.append,
+    )  # fmt: skip
+    for index, succeeds in enumerate((True, False, True)):
+        desk.restore(index)
+        for _ in range(2):
+            desk.keep(index)
+        desk.ended(succeeded=succeeds)
+    desk.restore(3)
+    desk.ended(succeeded=True)  # it has kept none
+    assert first == [0, 1, 2]
+    assert desk.settled == ["checkpoints/0", "checkpoints/2"]
+
+
+def test_at_the_end_of_a_job_checkpoints_of_what_failed_are_left_for_another_try(here: Path) -> None:
+    job = StoredJob(here, [{"a": 1, "bad": True}], 12)
+    job.run()
+    status = replicates_table(JobContents.of(job.objects, job.records, job.job))["status"].to_pylist()
+    assert {"succeeded", "failed"} <= set(status)
+    folder = f"{job_folder(job.job)}/checkpoints"
+    for index in range(12):
+        job.objects.put_new(f"{folder}/{index}/0001-000001/1/manifest", b"x")
+    remove_settled(JobContents.of(job.objects, job.records, job.job))
+    left = {int(name.removeprefix(f"{folder}/").split("/")[0]) for name in job.objects.list(folder)}
+    assert left == {index for index, one in enumerate(status) if one != "succeeded"}
+    remove_all(job.objects, job.job)
+    assert list(job.objects.list(folder)) == []

@@ -731,6 +731,16 @@ def test_while_the_store_is_away_nothing_is_written_or_submitted_and_then_it_is_
     assert len(only(commands, c.SubmitChunk)) == 1
 
 
+def test_result_files_that_were_not_written_as_the_store_went_away_are_ordered_again() -> None:
+    machine, commands = running(spec(1, 1))
+    (submit,) = only(commands, c.SubmitChunk)
+    machine.handle(e.ChunkDone(receipt(submit.chunk)), 1.0)
+    assert c.Finalize() in machine.handle(e.Committed(submit.chunk.attempt), 1.0)
+    assert machine.handle(e.StoreLost("database"), 2.0) == []
+    assert c.Finalize() in machine.handle(e.StoreBack(), 3.0)
+    assert finalized(machine).state is JobState.SUCCEEDED
+
+
 def test_a_worker_that_was_cut_off_is_asked_what_it_holds_when_it_is_back_and_its_attempts_go_on() -> None:
     machine, commands = running(spec(1, 3), workers=2)
     first, second = only(commands, c.SubmitChunk)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from stored_job import StoredJob
 
 from modelops.errors import StorageError
-from modelops.server.live import LiveView
+from modelops.server.live import LiveView, Progress
 from modelops.server.stall_watch import StallWatch
 from modelops.server.stalled import PATIENCE_S, PREPARING_S, TIMES_LONGEST, Seen, Watched, look
 from modelops.states import JobEvent, JobState
 from modelops.study.ranges import Ranges
+from modelops.study.spec import RetryPolicy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +186,28 @@ def test_a_job_is_flagged_while_the_database_is_away_and_that_is_recorded_when_i
     drivers.views = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": 2})}
     watch.look()
     assert (job.records.job(job.job).stalled, drivers.flags) == ("", {job.job: ""})
+
+
+def test_a_report_is_a_step_and_a_retry_may_wait_as_long_as_the_last_of_the_policy(tmp_path: Path) -> None:
+    retry = RetryPolicy(max_retries=3, initial_delay=300.0, backoff=2.0)
+    job, now, drivers = StoredJob(tmp_path, [{"a": 1}], 4, retry=retry), [0.0], Drivers()
+    watch = StallWatch(job.records, drivers, "server", clock=lambda: now[0])
+
+    def flag(at: float, **view: Any) -> str:
+        now[0] = at
+        drivers.views = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": 1}, **view)}
+        watch.look()
+        return drivers.flags[job.job]
+
+    for n in range(20):
+        running = {"running": Ranges([(2, 3)]), "progress": (Progress(2, n / 20, {}),)}
+        assert flag(100.0 * n, **running) == ""
+    assert flag(2890.0, **running) == ""
+    assert "no step took longer than 100 s" in flag(2900.0, **running)
+    assert flag(3000.0, running=Ranges([(2, 3)]), progress=(Progress(2, 1.0, {}),)) == ""
+    assert flag(3000.0) == ""
+    assert flag(3000.0 + 1199.0) == ""  # the third retry waits for 1200 s
+    assert "nothing of it runs" in flag(3000.0 + 1200.0)
 
 
 def refuse(*_: object, **__: object) -> None:
