@@ -928,7 +928,7 @@ def test_a_new_driver_waits_before_a_retry_as_the_policy_says_of_just_that_retry
 
 
 def test_what_a_second_attempt_says_is_no_matter_of_the_probe() -> None:
-    policy = RetryPolicy(max_retries=1, initial_delay=0.0)
+    policy = RetryPolicy(max_retries=2, initial_delay=0.0)
     machine, commands = running(spec(1, 8, retry=policy))
     n_first = 0
     while submits := only(commands, c.SubmitChunk):
