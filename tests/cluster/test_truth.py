@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,31 @@ def test_an_extended_job_leaves_the_files_of_a_fresh_one_and_runs_only_what_is_n
     assert server.files(job) == server.files(fresh)
     assert server.records.job(job).reason == "", "why it began again is no reason of how it ended"
     assert server.n_attempts(job) == 24
+    assert server.reconciler.run(job) == []
+
+
+@pytest.mark.parametrize("again", [{"replicates": 7}, {"parameters": [canonical_json({"a": 3})]}])
+def test_what_came_after_a_backup_that_was_put_back_is_not_taken_for_what_comes_later(
+    server: Server, bundle: Path, again: dict[str, Any]
+) -> None:
+    """Storage still has an extension that the records do not know, under the names that the next one would have."""
+    job = run(bundle, server.cluster, SETS[:2], 5)
+    url = server.cluster.home.database_url.removeprefix("sqlite:///")
+    with (
+        contextlib.closing(sqlite3.connect(url)) as live,
+        contextlib.closing(sqlite3.connect(":memory:")) as kept,
+    ):
+        live.backup(kept)
+        extend_job(server.records, server.objects, job, "me", replicates=8)
+        assert server.ended(job) is JobState.SUCCEEDED
+        kept.backup(live)
+    assert server.records.job(job).run == 1
+    extend_job(server.records, server.objects, job, "me", **again)
+    assert server.ended(job) is JobState.SUCCEEDED, [(e.kind, e.text) for e in server.records.events(job)]
+    sets, n = (SETS, 5) if "parameters" in again else (SETS[:2], 7)
+    assert server.files(job) == server.files(run(bundle, server.cluster, sets, n))
+    assert server.n_attempts(job) == len(sets) * n
+    assert "segments_withdrawn" in {event.kind for event in server.records.events(job)}
     assert server.reconciler.run(job) == []
 
 

@@ -402,3 +402,14 @@ def test_a_set_without_replicates_has_nothing_to_be_stale_by() -> None:
     assert not stale_aggregates(IndexLine.of(1, 0), [], [(AttemptId("a"), [(0, 1)], [])])
     assert SUMMARIZE in spec(aggregates=(SUMMARIZE,)).aggregates
     assert Ranges() == IndexLine.of(1, 0).all()
+
+
+def test_checkpoints_of_indices_that_the_job_has_only_from_now_on_are_none_of_its_own(tmp_path: Path) -> None:
+    """They are of an extension after the backup from which the records come."""
+    stored = StoredJob(tmp_path, SETS, 2)
+    stored.run(limit=5, cancelled=True)
+    folder = f"{job_folder(stored.job)}/checkpoints"
+    for index in (5, 6):
+        stored.objects.put_new(f"{folder}/{index}/0002-000001/1/state", b"then")
+    extend(stored, parameters=MORE[:1])
+    assert list(stored.objects.list(folder)) == [f"{folder}/5/0002-000001/1/state"]

@@ -273,6 +273,25 @@ def test_what_was_withdrawn_or_voided_is_never_adopted(tmp_path: Path) -> None:
     assert late.name != later.name
 
 
+def test_nothing_is_stored_under_an_epoch_that_storage_knows_and_the_records_do_not(tmp_path: Path) -> None:
+    """The records come from a backup: drivers after it had epochs that would be given again."""
+    job, epoch = open_job(tmp_path)
+    later = job.write(epoch + 3, range(7, 12))
+    for name in ("segments/20260101-1.arrow", "packs/x.pack"):  # of nobody
+        job.objects.put_new(f"{job_folder(job.job)}/{name}", b"")
+    asked: list[int] = []
+
+    def above(stored: int) -> int:
+        asked.append(stored)
+        return max(job.take() for _ in range(stored))
+
+    assert [f.what for f in mend(job, above=above)] == [later.name], "and what they did counts"
+    assert asked == [epoch + 3]
+    assert job.records.job(job.job).epoch > epoch + 3
+    assert mend(job, above=above) == []
+    assert asked == [epoch + 3]
+
+
 def test_a_foreign_or_impossible_segment_is_not_adopted(tmp_path: Path) -> None:
     job, epoch = open_job(tmp_path)
     other = StoredJob(tmp_path / "other", SETS, N + 4)

@@ -114,6 +114,7 @@ class JobDriver:
         self._waiting_for, self._away = "", ""  # outside of the loop; with and without since when
         self._thread = 0
         self._stalled = ""
+        self._has_looked = False
         self._viewed_at = 0.0
         self._waiting_since: dict[float, datetime] = {}
 
@@ -192,7 +193,19 @@ class JobDriver:
                 h.attempt for lines in answers.values() for h in lines or () if h.job == self.job
             )
 
-        return mend_job(self._records, self._objects, self.job, self.epoch, self._who, held=held, deep=deep)
+        above = None if self._has_looked else self._take_above
+        found = mend_job(
+            self._records, self._objects, self.job, self.epoch, self._who, held=held, above=above, deep=deep
+        )
+        self._has_looked = True
+        return found
+
+    def _take_above(self, epoch: int) -> int:
+        while self.epoch <= epoch:
+            self._take_again()
+            if self.lease_lost:
+                raise LeaseLostError(self.job, self.epoch)
+        return self.epoch
 
     def _owes_repair(self) -> bool:
         return self._records.owed(self.job) is not None

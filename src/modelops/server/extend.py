@@ -11,9 +11,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import ConflictError, RequestError
+from modelops.server.facts import stored_beyond
 from modelops.states import FAILURES, FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobEvent, JobState
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, read_segment
+from modelops.store.checkpoints import remove_beyond
 from modelops.store.parameters import Parameters, write_more_parameters
+from modelops.store.runs import WITHDRAWN, Note
 from modelops.store.segments import job_folder, ranges_of
 from modelops.store.withdrawal import NOTHING, Kept, Withdrawal, no_longer_unneeded
 from modelops.study.canonical import param_id, parse_canonical
@@ -26,6 +29,7 @@ from modelops.study.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from modelops.server.facts import Beyond
     from modelops.store import JobRow, Objects, Records
     from modelops.store.rows import Submission
     from modelops.study.ids import AttemptId, JobId
@@ -141,6 +145,8 @@ def extend_job(
         _refuse_known(known, more)
         spec = stored_in(spec, write_more_parameters(objects, job, row.run + 1, _all(known, more)))
     data = encode_spec(spec)
+    beyond = stored_beyond(records, objects, job)
+    notes = _set_aside(objects, job, old.line, beyond)
     study = f"study.{row.run + 1}-{sha256(data).hexdigest()[:16]}.json"
     with contextlib.suppress(AlreadyExistsError):  # its name says what is in it
         objects.put_new(f"{job_folder(job)}/{study}", data)
@@ -151,9 +157,24 @@ def extend_job(
         why=_said(old, spec, len(more), who),
         spec=data,
         study=study,
+        notes=notes,
+        after_epoch=beyond.newest,
         expected_version=row.version,
         asked=asked,
     )
+
+
+def _set_aside(objects: Objects, job: JobId, line: IndexLine, found: Beyond) -> list[Note]:
+    """Keep what is stored of indices that the job does not have yet from counting when it gets them.
+
+    A backup of the database that was put back knows nothing of an extension after it.
+    """
+    remove_beyond(objects, job, line.size)
+    for name in found.executions:
+        objects.delete(name)
+    text = f"segments of epochs up to {found.epoch} without a record do not count: no record says what they are of"
+    data = {"replicates": 0, "aggregates": 0, "attempts": [], "epoch": found.epoch}
+    return [Note(WITHDRAWN, text, data)] if found.epoch else []
 
 
 def _refuse_unless_final(row: JobRow, what: str) -> None:

@@ -5,12 +5,21 @@ In this order, because bytes come before rows: whatever is recorded was stored b
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from modelops.errors import IntegrityError, NotFoundError, RequestError, StorageError
-from modelops.server.reconcile import Finding, JobFacts, Mismatch, Orphan, attempt_of, counts_of, lies_in
+from modelops.server.reconcile import (
+    Finding,
+    JobFacts,
+    Mismatch,
+    Orphan,
+    attempt_of,
+    counts_of,
+    lies_in,
+    newest_epoch,
+)
 from modelops.states import OUTCOMES, ReplicateStatus
 from modelops.store import PackSlice, read_segment
 from modelops.store.attempts import rows_of
@@ -23,6 +32,7 @@ from modelops.store.segment_table import (
     read_aggregates,
 )
 from modelops.store.segments import DIGITS_IN_NAME, job_folder, ranges_of
+from modelops.study.ids import epoch_of
 from modelops.study.ranges import Ranges
 from modelops.study.spec import recorded_spec
 from modelops.worker.job_lock import read_lock
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 
     from modelops.store import JobRow, Objects, Records
     from modelops.study.ids import AttemptId, JobId
+    from modelops.study.index_line import IndexLine
 
 
 def facts_of(
@@ -84,6 +95,42 @@ def facts_of(
     held: dict[AttemptId, Mapping[ReplicateStatus, int]] = {}
     damaged = dict(_damage(objects, facts, held))
     return replace(facts, damaged=damaged, counted=held)
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What is stored of indices that a job does not have: by an extension after the backup of which its records are.
+
+    ``epoch``: segments of epochs up to this hold such (0: none does). ``executions``: names of such execution data.
+    ``newest``: the highest epoch of which anything is stored.
+    """
+
+    epoch: int
+    newest: int
+    executions: list[str]
+
+
+def stored_beyond(records: Records, objects: Objects, job: JobId) -> Beyond:
+    """Return what must not be taken for that of new indices when a job gets more."""
+    row, segments, _ = records.committed(job)
+    folder, line = job_folder(job), recorded_spec(row.spec, job).line
+    sizes = {name.removeprefix(f"{folder}/"): n for name, n in objects.sizes(folder).items()}
+    orphans = [orphan.ref for orphan in _without_row(objects, job, segments, sizes)]
+    known = {ref.execution for ref in segments}
+    unknown = [f"{folder}/{n}" for n in sizes if n.startswith("executions/") and n not in known]
+    return Beyond(
+        max((epoch_of(ref.attempt) for ref in orphans if Ranges(ref.ranges) - line.all()), default=0),
+        newest_epoch(row, sizes),
+        [name for name in unknown if not _is_of_line(objects, line, name)],
+    )
+
+
+def _is_of_line(objects: Objects, line: IndexLine, name: str) -> bool:
+    try:
+        rows_of(line, open_execution(objects.get(name), name), name)
+    except (IntegrityError, NotFoundError):
+        return False
+    return True
 
 
 def _damage(
@@ -233,11 +280,19 @@ def _orphans(
     objects: Objects, job: JobId, segments: list[SegmentRef], sizes: dict[str, int], line: Ranges
 ) -> Iterator[Orphan]:
     """Yield the segments without a row that are whole, of this job, and hold indices of its line only."""
+    for orphan in _without_row(objects, job, segments, sizes):
+        if not Ranges(orphan.ref.ranges) - line:
+            yield orphan
+
+
+def _without_row(
+    objects: Objects, job: JobId, segments: list[SegmentRef], sizes: dict[str, int]
+) -> Iterator[Orphan]:
     known = {ref.name for ref in segments} | {ref.attempt for ref in segments}
     for name, n_bytes in sorted(sizes.items()):
         if name.startswith("segments/") and not known & {name, attempt_of(name)}:
             orphan = _orphan(objects, job, name, n_bytes, sizes)
-            if orphan is not None and not Ranges(orphan.ref.ranges) - line:
+            if orphan is not None:
                 yield orphan
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.errors import IntegrityError, NotFoundError
 from modelops.server.facts import facts_of
-from modelops.server.reconcile import Mismatch, Plan, plan_for
+from modelops.server.reconcile import Mismatch, Plan, newest_epoch, plan_for
 from modelops.states import JobEvent
 from modelops.store.contents import JobContents
 from modelops.store.results import finalize
@@ -40,6 +40,7 @@ def mend_job(
     who: str,
     *,
     held: Callable[[], frozenset[AttemptId] | None] = frozenset,
+    above: Callable[[int], int] | None = None,
     deep: bool = False,
 ) -> list[Finding]:
     """Compare the records of a job with what is stored, and make both agree; return what was found.
@@ -55,6 +56,10 @@ def mend_job(
     held
         Asked only if there is something to adopt: the attempts that workers have, which their driver will commit;
         None if that is not known. Then nothing is adopted.
+    above
+        Of a caller that has stored nothing yet under ``epoch``: takes the lease again until its epoch is higher than
+        this one, of which something is stored, and returns it. So it is after a backup of the database was put back;
+        objects of two attempts must not have one name.
     deep
         Read every object and compare it with its digest.
 
@@ -66,6 +71,9 @@ def mend_job(
         The database or the storage does not answer.
     """
     facts = facts_of(records, objects, job, deep=deep, orphans=True)
+    if above is not None and (stored := newest_epoch(facts.row, facts.sizes)) >= epoch:
+        epoch = above(stored)
+        facts = replace(facts, row=records.job(job))
     facts = _without_held(facts, held)
     plan = plan_for(facts)
     if not plan:

@@ -66,6 +66,11 @@ BEYOND_REPAIR: Final = frozenset(
 )
 
 
+_COUNTED: Final = ("segments/", "aggregates/", "packs/")
+_OF_ATTEMPTS: Final = (*_COUNTED, "executions/")
+_MOST_UNRECORDED_EPOCHS: Final = 1_000
+
+
 class Finding(msgspec.Struct, frozen=True):
     """One disagreement. ``what``: the object, below the job's folder, or the attempt."""
 
@@ -342,15 +347,20 @@ def never_counts(facts: JobFacts) -> list[str]:
     return [
         name
         for name in sorted(facts.sizes)
-        if name.startswith(("segments/", "aggregates/", "packs/"))
-        and name not in used | packs
-        and attempt_of(name) not in hopeful
+        if name.startswith(_COUNTED) and name not in used | packs and attempt_of(name) not in hopeful
     ]
 
 
 def attempt_of(name: str) -> AttemptId:
     """Return the attempt that made an object, from its name."""
     return AttemptId(name.rpartition("/")[2].partition(".")[0])
+
+
+def newest_epoch(row: JobRow, names: Iterable[str]) -> int:
+    """Return the highest epoch of which an attempt has stored something, by the names of objects; 0: none has."""
+    within = row.epoch + _MOST_UNRECORDED_EPOCHS  # what is named otherwise is no object of ours
+    stored = (epoch_of(attempt_of(name)) for name in names if name.startswith(_OF_ATTEMPTS))
+    return max((epoch for epoch in stored if epoch <= within), default=0)
 
 
 # What runs

@@ -347,3 +347,12 @@ def remove_settled(contents: JobContents) -> None:
 def remove_all(objects: Objects, job: JobId) -> None:
     """Remove all checkpoints of a job: what they were made by does not count any more."""
     objects.remove_folder(f"{job_folder(job)}/checkpoints")
+
+
+def remove_beyond(objects: Objects, job: JobId, size: int) -> None:
+    """Remove checkpoints of indices that a job with a line of this size does not have."""
+    prefix = f"{job_folder(job)}/checkpoints"
+    firsts = {name.removeprefix(f"{prefix}/").split("/")[0] for name in objects.list(prefix)}
+    for first in firsts:
+        if first.isdecimal() and int(first) >= size:
+            objects.remove_folder(f"{prefix}/{first}")

@@ -88,6 +88,7 @@ class Runs:
         only: Ranges | None = None,
         notes: Sequence[Note] = (),
         epoch: int | None = None,
+        after_epoch: int = 0,
         expected_version: int | None = None,
         expected_state: JobState | None = None,
         asked: Submission | None = None,
@@ -109,6 +110,8 @@ class Runs:
             Of what is missing, the run is to run these indices and no others; default: everything.
         notes
             Further events, written before the one that begins the run.
+        after_epoch
+            Attempts of epochs up to this, if it is higher than the job's, are not of this run either.
 
         Raises
         ------
@@ -133,7 +136,7 @@ class Runs:
             self._withdraw(sql, old, who, why, withdrawal, notes)
             data = {
                 "from": old.state, "to": values["state"], "run": old.run + 1, "study": values["study"],
-                "after_epoch": old.epoch,
+                "after_epoch": max(old.epoch, after_epoch),
             }  # fmt: skip
             if only is not None:
                 data["only"] = [list(pair) for pair in only.pairs]
