@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from concurrent.futures import Future
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,7 +18,7 @@ from modelops.driver.pools import JOINED, PATIENCE_S, WAITS, joined_text, says_w
 from modelops.errors import IntegrityError, ModelOpsError, NotFoundError, StorageError
 from modelops.logs import about
 from modelops.server.job_files import JobFiles
-from modelops.server.live import LivePool, LiveView, Progress
+from modelops.server.lookout import Lookout
 from modelops.server.mend import mend_job
 from modelops.server.store_ledger import StoreLedger
 from modelops.server.undecided import with_watched
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from modelops.driver.hands import Pool
     from modelops.environments import Lock
     from modelops.server.ahead import Ahead
+    from modelops.server.live import LiveView
     from modelops.server.reconcile import Finding
     from modelops.store import JobRow, Objects, Records
     from modelops.store.leases import Leases
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_MENDED: Final = 3  # times that one driver begins anew because of damage
-VIEW_EVERY_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 2.0  # between two looks whether storage is back
 T = TypeVar("T")
 
@@ -109,14 +107,10 @@ class JobDriver:
         self._ahead: Ahead | None = None
         self._files: JobFiles | None = None
         self._preparing: Future[str] | None = None
-        self._view: LiveView | None = None
-        self._doing = ""
+        self._lookout = Lookout()
         self._waiting_for, self._away = "", ""  # outside of the loop; with and without since when
         self._thread = 0
-        self._stalled = ""
         self._has_looked = False
-        self._viewed_at = 0.0
-        self._waiting_since: dict[float, datetime] = {}
 
     # The thread that drives.
 
@@ -138,7 +132,7 @@ class JobDriver:
             return self._run(pool, row)
         except LeaseLostError:
             self.lease_lost = True
-            return self._view.state if self._view is not None else JobState.QUEUED
+            return self._lookout.state
 
     def _run(self, pool: Pool, known: JobRow | None) -> JobState:
         voided, n_mended = False, 0
@@ -402,13 +396,13 @@ class JobDriver:
             answer.set_exception(error)
             return
         finally:
-            self._doing = ""
+            self._lookout.doing = ""
         damage = "" if environment is None else environment.damage
         seconds = 0.0 if environment is None else environment.seconds
         answer.set_result(f"{damage}; rebuilt in {seconds:.1f} s" if damage else "")
 
     def _stage(self, text: str) -> None:
-        self._doing = text
+        self._lookout.doing = text
         self._on_stage(text)
 
     def _bundle_changes(self) -> list[str]:
@@ -451,19 +445,11 @@ class JobDriver:
 
     def view(self) -> LiveView | None:
         """Return what is known now; None before the job's records were read."""
-        view, doing, stalled = self._view, self._doing, self._stalled
-        waiting_for = self._waiting_for or self._unanswered()
-        if view is None and waiting_for:
-            view = LiveView(JobState.QUEUED)
-        if view is None or not (doing or waiting_for or stalled):
-            return view
-        return replace(
-            view, doing=doing or view.doing, waiting_for=waiting_for or view.waiting_for, stalled=stalled
-        )
+        return self._lookout.view(self._waiting_for or self._unanswered())
 
     def flag(self, stalled: str) -> None:
         """Show why the job stands still, or that it does not: also when the database does not take it."""
-        self._stalled = stalled
+        self._lookout.stalled = stalled
 
     def _unanswered(self) -> str:
         """Say that the thread that drives waits for the database, which has not yet failed."""
@@ -473,58 +459,10 @@ class JobDriver:
 
     def _changed(self, machine: Machine) -> None:
         self._on_change(machine)
-        before = self._view
-        if (
-            before is None
-            or machine.state is not before.state
-            or time.monotonic() >= self._viewed_at + VIEW_EVERY_S
-        ):
+        if self._lookout.is_due(machine):
             self._look(machine)
 
     def _look(self, machine: Machine) -> None:
-        self._viewed_at = now = time.monotonic()
-        running = machine.running
-        loop = self._loop
-        waiting_for = "" if loop is None else loop.waits_for
-        eta = None if waiting_for else machine.eta(now)
+        view = self._lookout.look(machine, self._loop, self._records.now())
         if self._ahead is not None:
-            self._ahead.consider(eta)
-        reports = {} if loop is None else loop.hands.reports
-        for index in [index for index in list(reports) if index not in running]:
-            reports.pop(index, None)
-        pools = self._pools_of(machine, now)
-        held_up = machine.is_held_up
-        self._view = LiveView(
-            state=machine.state,
-            reason=machine.reason,
-            counts={str(status): n for status, n in machine.counts().items() if n},
-            aggregates={str(status): n for status, n in machine.aggregate_counts().items() if n},
-            eta=eta,
-            running=running,
-            progress=tuple(
-                Progress(index, report.get("fraction"), dict(report.get("values") or {}))
-                for index, report in sorted(reports.copy().items())
-            ),
-            waiting_for=waiting_for,
-            pools=pools,
-            n_lost_with_worker=machine.n_lost_with_worker,
-            held_up=held_up,
-            needs_worker=held_up
-            and machine.spec.timeout_s is None  # its time runs while it is driven
-            and bool(machine.spec.asked_pools)
-            and all(pool.waiting_since is not None for pool in pools),
-            sleeps_until=None if waiting_for else machine.sleeps_until,
-        )
-
-    def _pools_of(self, machine: Machine, now: float) -> tuple[LivePool, ...]:
-        clock = self._records.now()
-
-        def since(at: float | None) -> datetime | None:
-            if at is None:
-                return None
-            said = (clock - timedelta(seconds=now - at)).replace(microsecond=0)
-            return self._waiting_since.setdefault(at, said)  # computed once: it must not jitter
-
-        return tuple(
-            LivePool(p.name, p.workers, p.slots, p.running, since(p.waiting_since)) for p in machine.pools()
-        )
+            self._ahead.consider(view.eta)
