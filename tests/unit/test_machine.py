@@ -1160,6 +1160,18 @@ def test_the_story_tells_once_of_replicates_whose_workers_went_away_together() -
     assert not only(machine.handle(e.TimerRang("attempts_lost"), 3.0), c.Note)
 
 
+def test_a_replicate_that_is_lost_by_one_worker_after_the_other_is_told_as_one() -> None:
+    machine, commands = running(spec(1, 1), workers=3)
+    for n in range(
+        3
+    ):  # as when the scheduler ends: it is sent to the next one before that is known to be away
+        (submit,) = only(commands, c.SubmitChunk)
+        assert submit.worker == f"w{n}"
+        commands = machine.handle(e.WorkerLeft(f"w{n}", died=False), 1.0)
+    (note,) = only(machine.handle(e.TimerRang("attempts_lost"), 2.0), c.Note)
+    assert note.text.startswith("3 attempts at 1 replicate lost, as 3 workers or the scheduler went away")
+
+
 def test_what_was_lost_is_told_before_the_job_ends() -> None:
     machine, commands = running(spec(1, 1), workers=2)
     (lost,) = only(commands, c.SubmitChunk)

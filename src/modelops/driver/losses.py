@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.driver.backlog import Kind
+from modelops.study.ranges import Ranges
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from modelops.driver.outbox import Outbox
     from modelops.driver.roster import Attempt
+    from modelops.study.ranges import Range
 
 ATTEMPTS_LOST, TAKEN_OVER = "attempts_lost", "taken_over"  # kinds of events, and names of timers
 GATHER_S: Final = 1.0
@@ -29,7 +31,8 @@ class Losses:
 
     def __init__(self, outbox: Outbox, *, took_over: bool) -> None:
         self._outbox, self._takes_over, self._asked = outbox, took_over, False
-        self._n_attempts = self._n_replicates = self._n_held = 0
+        self._n_attempts = self._n_held = 0
+        self._pairs: list[Range] = []  # of indices; one may be lost twice in a moment, and is one replicate
         self._workers: list[str] = []
 
     def lost(self, attempts: Iterable[Attempt], now: float) -> None:
@@ -39,7 +42,7 @@ class Losses:
                 if not self._n_attempts:
                     self._outbox.set_timer(ATTEMPTS_LOST, now + GATHER_S)
                 self._n_attempts += 1
-                self._n_replicates += len(attempt.work.ranges)
+                self._pairs += attempt.work.ranges.pairs
                 if attempt.worker not in self._workers:
                     self._workers.append(attempt.worker)
 
@@ -51,12 +54,13 @@ class Losses:
         if (more := len(self._workers) - MAX_NAMED) > 0:
             named += f" and {more} more"
         text = (
-            f"{counted(self._n_attempts, 'attempt')} at {counted(self._n_replicates, 'replicate')} lost, as "
+            f"{counted(self._n_attempts, 'attempt')} at {counted(len(Ranges(self._pairs)), 'replicate')} lost, as "
             f"{counted(len(self._workers), 'worker')} or the scheduler went away: {named}; what does not come "
             "back with its worker is begun again, and costs no retry"
         )
         self._outbox.write(c.Note(ATTEMPTS_LOST, text))
-        self._n_attempts = self._n_replicates = 0
+        self._n_attempts = 0
+        self._pairs.clear()
         self._workers.clear()
 
     # Taking a job over.
