@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -15,12 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from distributed import Scheduler, Worker
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
 from modelops.cluster.certificates import create_certificates
 from modelops.cluster.connected import ConnectedCluster
 from modelops.cluster.tls import ensure_certificates
+from modelops.cluster.worker import _leave
 from modelops.study.pools import Membership
+from modelops.worker.plugin import ModelOpsWorker
+from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +122,25 @@ def test_workers_find_their_scheduler_again_and_end_with_their_command(home: Poo
         for process in (crew, scheduler):
             process.terminate()
             process.communicate()
+
+
+def test_a_worker_that_is_told_to_end_when_its_scheduler_has_closed_it_has_no_more_to_do(
+    home: PoolHome,
+) -> None:
+    """As when all parts are told at once: `kubectl scale deployment --all --replicas=0`."""
+
+    async def end() -> None:
+        async with (
+            Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler,
+            Worker(
+                scheduler.address, host="127.0.0.1", dashboard=False,
+                plugins=(ModelOpsWorker(WorkerSettings.of_home(home.home)),),
+            ) as worker,
+        ):  # fmt: skip
+            await worker.close()
+            await _leave(worker)
+
+    asyncio.run(end())
 
 
 def test_a_scheduler_that_is_not_known_or_no_address_is_refused(home: PoolHome) -> None:

@@ -231,7 +231,10 @@ async def _started(worker: Worker) -> bool:
 
 
 async def _leave(worker: Worker) -> None:
-    plugin = worker.plugins["modelops"]
+    plugin = worker.plugins.get("modelops")
+    if plugin is None:
+        log.info("told to end; the scheduler ends as well, and has closed this worker")
+        return
     assert isinstance(plugin, ModelOpsWorker)
     attempts = plugin.runtime.attempts
     log.info("told to end; %s attempts run", len(list(attempts)))
