@@ -257,3 +257,16 @@ def test_a_disk_that_became_read_only_is_named(small_disk: Path) -> None:
     with pytest.raises(StorageError, match=rf"v1/after .*Read-only.*volume {small_disk}"):
         objects.put_new("v1/after", b"x")
     assert objects.get("v1/before") == b"x"
+
+
+def test_without_its_bucket_a_service_says_of_no_object_that_it_is_gone(s3: S3) -> None:
+    objects = Objects.open(f"s3://absent-{uuid4()}/a")
+    for look in (
+        lambda: objects.get("b"), lambda: objects.read("b", 0, 1), lambda: list(objects.stream("b")),
+        lambda: objects.size("b"), lambda: objects.exists("b"), lambda: objects.delete("b"),
+    ):  # fmt: skip
+        with pytest.raises(StorageError, match=r"absent.* no such bucket"):
+            look()
+    for list_all in (objects.list, objects.sizes):
+        with pytest.raises(StorageError, match="NoSuchBucket"):
+            list_all("")

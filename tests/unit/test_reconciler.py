@@ -18,6 +18,7 @@ from modelops.server import reconciler as reconciling
 from modelops.server.reconcile import Held, Mismatch
 from modelops.server.reconciler import Reconciler
 from modelops.states import JobEvent, JobState
+from modelops.store.objects import FolderObjects
 from modelops.store.overview import page_of_jobs, picture
 from modelops.store.segments import job_folder
 from modelops.study.ids import AttemptId, JobId
@@ -126,6 +127,31 @@ def test_of_a_job_that_somebody_else_drives_nothing_is_changed(stored: StoredJob
     assert reconciler(stored, driving).run() == []
     assert driving.asked == [stored.job]
     assert stored.records.events(stored.job) == before
+
+
+class Forgetful(FolderObjects):
+    """Lists nothing but the parameters, or old sizes; whatever is asked for by its name is there."""
+
+    old = False
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Leave most out, or say what was true before."""
+        listed = super().sizes(prefix)
+        return {name: 1 if self.old else n for name, n in listed.items() if self.old or "parameters" in name}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_a_listing_leaves_out_is_not_gone_if_it_can_be_read(stored: StoredJob, old: bool) -> None:
+    folder = stored.objects.local_path("v1")
+    assert folder is not None
+    stored.objects = forgetful = Forgetful(folder.parent)
+    forgetful.old = old
+    before = stored.records.events(stored.job)
+    assert reconciler(stored, Nobody(stored)).run(stored.job) == []
+    assert stored.records.events(stored.job) == before
+    damage(stored, names(stored, "segments")[0], "remove")
+    found = reconciler(stored, Nobody(stored)).run(stored.job)
+    assert [f.kind for f in found if f.kind is not Mismatch.AGGREGATE_DAMAGED] == [Mismatch.SEGMENT_DAMAGED]
 
 
 def test_damage_is_repaired_whether_one_job_or_all_are_looked_at(stored: StoredJob) -> None:

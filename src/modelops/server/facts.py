@@ -5,6 +5,7 @@ In this order, because bytes come before rows: whatever is recorded was stored b
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -39,9 +40,10 @@ from modelops.worker.job_lock import read_lock
 from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from modelops.store import JobRow, Objects, Records
+    from modelops.store.result_file import ResultFile
     from modelops.study.ids import AttemptId, JobId
     from modelops.study.index_line import IndexLine
 
@@ -78,6 +80,7 @@ def facts_of(
     sizes = {name.removeprefix(f"{folder}/"): n for name, n in objects.sizes(folder).items()}
     if segments and not sizes:
         refuse_empty(objects)
+    sizes |= _unlisted(objects, folder, sizes, _recorded(row, segments, aggregates, result_files))
     facts = JobFacts(
         row=row,
         spec=spec,
@@ -95,6 +98,38 @@ def facts_of(
     held: dict[AttemptId, Mapping[ReplicateStatus, int]] = {}
     damaged = dict(_damage(objects, facts, held))
     return replace(facts, damaged=damaged, counted=held)
+
+
+def _recorded(
+    row: JobRow,
+    segments: Iterable[SegmentRef],
+    aggregates: Iterable[AggregateRef],
+    results: Iterable[ResultFile],
+) -> dict[str | None, int | None]:
+    """Return how many bytes each object has of which there is a record (None: that is not recorded)."""
+    recorded: dict[str | None, int | None] = {row.study: len(row.spec)}
+    recorded |= {f"results/{file.name}": file.n_bytes for file in results}
+    for ref in segments:
+        recorded |= {ref.name: ref.n_bytes, ref.pack: ref.pack_bytes, ref.execution: None}
+    for stored in aggregates:
+        recorded |= {stored.name: stored.n_bytes, stored.pack: stored.pack_bytes}
+    return recorded
+
+
+def _unlisted(
+    objects: Objects, folder: str, sizes: Mapping[str, int], recorded: Mapping[str | None, int | None]
+) -> dict[str, int]:
+    """Return the sizes of the recorded objects that are there although a listing does not say so.
+
+    A service may leave objects out of it, or list what was there before. So no object is said to be gone, or cut, that
+    was not looked for by its name.
+    """
+    found = {}
+    for name, n_bytes in recorded.items():
+        if name is not None and sizes.get(name) != (sizes.get(name, -1) if n_bytes is None else n_bytes):
+            with contextlib.suppress(NotFoundError):
+                found[name] = objects.size(f"{folder}/{name}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from modelops.store.objects import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 # Whoever calls us waits and tries again, and says so. By itself obstore would do that for minutes, in silence.
@@ -49,6 +50,7 @@ _CLIENT_OPTIONS: Final = (
     "pool_max_idle_per_host", "proxy_ca_certificate", "proxy_excludes", "proxy_url", "read_timeout", "timeout",
     "user_agent",
 )  # fmt: skip
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound")  # S3 and GCS; Azure
 _VARIABLES: Final = {
     "s3": "AWS", "s3a": "AWS", "az": "AZURE", "adl": "AZURE", "azure": "AZURE", "abfs": "AZURE", "abfss": "AZURE",
     "gs": "GOOGLE",
@@ -111,12 +113,12 @@ class RemoteObjects(Objects):
 
     def size(self, name: str) -> int:
         with _as_ours("reading", name, self.where):
-            return int(obstore.head(self.store, checked_name(name))["size"])
+            return int(self._head(checked_name(name))["size"])
 
     def exists(self, name: str) -> bool:
         try:
             with _as_ours("looking for", name, self.where):
-                obstore.head(self.store, checked_name(name))
+                self._head(checked_name(name))
         except NotFoundError:
             return False
         return True
@@ -137,6 +139,13 @@ class RemoteObjects(Objects):
                 obstore.delete(self.store, checked_name(name))
         except NotFoundError:
             return
+
+    def _head(self, name: str) -> ObjectMeta:
+        try:
+            return obstore.head(self.store, name)
+        except FileNotFoundError:
+            # It was said without a word. Is it the object that is missing, or the whole bucket?
+            return obstore.get(self.store, name).meta
 
     def _sending(self, n_bytes: int) -> ObjectStore:
         """Return the store whose requests may take as long as so many bytes do."""
@@ -170,7 +179,14 @@ def _as_ours(doing: str, name: str, where: str) -> Iterator[None]:
     try:
         yield
     except (ObstoreNotFoundError, FileNotFoundError) as e:  # obstore raises the latter
-        raise NotFoundError(f"there is no object {name} in {where}") from e
+        if not any(code in str(e) for code in _NO_BUCKET):
+            raise NotFoundError(f"there is no object {name} in {where}") from e
+        # Nothing is known of any object then: none is gone, and what is stored comes back with the bucket.
+        count(Counted.STORAGE_ERRORS)
+        raise StorageError(
+            f"{doing} {name} in {where} failed: the service says that there is no such bucket or container; see "
+            "whether it was removed or renamed, and whether that is the right service"
+        ) from e
     except ObstoreAlreadyExistsError as e:
         raise AlreadyExistsError(f"{name} exists in {where}") from e
     except (BaseError, OSError) as e:
