@@ -27,6 +27,7 @@ from modelops.counters import Counted, count
 from modelops.errors import ClusterError
 from modelops.logs import quiet_dask
 from modelops.study.pools import NO_POOL, Membership
+from modelops.worker.sending import send_whatever_the_clock_says
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,6 +73,7 @@ class ConnectedCluster:
         """Begin to connect."""
         self._stack.enter_context(dask.config.set(DASK_SETTINGS))
         quiet_dask()
+        send_whatever_the_clock_says()
         self._thread.start()
         return self
 

@@ -20,6 +20,7 @@ from modelops.cluster.nanny import DetachedNanny
 from modelops.errors import ClusterError
 from modelops.study.pools import NO_POOL
 from modelops.worker.plugin import ModelOpsWorker
+from modelops.worker.sending import send_whatever_the_clock_says
 from modelops.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class EmbeddedCluster:
         try:
             self._stack.enter_context(dask.config.set(DASK_SETTINGS))
             self._stack.enter_context(_quiet_dask())
+            send_whatever_the_clock_says()
             security = Security.temporary()
             cluster = self._stack.enter_context(
                 LocalCluster(

@@ -18,6 +18,7 @@ from modelops.cluster.run_folder import SCHEDULER
 from modelops.cluster.tls import security
 from modelops.errors import ClusterError
 from modelops.logs import quiet_dask
+from modelops.worker.sending import send_whatever_the_clock_says
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,7 @@ def run_scheduler(
         The certificates cannot be read, or the port is taken.
     """
     quiet_dask()
+    send_whatever_the_clock_says()
     with dask.config.set(DASK_SETTINGS):
         asyncio.run(_serve(host, port, tls, listening, or_any_port=or_any_port, http_port=http_port))
     return 0

@@ -32,8 +32,10 @@ class ModelOpsWorker(WorkerPlugin):
         """Start the runtime; Dask calls this before the worker takes tasks."""
         from modelops.worker.heartbeat import beat_seldom
         from modelops.worker.runtime import WorkerRuntime
+        from modelops.worker.sending import send_whatever_the_clock_says
 
         beat_seldom(worker)
+        send_whatever_the_clock_says()
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C in a terminal reaches the whole process group. The driver decides what stops, not the signal.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
