@@ -48,8 +48,9 @@ k8s-test: $(VENV)/dev.stamp ## deploy to the cluster of KUBECONFIG, or to one ma
 hosts-test: $(VENV)/dev.stamp ## a pool on many hosts, far apart and cut off from one another; needs root, says so if it cannot
 	$(AGAIN) $(BIN)/python -m pytest tests/hosts -s -rs --timeout 600
 
-bench: $(VENV)/dev.stamp ## measure; nothing here passes or fails
-	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: $(VENV)/dev.stamp $(VENV)/peers.stamp ## measure, half an hour; nothing here passes or fails
+	@for b in bench/*.py; do echo "== $$b"; case $$b in */peers.py) p=$(VENV)/peers/bin/python;; *) p=$(BIN)/python;; esac; \
+		$$p $$b || exit 1; done
 
 docs: $(VENV)/dev.stamp ## redraw what is made from the code, and run the examples of the pages
 	$(BIN)/python docs/draw_states.py
@@ -72,6 +73,13 @@ $(UV):
 $(VENV)/run.stamp: $(UV) requirements.txt pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+PEERS = loky==3.7.0 ray==2.60.0 parsl==2026.10.26
+$(VENV)/peers.stamp: $(VENV)/run.stamp Makefile
+	$(UV) venv --quiet --clear --python $(BIN)/python $(VENV)/peers
+	$(UV) pip install --quiet --python $(VENV)/peers/bin/python -r requirements.txt $(PEERS)
+	$(UV) pip install --quiet --python $(VENV)/peers/bin/python --no-deps --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt

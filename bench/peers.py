@@ -4,7 +4,7 @@ The same function, five floats out, one task per replicate, two processes, value
 with chunks of one, loky, Ray, Parsl, and Dask's `Client.map`. None of them keeps anything. ModelOps runs on a running
 warm server and stores what it gets. `multiprocessing.Pool.map` with its automatic chunks stands beside them. Each
 gets as many tasks as take it a few seconds. Those that are not installed are left out, which is said; `make bench`
-installs none of them: `uv pip install loky ray parsl` does, into an environment of one's own.
+runs this in an environment of its own that has them.
 
 Usage: python bench/peers.py [N_OF_OURS]
 """
@@ -29,7 +29,7 @@ from serving import served
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-N_TASKS, N_CHEAP, N_OURS = 4_000, 200_000, 200_000
+N_TASKS, N_CHEAP, N_OURS = 4_000, 1_000_000, 1_000_000
 
 
 def simulate(seed: int) -> dict[str, float]:
