@@ -851,6 +851,18 @@ def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_a
     assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == [c.StopAttempt(found.attempt, "w0")]
 
 
+def test_what_a_worker_tells_of_too_late_goes_on_and_counts_if_it_ends_first() -> None:
+    machine = taken_over(spec(1, 1))
+    (again,) = only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)
+    found = e.Found(attempt_id(1, 7), Ranges([(0, 1)]))  # it may have run for hours
+    assert machine.handle(e.AttemptsFound("w0", (found,)), 6.0) == []
+    old = Chunk(job=JOB, attempt=found.attempt, epoch=1, ranges=((0, 1),))
+    assert only(machine.handle(e.ChunkDone(receipt(old)), 7.0), c.CommitSegment)
+    commands = machine.handle(e.Committed(found.attempt), 7.0)
+    assert only(commands, c.StopAttempt) == [c.StopAttempt(again.chunk.attempt, "w0")]
+    assert machine.counts()[SUCCEEDED] == 1
+
+
 def watched(ref: SegmentRef, *numbers: float | str) -> SegmentRef:
     """Return a segment with the numbers that ``until`` goes by, or what is said where there is none."""
     codes = bytes(NO_NUMBER if isinstance(x, str) else STORED.index(SUCCEEDED) for x in numbers)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 HEAD_WITHIN_S: Final = 30.0  # from the connection, or the answer before, to the end of a request's head
-SILENT_SHARE: Final = 1 / 8  # of the files that may be open
+SILENT_SHARE: Final = 1 / 4  # of the files that may be open
 SHARE: Final = 3 / 4  # likewise, of all connections
 MOST_SILENT: Final = 2_000
 
