@@ -80,6 +80,11 @@ class Postgres:
         return self._process is not None
 
     @property
+    def programs(self) -> Path:
+        """The folder of its own programs, as ``pg_dump``."""
+        return self._installed / "bin"
+
+    @property
     def pid(self) -> int:
         """Pid of the server's first process."""
         assert self._process is not None
