@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -39,13 +40,14 @@ def temporary_files_are(what: str) -> Iterator[None]:
 
 
 def volume_of(path: Path) -> str:
-    """Name the mounted volume that holds a path, and what is free on it."""
-    while not path.exists() and path != path.parent:
+    """Name the mounted volume that holds a path, and what is free on it; as far as that can be seen."""
+    # Not `Path.exists` and `Path.is_mount`, which raise where a folder may not be looked into.
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110
         path = path.parent
     try:
         free_bytes = shutil.disk_usage(path).free
     except OSError:
         return f"volume of {path}"
-    while not path.is_mount():
+    while not os.path.ismount(path):
         path = path.parent
     return f"volume {path}, {free_bytes / 2**20:.1f} MiB free"

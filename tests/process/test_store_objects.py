@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -270,3 +271,42 @@ def test_without_its_bucket_a_service_says_of_no_object_that_it_is_gone(s3: S3) 
     for list_all in (objects.list, objects.sizes):
         with pytest.raises(StorageError, match="NoSuchBucket"):
             list_all("")
+
+
+@contextlib.contextmanager
+def _kept_out_of(folder: Path) -> Iterator[None]:
+    """Let nobody look into a folder; root could all the same, so it is somebody else within the block."""
+    user = os.geteuid()
+    folder.chmod(0)
+    try:
+        os.seteuid(65534 if user == 0 else user)
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("folder", [".", "v1"])
+def test_a_folder_that_may_not_be_looked_into_is_storage_that_is_away(tmp_path: Path, folder: str) -> None:
+    objects = FolderObjects(tmp_path / "objects")
+    (tmp_path / "file").write_bytes(b"x")
+    objects.put_new("v1/a", b"a")
+    with _kept_out_of(objects.root / folder):
+        for act in (
+            lambda: objects.exists("v1/a"), lambda: objects.get("v1/a"), lambda: objects.size("v1/a"),
+            lambda: objects.sizes("v1"), lambda: objects.put_new("v1/b", b"b"), lambda: objects.put("v1/b", b"b"),
+            lambda: objects.take_new("v1/b", tmp_path / "file", lambda: None), lambda: objects.delete("v1/a"),
+        ):  # fmt: skip
+            with pytest.raises(StorageError, match=r"v1.* denied .*volume .*allow writing"):
+                act()
+    assert objects.exists("v1/a")
+    assert not objects.exists("v1/b")
+
+
+def test_an_object_is_not_absent_because_the_volume_is(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path / "objects")
+    objects.put_new("a", b"a")
+    objects.root.rename(tmp_path / "elsewhere")
+    objects.root.mkdir()  # what is left where a volume was mounted
+    with pytest.raises(StorageError, match="is its volume mounted"):
+        objects.exists("a")

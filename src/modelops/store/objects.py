@@ -188,14 +188,14 @@ class FolderObjects(Objects):
 
     def put_together(self, contents: Mapping[str, Content], *, unknown: bool = False) -> frozenset[str]:
         # Looking spares the copying; the link decides.
-        there = {name for name in contents if (self.root / checked_name(name)).exists()}
+        there = {name for name in contents if self._is_taken(name)}
         new = {name: content for name, content in contents.items() if name not in there}
         taken = self._place(new, os.link, unknown=unknown) if new else frozenset()
         return taken.union(there)
 
     def take_new(self, name: str, path: Path, check: Callable[[], object]) -> None:
         target = self.root / checked_name(name)
-        if target.exists():
+        if self._is_taken(name):
             raise AlreadyExistsError(f"{name} exists in {self.root}")
         try:
             with path.open("rb") as file:
@@ -248,7 +248,14 @@ class FolderObjects(Objects):
             raise self._failed("reading", name, e) from e
 
     def exists(self, name: str) -> bool:
-        return (self.root / checked_name(name)).is_file()
+        path = self.root / checked_name(name)
+        try:
+            if path.is_file():
+                return True
+            (self.root / _TMP).stat()  # or it is missing with all the others, see `_is_there`
+        except OSError as e:
+            raise self._failed("looking for", name, e) from e
+        return False
 
     def list(self, prefix: str) -> Iterator[str]:
         folder = self.root / checked_name(prefix) if prefix else self.root
@@ -370,6 +377,12 @@ class FolderObjects(Objects):
                 opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
                 stack.callback(os.close, opened[-1])
             _at_once([partial(os.fsync, file) for file in (*files, *opened)])
+
+    def _is_taken(self, name: str) -> bool:
+        try:
+            return (self.root / checked_name(name)).exists()
+        except OSError as e:
+            raise self._failed("storing", name, e) from e
 
     def _is_there(self) -> bool:
         """Say whether this is the folder that was opened, and not what is left when its volume is not mounted."""
