@@ -514,6 +514,17 @@ def test_attempts_are_one_and_the_retries_and_the_last_stores_every_outcome() ->
     assert machine.counts()[CRASHED] == 1
 
 
+def test_what_a_worker_gives_back_untouched_and_unasked_waits_a_moment() -> None:
+    machine, commands = running(spec(1, 1))
+    for n in range(3):
+        (submit,) = only(commands, c.SubmitChunk)
+        back = Receipt(job=JOB, attempt=submit.chunk.attempt, worker="w0", host="h", unstarted=((0, 1),))
+        commands = machine.handle(e.ChunkDone(back), 10.0 * n)
+        assert commands == [c.SetTimer("retry", 10.0 * n + 1.0)]  # otherwise both would be at it without end
+        commands = machine.handle(e.TimerRang("retry"), 10.0 * n + 1.0)
+        assert only(commands, c.SubmitChunk)[0].chunk.attempt_number == 1
+
+
 def test_a_timer_that_rings_early_is_set_again() -> None:
     machine, commands = running(spec(1, 1, retry=RetryPolicy(max_retries=1)))
     (submit,) = only(commands, c.SubmitChunk)
@@ -676,6 +687,14 @@ def test_a_worker_that_cannot_prepare_the_environment_gets_no_work_for_a_while_a
     machine.handle(e.TimerRang("unfit"), 92.0)
     assert machine.counts()[ReplicateStatus.NOT_RUN] == 0
     assert machine.state is JobState.RUNNING
+
+
+def test_what_fails_together_on_a_worker_that_cannot_puts_it_aside_once() -> None:
+    machine, commands = running(spec(1, 2), slots=2)
+    first, second = only(commands, c.SubmitChunk)
+    assert c.SetTimer("unfit", 31.0) in machine.handle(unfit(first), 1.0)
+    assert machine.handle(unfit(second), 1.0) == []
+    assert len(only(machine.handle(e.TimerRang("unfit"), 31.0), c.SubmitChunk)) == 2
 
 
 def test_that_no_worker_can_stops_a_job_only_if_trying_again_has_no_hope() -> None:
