@@ -21,8 +21,9 @@ from filelock import FileLock
 from modelops.bundles.digest import EXECUTABLE, LINK, Entry, digest_of
 from modelops.bundles.files import Found, find_files, read_entry
 from modelops.bundles.ignore import ONLY_CACHES
-from modelops.errors import BundleError, IntegrityError
+from modelops.errors import BundleError, IntegrityError, StorageError
 from modelops.home import make_private
+from modelops.volumes import NO_ROOM, volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,8 @@ def take_snapshot(bundle: Path, cache: Path) -> tuple[BundleDigest, Path]:
     ------
     BundleError
         It holds what cannot travel, or kept changing while it was copied.
+    StorageError
+        The cache has no room for it.
     """
     for _ in range(_TRIES):
         before = find_files(bundle)
@@ -65,13 +68,26 @@ def take_snapshot(bundle: Path, cache: Path) -> tuple[BundleDigest, Path]:
         digest = digest_of(entries)
         if is_whole_snapshot(cache / digest):
             return digest, cache / digest
-        with staging(cache) as aside:
+        with _written_into(cache), staging(cache) as aside:
             copied = [_copy(found, aside) for found in before]
             # The digest is that of the copied bytes; the second look catches what changed in between
             # and would otherwise be a mixture of two versions that never existed.
             if digest_of(copied) == digest and find_files(bundle) == before:
                 return digest, publish(aside, digest, cache)
     raise BundleError(f"{bundle} kept changing while it was copied; submit again when nothing writes to it")
+
+
+@contextmanager
+def _written_into(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise StorageError(
+            f"copying the bundle into {cache} failed: {error.strerror} ({volume_of(cache)}); free some space there "
+            "('modelops env gc --max-age 30d' removes environments that were not used for so long)"
+        ) from error
 
 
 def _copy(found: Found, folder: Path) -> Entry:
