@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from binascii import b2a_base64
+from errno import EFBIG, EMFILE
 from time import time_ns
 
 from modelops_runner import values
@@ -18,6 +19,7 @@ INLINE_TOTAL = 4 * 1024 * 1024
 # its host: 50 MB at once took 110 ms, in such pieces 15.
 _PIECE_BYTES = 128 * 1024
 _LONG_AGO_NS = 10**10  # ten seconds: more than any file system rounds to
+_LIMITS = {EFBIG: "ulimit -f", EMFILE: "ulimit -n"}  # of the process: no space that is freed changes them
 
 
 class SpoolError(Exception):
@@ -151,7 +153,13 @@ class _Sink:
         except OSError as e:
             raise self._failed(e) from e
 
-    def _failed(self, error: OSError) -> SpoolError:
+    def _failed(self, error: OSError) -> Exception:
+        limit = _LIMITS.get(error.errno or 0)
+        if limit is not None:
+            return values.InvalidOutputError(
+                f"it could not be written to a file: {error.strerror}; a limit of the process ({limit}), which the "
+                "model or whoever started the worker has set, is in the way"
+            )
         return SpoolError(f"an output could not be written to {self._spool.folder}: {error.strerror}")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from tests.process.pool_bench import Bench, value
+from volumes import Volume, can_mount
 
 from modelops.errors import ProcessExitedError, RemoteError, StartFailedError, StorageError
 from modelops.processes import AggregateOutcome, ProcessPool, Row, StopSignal
@@ -687,15 +688,40 @@ def test_code_of_a_value_that_raises_while_it_is_taken_is_a_failure_in_the_bundl
 
 @pytest.mark.parametrize("isolation", ["warm", "fork"])
 def test_a_spool_that_cannot_be_written_is_named_and_is_no_fault_of_a_replicate(
-    bench: Bench, isolation: str
+    tmp_path: Path, isolation: str
 ) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("nothing can be mounted here")
     code = """
-    import os, resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     def model(params, seed): return {"x": bytes(1_000_000)}
     """
-    with pytest.raises(StorageError, match=r"could not be written to .*/spool: File too large; free space"):
-        bench.run(bench.spec(code, isolation=isolation))
+    with Volume(tmp_path / "small", "800k") as volume, ProcessPool(volume.path / "pool", slots=1) as pool:
+        bench = Bench(pool, tmp_path)
+        with pytest.raises(StorageError, match=r"could not be written to .*/spool: No space left .*; free"):
+            bench.run(bench.spec(code, isolation=isolation))
+
+
+@pytest.mark.parametrize(
+    ("limit", "to", "said"),
+    [("FSIZE", "200_000", "File too large"), ("NOFILE", "0", "Too many open files")],
+)
+@pytest.mark.parametrize("isolation", ["warm", "fork", "spawn"])
+def test_a_limit_that_a_model_sets_costs_its_own_large_output_and_no_waiting_for_space(
+    bench: Bench, isolation: str, limit: str, to: str, said: str
+) -> None:
+    code = f"""
+    import hashlib, resource
+    def model(params, seed):
+        if seed == 3:
+            _, highest = resource.getrlimit(resource.RLIMIT_{limit})
+            resource.setrlimit(resource.RLIMIT_{limit}, ({to}, highest))
+        return {{"x": bytes(1_000_000) if seed == 3 else b""}}
+    """
+    outcomes = bench.run(bench.spec(code, isolation=isolation))
+    assert [o.status for o in outcomes] == [*[Status.SUCCEEDED] * 3, Status.INVALID_OUTPUT]
+    error = outcomes[3].error
+    assert error is not None
+    assert error.message.startswith(f"x: it could not be written to a file: {said}; a limit of the process")
 
 
 def test_memory_that_a_child_took_is_said_of_the_aggregate_and_of_no_later_one(bench: Bench) -> None:
