@@ -5,10 +5,12 @@ from __future__ import annotations
 import ssl
 import subprocess
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from modelops.cluster import authority
 from modelops.cluster.handles import Handle
 from modelops.cluster.run_folder import RunFolder, write_private
 from modelops.cluster.tls import ensure_certificates, is_good
@@ -135,3 +137,15 @@ def test_certificates_are_made_once_and_anew_when_a_file_is_not_good(tmp_path: P
     assert is_good(folder)
     assert (folder / "key.pem").read_bytes() != made["key.pem"]
     assert {p.name for p in folder.iterdir()} == set(TLS_FILES)
+
+
+def test_certificates_that_were_made_while_the_clock_was_ahead_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tls"
+    with monkeypatch.context() as ahead:
+        ahead.setattr(authority, "CLOCK_SLACK", timedelta(days=-400))
+        ensure_certificates(folder)
+    assert not is_good(folder)
+    ensure_certificates(folder)
+    assert is_good(folder)

@@ -48,7 +48,7 @@ def ensure_certificates(folder: Path) -> None:
 
 
 def is_good(folder: Path, days: int = RENEW_DAYS) -> bool:
-    """Whether the three files are there, belong together and are valid for so many days more."""
+    """Whether the three files are there, belong together, and are valid now and for so many days more."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -59,10 +59,13 @@ def is_good(folder: Path, days: int = RENEW_DAYS) -> bool:
         key = load_pem_private_key((folder / "key.pem").read_bytes(), None)
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return False
-    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    now = datetime.datetime.now(datetime.UTC)
+    # Made while the clock was ahead, they would be good for nothing until then.
+    begun = max(ca.not_valid_before_utc, cert.not_valid_before_utc) <= now
+    lasts = min(ca.not_valid_after_utc, cert.not_valid_after_utc) > now + datetime.timedelta(days=days)
     private = all((folder / name).stat().st_mode & 0o077 == 0 for name in TLS_FILES)
     belong = is_signed_by(cert, ca) and key.public_key() == cert.public_key()
-    return private and belong and min(ca.not_valid_after_utc, cert.not_valid_after_utc) > until
+    return private and belong and begun and lasts
 
 
 def make_certificates(folder: Path) -> None:
