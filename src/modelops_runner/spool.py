@@ -137,13 +137,21 @@ class _Sink:
 
         path = self._spool.new_path()
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._fd = self._created(path)
         except OSError as e:
             raise self._failed(e) from e
         self.path, self._hash = path, sha256()
         for part in self._head:
             self._append(memoryview(part))
         self._head.clear()
+
+    def _created(self, path: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:  # a model has removed the folder: to wait would not bring it back
+            os.makedirs(self._spool.folder, 0o700, exist_ok=True)
+            return os.open(path, flags, 0o600)
 
     def _append(self, view: memoryview) -> None:
         self._hash.update(view)

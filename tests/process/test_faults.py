@@ -18,7 +18,7 @@ from tests.process.pool_bench import Bench, value
 from volumes import Volume, can_mount
 
 from modelops.errors import ProcessExitedError, RemoteError, StartFailedError, StorageError
-from modelops.processes import AggregateOutcome, ProcessPool, Row, StopSignal
+from modelops.processes import AggregateOutcome, ProcessPool, Row, SpooledFile, StopSignal
 from modelops.processes.pool import STARTS
 from modelops.processes.process import RunnerProcess
 from modelops.states import ReplicateStatus as Status
@@ -722,6 +722,25 @@ def test_a_limit_that_a_model_sets_costs_its_own_large_output_and_no_waiting_for
     error = outcomes[3].error
     assert error is not None
     assert error.message.startswith(f"x: it could not be written to a file: {said}; a limit of the process")
+
+
+@pytest.mark.parametrize("isolation", ["warm", "fork"])
+def test_a_model_that_removes_the_folder_above_its_own_still_hands_over_a_large_output(
+    bench: Bench, isolation: str
+) -> None:
+    code = """
+    import os, shutil
+    def model(params, seed):
+        if seed == 3:
+            shutil.rmtree(os.path.dirname(os.getcwd()), ignore_errors=True)
+        return {"x": bytes(1_000_000) if seed == 3 else b""}
+    """
+    outcomes = bench.run(bench.spec(code, isolation=isolation))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED] * 4
+    data = outcomes[3].outputs[0][2]
+    assert isinstance(data, SpooledFile)
+    assert Path(data.path).stat().st_size == data.bytes >= 1_000_000
+    Path(data.path).unlink()
 
 
 def test_memory_that_a_child_took_is_said_of_the_aggregate_and_of_no_later_one(bench: Bench) -> None:
