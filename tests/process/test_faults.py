@@ -724,7 +724,7 @@ def test_a_limit_that_a_model_sets_costs_its_own_large_output_and_no_waiting_for
     assert error.message.startswith(f"x: it could not be written to a file: {said}; a limit of the process")
 
 
-@pytest.mark.parametrize("isolation", ["warm", "fork"])
+@pytest.mark.parametrize("isolation", ["warm", "fork", "spawn"])
 def test_a_model_that_removes_the_folder_above_its_own_still_hands_over_a_large_output(
     bench: Bench, isolation: str
 ) -> None:
@@ -741,6 +741,26 @@ def test_a_model_that_removes_the_folder_above_its_own_still_hands_over_a_large_
     assert isinstance(data, SpooledFile)
     assert Path(data.path).stat().st_size == data.bytes >= 1_000_000
     Path(data.path).unlink()
+
+
+def test_of_processes_that_have_ended_nothing_is_left_once_their_outputs_were_fetched(bench: Bench) -> None:
+    spec = bench.spec("""
+        def model(params, seed):
+            return {"x": bytes(1_000_000)}
+        """, isolation="spawn")  # fmt: skip
+    for _ in range(2):
+        outcomes = bench.run(spec)
+        large = [data for o in outcomes for _, _, data in o.outputs if isinstance(data, SpooledFile)]
+        files = [Path(data.path) for data in large]
+        assert len(files) == len(outcomes)
+        folders = {file.parent.parent.name for file in files}
+        there = {path.name for path in bench.pool.folder.glob("p*")}
+        assert folders <= there
+        assert len(there) <= len(folders) + 1, (
+            "those of the run before are gone, but for a process that waits"
+        )
+        for file in files:
+            file.unlink()
 
 
 def test_memory_that_a_child_took_is_said_of_the_aggregate_and_of_no_later_one(bench: Bench) -> None:

@@ -14,6 +14,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Final
 
+from modelops.processes.process_folder import remove_if_empty
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -43,7 +45,9 @@ class PoolFolder:
         fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def of_process(self, number: int) -> Path:
-        """Return the folder of one process; not made yet."""
+        """Return the folder of one process, not made yet, and remove those of earlier ones that nobody needs."""
+        for folder in self.path.glob("p*"):
+            remove_if_empty(folder)
         return self.path / f"p{number}"
 
     def log_of_process(self, number: int) -> Path:
@@ -63,6 +67,8 @@ class PoolFolder:
     def remove(self) -> None:
         """Remove it, but for spooled files that outcomes own (their folders are not empty)."""
         shutil.rmtree(self.path / "logs", ignore_errors=True)
+        for folder in self.path.glob("p*"):
+            remove_if_empty(folder)
         (self.path / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()

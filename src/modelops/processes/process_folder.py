@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shutil
 import sys
 from pathlib import Path
@@ -24,16 +26,29 @@ def remove_folders(folder: Path, owned: Collection[str]) -> None:
     """Remove what a process leaves, but for the spooled files that are ``owned`` (their paths)."""
     for name in _OF_THE_PROCESS:
         _remove_tree(folder / name)
-    spool = folder / _SPOOL
-    left = 0
-    for file in spool.iterdir():
-        if str(file) in owned:
-            left += 1
-        else:
-            file.unlink()
-    if not left:
-        spool.rmdir()
-        folder.rmdir()
+    with contextlib.suppress(FileNotFoundError):  # a model has removed it
+        for file in (folder / _SPOOL).iterdir():
+            if str(file) not in owned:
+                file.unlink()
+    _remove_empty(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a process that has ended, if nobody owns a file in it any more."""
+    if (folder / _SPOOL).exists() and not any((folder / name).exists() for name in _OF_THE_PROCESS):
+        _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in (folder / _SPOOL, folder):
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            return
 
 
 def _remove_tree(folder: Path) -> None:
