@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelops.errors import RequestError
 from modelops.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,6 +96,23 @@ class Home:
     def objects(self) -> Path:
         """The folder of the default object storage."""
         return self.data / "objects"
+
+
+def refuse_no_folder(home: Home) -> None:
+    """Refuse a home that neither is a folder nor can become one: else all one hears is that nothing is there.
+
+    Raises
+    ------
+    RequestError
+        There is a file in the place of one of its folders.
+    """
+    for folder in (home.data, home.cache, home.state):
+        there = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+        if not there.is_dir():
+            raise RequestError(
+                f"{folder} can hold no data of ModelOps: {there} is a file; let MODELOPS_HOME name a folder, "
+                "or one that can be made"
+            )
 
 
 def make_private(folder: Path) -> None:

@@ -5,7 +5,9 @@ A value is looked at when it is asked for, so a wrong one is told to those who n
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,7 @@ NAMES: Final = (
 )
 SECRET: Final = frozenset({"token", "database"})  # a URL of a database may hold a password
 OTHERS_MAY_READ: Final = 0o077
+_NO_URL: Final = re.compile(r"[\s\x00-\x1f\x7f]")  # `urlsplit` leaves some of these out in silence
 TLS_FILES: Final = ("ca.pem", "cert.pem", "key.pem")
 TLS_FILES_OF_SECRETS: Final = (
     "ca.crt",
@@ -108,7 +111,7 @@ class Settings:
     @property
     def server(self) -> str | None:
         """The URL of a server on another machine, None for the one of this machine."""
-        return self._parsed("server", _server_url, None)
+        return self._parsed("server", server_url, None)
 
     @property
     def token(self) -> str | None:
@@ -254,13 +257,33 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-def _server_url(value: Any) -> str:
+def server_url(value: Any) -> str:
+    """Return the URL of a server, without a slash at its end. Raises ValueError, with what it must be."""
     text = _text(value)
-    url = urlsplit(text)
-    _port_of(url.netloc)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
-        raise ValueError("it must be a URL such as https://modelops.example.org")
+    wrong = ValueError("it must be a URL such as https://modelops.example.org")
+    try:
+        url = urlsplit(text)
+    except ValueError:  # half an IPv6 address
+        raise wrong from None
+    if _port_of(url.netloc) == 0:
+        raise ValueError("its port must not be 0")
+    if url.scheme not in ("http", "https") or url.query or url.fragment or _NO_URL.search(text):
+        raise wrong
+    if not _is_host(url.hostname or ""):
+        raise wrong
     return text.rstrip("/")
+
+
+def _is_host(name: str) -> bool:
+    """Say whether this can be looked up: an IP address, or a name whose parts are as DNS allows them."""
+    if ":" in name:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+    parts = name.removesuffix(".").split(".")
+    return all(0 < len(part) <= 63 and all(c.isalnum() or c in "-_" for c in part) for part in parts)
 
 
 def _token(value: Any) -> str:

@@ -172,6 +172,10 @@ def test_a_submitted_job_is_watched_shown_copied_and_extended(
     with pytest.raises(RequestError, match="names no folder"):
         mo.Job(job).sync("")
     mo.Job(job).sync(tmp_path / "to")
+    own = modelops("jobs", "sync", job, mo.Job(job).home.objects, "--json")
+    assert (own.code, own.json["error"], "keeps its objects" in own.err) == (2, "RequestError", True), own.err
+    misspelt = modelops("jobs", "extend", job, "-p", "aa=3")
+    assert (misspelt.code, "which is no parameter of the job's first set" in misspelt.err) == (2, True)
     extended = modelops("jobs", "extend", job, "-n", "25", "-p", "a=3", "--wait", "--json")
     assert (extended.code, extended.json["counts"]) == (0, {"succeeded": 75}), extended.err
     copied = modelops("jobs", "sync", job, "to", "--json").json

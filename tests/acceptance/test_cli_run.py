@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -82,6 +83,7 @@ def test_as_json_only_json_is_on_stdout(modelops: Modelops, write_bundle: Callab
     (failure,) = answer["failures"]
     assert (failure["error_type"], failure["message"], failure["count"]) == ("ValueError", "odd", 1)
     assert answer["best"][0]["n"] == 2
+    assert re.fullmatch("[0-9a-f]{32}", answer["best"][0]["param_id"])
     assert said.err == ""
     # The command that the summary gives runs that very replicate: the same seed, the same failure.
     words = failure["command"].split()

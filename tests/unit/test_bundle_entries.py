@@ -81,7 +81,7 @@ def test_a_module_is_looked_for_in_the_bundle_and_in_its_src(tmp_path: Path) -> 
 def test_only_a_bundle_without_dependencies_is_told_that_a_module_is_missing(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("def run(): ...")
     said = what_is_missing(tmp_path, "modle:run", alone=lambda: True)
-    assert "no module 'modle'; did you mean 'model'?" in (said or "")
+    assert "no module 'modle', and no dependencies that could bring it; did you mean 'model'?" in (said or "")
     assert what_is_missing(tmp_path, "modle:run", alone=lambda: False) is None
     assert what_is_missing(tmp_path, "random:random", alone=lambda: True) is None
 

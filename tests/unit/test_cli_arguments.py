@@ -6,28 +6,51 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelops.cli.app import app
+from modelops.cli.job_views import show_list
 from modelops.cli.jobs import extend
-from modelops.cli.run import default_folder, refuse_unwritable
+from modelops.cli.run import default_folder, expected_folder, refuse_unwritable
+from modelops.cli.show import utc_text
+from modelops.client.served import Summary
 from modelops.client.study_arguments import (
     axes_of_texts,
     axis_of_text,
     existing,
     min_success_of_text,
     seeds_of_text,
+    sets_beside,
     with_axes,
 )
+from modelops.client.study_files import load_study
 from modelops.errors import NotFoundError, RequestError
 from modelops.study.parameter_sets import ParameterSets
 from modelops.study.sampling import grid
+from modelops.study.wording import shown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MODELOPS = (sys.executable, "-c", "from modelops.cli import main; main()")
+
+
+def modelops(*words: str, home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with a home."""
+    return subprocess.run(
+        [*MODELOPS, *words], capture_output=True, text=True, check=False, cwd=cwd,
+        env={**os.environ, "MODELOPS_HOME": str(home)},
+    )  # fmt: skip
+
+
 VALUES: list[tuple[str, list[Any]]] = [
     ("beta=0.1,0.2", [0.1, 0.2]),
     ("n=1,2", [1, 2]),
@@ -98,6 +121,20 @@ def test_one_and_one_point_zero_stay_apart_when_other_parameters_are_named() -> 
     assert [type(row["a"]) for row in sets] == [int, float]
 
 
+def test_sets_that_are_added_have_the_values_of_the_first_where_none_are_named() -> None:
+    sets = sets_beside({"a": 1, "b": "x"}, ["a=2,3"])
+    assert [dict(row) for row in sets] == [{"a": 2, "b": "x"}, {"a": 3, "b": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [({"beta": 0.1, "gamma": 2}, "there are beta, gamma; did you mean 'beta'"), ({}, "it has none")],
+)
+def test_a_job_is_not_extended_by_a_parameter_that_it_does_not_have(first: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=rf"-p names 'betta', .*: {says}.* Nothing was added"):
+        sets_beside(first, ["gamma=1", "betta=0.3"] if first else ["betta=0.3"])
+
+
 def test_seeds_and_min_success_are_read_from_text() -> None:
     assert seeds_of_text("11,977,35") == [11, 977, 35]
     assert seeds_of_text(None) is None
@@ -126,6 +163,40 @@ def test_result_files_that_could_not_be_written_are_refused_before_anything_runs
     assert not (tmp_path / "not").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "folder"),
+    [("", "results/coin"), ('name = "mine"\n', "results/mine"), ('name = "a/b"\n', "results")],
+)
+def test_what_is_looked_at_before_a_run_is_the_folder_that_it_writes_to(
+    said: str, folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "coin.py").write_text("def simulate(params, seed):\n    return {'x': seed}\n")
+    (tmp_path / "study.toml").write_text(f'bundle = "coin.py"\n{said}')
+    assert expected_folder(load_study(tmp_path / "study.toml")) == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("größe 2.5", "größe 2.5"),
+        ("a\u202eb", r"a\u202eb"),
+        ("a\x1b[2Jb\n", r"a\x1b[2Jb\n"),
+        ("\udc80", r"\x80"),
+        ("\u2028", r"\u2028"),
+        ("a\u00a0b", "a\u00a0b"),
+    ],
+)
+def test_a_name_is_shown_as_one_line_that_turns_nothing_around(name: str, shown: str) -> None:
+    assert shown_name(name) == shown
+    row = Summary(job="job_1", name=name, state="succeeded")
+    assert show_list([row])[1].endswith(shown)
+
+
+def test_times_in_json_have_one_form() -> None:
+    at = datetime(2026, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))
+    assert utc_text(at) == "2026-01-01T12:00:00Z" == msgspec.to_builtins(at.astimezone(UTC))
+
+
 def test_extending_by_nothing_is_refused_in_the_words_of_the_shell() -> None:
     with pytest.raises(RequestError, match=r"-n 400 .*-p a=1,2 .*--seeds") as refused:
         extend("job_1")
@@ -151,6 +222,53 @@ def test_a_full_output_is_one_sentence(words: list[str], tmp_path: Path) -> None
     assert said.returncode == 1
     assert "Traceback" not in said.stderr
     assert "No space left on device" in said.stderr
+
+
+@pytest.mark.parametrize("words", [["jobs", "list"], ["status"], ["down"]])
+def test_who_only_looks_hears_that_the_home_is_a_file(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    said = modelops(*words, home=tmp_path / "home", cwd=tmp_path)
+    assert said.returncode == 2
+    assert said.stdout == ""
+    assert said.stderr.startswith(
+        f"error: {tmp_path}/home can hold no data of ModelOps: {tmp_path}/home is a file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["jobs", "show", "nope"], "NotFoundError"),
+        (["jobs", "list", "--state", "runing"], "RequestError"),
+        (["jobs", "show"], "UsageError"),
+        (["env", "verify", "nope"], "NotFoundError"),
+        (["run", "nope.toml"], "NotFoundError"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_fails_says_so_as_json_when_it_was_asked_for_json(
+    words: list[str], error: str, tmp_path: Path
+) -> None:
+    plain, said = (modelops(*words, *more, home=tmp_path / "home", cwd=tmp_path) for more in ([], ["--json"]))
+    assert (plain.returncode, plain.stdout) == (2, "")
+    answer = json.loads(said.stdout)
+    assert (answer["error"], answer["exit_code"], said.returncode) == (error, 2, 2)
+    assert said.stderr == plain.stderr  # the sentence is there for who reads the terminal
+    assert answer["message"] in said.stderr
+
+
+def _switches(group: Any) -> Iterator[tuple[str, list[str]]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _switches(command)
+        else:
+            yield from ((name, parameter.secondary_opts) for parameter in command.params)
+
+
+def test_a_switch_has_no_opposite_that_does_nothing() -> None:
+    found = dict(_switches(typer.main.get_command(app)))
+    assert "gc" in found
+    assert [name for name, opposites in _switches(typer.main.get_command(app)) if opposites] == []
 
 
 @pytest.mark.parametrize("words", [["submit", "coin.py"], ["up"]])

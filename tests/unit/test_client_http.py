@@ -297,7 +297,7 @@ def test_a_server_that_is_away_makes_a_status_unknown_and_never_failed(
     assert first.unknown_since is not None
     assert first.unknown_since == second.unknown_since
     assert first.reason.startswith("unknown since ")
-    assert "last known: running" in first.reason
+    assert "(last known: running, 3 succeeded)" in first.reason
     assert "failed" not in str(first)
     server.last = summary("succeeded")
     assert source.status(JOB).state == JobState.SUCCEEDED
@@ -332,9 +332,19 @@ def test_waiting_for_the_end_is_one_question_whatever_else_changes(
     assert [path for _, path, _, _ in server.heard] == [f"/v1/jobs/{JOB}?wait_s=25.000&ended=true"]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "", "http://"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x", "http://", "http://no such", "http://[::1", "http://a\tb"]
+)
 def test_what_is_no_address_is_refused_with_an_example(url: str) -> None:
-    with pytest.raises(RequestError, match=r"https://modelops\.example\.org"):
+    with pytest.raises(RequestError, match=r"no address of a server: .* https://modelops\.example\.org"):
+        checked_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"), [("", "must be text"), ("http://x:y", "port"), ("http://x:0", "port")]
+)
+def test_an_address_without_text_or_with_a_wrong_port_is_refused(url: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
         checked_url(url)
 
 

@@ -42,6 +42,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("server", "localhost:8000", "must be a URL"),
     ("server", "ftp://x", "must be a URL"),
     ("server", "http://x:99999", "port"),
+    ("server", "http://x:0", "port must not be 0"),
+    ("server", "http://no such", "must be a URL"),
+    ("server", "http://x/a b", "must be a URL"),
+    ("server", "http://:8785", "must be a URL"),
+    ("server", "http://a..b", "must be a URL"),
+    ("server", "http://[::1", "must be a URL"),
+    ("server", "http://*", "must be a URL"),
     ("scheduler", "tcp://x:8786", "tls://"),
     ("scheduler", "tls://x", "tls://"),
     ("database", "modelops.db", "must be a URL"),
@@ -107,6 +114,20 @@ def test_the_home_knows_another_database_and_storage(tmp_path: Path) -> None:
     assert other.database_url == "postgresql+psycopg://u:secret@h/n"
     assert other.storage == "s3://b/f"
     assert "secret" not in repr(other)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:8785",
+        "http://[::1]:8785",
+        "https://10.0.0.1/m",
+        "https://größe.example",
+        "http://a_b.",
+    ],
+)
+def test_whatever_can_be_asked_is_a_server_url(tmp_path: Path, url: str) -> None:
+    assert Settings.read(at(tmp_path, MODELOPS_SERVER=url)).server == url
 
 
 def test_a_server_url_has_no_slash_at_its_end(tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from stored_job import StoredJob
 from modelops.errors import StorageError
 from modelops.server.live import LiveView, Progress
 from modelops.server.stall_watch import StallWatch
-from modelops.server.stalled import PATIENCE_S, PREPARING_S, TIMES_LONGEST, Seen, Watched, look
+from modelops.server.stalled import (
+    PATIENCE_S,
+    PREPARING_S,
+    STOPPING_S,
+    TIMES_LONGEST,
+    UNMEASURED_S,
+    Seen,
+    Watched,
+    look,
+)
 from modelops.states import JobEvent, JobState
 from modelops.study.ranges import Ranges
 from modelops.study.spec import RetryPolicy
@@ -48,6 +57,9 @@ def told(idle_s: float, longest_s: float | None = None, **what: Any) -> str:
         ({"n_running": 0, "retry_delay_s": 1000.0}, 1.0, 1000.0, "nothing of it runs on them"),
         ({"state": JobState.PREPARING}, None, PREPARING_S, "its environment is still being prepared"),
         ({"state": JobState.FINALIZING}, None, 1800.0, "result files are still being written"),
+        ({"state": JobState.CANCELLING}, 1.0, STOPPING_S, "workers have not stopped 2 replicates of it"),
+        ({"state": JobState.CANCELLING, "n_running": 0}, 1.0, 1800.0, "what is kept of it is still being"),
+        ({}, None, UNMEASURED_S, "nothing has shown yet how long its replicates take; a `replicate_timeout`"),
         ({"replicate_timeout_s": 7200.0}, 1.0, 7200.0, "longer than their limit of 2 h"),
         ({}, 100.0, TIMES_LONGEST * 100.0, "no step took longer than 100 s"),
     ],
@@ -57,10 +69,6 @@ def test_a_job_is_called_stalled_only_after_what_is_explained(
 ) -> None:
     assert told(explained_s - 1, longest_s, **{**RUNNING, **what}) == ""
     assert says in told(explained_s, longest_s, **{**RUNNING, **what})
-
-
-def test_nothing_is_said_of_running_replicates_while_nobody_knows_how_long_they_take() -> None:
-    assert told(1e7, None, **RUNNING) == ""
 
 
 WAITS: dict[str, Any] = {
@@ -84,7 +92,7 @@ def test_how_long_a_job_was_queued_prepared_or_waiting_is_no_measure_of_its_repl
     watched = None
     for mark, phase in enumerate(phases):
         watched, _ = look(watched, Seen(mark=mark, **phase), 10.0 * mark)
-    _, stall = look(watched, Seen(mark=len(phases) - 1, **RUNNING), 1e7)
+    _, stall = look(watched, Seen(mark=len(phases) - 1, **RUNNING), UNMEASURED_S)
     assert stall is None
 
 
@@ -92,7 +100,7 @@ def test_the_first_step_that_is_seen_has_the_start_in_it_and_is_no_measure() -> 
     watched = None
     for now in (0.0, 5.0):
         watched, _ = look(watched, Seen(mark=now, **RUNNING), now)
-    assert look(watched, Seen(mark=5.0, **RUNNING), 1e7)[1] is None
+    assert look(watched, Seen(mark=5.0, **RUNNING), UNMEASURED_S)[1] is None
     watched, _ = look(watched, Seen(mark=6.0, **RUNNING), 6.0)
     assert look(watched, Seen(mark=6.0, **RUNNING), 1e7)[1] is not None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from modelops.client.status import JobFile, JobFiles
-from modelops.client.sync import LIST, sync_files
+from modelops.client.sync import LIST, refuse_own_folder, sync_files
 from modelops.errors import IntegrityError, RequestError, StorageError
+from modelops.home import Home
 from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
@@ -66,6 +68,26 @@ def test_the_second_time_only_what_is_new_is_copied(tmp_path: Path) -> None:
     assert (second.copied, second.final, second.n_bytes) == (("results/r.parquet",), True, 4)
     assert files.asked == ["results/r.parquet"]
     assert contents(tmp_path / "to") == files.contents
+
+
+@pytest.mark.parametrize(
+    "name", ["", "objects", "objects/v1/jobs", "cache", "cache/envs", "state", "x/../cache", "link"]
+)
+def test_a_folder_in_which_modelops_keeps_its_own_files_is_refused(tmp_path: Path, name: str) -> None:
+    home = Home.at(tmp_path / "home")
+    home.objects.mkdir(parents=True)
+    (home.data / "link").symlink_to(home.objects)
+    with pytest.raises(RequestError, match=r"belongs to ModelOps itself, .* name a folder of your own"):
+        refuse_own_folder(home, home.data / name)
+
+
+def test_a_storage_elsewhere_is_refused_and_a_folder_of_one_s_own_is_not(tmp_path: Path) -> None:
+    home = replace(Home.at(tmp_path / "home"), objects_at=str(tmp_path / "storage"))
+    with pytest.raises(RequestError, match="keeps the storage there"):
+        refuse_own_folder(home, tmp_path / "storage" / "x")
+    for free in (tmp_path, tmp_path / "out", home.data / "results"):
+        refuse_own_folder(home, free)
+    refuse_own_folder(replace(home, objects_at="s3://bucket/folder"), tmp_path / "s3:")
 
 
 def test_a_file_that_was_damaged_here_is_copied_again(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def what_is_missing(snapshot: Path, entry: str, *, alone: Callable[[], bool]) ->
         held = {name for root in roots for name in _top_modules(root)}
         if top in held or top in sys.stdlib_module_names or not alone():
             return None  # of a package that others may add to; of a dependency; of Python
-        return f"the bundle has no module {top!r}{did_you_mean(top, held)}, and no dependencies that could bring it"
+        return f"the bundle has no module {top!r}, and no dependencies that could bring it{did_you_mean(top, held)}"
     name = attribute.partition(".")[0]
     text = file.read_text(encoding="utf-8", errors="replace")
     if not name or re.search(rf"(?m)^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b", text):

@@ -246,5 +246,5 @@ def _choose(kind: str, wanted: str, known: Mapping[str, str], manifest: Manifest
         return wanted
     names = ", ".join(f"{name} ({entry})" for name, entry in known.items()) or "none"
     raise RequestError(
-        f"bundle {manifest.name!r} has no {kind} {wanted!r}{did_you_mean(wanted, known)}. It has: {names}"
+        f"bundle {manifest.name!r} has no {kind} {wanted!r}; it has: {names}{did_you_mean(wanted, known)}"
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from modelops.cli.bundle import bundle_app
 from modelops.cli.certs import certs_app
@@ -29,15 +30,20 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         from modelops.cli.exits import Exit, exit_of_error
+        from modelops.cli.show import show_error
 
         try:
             return super().invoke(ctx)
         except ModelOpsError as error:
             logging.getLogger(__name__).info("the error in full", exc_info=error)
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(exit_of_error(error)) from error
+            code = exit_of_error(error)
+            show_error(type(error).__name__, str(error), code)
+            raise typer.Exit(code) from error
+        except TyperException as error:  # of the words; typer says it on stderr, with the usage
+            show_error("UsageError", error.format_message(), error.exit_code, kind=None)
+            raise
         except KeyboardInterrupt:
-            typer.echo("stopped", err=True)
+            show_error("Cancelled", "stopped", Exit.CANCELLED, kind="")
             raise typer.Exit(Exit.CANCELLED) from None
 
 
@@ -109,10 +115,14 @@ def options(
 def run_app() -> None:
     """Run the command that the shell asked for; the process ends with its exit code."""
     from modelops.cli.exits import Exit
+    from modelops.cli.show import show_error
 
     try:
         app()
     except OSError as error:  # a closed pipe is none: whoever reads has seen enough
         logging.getLogger(__name__).info("the error in full", exc_info=error)
-        typer.echo(f"error: {_told(error)}", err=True)
-        raise SystemExit(Exit.WRONG_REQUEST if error.filename else Exit.FAILED) from error
+        if error.filename:
+            show_error(type(error).__name__, _told(error), Exit.WRONG_REQUEST)
+            raise SystemExit(Exit.WRONG_REQUEST) from error
+        typer.echo(f"error: {_told(error)}", err=True)  # most likely of stdout, so no JSON can go there
+        raise SystemExit(Exit.FAILED) from error

@@ -31,7 +31,10 @@ def init(
     name: Annotated[str, typer.Argument(help="The folder to make; its last part is the bundle's name.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a new bundle that runs: model, aggregate, study, README and a test."""
+    """Write a new bundle that runs: model, aggregate, study, README and a test.
+
+    Exit code: 0 it is written, 2 the folder is not new and empty, or cannot be made.
+    """
     from modelops.bundles.template import init_bundle
     from modelops.cli.show import show_json
 
@@ -56,7 +59,7 @@ def check(
     isolation: Isolation = None,
     replicate_timeout: ReplicateTimeout = None,
     memory: Memory = None,
-    upgrade: Annotated[bool, typer.Option(help="Resolve the dependencies anew.")] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Resolve the dependencies anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell a bundle's author what would go wrong, before anything is submitted.

@@ -41,7 +41,10 @@ At = Annotated[
 def create(
     folder: Folder, host: Hosts = None, days: Days = 365, at: At = None, as_json: AsJson = False
 ) -> None:
-    """Make a private authority, and certificates for scheduler, worker, server and client."""
+    """Make a private authority, and certificates for scheduler, worker, server and client.
+
+    Exit code: 0 they are there, 2 the request was wrong.
+    """
     from modelops.cluster.certificates import create_certificates
 
     create_certificates(folder, host or (), days=days, at=at)
@@ -62,7 +65,10 @@ def renew(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make new certificates of the same authority for all roles; or go a step towards another authority."""
+    """Make new certificates of the same authority for all roles; or go a step towards another authority.
+
+    Exit code: 0 they are there, 2 the request was wrong.
+    """
     from modelops.cluster.certificates import begin_authority, forget_old_authorities, renew_certificates
     from modelops.errors import RequestError
 
@@ -81,7 +87,7 @@ def renew(
 def show(folder: Folder, as_json: AsJson = False) -> None:
     """Show the certificates and until when they are valid.
 
-    Exit code 1 if one ends within 30 days.
+    Exit code: 0, 1 one ends within 30 days, 2 the request was wrong.
     """
     from modelops.cli.exits import Exit
 
@@ -102,7 +108,7 @@ def _show(folder: Path, *, as_json: bool) -> bool:
         rows = [
             {
                 "role": kept.role, "serial": kept.serial, "hosts": list(kept.hosts), "days": days,
-                "not_after": kept.not_after.isoformat(), "signed_by": kept.signed_by,
+                "not_after": kept.not_after, "signed_by": kept.signed_by,
             }
             for kept, days in found
         ]  # fmt: skip

@@ -20,7 +20,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @env_app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the environments, the most recently used first."""
+    """List the environments, the most recently used first.
+
+    Exit code: 0.
+    """
     from modelops.bundles.check import shown_bytes
     from modelops.cli.show import show_json
 
@@ -46,11 +49,14 @@ def list_(as_json: AsJson = False) -> None:
 def build(
     path: Annotated[Path, typer.Argument(help="A bundle folder or .py file.")],
     upgrade: Annotated[
-        bool, typer.Option(help="Resolve the dependencies anew, and forget remembered failures.")
+        bool, typer.Option("--upgrade", help="Resolve the dependencies anew, and forget remembered failures.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Resolve a bundle's dependencies and build its environment, unless it is there."""
+    """Resolve a bundle's dependencies and build its environment, unless it is there.
+
+    Exit code: 0 it is there; 2 its dependencies cannot be resolved or built; 1 not now, as when no index answers.
+    """
     from modelops.bundles import take_snapshot
     from modelops.bundles.check import shown_seconds
     from modelops.cli.show import progress_line, show_json
@@ -123,10 +129,13 @@ def gc(
     everything: Annotated[
         bool, typer.Option("--all", help="Remove every environment that no process uses.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove environments. Damaged and half-built ones always go; one that a process uses never does."""
+    """Remove environments. Damaged and half-built ones always go; one that a process uses never does.
+
+    Exit code: 0 whether or not some were removed, 2 the request was wrong.
+    """
     import time
 
     from modelops.bundles.check import shown_bytes
@@ -187,7 +196,8 @@ def _chosen(environments: Environments, keys: list[str]) -> list[EnvironmentInfo
         fitting = [k for k in found if k == key] or [k for k in found if k.startswith(key)]
         if not fitting:
             raise NotFoundError(
-                f"there is no environment {key!r}{did_you_mean(key, found)}; see 'modelops env list'"
+                f"there is no environment {key!r}"
+                + (did_you_mean(key, found) or "; 'modelops env list' shows them")
             )
         if len(fitting) > 1:
             raise RequestError(
@@ -205,8 +215,8 @@ def _as_json(info: EnvironmentInfo) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _utc(stamp: float) -> str | None:
-    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="seconds") if stamp else None
+def _utc(stamp: float) -> datetime | None:
+    return datetime.fromtimestamp(stamp, UTC).replace(microsecond=0) if stamp else None
 
 
 def _day(stamp: float) -> str:

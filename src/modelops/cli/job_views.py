@@ -9,6 +9,7 @@ import msgspec
 
 from modelops.errors import RequestError, StudyDamagedError
 from modelops.states import OUTCOMES, ReplicateStatus
+from modelops.study.wording import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,20 +42,19 @@ def status_json(job: str, status: JobStatus) -> dict[str, Any]:
     found["pools"] = [pool_json(pool) for pool in status.pools]
     if status.unknown_since is not None:
         known = None if status.last_known is None else str(status.last_known)
-        found |= {"unknown_since": status.unknown_since.isoformat(), "last_known": known}
+        found |= {"unknown_since": status.unknown_since, "last_known": known}
     return found
 
 
 def pool_json(pool: PoolStatus) -> dict[str, Any]:
     """Return a pool of a job as one object."""
-    since = pool.waiting_since
     return {
         "name": pool.name,
         "asked": pool.asked,
         "workers": pool.workers,
         "slots": pool.slots,
         "counts": pool.counts,
-        "waiting_since": None if since is None else since.isoformat(),
+        "waiting_since": pool.waiting_since,
     }
 
 
@@ -106,8 +106,8 @@ def show_record(job: Job, events: Sequence[JobEventRecord], n_events: int) -> li
 
 def _show_spec(spec: JobSpec) -> list[str]:
     lines = [
-        f"name:       {spec.name}",
-        f"bundle:     {spec.bundle_name}, digest {spec.bundle}",
+        f"name:       {shown_name(spec.name)}",
+        f"bundle:     {shown_name(spec.bundle_name)}, digest {spec.bundle}",
         f"model:      {spec.model}"
         + (f"; aggregates {', '.join(spec.aggregates)}" if spec.aggregates else ""),
         f"study:      {spec.line.n_params:,} parameter sets, {spec.line.size:,} replicates in all",
@@ -130,7 +130,7 @@ def show_list(summaries: Iterable[Summary], now: datetime | None = None) -> list
         )
         needed = s.size - s.counts.get(ReplicateStatus.NOT_NEEDED, 0)
         of_all = f"{done:,}/{needed:,}" if s.size and not s.unreadable else ""
-        name = f"{s.name}: {s.unreadable}" if s.unreadable else s.name
+        name = shown_name(f"{s.name}: {s.unreadable}" if s.unreadable else s.name)
         rows.append((s.job, state, of_all, age, name))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return ["  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]).rstrip() for row in rows]

@@ -144,7 +144,7 @@ def show(
         name, status = last_recorded(job, error)
     if as_json:
         shown: list[dict[str, Any]] = [
-            {"at": e.at.isoformat(), "who": e.who, "kind": e.kind, "text": e.text} for e in events
+            {"at": e.at, "who": e.who, "kind": e.kind, "text": e.text} for e in events
         ]
         show_json({**status_json(name, status), "events": shown})
     else:
@@ -170,7 +170,7 @@ def watch(
     """
     from modelops.cli.exits import Exit, exit_of_state
     from modelops.cli.job_views import show_status, status_json
-    from modelops.cli.show import show_json
+    from modelops.cli.show import show_error, show_json
     from modelops.client.progress import ProgressBar
     from modelops.client.run import Watcher
     from modelops.client.watch import watch as watch_job
@@ -183,7 +183,7 @@ def watch(
             with ProgressBar() as bar:
                 status = watch_job(found, bar)
     except KeyboardInterrupt:
-        typer.echo(f"no longer watching; job {found.id} goes on", err=True)
+        show_error("Cancelled", f"no longer watching; job {found.id} goes on", Exit.CANCELLED, kind="")
         raise typer.Exit(Exit.CANCELLED) from None
     if as_json:
         show_json(status_json(found.id, status))
@@ -201,7 +201,10 @@ def cancel(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a job; what is finished is kept."""
+    """Cancel a job; what is finished is kept.
+
+    Exit code: 0 it is being cancelled, 2 it has ended already, 5 the server cannot be reached.
+    """
     found = _steerable(job)
     found.cancel(at_once=at_once)
     _told(found, wait=wait, as_json=as_json)
@@ -216,7 +219,7 @@ def resume(
 ) -> None:
     """Run what is missing of a job that has ended, and only that.
 
-    Exit code: 0, or with --wait as the job ends.
+    Exit code: 0, or with --wait as the job ends; 2 it has not ended or misses nothing, 5 the server cannot be reached.
     """
     found = _steerable(job)
     found.resume(failed=failed)
@@ -245,11 +248,10 @@ def extend(
 ) -> None:
     """Add replicates or parameter sets to a job that has ended; only the new ones run.
 
-    Exit code: 0, or with --wait as the job ends.
+    Exit code: 0, or with --wait as the job ends; 2 the request was wrong, 5 the server cannot be reached.
     """
-    from modelops.client.study_arguments import axes_of_texts, seeds_of_text
+    from modelops.client.study_arguments import seeds_of_text, sets_beside
     from modelops.errors import RequestError
-    from modelops.study import grid
 
     if parameter and parameters:
         raise RequestError("give either -p or --parameters: both say which parameter sets to add")
@@ -259,10 +261,7 @@ def extend(
             "--parameters FILE (more parameter sets), --seeds 11,977 (for a job with explicit seeds)"
         )
     found = _steerable(job)
-    added: Any = parameters
-    if parameter:
-        axes = axes_of_texts(parameter)
-        added = grid(**{**{name: [value] for name, value in found.params(0).items()}, **axes})
+    added = sets_beside(found.params(0), parameter) if parameter else parameters
     found.extend(replicates, added, seeds_of_text(seeds))
     _begun(found, wait=wait, as_json=as_json)
 
@@ -274,7 +273,10 @@ def failures(
     each: Annotated[bool, typer.Option("--each", help="With --json: also one object per replicate.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show each kind of failure once: how often, one full example, and the command that runs it again here."""
+    """Show each kind of failure once: how often, one full example, and the command that runs it again here.
+
+    Exit code: 0 whether or not there are any; 5 when the job has not ended and its server cannot be reached.
+    """
     from rich.console import Console
 
     from modelops.cli.show import show_json
@@ -300,7 +302,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what the bundle printed: of a replicate, a parameter set, or the whole job."""
+    """Print what the bundle printed: of a replicate, a parameter set, or the whole job.
+
+    Exit code: 0 whatever the state of the job is; 5 when it has not ended and its server cannot be reached.
+    """
     from modelops.cli.show import show_json
     from modelops.client.logs import new_text
     from modelops.errors import RequestError
@@ -330,6 +335,9 @@ def sync(
     """Copy the files of a job that are not there yet; only whole, verified ones appear.
 
     Works during and after the job. Run again, it copies what is new.
+
+    Exit code: 0 whatever the state of the job is; 1 a file cannot be written or arrives damaged, 5 when the job has not
+    ended and its server cannot be reached.
     """
     from modelops.cli.show import show_json
     from modelops.client.logs import LOOK_S
@@ -363,7 +371,10 @@ def reconcile(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare records, stored bytes and what runs, and repair what disagrees."""
+    """Compare records, stored bytes and what runs, and repair what disagrees.
+
+    Exit code: 0 whether or not something was found; 5 the server cannot be reached.
+    """
     from modelops.cli.show import show_json
     from modelops.client.client import Client
 
@@ -440,14 +451,12 @@ def _told(job: Job, *, wait: bool, as_json: bool) -> JobStatus:
 def _states(given: Sequence[str]) -> list[str]:
     from modelops.errors import RequestError
     from modelops.states import JobState
-    from modelops.study.wording import did_you_mean
+    from modelops.study.wording import known_words
 
     known = [str(state) for state in JobState]
     for state in given:
         if state not in known:
-            raise RequestError(
-                f"--state {state}: no job can be that{did_you_mean(state, known)}; states are {', '.join(known)}"
-            )
+            raise RequestError(f"--state {state}: no job can be that{known_words(state, known)}")
     return list(given)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from modelops.client import Job
+    from modelops.study import Study
 
 
 _COUNTS = {"param_id", "status", "n_succeeded", "n_replicates", "reason"}
@@ -72,6 +73,8 @@ def run(
 ) -> None:
     """Run a bundle or a study and wait for it. The server runs it, so it goes on when this terminal is closed.
 
+    Ctrl-C cancels the job; what is finished is kept and written. Pressed again it does not wait for what still runs.
+
     Exit code: 0 succeeded, 1 failed, 2 the request was wrong, 3 partial, 4 cancelled, 5 the server cannot be reached.
     """
     from modelops.cli.exits import Exit, exit_of_state
@@ -84,7 +87,7 @@ def run(
         seeds=seeds, aggregate=aggregate, isolation=isolation, replicate_timeout=replicate_timeout,
         timeout=timeout, memory=memory, min_success=min_success, pools=pool,
     )  # fmt: skip
-    refuse_unwritable(out or Path("results"))
+    refuse_unwritable(out or expected_folder(study))
     watcher = None if quiet else ProgressBar()
     job = run_study(study, workers=workers, progress=False if quiet else None, watcher=watcher)
     status = job.status()
@@ -99,6 +102,19 @@ def run(
     raise typer.Exit(Exit.CANCELLED if status.state == "cancelling" else exit_of_state(status.state))
 
 
+def expected_folder(study: Study) -> Path:
+    """Return where the result files of a study go by default; ``results`` where its job's id decides."""
+    from modelops.bundles import load_manifest
+    from modelops.client.study_files import bundle_defaults
+
+    bundle = Path(study.bundle)
+    if not bundle.exists():  # which is said when it is submitted
+        return Path("results")
+    manifest = load_manifest(bundle)
+    name = study.name or bundle_defaults(manifest, bundle).name or manifest.name
+    return default_folder(name, "")
+
+
 def default_folder(name: str, job: str) -> Path:
     """Return where result files go by default: below ``results``, whatever a job is called."""
     is_one_part = name == Path(name).name and name not in {"", ".", ".."} and name.isprintable()
@@ -107,6 +123,10 @@ def default_folder(name: str, job: str) -> Path:
 
 def refuse_unwritable(folder: Path) -> None:
     """Refuse before anything runs what could not be written at the end. Raises RequestError."""
+    from modelops.client.sync import refuse_own_folder
+    from modelops.home import Home
+
+    refuse_own_folder(Home.from_environ(os.environ), folder)
     there = next((p for p in [folder, *folder.absolute().parents] if p.exists()), folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise RequestError(
@@ -154,7 +174,7 @@ def _as_json(job: Job, files: list[Path], report: str) -> dict[str, Any]:
 def best_sets(job: Job, n: int = 5) -> pa.Table:
     """Return the aggregates ranked by the bundle's objective, lowest first; an empty table without one.
 
-    Columns: the ordinal, the parameters, the objective, then the other scalar outputs.
+    Columns: the ordinal and the id, the parameters, the objective, then the other scalar outputs.
     """
     from modelops.client.report import objective_column, ranked_aggregates
 
@@ -165,7 +185,8 @@ def best_sets(job: Job, n: int = 5) -> pa.Table:
     names = [name for name in ranked.column_names if name not in _COUNTS]
     n_parameters = ranked.column_names.index("status") - 2
     parameters, outputs = names[1 : 1 + n_parameters], names[1 + n_parameters :]
-    return ranked.select(["param", *parameters, objective, *(o for o in outputs if o != objective)])
+    others = [name for name in outputs if name != objective]
+    return ranked.select(["param", "param_id", *parameters, objective, *others])
 
 
 def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
@@ -184,7 +205,7 @@ def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     )
     best = best_sets(job)
     if best.num_rows:
-        show_table(console, best, title="best parameter sets")
+        show_table(console, best.drop_columns(["param_id"]), title="best parameter sets")
     show_failures(console, job, job.failure_summary().to_pylist())
     show_aggregate_failures(console, job.aggregate_failures().to_pylist())
     if report:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,15 +19,39 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 
+def utc_text(at: datetime) -> str:
+    """Return a time as all JSON of ours has it: RFC 3339, UTC, as ``2026-01-01T12:00:00Z``."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 def show_json(value: Any) -> None:
-    """Print one JSON object on stdout; NaN and the infinities, which JSON lacks, become text."""
+    """Print one JSON object on stdout; NaN and the infinities, which JSON lacks, and times become text."""
     typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _json_asked() -> bool:
+    """Say whether this command line asks for JSON; also one that cannot be understood."""
+    words = sys.argv[1:]
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
+
+
+def show_error(error: str, message: str, code: int, *, kind: str | None = "error: ") -> None:
+    """Say on stderr why a command cannot answer, and on stdout, too, if it was asked for JSON.
+
+    ``error``: the name of the error. ``kind``: what stands before the sentence on stderr; None: it is said already.
+    """
+    if kind is not None:
+        typer.echo(f"{kind}{message}", err=True)
+    if _json_asked():
+        show_json({"error": error, "message": message, "exit_code": int(code)})
 
 
 def _finite(value: Any) -> Any:
     match value:
         case float() if not math.isfinite(value):
             return repr(value)
+        case datetime():
+            return utc_text(value)
         case dict():
             return {key: _finite(v) for key, v in value.items()}
         case list() | tuple():

@@ -33,7 +33,10 @@ def create(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token and print it. It is shown this once: the server keeps only a digest of it."""
+    """Make a token and print it. It is shown this once: the server keeps only a digest of it.
+
+    Exit code: 0 it is made, 2 the request was wrong, 5 the server cannot be reached.
+    """
     from modelops.cli.show import show_json
     from modelops.client import tokens
     from modelops.client.server import connect
@@ -58,7 +61,10 @@ def list_tokens(
     every: Annotated[bool, typer.Option("--all", help="Also those that are revoked or expired.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the tokens that let somebody in, the newest first."""
+    """List the tokens that let somebody in, the newest first.
+
+    Exit code: 0, or 5 the server cannot be reached.
+    """
     from modelops.cli.show import show_json
     from modelops.client import tokens
     from modelops.client.server import connect
@@ -74,7 +80,10 @@ def list_tokens(
 
 @tokens_app.command()
 def revoke(name: Which, as_json: AsJson = False) -> None:
-    """Let a token let nobody in any more; other servers of the same database notice within two seconds."""
+    """Let a token let nobody in any more; other servers of the same database notice within two seconds.
+
+    Exit code: 0, 2 there is no such token, 5 the server cannot be reached.
+    """
     from modelops.cli.show import show_json
     from modelops.client import tokens
     from modelops.client.server import connect

@@ -34,6 +34,8 @@ def up(
     """Start server, scheduler and workers in the background, to stay until `modelops down`.
 
     Run again it changes the number of workers, or starts what is missing.
+
+    Exit code: 0 they run, 1 they cannot be started here, 2 the request was wrong.
     """
     from modelops.cli.show import progress_line, show_json
     from modelops.cluster.launch import start_pool
@@ -56,12 +58,15 @@ def down(as_json: AsJson = False) -> None:
     """End the pool of this home and everything it has started; say which jobs are unfinished.
 
     They go on where they were when the pool is started again.
+
+    Exit code: 0, also if nothing ran.
     """
     from modelops.cli.show import progress_line, show_json
     from modelops.cluster.launch import stop_pool
-    from modelops.home import Home
+    from modelops.home import Home, refuse_no_folder
 
     home = Home.from_environ(os.environ)
+    refuse_no_folder(home)
     with progress_line() as on_progress:
         on_progress("ending workers, server and scheduler")
         ran = stop_pool(home)
@@ -91,11 +96,12 @@ def status(as_json: AsJson = False) -> None:
     from modelops.cli.exits import Exit
     from modelops.cli.show import show_json
     from modelops.cluster.status import pool_status
-    from modelops.home import Home
+    from modelops.home import Home, refuse_no_folder
     from modelops.settings import Settings
 
     settings = Settings.read(os.environ)
     home = Home.of(settings)
+    refuse_no_folder(home)
     found = pool_status(home)
     told = _told(home) if found.answers else {}
     jobs, unknown = _jobs_by_state(home, told)
@@ -182,8 +188,10 @@ def _unfinished_lines(unfinished: list[dict[str, Any]]) -> list[str]:
     """Say which jobs are unfinished; of many how many are in each state, and the newest."""
     from collections import Counter
 
+    from modelops.study.wording import shown_name
+
     lines = [
-        f"unfinished: {job['job']} {job['name']} ({job['state']}"
+        f"unfinished: {job['job']} {shown_name(job['name'])} ({job['state']}"
         f"{', study cannot be read' if job['unreadable'] else ''})"
         for job in unfinished[:MAX_SHOWN]
     ]

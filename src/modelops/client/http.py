@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import msgspec
 import urllib3
@@ -40,6 +40,7 @@ from modelops.errors import (
     StorageError,
     StudyDamagedError,
 )
+from modelops.settings import server_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -360,10 +361,10 @@ class Http:
 
 def checked_url(url: str) -> str:
     """Return the URL of a server if it can be one. Raises RequestError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RequestError(f"{url!r} is no address of a server; write it as https://modelops.example.org")
-    return url.rstrip("/")
+    try:
+        return server_url(url)
+    except ValueError as error:
+        raise RequestError(f"{url!r} is no address of a server: {error}") from None
 
 
 def error_of(answer: Answer, address: Address) -> ModelOpsError:

@@ -277,12 +277,13 @@ class Job:
         Only whole files whose digest was verified appear. Works during and after the job; again, it copies what is
         new.
         """
-        from modelops.client.sync import sync_files
+        from modelops.client.sync import refuse_own_folder, sync_files
 
         if folder == "":
             raise RequestError(
                 f"job {self.id} is to be copied to '', which names no folder; write '.' for this one"
             )
+        refuse_own_folder(self.home, Path(folder))
         return sync_files(self.source, self.id, Path(folder))
 
     # What it is

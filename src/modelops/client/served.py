@@ -233,6 +233,8 @@ class HttpSource:
                 self._known[job] = (at, last, tag)
         before = last.last_known if last.state == UNKNOWN else last.state
         known = f"last known: {before}" if before else "nothing was known before"
+        if last.counts:
+            known += "".join(f", {n:,} {status}" for status, n in last.counts.items())
         return JobStatus(
             state=UNKNOWN, counts=last.counts, aggregates=last.aggregates, unknown_since=at, last_known=before,
             reason=f"unknown since {at.astimezone():%Y-%m-%d %H:%M:%S} ({known}): {error}",

@@ -16,7 +16,7 @@ from modelops.client.http import Address, Http, checked_url
 from modelops.client.served import HttpSource, Summary, ambiguous
 from modelops.client.status import UNKNOWN, JobStatus
 from modelops.errors import NotFoundError, RequestError, ServerUnreachableError
-from modelops.home import Home
+from modelops.home import Home, refuse_no_folder
 from modelops.settings import Settings
 from modelops.states import FINAL_JOB_STATES
 
@@ -130,6 +130,7 @@ def running(environ: Mapping[str, str] = os.environ) -> HttpSource | None:
     if settings.server is not None:
         return connect(environ)
     home = Home.of(settings)
+    refuse_no_folder(home)
     return HttpSource(_here(os.getpid(), home, settings.ca), home) if Local(home).runs() else None
 
 

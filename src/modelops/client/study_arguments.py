@@ -74,6 +74,26 @@ def axes_of_texts(texts: Iterable[str]) -> dict[str, list[Any]]:
     return axes
 
 
+def sets_beside(first: Mapping[str, Any], texts: Iterable[str]) -> ParameterSets:
+    """Return the sets that ``-p`` options add to a job; what they do not name is as in its first set.
+
+    Raises
+    ------
+    RequestError
+        The first set has no such parameter: most likely it is misspelt, and the model would never look at it.
+    """
+    axes = axes_of_texts(texts)
+    for name in axes:
+        if name not in first:
+            has = f"there are {', '.join(first)}" if first else "it has none"
+            raise RequestError(
+                f"-p names {name!r}, which is no parameter of the job's first set, whose values all others take: "
+                f"{has}{did_you_mean(name, first) or '.'} Nothing was added; sets of other parameters come with "
+                "--parameters FILE"
+            )
+    return grid(**{**{name: [value] for name, value in first.items()}, **axes})
+
+
 def replicates_of_text(text: str | None) -> int | Until | None:
     """Read ``200``, or ``until:half_width=0.01,of=attack_rate[,level=...][,min=...][,max=...]``."""
     if text is None:

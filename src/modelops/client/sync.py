@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from modelops.client.source import JobSource
     from modelops.client.status import JobFile
+    from modelops.home import Home
     from modelops.study.ids import JobId
 
 LIST: Final = "modelops-sync.json"
@@ -61,6 +62,27 @@ class _Listed(msgspec.Struct, frozen=True):
     final: bool
     files: dict[str, str]
     format: int = 1
+
+
+def refuse_own_folder(home: Home, folder: Path) -> None:
+    """Refuse a folder in which ModelOps keeps its own files: what is copied there could not be told from them.
+
+    Raises
+    ------
+    RequestError
+        It is that of the database, or lies in that of the objects, the cache, or the state.
+    """
+    kept = {"its objects": home.objects, "its cache": home.cache, "its state": home.state}
+    if home.objects_at is not None and "://" not in home.objects_at:
+        kept["the storage"] = Path(home.objects_at)
+    wanted = folder.absolute().resolve()
+    whose = next((what for what, path in kept.items() if wanted.is_relative_to(path.resolve())), None)
+    if whose is None and wanted == home.data.resolve():
+        whose = "its database"
+    if whose is not None:
+        raise RequestError(
+            f"{folder} belongs to ModelOps itself, which keeps {whose} there; name a folder of your own"
+        )
 
 
 def sync_files(source: JobSource, job: JobId, folder: Path, *, only: str = "") -> Synced:

@@ -1,7 +1,8 @@
 """Does a job stand still for longer than its own replicates explain, and why? Pure: what was seen in, a sentence out.
 
 Nothing is known of how long a replicate takes but what the job itself has shown: the longest time that passed between
-two steps forward, or its ``replicate_timeout``. Before either is known a running job is never called stalled.
+two steps forward, or its ``replicate_timeout``. Before either is known a running job has a day: longer than most
+replicates take, and whoever knows that theirs do not can say so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ PATIENCE_S: Final = 120.0  # nothing is said of what takes less
 TIMES_LONGEST: Final = 10  # the longest step so far, before another is too long
 PREPARING_S: Final = 900.0  # an environment may take that long to build
 FINALIZING_S: Final = 1800.0  # result files may take that long to write
+STOPPING_S: Final = 300.0  # a driver waits a minute for what workers could still hand in
+UNMEASURED_S: Final = 86_400.0  # for a step of which nobody knows how long it takes
+_UNMEASURED: Final = (
+    "nothing has shown yet how long its replicates take; a `replicate_timeout` says how long they may, and a model's "
+    "`context.report` that they get on"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +96,23 @@ def look(before: Watched | None, seen: Seen, now_s: float) -> tuple[Watched, Sta
         return Watched(seen.mark, now_s, longest_s, before.n_steps + 1, seen.phase), None
     idle_s = now_s - before.since_s
     explained_s, reason = _explanation(seen, before.longest_s)
-    if explained_s is None or idle_s < max(PATIENCE_S, explained_s):
+    if idle_s < max(PATIENCE_S, explained_s):
         return before, None
     return before, Stall(reason, idle_s)
 
 
-def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str]:
-    """Return how long a stand is explained (None: for ever), and the reason once it is not."""
+def _explanation(seen: Seen, longest_s: float | None) -> tuple[float, str]:
+    """Return how long a stand is explained, and the reason once it is not."""
     if seen.waiting_for:
         return 0.0, seen.waiting_for
     if seen.state in (JobState.QUEUED, JobState.PREPARING):
         return PREPARING_S, "its environment is still being prepared"
-    if seen.state in (JobState.FINALIZING, JobState.CANCELLING):
+    if seen.state is JobState.CANCELLING and seen.n_running:
+        n = counted(seen.n_running, "replicate")
+        return STOPPING_S, f"it is being cancelled, and workers have not stopped {n} of it"
+    if seen.state is JobState.CANCELLING:
+        return FINALIZING_S, "it is being cancelled, and what is kept of it is still being written"
+    if seen.state is JobState.FINALIZING:
         return FINALIZING_S, "its result files are still being written"
     if not seen.n_workers:
         if seen.n_refused:
@@ -119,7 +131,7 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float | None, str
         limit = _rounded(seen.replicate_timeout_s)
         return seen.replicate_timeout_s, f"replicates run for longer than their limit of {limit}"
     if longest_s is None:
-        return None, ""
+        return UNMEASURED_S, _UNMEASURED
     return TIMES_LONGEST * longest_s, f"until now no step took longer than {_rounded(longest_s)}"
 
 

@@ -21,7 +21,7 @@ from modelops.study.quantities import n_bytes, seconds
 from modelops.study.seeds import MAX_EXPLICIT_SEED, MAX_REPLICATES, MAX_STUDY_SEED
 from modelops.study.spec import ISOLATIONS, NO_RETRY, Limits, RetryPolicy
 from modelops.study.stopping import Until, checked
-from modelops.study.wording import did_you_mean
+from modelops.study.wording import did_you_mean, known_words
 
 if TYPE_CHECKING:
     from types import UnionType
@@ -59,7 +59,7 @@ def Retry(  # noqa: N802  reads as the value it makes: retry=mo.Retry(max_retrie
     for status in statuses:
         if status not in known:
             raise RequestError(
-                f"Retry: on has {status!r}{did_you_mean(str(status), known)}; known are {', '.join(known)}"
+                f"Retry: on has {status!r}, which is no failure{known_words(str(status), known)}"
             )
     return RetryPolicy(
         max_retries=max_retries,

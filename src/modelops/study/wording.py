@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,13 @@ def shown_path(path: object, longest: int = 900) -> str:
     return text if len(text) <= longest else f"...{text[-longest:]}"
 
 
+def shown_name(text: str) -> str:
+    """Return a name as one line of text that stays in its place: what moves the cursor or turns text is spelt out."""
+    if text.isprintable():
+        return text
+    return "".join(_spelt(c) if unicodedata.category(c) in _UNSEEN else c for c in spelt_out(text))
+
+
 def counted(n: int, noun: str) -> str:
     """Return ``1 replicate``, ``2 replicates``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
@@ -52,7 +60,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # as U+202E, which turns what follows around
 _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF  # how ``surrogateescape`` holds the bytes from 0x80 on
+
+
+def _spelt(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _escape(found: re.Match[str]) -> str:
