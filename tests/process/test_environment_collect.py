@@ -119,9 +119,13 @@ def test_gc_by_age_removes_what_was_not_used_for_so_long(environments: Environme
     old = build(environments, tmp_path / "old", "six")
     new = build(environments, tmp_path / "new", "idna")
     os.utime(old.path / ".in-use", (1e9, 1e9))
+    compiled = tmp_path / "cache" / "pycache"
+    for one in (old, new):
+        (compiled / one.key / "lib").mkdir(parents=True)
 
     assert [i.key for i in environments.list()] == [new.key, old.key]
     assert [i.key for i in environments.gc(max_age_s=3600).removed] == [old.key]
+    assert [folder.name for folder in compiled.iterdir()] == [new.key]
 
 
 def test_using_an_environment_makes_it_young_again(environments: Environments, tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ CODE = """
         if seed % 10 == 0: return {"n": seed}
         return {"x": seed / 3, "y": -0.0} if seed % 2 else {"\u00e9": seed / 3}
     def pid(params, seed): return {"pid": os.getpid()}
+    def compiles(params, seed):
+        folder = os.path.join(os.environ["NUMBA_CACHE_DIR"], "m")
+        os.makedirs(folder, exist_ok=True)
+        found = sorted(os.listdir(folder))
+        open(os.path.join(folder, params["name"]), "w").close()
+        if params.get("die"): os._exit(3)
+        return {"found": found}
     def meet(params, seed):
         open(f"{params['dir']}/{os.getpid()}", "w").close()
         while len(os.listdir(params["dir"])) < 2: time.sleep(0.01)
@@ -178,6 +185,31 @@ def test_what_a_runner_compiles_is_kept_for_the_next_one_and_out_of_the_snapshot
     assert not list(Path(spec.snapshot).rglob("*.pyc"))
     run(pool, spec, "m:pid")
     assert {path: path.stat().st_mtime_ns for path in compiled} == compiled
+
+
+def test_what_a_library_compiles_is_found_by_later_processes_but_not_what_a_dying_one_wrote(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path
+) -> None:
+    spec = replace(spec, isolation="spawn", pycache=str(tmp_path / "pycache"))
+    compile_ = "m:compiles"
+    assert run(pool, spec, compile_, name="f.nbi")[0] == {"found": []}
+    assert run(pool, spec, compile_, name="g.nbi")[0] == {"found": ["f.nbi"]}
+    one = ReplicateSet(
+        params=msgspec.Raw(b'{"name": "h.nbi", "die": true}'),
+        param=0,
+        index=0,
+        replicate=0,
+        seeds=(1,),
+        entropy_key="",
+    )
+    outcomes: list[Outcome] = []
+    pool.run(spec, compile_, [one], on_outcome=outcomes.append)
+    assert outcomes[0].status is Status.CRASHED
+    warm = replace(spec, isolation="warm")
+    assert run(pool, warm, compile_, name="i.nbi")[0] == {"found": ["f.nbi", "g.nbi"]}
+    pool.close()
+    with ProcessPool(tmp_path / "other", slots=1) as other:
+        assert run(other, spec, compile_, name="j.nbi")[0] == {"found": ["f.nbi", "g.nbi", "i.nbi"]}
 
 
 def test_processes_of_other_specs_are_not_shared_and_the_least_recently_used_goes_first(

@@ -104,6 +104,7 @@ def remove(envs: Path, chosen: Sequence[EnvironmentInfo]) -> Collected:
                     trash = envs / f".trash-{info.key}-{time.time_ns()}"
                     info.path.rename(trash)
                     shutil.rmtree(trash)
+                    shutil.rmtree(envs.parent / "pycache" / info.key, ignore_errors=True)
                     removed.append(info)
                 else:
                     skipped.append((info.key, "a process uses it"))

@@ -33,6 +33,7 @@ from modelops.errors import (
     RemoteError,
     StorageError,
 )
+from modelops.processes.compiled import Compiled
 from modelops.processes.drain import Drain, RotatingFile
 from modelops.processes.environ import runner_environ
 from modelops.processes.memory import ProcessMemory
@@ -111,6 +112,8 @@ class RunnerProcess:
         self._eof = False
         self.n_received_bytes = 0
         make_folders(folder)
+        self._compiled = Compiled(folder / "cache", spec.pycache)
+        self._compiled.take()
         self._memory = ProcessMemory(spec.memory_bytes, cgroups)
         self._watched: Watched | None = None
         self._child = self._spawn(log_path, sink)
@@ -315,12 +318,15 @@ class RunnerProcess:
 
     def close(self, *, graceful: bool = False) -> None:
         """End it and remove what it leaves: cgroup, folders, files that nobody owns."""
+        idle = not self.dead and self.killed is None
         if graceful and not self.dead and self.killed is None:
             self.request(Shutdown())
             self._child.exited.wait(LINGER_S)
         if not self._child.exited.is_set():
             self.kill(Kill("closing", "no longer needed"))
             self._child.exited.wait(DEATH_S)
+        if idle and self._child.exited.is_set():
+            self._compiled.leave()
         self._dispose()
 
     def _dispose(self) -> None:
