@@ -1125,6 +1125,36 @@ def test_a_repaired_run_runs_what_was_damaged_and_leaves_the_rest(aggregates: tu
     assert machine.counts()[ReplicateStatus.NOT_RUN] == 6
 
 
+def test_what_workers_aggregate_is_told_and_how_long_the_longest_chunks_took() -> None:
+    machine, commands = running(spec(2, 1, aggregates=("m:a",)))
+    assert machine.n_aggregating == 0
+    seconds = iter((3.0, 2.0))
+    orders: list[c.SubmitAggregates] = []
+    while todo := only(commands, c.SubmitChunk):
+        commands = []
+        for command in todo:
+            done = receipt(command.chunk, seconds=next(seconds))
+            commands += machine.handle(e.ChunkDone(done), 4.0)
+            commands += machine.handle(e.Committed(command.chunk.attempt), 4.0)
+        orders += only(commands, c.SubmitAggregates)
+    assert machine.running == EMPTY
+    for order in orders:
+        n = len(Ranges(order.chunk.params))
+        assert machine.n_aggregating == n
+        stored = AggregateRef(
+            attempt=order.chunk.attempt, name="a", digest="d", n_bytes=1, params=order.chunk.params,
+            counts={"succeeded": n}, inputs=(),
+        )  # fmt: skip
+        made = AggregateReceipt(
+            job=JOB, attempt=stored.attempt, worker="w0", host="h", stored=stored, wall_seconds=7.0
+        )
+        orders += only(machine.handle(e.AggregateDone(made), 11.0), c.SubmitAggregates)
+        orders += only(machine.handle(e.Committed(stored.attempt), 11.0), c.SubmitAggregates)
+    assert machine.n_aggregating == 0
+    longest = machine.longest_s
+    assert longest == (3.0, 7.0)
+
+
 def two_workers_of_which_one_is_done(seconds: float) -> tuple[Machine, Chunk, list[c.Command]]:
     """Return the chunk of three replicates that the other one has, and what is ordered then."""
     machine = Machine(spec(1, 6), JOB, replicates_per_chunk=3)

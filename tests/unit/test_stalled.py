@@ -62,6 +62,21 @@ def told(idle_s: float, longest_s: float | None = None, **what: Any) -> str:
         ({}, None, UNMEASURED_S, "nothing has shown yet how long its replicates take; a `replicate_timeout`"),
         ({"replicate_timeout_s": 7200.0}, 1.0, 7200.0, "longer than their limit of 2 h"),
         ({}, 100.0, TIMES_LONGEST * 100.0, "no step took longer than 100 s"),
+        ({"longest_chunk_s": (0.01, None)}, None, PATIENCE_S, "no step took longer than 1 s"),
+        ({"longest_chunk_s": (100.0, None)}, 20.0, TIMES_LONGEST * 100.0, "no step took longer than 100 s"),
+        (
+            {"n_running": 0, "n_aggregating": 1, "longest_chunk_s": (1.0, None)},
+            1.0,
+            UNMEASURED_S,
+            "nothing has shown yet how long its aggregates take",
+        ),
+        (
+            {"n_running": 0, "n_aggregating": 1, "longest_chunk_s": (1.0, 50.0), "replicate_timeout_s": 1.0},
+            9.0,
+            TIMES_LONGEST * 50.0,
+            "no aggregates took longer than 50 s",
+        ),
+        ({"n_aggregating": 1, "longest_chunk_s": (1.0, 50.0)}, 90.0, 900.0, "no step took longer than 90 s"),
     ],
 )
 def test_a_job_is_called_stalled_only_after_what_is_explained(

@@ -46,6 +46,7 @@ class Meter:
         self._bytes = 0.0
         self.n_measured = 0
         self.seconds_per_item: float | None = None  # expected, never 0; None before the first measurement
+        self.longest_s: float | None = None  # of those that were measured together, likewise
         self.handover_s = 0.0  # what a chunk costs beside its work; see `handed_over`
         self._handovers: deque[float] = deque(maxlen=RECENT_HANDOVERS)
 
@@ -56,6 +57,7 @@ class Meter:
             self._seconds = MEMORY * self._seconds + max(0.0, seconds)
             self._items = MEMORY * self._items + n
             self.n_measured += n
+            self.longest_s = max(self.longest_s or 0.0, seconds)
             self.seconds_per_item = self._seconds / self._items + OVERHEAD_S
 
     def handed_over(self, seconds: float) -> None:

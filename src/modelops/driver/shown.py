@@ -110,6 +110,18 @@ class Shown:
         return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
 
     @property
+    def n_aggregating(self) -> int:
+        """Of how many parameter sets workers make the aggregates, or have made them and they are not recorded yet."""
+        attempts = self._roster.attempts.values()
+        held = [a.work.ranges for a in attempts if a.work.kind is _AGGREGATE and not a.stands]
+        return len(self._ledger.lacks(_AGGREGATE, Ranges(pair for ranges in held for pair in ranges.pairs)))
+
+    @property
+    def longest_s(self) -> tuple[float | None, float | None]:
+        """The seconds of the longest chunk that this driver has seen, of replicates and of aggregates, if any."""
+        return self._dispatcher.meters[_SIMULATE].longest_s, self._dispatcher.meters[_AGGREGATE].longest_s
+
+    @property
     def n_lost_with_worker(self) -> int:
         """How many attempts ended, since this driver took the job up, with the death of the worker that ran them."""
         return self._blame.n_lost

@@ -78,6 +78,8 @@ class Lookout:
             ),
             waiting_for=waiting_for,
             pools=pools,
+            n_aggregating=machine.n_aggregating,
+            longest_s=machine.longest_s,
             n_lost_with_worker=machine.n_lost_with_worker,
             held_up=held_up,
             needs_worker=held_up

@@ -180,6 +180,8 @@ def _of_driven(
         n_workers=sum(p.workers for p in view.pools) if spec.asked_pools else n_workers,
         pools=spec.asked_pools,
         n_running=n_running,
+        n_aggregating=view.n_aggregating,
+        longest_chunk_s=view.longest_s,
         n_lost_with_worker=view.n_lost_with_worker,
         n_running_of_others=n_running_of_all - n_running,
         replicate_timeout_s=spec.limits.replicate_timeout_s,

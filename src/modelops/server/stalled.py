@@ -1,8 +1,9 @@
 """Does a job stand still for longer than its own replicates explain, and why? Pure: what was seen in, a sentence out.
 
-Nothing is known of how long a replicate takes but what the job itself has shown: the longest time that passed between
-two steps forward, or its ``replicate_timeout``. Before either is known a running job has a day: longer than most
-replicates take, and whoever knows that theirs do not can say so.
+Nothing is known of how long a replicate takes but what the job itself has shown: the longest chunk, the longest time
+that passed between two steps forward, or its ``replicate_timeout``. Of aggregates it is the longest chunk of these.
+Before anything is known a running job has a day: longer than most replicates take, and whoever knows that theirs do
+not can say so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PREPARING_S: Final = 900.0  # an environment may take that long to build
 FINALIZING_S: Final = 1800.0  # result files may take that long to write
 STOPPING_S: Final = 300.0  # a driver waits a minute for what workers could still hand in
 UNMEASURED_S: Final = 86_400.0  # for a step of which nobody knows how long it takes
+_UNMEASURED_AGGREGATES: Final = "nothing has shown yet how long its aggregates take"
 _UNMEASURED: Final = (
     "nothing has shown yet how long its replicates take; a `replicate_timeout` says how long they may, and a model's "
     "`context.report` that they get on"
@@ -36,7 +38,8 @@ class Seen:
     change of state. ``waiting_for``: what it cannot go on without: the answer of the database or the storage, the
     scheduler, its turn. ``n_refused``: workers that get no work as their versions do not fit. ``pools``: those it asks
     for, if any; then ``n_workers`` are of these.
-    ``n_running``: replicates that workers hold; ``n_running_of_others``: of other jobs.
+    ``n_running``: replicates that workers hold; ``n_running_of_others``: of other jobs; ``n_aggregating``: parameter
+    sets whose aggregates they make. ``longest_chunk_s``: of replicates and of aggregates, if any has been measured.
     ``n_lost_with_worker``: attempts that ended with the death of their worker.
     ``retry_delay_s``: as long as a replicate may have to wait before it is tried again.
     """
@@ -50,6 +53,8 @@ class Seen:
     pools: tuple[str, ...] = ()
     n_running: int = 0
     n_running_of_others: int = 0
+    n_aggregating: int = 0
+    longest_chunk_s: tuple[float | None, float | None] = (None, None)
     n_lost_with_worker: int = 0
     replicate_timeout_s: float | None = None
     retry_delay_s: float = 0.0
@@ -123,16 +128,32 @@ def _explanation(seen: Seen, longest_s: float | None) -> tuple[float, str]:
         if seen.pools:
             return 0.0, no_worker_of(seen.pools) + _deaths(seen)
         return 0.0, f"no worker is connected{_deaths(seen)}"
-    if not seen.n_running:
+    if not (seen.n_running or seen.n_aggregating):
         if seen.n_running_of_others:
             return seen.retry_delay_s, "all workers are busy with other jobs"
         return seen.retry_delay_s, "workers are connected, and nothing of it runs on them"
+    return max(_of_replicates(seen, longest_s), _of_aggregates(seen))
+
+
+def _of_replicates(seen: Seen, longest_s: float | None) -> tuple[float, str]:
+    if not seen.n_running:
+        return 0.0, ""
     if seen.replicate_timeout_s is not None:
         limit = _rounded(seen.replicate_timeout_s)
         return seen.replicate_timeout_s, f"replicates run for longer than their limit of {limit}"
-    if longest_s is None:
+    known = [s for s in (longest_s, seen.longest_chunk_s[0]) if s is not None]
+    if not known:
         return UNMEASURED_S, _UNMEASURED
-    return TIMES_LONGEST * longest_s, f"until now no step took longer than {_rounded(longest_s)}"
+    return TIMES_LONGEST * max(known), f"until now no step took longer than {_rounded(max(*known, 1.0))}"
+
+
+def _of_aggregates(seen: Seen) -> tuple[float, str]:
+    if not seen.n_aggregating:
+        return 0.0, ""
+    chunk_s = seen.longest_chunk_s[1]
+    if chunk_s is None:
+        return UNMEASURED_S, _UNMEASURED_AGGREGATES
+    return TIMES_LONGEST * chunk_s, f"until now no aggregates took longer than {_rounded(max(chunk_s, 1.0))}"
 
 
 def no_worker_of(pools: Sequence[str]) -> str:
