@@ -19,6 +19,7 @@ from modelops.cluster.launch import find_server, is_healthy
 from modelops.cluster.run_folder import KEEPER, SCHEDULER, SERVER
 from modelops.cluster.status import pool_status
 from modelops.errors import ClusterError
+from modelops.home import Home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,16 @@ def test_sixteen_that_ask_at_once_get_one_pool(pool: PoolHome) -> None:
     assert [json.loads(line)["message"] for line in begun if "begins" in line] == [
         f"the keeper of {pool.home.state} begins, with 1 workers"
     ]
+
+
+def test_a_home_named_from_the_current_folder_is_that_of_its_pool(
+    pool: PoolHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = {**pool.environ, "MODELOPS_HOME": pool.home.data.name}
+    address = launch.ensure_server(Home.from_environ(there), environ=there)
+    assert address == find_server(pool.home)
+    pool.wait_until_up()
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,18 @@ def start(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd="/",
-            env={k: v for k, v in environ.items() if k not in NOT_FOR_THE_POOL},
+            env=_environ_of(home, environ),
             pass_fds=pass_fds,
             start_new_session=True,
         )
     finally:
         os.close(log)
+
+
+def _environ_of(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process; it is started in another folder, so its home must not depend on that."""
+    kept = {k: v for k, v in environ.items() if k not in NOT_FOR_THE_POOL}
+    return {**kept, "MODELOPS_HOME": str(home.data)} if kept.get("MODELOPS_HOME") else kept
 
 
 def start_keeper(home: Home, *, environ: Mapping[str, str]) -> bool:
