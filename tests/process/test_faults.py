@@ -184,6 +184,15 @@ def test_what_a_fork_has_started_is_gone_when_the_next_replicate_begins(
     assert len(list((tmp_path / "pids").iterdir())) == 4
 
 
+@pytest.mark.parametrize("isolation", ["warm", "fork", "spawn"])
+def test_a_timeout_of_weeks_is_longer_than_poll_can_wait_and_does_no_harm(
+    bench: Bench, isolation: str
+) -> None:
+    code = "import time\ndef model(params, seed): time.sleep(params['s']); return {'seed': seed}"
+    spec = bench.spec(code, replicate_timeout_s=60 * 86_400.0, isolation=isolation)
+    assert [o.status for o in bench.run(spec, s=0.3)] == [Status.SUCCEEDED] * 4
+
+
 def test_the_import_does_not_count_as_the_first_replicates_time(bench: Bench) -> None:
     spec = bench.spec(
         "import time; time.sleep(1.5)\ndef model(params, seed): return {}", replicate_timeout_s=1.0

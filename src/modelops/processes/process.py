@@ -59,6 +59,7 @@ PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, which exists on Linux only
 DEATH_S = 30.0  # how long a killed process may take to disappear (it may be in the middle of a large write)
 LINGER_S = 1.0  # between the end of its stream, or ``shutdown``, and its end
+LONGEST_WAIT_MS = 24 * 3_600_000  # of poll(2), which takes no more milliseconds than an int holds: 24 days
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +388,7 @@ class RunnerProcess:
             self._woken.poll(seconds * 1000)
 
     def receive(self, deadline: float | None) -> list[Message]:
-        """Return the messages that arrive next; none when woken, at the deadline, or when it is dead.
+        """Return the messages that arrive next; none when woken, at the deadline, after a day, or when it is dead.
 
         Parameters
         ----------
@@ -400,7 +401,9 @@ class RunnerProcess:
             deadline = self._killed_at + DEATH_S
             if time.monotonic() >= deadline:
                 raise ProcessTimeoutError(f"process {self.pid} was killed and does not end")
-        wait_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+        wait_ms = None
+        if deadline is not None:
+            wait_ms = min(LONGEST_WAIT_MS, max(0, int((deadline - time.monotonic()) * 1000) + 1))
         messages: list[Message] = []
         for fd, _flags in self._poll.poll(wait_ms):
             if fd == self._stdout:
