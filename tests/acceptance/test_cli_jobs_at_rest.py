@@ -75,6 +75,31 @@ def test_a_job_that_has_ended_is_shown_without_a_server(
     assert descendants(os.getpid()) == before  # a look starts nothing
 
 
+def test_without_a_server_the_same_files_are_copied_as_with_one(
+    modelops: Modelops, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = MODEL + "\ndef summarize(replicates): return {'n': len(replicates)}\n"
+    table = 'model = "model:simulate"\naggregate = "model:summarize"'
+    bundle = write_bundle(source, table=table)
+    job = modelops("run", bundle, "--seeds", "2,4", "--json", "--quiet").json["job"]
+    served = modelops("jobs", "sync", job, tmp_path / "to", "--json").json
+    assert {name.partition("/")[0] for name in served["copied"]} == {"segments", "aggregates", "results"}
+    modelops("down")
+    again = modelops("jobs", "sync", job, tmp_path / "to", "--json").json
+    assert (again["copied"], again["removed"], again["unchanged"]) == ([], [], len(served["copied"]))
+
+
+def test_without_a_server_a_damaged_result_file_is_not_copied(
+    modelops: Modelops, ended: str, home: Home, tmp_path: Path
+) -> None:
+    (stored,) = home.objects.rglob("results/replicates.parquet")
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-1] + b"?")
+    said = modelops("jobs", "sync", ended, tmp_path / "to")
+    assert (said.code, "replicates.parquet" in said.err, "reconcile" in said.err) == (1, True, True), said.err
+    assert not (tmp_path / "to" / "results" / "replicates.parquet").exists()
+
+
 def test_of_a_job_that_has_not_ended_nothing_is_claimed(modelops: Modelops, ended: str, home: Home) -> None:
     dark = unfinished(home, ended)
     said = modelops("jobs", "show", dark, "--json")

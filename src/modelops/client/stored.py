@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import sys
 import time
 from collections import Counter
 from functools import cached_property
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from modelops.client.status import JobEventRecord, JobFile, JobFiles, JobStatus, PoolStatus, in_order
 from modelops.errors import IntegrityError, NotFoundError
-from modelops.states import FINAL_JOB_STATES
 from modelops.study.ids import BundleDigest, JobId
 
 if TYPE_CHECKING:
@@ -186,24 +186,12 @@ class StoredSource:
         return read_log(self._contents(job), param, replicate)
 
     def files(self, job: JobId) -> JobFiles:
-        """List what is stored of the job's results."""
-        from modelops.store.segments import job_folder
+        """List what the server would list."""
+        from modelops.server import copying
 
         with self._records() as records:
-            row, segments = records.job(job), records.segments(job)
-        final = row.state in FINAL_JOB_STATES
-        found = [JobFile(ref.name, ref.n_bytes, ref.digest) for ref in segments]
-        # The database has no digest of a pack, nor of what can be made again: theirs are computed.
-        packs = [ref.pack for ref in segments if ref.pack]
-        names = [f"{job_folder(job)}/{pack}" for pack in packs]
-        names += self._objects.list(f"{job_folder(job)}/results") if final else ()
-        for name in names:
-            digest, n_bytes = sha256(), 0
-            for piece in self._objects.stream(name):
-                digest.update(piece)
-                n_bytes += len(piece)
-            found.append(JobFile(name.removeprefix(f"{job_folder(job)}/"), n_bytes, digest.hexdigest()))
-        return JobFiles(tuple(sorted(found, key=lambda f: f.name)), final)
+            page = copying.JobFiles(records, self._objects).page(job, "", sys.maxsize, math.inf)
+        return JobFiles(tuple(JobFile(f.name, f.n_bytes, f.sha256) for f in page.files), page.final)
 
     def pieces(self, job: JobId, file: JobFile, offset: int = 0) -> Iterator[bytes]:
         """Yield the bytes of a file."""
