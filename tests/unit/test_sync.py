@@ -155,6 +155,62 @@ def test_the_files_of_two_jobs_are_never_mixed(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"segments/a": b"aaaaa"}
 
 
+def test_a_copy_that_was_cut_off_is_known_by_the_next(tmp_path: Path) -> None:
+    files = Files(segments__a=b"aaaaa", segments__b=b"bbbbb")
+    files.broken["segments/b"] = 100
+    with pytest.raises(IntegrityError):
+        sync(files, tmp_path)
+    with pytest.raises(RequestError, match="holds the files of job job_0000"):
+        sync(Files(segments__c=b"ccccc"), tmp_path, JobId("job_" + "1" * 32))
+    del files.contents["segments/a"]  # repaired meanwhile: it counts for nothing now
+    files.broken.clear()
+    assert sync(files, tmp_path).removed == ("segments/a",)
+    assert contents(tmp_path) == files.contents
+
+
+@pytest.mark.parametrize("when", ["files", "pieces"])
+def test_of_copies_of_two_jobs_that_begin_at_once_one_is_refused(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Files(segments__a=b"aaaaa"), Files(segments__b=b"bbbbb")
+    asked, other = getattr(ours, when), JobId("job_" + "1" * 32)
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.undo()
+        sync(theirs, tmp_path, other)
+        return asked(*given)
+
+    monkeypatch.setattr(ours, when, meanwhile)
+    with pytest.raises(RequestError, match="holds the files of job job_"):
+        sync(ours, tmp_path)
+    assert contents(tmp_path) == (theirs.contents if when == "files" else {})
+
+
+def test_what_another_copy_has_taken_away_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(segments__a=b"aaaaa", segments__b=b"bbbbb")
+    sync(files, tmp_path)
+    del files.contents["segments/a"]
+    unlink = Path.unlink
+
+    def second(path: Path, **how: Any) -> None:
+        if path.name == "a":
+            unlink(path)
+        unlink(path, **how)
+
+    monkeypatch.setattr(Path, "unlink", second)
+    assert sync(files, tmp_path).removed == ("segments/a",)
+
+
+def test_a_file_where_a_folder_of_the_job_belongs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "segments").write_text("mine")
+    with pytest.raises(RequestError, match="is no folder to copy to, and cannot be made") as refused:
+        sync(Files(segments__a=b"aaaaa"), tmp_path)
+    assert str(tmp_path / "segments") in str(refused.value)
+    assert contents(tmp_path) == {"segments": b"mine"}
+
+
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..", "a\\b"])
 def test_a_server_cannot_write_outside_the_folder(tmp_path: Path, name: str) -> None:
     files = Files()

@@ -1,8 +1,8 @@
 """Copy the files of a job into a folder, each appearing whole and verified or not at all.
 
 While a file is copied it has no name where the file system allows that (``O_TMPFILE``): a copy that is killed
-leaves nothing. What was copied lies in ``modelops-sync.json``; so a file that no longer belongs to the job, because
-its results were repaired or made anew, is taken away again, and nothing else ever is.
+leaves nothing. What is copied stands in ``modelops-sync.json``, before it appears; so a file that no longer belongs to
+the job, because its results were repaired or made anew, is taken away again, and nothing else ever is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Final
 import msgspec
 
 from modelops.errors import IntegrityError, RequestError, StorageError
+from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from modelops.client.source import JobSource
     from modelops.client.status import JobFile
     from modelops.home import Home
-    from modelops.study.ids import JobId
 
 LIST: Final = "modelops-sync.json"
 TRIES: Final = 3
@@ -56,7 +56,7 @@ class Synced:
 
 
 class _Listed(msgspec.Struct, frozen=True):
-    """``modelops-sync.json``: what was copied from which job, digests by name."""
+    """``modelops-sync.json``: what was or is being copied from which job, digests by name; ``final``: all of it."""
 
     job: str
     final: bool
@@ -103,27 +103,31 @@ def sync_files(source: JobSource, job: JobId, folder: Path, *, only: str = "") -
     IntegrityError
         What arrives is again and again not what was listed.
     """
+    with _writing(folder):
+        before = {} if only else _listed(folder, job)  # first: then the job's own list is the newer one
     listing = source.files(job)
     wanted = {f.name.removeprefix(only): f for f in listing.files if f.name.startswith(only)}
+    paths = {name: folder / _safe(name) for name in sorted(wanted)}
+    digests = {name: wanted[name].sha256 for name in paths}
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        before = {} if only else _listed(folder, job)
+        if not only and not digests.keys() <= before.keys():
+            _list(folder, _Listed(job, False, before | digests))
     copied, unchanged, n_bytes = [], [], 0
-    for name, file in sorted(wanted.items()):
-        path = folder / _safe(name)
+    for name, path in paths.items():
+        file = wanted[name]
         if _is_there(path, file):
             unchanged.append(name)
             continue
         _copy(source, job, file, path)
         copied.append(name)
         n_bytes += file.n_bytes
-    removed = sorted(name for name in before if name not in wanted and (folder / _safe(name)).exists())
     with _writing(folder):
+        removed = sorted(name for name in before if name not in wanted and (folder / _safe(name)).exists())
         for name in removed:
-            (folder / _safe(name)).unlink()
+            (folder / _safe(name)).unlink(missing_ok=True)
         if not only:
-            names = {name: file.sha256 for name, file in sorted(wanted.items())}
-            _appear(folder / LIST, msgspec.json.encode(_Listed(job, listing.final, names)))
+            _list(folder, _Listed(job, listing.final, digests))
     return Synced(folder, tuple(copied), tuple(unchanged), tuple(removed), n_bytes, listing.final)
 
 
@@ -156,7 +160,7 @@ def _is_there(path: Path, file: JobFile) -> bool:
             return False
         with path.open("rb") as f:
             return _digest(f) == file.sha256
-    except FileNotFoundError:
+    except OSError:  # what cannot be read is copied anew, and if it is in the way that says so
         return False
 
 
@@ -181,6 +185,12 @@ def _listed(folder: Path, job: JobId) -> dict[str, str]:
             "are not mixed"
         )
     return known.files
+
+
+def _list(folder: Path, listed: _Listed) -> None:
+    """Write the list. Raises RequestError if a copy of another job was faster."""
+    _listed(folder, JobId(listed.job))
+    _appear(folder / LIST, msgspec.json.encode(listed))
 
 
 def _safe(name: str) -> PurePosixPath:
