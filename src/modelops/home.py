@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from modelops.errors import RequestError
 from modelops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_IN_A_FILE: Final = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,19 @@ class Home:
     @property
     def database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
-        return self.database or f"sqlite:///{self.data / 'modelops.db'}"
+        if self.database:
+            return self.database
+        # In a URL these two mean something; whatever else a path may hold, SQLAlchemy takes as it is.
+        path = str(self.data / "modelops.db").replace("%", "%25").replace("?", "%3F")
+        return f"{_IN_A_FILE}{path}"
+
+    @property
+    def database_file(self) -> Path | None:
+        """The file of the database; None if it is on a server, or a URL of another form names it."""
+        url = self.database_url
+        if not url.startswith(_IN_A_FILE):
+            return None
+        return Path(unquote(url.removeprefix(_IN_A_FILE).partition("?")[0]))
 
     @property
     def storage(self) -> str:

@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +31,7 @@ from modelops.errors import (
     RequestError,
     StorageError,
 )
+from modelops.home import Home
 from modelops.states import JOB_NEXT, JobEvent, JobState, ReplicateStatus
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, LeaseLostError, Records, schema
 from modelops.store.database import Database
@@ -39,7 +42,6 @@ from modelops.worker.messages import AggregateRef, SegmentRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from services import Postgres
 
@@ -614,3 +616,18 @@ def test_voided_results_count_no_more_and_can_be_covered_again(records: Records)
     assert records.commit_segment(JOB, later, ref("c", (5, 12)))
     assert records.commit_aggregates(JOB, later, aggregate)
     assert records.void_results(JOB, later, "me", "again") == 7
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "100%", "a%3Fb", "a#b", "a b", "häuser", "a:b@c&d"])
+def test_the_database_lies_in_its_home_whatever_that_is_called(name: str, tmp_path: Path) -> None:
+    home = Home.at(tmp_path / name)
+    assert home.database_file == home.data / "modelops.db"
+    Records.open(home.database_url).close()
+    assert home.database_file.is_file()
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+
+
+def test_only_a_database_in_a_file_has_one(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    assert replace(home, database="sqlite:////a%20b/c.db?x=1").database_file == Path("/a b/c.db")
+    assert replace(home, database="postgresql+psycopg://me@here/jobs").database_file is None

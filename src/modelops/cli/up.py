@@ -268,13 +268,11 @@ def _asking(home: Home) -> Http:
 def _recorded(home: Home, look: Callable[[Records], T], nothing: T) -> tuple[T, str]:
     """Return what is recorded in this home's database, and why that cannot be said; ``nothing``: if there is none."""
     import contextlib
-    from pathlib import Path
 
     from modelops.errors import ModelOpsError
     from modelops.store import Records
 
-    path = home.database_url.removeprefix("sqlite:///")
-    if path != home.database_url and not Path(path).exists():
+    if (file := home.database_file) is not None and not file.exists():
         return nothing, ""  # looking makes no database
     try:
         with contextlib.closing(Records.open(home.database_url)) as records:

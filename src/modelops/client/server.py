@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.client.http import Address, Http, checked_url
@@ -22,6 +21,7 @@ from modelops.states import FINAL_JOB_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
 
     from modelops.client.job import Job
     from modelops.store import JobRow, Records
@@ -240,10 +240,9 @@ def _rows(home: Home) -> list[JobRow]:
 def _looked_up(home: Home, what: Callable[[Records], list[T]]) -> list[T]:
     from modelops.store import Records
 
-    url = home.database_url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if (file := home.database_file) is not None and not file.exists():
         return []  # looking makes no database
-    records = Records.open(url)
+    records = Records.open(home.database_url)
     try:
         return what(records)
     finally:
