@@ -121,6 +121,13 @@ def test_a_wrong_number_of_points_is_refused(n: Any) -> None:
         sobol(n, beta=(0, 1))
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", True, None])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_wrong_seed_of_a_design_is_refused(design: Any, seed: Any) -> None:
+    with pytest.raises(RequestError, match="is no seed"):
+        design(8, seed=seed, beta=(0, 1))
+
+
 def test_without_scipy_the_line_to_type_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(RequestError, match=r"pip install 'modelops\[sampling\]'"):

@@ -91,6 +91,12 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("on", lambda: Retry(on=["crash"]), "which is no failure; did you mean 'crashed'"),
     ("on success", lambda: Retry(on=["succeeded"]), "on has 'succeeded'"),
     ("delay", lambda: Retry(initial_delay="a while"), "initial_delay = 'a while' is no duration"),
+    ("on is one", lambda: Retry(on=5), "Retry: on = 5: it must be a list of statuses"),  # type: ignore[arg-type]
+    ("on nothing", lambda: Retry(on=None), "on cannot be None"),  # type: ignore[arg-type]
+    ("no retries", lambda: Retry(max_retries=None), "max_retries cannot be None"),  # type: ignore[arg-type]
+    ("seed", lambda: study(seeds=5), "seeds = 5: give a list with one seed per replicate; or seed"),
+    ("aggregates", lambda: study(aggregate=True), "aggregate = True: it must be a name or a list"),
+    ("used up", lambda: study(aggregate=iter(["a"])), "it must be a name or a list of names"),
 ]
 
 

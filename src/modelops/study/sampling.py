@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ def sobol(n: int, /, *, seed: int = 0, **ranges: Range) -> ParameterSets:
     Owen (1998), doi:10.1006/jcom.1998.0487, as in ``scipy.stats.qmc.Sobol``.
     """
     qmc = _qmc("sobol")
-    _check_sample(n, ranges, "sobol")
+    _check_sample(n, ranges, seed, "sobol")
     sampler = qmc.Sobol(len(ranges), scramble=True, rng=np.random.default_rng(seed))
     # `random` warns when n is no power of two, though the first n points of a power of two are the same.
     points = sampler.random_base2((n - 1).bit_length())[:n]
@@ -107,7 +107,7 @@ def latin_hypercube(n: int, /, *, seed: int = 0, **ranges: Range) -> ParameterSe
     ``scipy.stats.qmc.LatinHypercube``.
     """
     qmc = _qmc("latin_hypercube")
-    _check_sample(n, ranges, "latin_hypercube")
+    _check_sample(n, ranges, seed, "latin_hypercube")
     return _scaled(qmc.LatinHypercube(len(ranges), rng=np.random.default_rng(seed)).random(n), ranges)
 
 
@@ -125,8 +125,10 @@ def _check_n(n: object, what: str) -> None:
         raise RequestError(f"{what}: {n!r} is no number of parameter sets; it must lie in 1..2**31")
 
 
-def _check_sample(n: int, ranges: Mapping[str, object], what: str) -> None:
+def _check_sample(n: int, ranges: Mapping[str, object], seed: object, what: str) -> None:
     _check_n(n, what)
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex) or seed.__index__() < 0:
+        raise RequestError(f"{what}: seed = {seed!r} is no seed; it must be an integer, 0 or more")
     if not ranges:
         raise RequestError(f"{what} needs at least one range, e.g. {what}({n}, beta=(0.1, 0.5))")
     for name, value in ranges.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -52,9 +52,13 @@ def Retry(  # noqa: N802  reads as the value it makes: retry=mo.Retry(max_retrie
         The statuses that are tried again: ``failed``, ``timed_out``, ``out_of_memory``, ``crashed``,
         ``invalid_output``.
     """
+    for key, value in (("max_retries", max_retries), ("initial_delay", initial_delay), ("on", on)):
+        if value is None:
+            raise RequestError(f"Retry: {key} cannot be None; leave it out for the default")
     _check_int("Retry: max_retries", max_retries, 0, 2**31)
     factor = _factor(backoff)
     known = sorted(FAILURES)
+    _check_kind("Retry: on", on, Iterable, f"it must be a list of statuses; known are {', '.join(known)}")
     statuses = [on] if isinstance(on, str) else list(on)
     for status in statuses:
         if status not in known:
@@ -155,6 +159,7 @@ class Study:
             _check_kind(key, getattr(self, key), bool, "it must be true or false")
         self._check_min_success()
         if self.aggregate is not None:
+            _check_kind("aggregate", self.aggregate, Collection, "it must be a name or a list of names")
             given = [self.aggregate] if isinstance(self.aggregate, str) else self.aggregate
             for name in given:
                 _check_kind("aggregate", name, str, "it must be a name or a list of names")
@@ -236,6 +241,9 @@ class Study:
         _check_int("seed", self.seed, 0, MAX_STUDY_SEED)
         if self.seeds is None:
             return
+        _check_kind(
+            "seeds", self.seeds, Iterable, "give a list with one seed per replicate; or seed, one for all"
+        )
         seeds = tuple(
             int(s) if hasattr(s, "__index__") and not isinstance(s, bool) else s for s in self.seeds
         )
