@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from modelops.cli.tables import show_failures
 from modelops.cli.up import _line
 from modelops.client.progress import ProgressBar
+from modelops.client.reported import reported_values
+from modelops.client.served import Progress, Summary
 from modelops.client.status import JobStatus, Reported
 from modelops.cluster.status import PoolStatus, RoleStatus
 from modelops.cluster.upkeep import UNSEEN
 from modelops.states import JobState
+from modelops_runner.reports import encoded
 
 
 def test_on_a_pipe_a_line_stays_one_line_however_long() -> None:
@@ -53,6 +60,40 @@ def test_what_a_replicate_reports_of_itself_is_shown() -> None:
     assert "  parameter set 0, replicate 2: 45% epoch=9 loss=0.1235" in lines_of(
         status("running", 1, progress=(reported,))
     )
+
+
+REPORTED: list[tuple[Any, Any]] = [
+    (0.5, 0.5), (10**30, 10**30), (math.inf, math.inf), ((1, 2.5), [1, 2.5]), ({1: (2,)}, {"1": [2]}),
+    (np.float32(0.5), 0.5), (np.float64(-math.inf), -math.inf), (np.int64(3), 3), (np.bool_(True), True),
+    (np.array([1.0, math.inf]), [1.0, math.inf]), (np.str_("day"), "day"), ("\ud800", "?"), (b"x", "b'x'"),
+    (np.longdouble(1.5), "1.5"), (1j, "1j"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "seen"), REPORTED, ids=[repr(given) for given, _ in REPORTED])
+def test_what_a_model_reports_is_seen_as_numbers_and_text(given: Any, seen: Any) -> None:
+    travelling = json.loads(encoded({"loss": given, "$odd": 1}))
+    found = reported_values(travelling)
+    assert found == {"loss": seen, "$odd": 1}
+    assert type(found["loss"]) is type(seen)
+    assert str(Reported(0, 2, 0.5, found)).encode()
+
+
+@pytest.mark.parametrize("loss", [math.nan, np.float64(math.nan), np.float32(math.nan)])
+def test_a_loss_that_is_no_number_any_more_is_seen(loss: Any) -> None:
+    (shown,) = (
+        Summary(
+            job="job", state="running", progress=(Progress(0, 2, 0.45, json.loads(encoded({"loss": loss}))),)
+        )
+        .status()
+        .progress
+    )
+    assert str(shown) == "parameter set 0, replicate 2: 45% loss=nan"
+
+
+@pytest.mark.parametrize("value", [{"$new": 1}, {"$np": 1}, {"$npy": "!"}, {"$arrow": ["arrow.no", ""]}])
+def test_what_a_later_version_reports_is_shown_as_it_came(value: Any) -> None:
+    assert reported_values({"loss": value}) == {"loss": value}
 
 
 def test_what_is_done_before_replicates_run_and_what_a_job_waits_for_are_shown() -> None:

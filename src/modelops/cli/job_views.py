@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from modelops.client.reported import reported_values
 from modelops.errors import RequestError, StudyDamagedError
 from modelops.states import OUTCOMES, ReplicateStatus
 from modelops.study.wording import shown_name
@@ -62,6 +63,8 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     """Return a line of the list as one object."""
     found: dict[str, Any] = msgspec.to_builtins(summary)
     found.pop("tag")
+    for reported in found["progress"]:
+        reported["values"] = reported_values(reported["values"])
     return found
 
 

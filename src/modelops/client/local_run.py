@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.bundles import job_spec
 from modelops.client.local_checkpoints import LocalCheckpoints
 from modelops.client.local_runner import LocalRunner
+from modelops.client.reported import reported_values
 from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
 from modelops.states import ReplicateStatus
@@ -150,7 +151,7 @@ def _run(
 
     def show(report: Report) -> None:
         if on_progress is not None:
-            values = " ".join(f"{name}={value}" for name, value in report["values"].items())
+            values = " ".join(f"{name}={value}" for name, value in reported_values(report["values"]).items())
             on_progress(f"replicate {by_index[report['index']].replicate}: {report['fraction']:.0%} {values}")
 
     with runner, contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
+from modelops.client.reported import reported_values
 from modelops.client.status import (
     UNKNOWN,
     JobEventRecord,
@@ -53,7 +54,7 @@ def who_asks() -> dict[str, str]:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What a running replicate reports."""
+    """What a running replicate reports. ``values``: tagged, see `modelops.client.reported`."""
 
     param: int
     replicate: int
@@ -108,7 +109,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             aggregates=in_order(self.aggregates),
             reason="; ".join(filter(None, (self.reason, self.unreadable))),
             eta=self.eta,
-            progress=tuple(Reported(p.param, p.replicate, p.fraction, p.values) for p in self.progress),
+            progress=tuple(
+                Reported(p.param, p.replicate, p.fraction, reported_values(p.values)) for p in self.progress
+            ),
             stalled=self.stalled,
             waiting_for=self.waiting_for,
             doing=self.doing,
