@@ -5,18 +5,21 @@ Only entry points call `Home.from_environ`; everything else is handed paths.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from modelops.errors import RequestError
-from modelops.settings import Settings
+from modelops.settings import Settings, home_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_DATABASE: Final = "modelops.db"
 _IN_A_FILE: Final = "sqlite:///"
+_LONGEST_FILE: Final = 500  # bytes of the path of a database: SQLite opens none that is a little longer
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,23 @@ class Home:
         Raises
         ------
         RequestError
-            What the environment or ``config.toml`` says of database or storage cannot be.
+            What the environment or ``config.toml`` says of home, database or storage cannot be.
         """
         return cls.of(Settings.read(environ))
 
     @classmethod
     def of(cls, settings: Settings) -> Home:
-        """Return the home that these settings name."""
+        """Return the home that these settings name. Raises RequestError, as `from_environ`."""
         folders = cls._folders(settings.environ)
-        return replace(folders, database=settings.database, objects_at=settings.storage)
+        home = replace(folders, database=settings.database, objects_at=settings.storage)
+        _refuse_names(home)
+        return home
 
     @classmethod
     def _folders(cls, environ: Mapping[str, str]) -> Home:
         """Find the folders (XDG base directory specification of freedesktop.org, version 0.8)."""
-        if home := environ.get("MODELOPS_HOME"):
-            return cls.at(Path(home))
+        if (home := home_folder(environ)) is not None:
+            return cls.at(home)
         user = Path(environ.get("HOME") or Path.home())
 
         def xdg(name: str, default: str) -> Path:
@@ -81,7 +86,7 @@ class Home:
         if self.database:
             return self.database
         # In a URL these two mean something; whatever else a path may hold, SQLAlchemy takes as it is.
-        path = str(self.data / "modelops.db").replace("%", "%25").replace("?", "%3F")
+        path = str(self.data / _DATABASE).replace("%", "%25").replace("?", "%3F")
         return f"{_IN_A_FILE}{path}"
 
     @property
@@ -111,6 +116,21 @@ class Home:
     def objects(self) -> Path:
         """The folder of the default object storage."""
         return self.data / "objects"
+
+
+def _refuse_names(home: Home) -> None:
+    """Refuse names of folders that something which is kept there cannot have. Raises RequestError."""
+    for folder in (home.data, home.cache, home.state):
+        if "\n" in str(folder):  # what Dask takes for a certificate itself, and not for the path of one
+            raise RequestError(
+                f"{str(folder)!r} can hold no data of ModelOps, as there is a line break in its name; let "
+                "MODELOPS_HOME name another folder"
+            )
+    if home.database is None and len(os.fsencode(home.data / _DATABASE)) > _LONGEST_FILE:
+        raise RequestError(
+            f"{home.data} can hold no database: SQLite opens no file whose path has more than {_LONGEST_FILE} bytes; "
+            "let MODELOPS_HOME name a folder with a shorter one"
+        )
 
 
 def refuse_no_folder(home: Home) -> None:

@@ -218,10 +218,23 @@ class Settings:
             raise RequestError(f"{setting.where}{shown}: {error}") from None
 
 
+def home_folder(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder that ``MODELOPS_HOME`` names, None if it does not. Raises RequestError if it can name none."""
+    given = environ.get("MODELOPS_HOME")
+    if not given:
+        return None
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise RequestError(
+            f"MODELOPS_HOME is {given!r}: there is no user of that name here; write the path of a folder"
+        ) from None
+
+
 def config_file(environ: Mapping[str, str]) -> Path:
     """Return where the configuration lies: in ``MODELOPS_HOME``, else in the XDG folder for configuration."""
-    if home := environ.get("MODELOPS_HOME"):
-        return Path(home).expanduser().absolute() / CONFIG
+    if (home := home_folder(environ)) is not None:
+        return home / CONFIG
     given = environ.get("XDG_CONFIG_HOME", "")
     base = Path(given) if given.startswith("/") else Path(environ.get("HOME") or Path.home()) / ".config"
     return base / "modelops" / CONFIG

@@ -132,3 +132,18 @@ def test_whatever_can_be_asked_is_a_server_url(tmp_path: Path, url: str) -> None
 
 def test_a_server_url_has_no_slash_at_its_end(tmp_path: Path) -> None:
     assert Settings.read(at(tmp_path, MODELOPS_SERVER="https://x.org/m/")).server == "https://x.org/m"
+
+
+@pytest.mark.parametrize(
+    ("home", "says"),
+    [
+        ("~nobody-has-this-name/x", "no user of that name"),
+        ("/data/of\nme", "a line break in its name"),
+        ("/some/folder" * 41, "SQLite opens no file whose path has more than 500 bytes"),
+    ],
+)
+def test_a_home_that_can_hold_no_data_is_refused_by_name(home: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as refused:
+        Home.from_environ({"MODELOPS_HOME": home})
+    assert "MODELOPS_HOME" in str(refused.value)
+    Home.from_environ({"MODELOPS_HOME": "/some/folder" * 40})
