@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     Modelops = Callable[..., "Said"]
     from tests.acceptance.conftest import Said
+
+    from modelops.home import Home
 
 HALF = """
 def simulate(params, seed):
@@ -195,3 +198,18 @@ def test_large_outputs_are_shown_as_json_too(modelops: Modelops, write_bundle: C
     assert said.code == 0, said.err
     shown = [one["outputs"]["large"] for one in said.json["replicates"]]
     assert [output["bytes"] for output in shown] == [100_000] * 2
+
+
+@pytest.mark.parametrize("words", ["submit", "run", "run -w 1", "bundle check", "bundle run"])
+def test_a_folder_that_is_no_bundle_is_named_and_not_copied(
+    words: str, modelops: Modelops, home: Home, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "large.raw").write_bytes(os.urandom(99))
+    cached = home.cache / "bundles"
+    before = set(cached.glob("*"))
+    said = modelops(*words.split(), photos)
+    assert said.code in (1, 2)
+    assert f"{photos} is no bundle: it has no pyproject.toml" in said.out + said.err
+    assert set(cached.glob("*")) == before

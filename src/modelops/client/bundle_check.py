@@ -106,8 +106,8 @@ def _checks(
     on_progress: Callable[[str], None],
 ) -> Iterator[Check]:
     try:
-        digest, snapshot = take_snapshot(source, home.cache / "bundles")
         manifest = load_manifest(source)  # a folder without a pyproject.toml gives its name
+        digest, snapshot = take_snapshot(source, home.cache / "bundles")
         files = [p for p in snapshot.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
         study = completed(study, manifest, snapshot)

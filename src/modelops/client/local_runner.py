@@ -55,6 +55,7 @@ class LocalRunner:
         ModelOpsError
             The bundle is wrong or its environment cannot be had.
         """
+        load_manifest(source)  # what is no bundle is not copied: it may be large
         digest, snapshot = take_snapshot(source, home.cache / "bundles")
         manifest = load_manifest(snapshot)
         environments = Environments(home.cache)

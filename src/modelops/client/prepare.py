@@ -60,10 +60,9 @@ def prepare_job(
     RequestError
         The study or the bundle is wrong; no job was recorded.
     """
+    # First, as what is no bundle may be large; and not of the snapshot: a folder without a name of its own gives its.
+    manifest = load_manifest(Path(study.bundle))
     digest, snapshot = take_snapshot(Path(study.bundle), home.cache / "bundles")
-    manifest = load_manifest(
-        Path(study.bundle)
-    )  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
     refuse_missing_entries(spec, manifest, snapshot)

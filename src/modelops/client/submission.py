@@ -64,15 +64,18 @@ def prepared(study: Study, home: Home, source: Callable[[], HttpSource]) -> Subm
     """
     named, path = str(study.bundle), Path(study.bundle)
     if path.exists():
+        # First, as what is no bundle may be a home of 100 GB; and not of the snapshot: a folder without a name of its
+        # own gives its.
+        manifest = load_manifest(path)
         digest, snapshot = take_snapshot(path, home.cache / "bundles")
         why = f"submitted from {shown_path(path.resolve())}"
     elif is_digest(named):
         digest = BundleDigest(named)
-        path = snapshot = source().fetch_bundle(digest)
+        snapshot = source().fetch_bundle(digest)
+        manifest = load_manifest(snapshot)
         why = f"submitted by digest {named}"
     else:
         raise NotFoundError(f"there is no bundle at {path}: no such file or folder")
-    manifest = load_manifest(path)  # not of the snapshot: a folder without a name of its own gives its
     study = completed(study, manifest, snapshot)
     spec = job_spec(study, manifest, digest)
     refuse_missing_entries(spec, manifest, snapshot)
