@@ -241,6 +241,7 @@ def test_who_only_looks_hears_that_the_home_is_a_file(words: list[str], tmp_path
         (["jobs", "show", "nope"], "NotFoundError"),
         (["jobs", "list", "--state", "runing"], "RequestError"),
         (["jobs", "show"], "UsageError"),
+        (["--nope"], "UsageError"),
         (["env", "verify", "nope"], "NotFoundError"),
         (["run", "nope.toml"], "NotFoundError"),
     ],

@@ -27,6 +27,16 @@ from modelops.errors import ModelOpsError
 class Commands(TyperGroup):
     """Turns what a command raises into a sentence on stderr and an exit code, never a traceback."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Understand the words before the command."""
+        from modelops.cli.show import show_error
+
+        try:
+            return super().make_context(*args, **options)
+        except TyperException as error:
+            show_error("UsageError", error.format_message(), error.exit_code, kind=None)
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         from modelops.cli.exits import Exit, exit_of_error
