@@ -312,6 +312,11 @@ def _database_url(value: Any) -> str:
         raise ValueError(
             "it must be a URL such as postgresql+psycopg://user@host/name or sqlite:////path/to/modelops.db"
         )
+    kind, _, path = text.partition(":///")
+    if kind.startswith("sqlite") and path and not path.startswith(("/", ":")):
+        raise ValueError(  # a server in the background has another current folder
+            f"it must have the whole path of the file, behind a fourth slash: {kind}:////path/to/{Path(path).name}"
+        )
     return text
 
 

@@ -52,6 +52,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("scheduler", "tcp://x:8786", "tls://"),
     ("scheduler", "tls://x", "tls://"),
     ("database", "modelops.db", "must be a URL"),
+    ("database", "sqlite:///jobs.db", "whole path of the file, .*: sqlite:////path/to/jobs.db"),
     ("storage", "objects", "whole path"),
     ("tls", "/no/such/folder", "has no ca.pem"),
     ("host", "http://x", "without a port"),
