@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import threading
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -22,7 +25,6 @@ from modelops.study.ids import JobId, new_job_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from services import Postgres
 
@@ -139,6 +141,48 @@ def test_a_job_that_is_recorded_together_with_its_lease_is_nobody_elses(machine:
     assert two.take(job, "two") == 2
     kinds = [(e.number, e.kind, e.who) for e in machine.records.events(job)]
     assert kinds == [(1, "created", "me"), (2, "lease_taken", "one"), (3, "lease_taken", "two")]
+
+
+def test_a_lock_whose_file_cannot_be_removed_is_given_back_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Records.open(f"sqlite:///{tmp_path}/modelops.db")) as records:
+        one, two = (FileLeases(records, tmp_path / "leases") for _ in range(2))
+        job = new_job_id()
+        records.create_job(job, b"")
+        assert one.take(job, "one") == 1
+        with monkeypatch.context() as patched:  # as in a folder that is read-only just now
+
+            def refuse(path: Path, **_: object) -> None:
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+            patched.setattr(Path, "unlink", refuse)
+            one.release(job)
+        assert two.take(job, "two") == 2
+        two.release(job)
+        assert one.take(job, "one") == 3
+        one.release(job)
+        assert list((tmp_path / "leases").iterdir()) == []
+
+
+def test_who_locks_a_file_that_its_holder_has_just_removed_locks_the_one_that_is_there_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Records.open(f"sqlite:///{tmp_path}/modelops.db")) as records:
+        one, two, three = (FileLeases(records, tmp_path / "leases") for _ in range(3))
+        job, flock = new_job_id(), fcntl.flock
+        records.create_job(job, b"")
+        assert one.take(job, "one") == 1
+
+        def after_its_holder(fd: int, how: int) -> None:
+            one.release(job)  # only the first time does it hold anything
+            flock(fd, how)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", after_its_holder)
+            assert two.take(job, "two") == 2
+        assert three.take(job, "three") is None
+        two.release(job)
 
 
 HOLD = """

@@ -9,6 +9,7 @@ has died is told by a lock on a file there, too, and does not wait for that time
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 import weakref
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from modelops.store.records import Records
     from modelops.study.ids import JobId
 
+log = logging.getLogger(__name__)
 LEASE_S: Final = 20.0  # a driver that has not renewed for so long may be replaced
 RENEW_EVERY_S: Final = 5.0
 
@@ -137,10 +139,13 @@ class FileLeases:
     def _unlock(self, job: JobId) -> None:
         fd = self._held.pop(job, None)
         if fd is not None:
-            (self._folder / f"{job}.lock").unlink(
-                missing_ok=True
-            )  # while it is locked: nobody else has this file
-            os.close(fd)
+            path = self._folder / f"{job}.lock"
+            try:
+                path.unlink(missing_ok=True)  # while it is locked: nobody else has this file
+            except OSError as error:  # what stays is no lock
+                log.info("%s is left: %s", path, error.strerror or error, extra={"job": job})
+            finally:
+                os.close(fd)
 
     def forget_all(self) -> None:
         """Close the files without unlocking them: in a forked child, which holds no lease."""
