@@ -92,6 +92,17 @@ def test_the_token_is_made_once_and_again_if_others_could_have_read_it(run: RunF
     assert run.token() == "of my own"
 
 
+@pytest.mark.parametrize("left", [b"", b"\n", bytes(43), b"abc" + bytes(40), b"\xff" * 43])
+def test_a_token_that_a_crash_has_left_without_its_text_is_made_anew(run: RunFolder, left: bytes) -> None:
+    token = run.token()
+    (run.path / "token").write_bytes(left)
+    again = run.token()
+    assert again != token
+    assert again == run.token()
+    assert again.isprintable()
+    assert len(again) == len(token)
+
+
 def test_what_is_made_of_a_home_is_for_its_user_only(tmp_path: Path) -> None:
     home = Home.at(tmp_path / "above" / "home")
     Objects.open(home.storage)

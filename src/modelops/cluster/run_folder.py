@@ -187,7 +187,7 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mode & 0o077:
                     path.unlink()  # others could have read it
-                elif (token := path.read_text("ascii", "replace").strip()) and token.isascii():
+                elif (token := path.read_text("ascii", "replace").strip()) and _can_be_sent(token):
                     return token
                 else:
                     path.unlink()
@@ -224,6 +224,11 @@ def write_private(path: Path, content: bytes, *, only_if_absent: bool = False) -
             Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _can_be_sent(token: str) -> bool:
+    """Say whether a token can stand in a header: what a crash has left of one need not."""
+    return token.isascii() and token.isprintable()
 
 
 def _open(path: Path) -> IO[bytes]:
