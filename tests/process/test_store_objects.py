@@ -133,6 +133,19 @@ def test_deleting_twice_is_no_error_and_frees_the_name(objects: Objects) -> None
     objects.put_new("a", b"2")
 
 
+@pytest.mark.parametrize("how", ["put_new", "put"])
+@pytest.mark.parametrize("removed", ["a", "a/b/c"])
+def test_a_folder_that_somebody_else_has_removed_is_made_again(
+    tmp_path: Path, how: str, removed: str
+) -> None:
+    ours, others = Objects.open(tmp_path), Objects.open(tmp_path)
+    getattr(ours, how)("a/b/c/1", b"one")
+    others.remove_folder(removed)
+    assert not (tmp_path / "a/b/c").exists()
+    getattr(ours, how)("a/b/c/2", b"two")
+    assert list(others.list("")) == ["a/b/c/2"]
+
+
 @pytest.mark.parametrize(
     "name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a/.", "a\\b", "a\0", ".tmp/x"]
 )

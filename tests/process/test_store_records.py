@@ -36,6 +36,7 @@ from modelops.states import JOB_NEXT, JobEvent, JobState, ReplicateStatus
 from modelops.store import AlreadyExistsError, ChangedMeanwhileError, LeaseLostError, Records, schema
 from modelops.store.database import Database
 from modelops.store.schema import HEAD, REVISIONS, metadata
+from modelops.store.withdrawal import Kept, Withdrawal
 from modelops.study.ids import AttemptId, JobId, new_job_id
 from modelops.study.ranges import Ranges
 from modelops.worker.messages import AggregateRef, SegmentRef
@@ -374,6 +375,19 @@ def test_a_segment_counts_once_and_comes_back_as_it_was(records: Records) -> Non
     assert records.segments(JOB) == [a, b]
     assert records.covered(JOB) == Ranges([(0, 30)])
     assert records.counts(JOB) == {ReplicateStatus.SUCCEEDED: 28, ReplicateStatus.FAILED: 2}
+
+
+def test_what_no_longer_counts_of_a_segment_does_not_come_back_by_a_repeat_of_its_commit(
+    records: Records,
+) -> None:
+    records.create_job(JOB, b"{}")
+    epoch, whole = records.take_lease(JOB, "me"), ref("a", (0, 10))
+    assert records.commit_segment(JOB, epoch, whole)
+    kept = Kept(((0, 4),), {ReplicateStatus.SUCCEEDED: 4})
+    records.withdraw(JOB, epoch, Withdrawal(segments={whole.attempt: kept}), who="me", why="because")
+    assert not records.commit_segment(JOB, epoch, whole), "who hears yes takes all of it for covered"
+    assert records.covered(JOB) == Ranges([(0, 4)])
+    assert records.commit_segment(JOB, epoch, ref("a", (0, 4)))
 
 
 def test_attempts_of_two_jobs_may_have_the_same_id(records: Records) -> None:

@@ -288,6 +288,28 @@ def test_a_pack_cut_or_changed_is_never_read(objects: Objects) -> None:
             segment.outputs_of(0)
 
 
+def test_no_way_to_read_a_large_output_gives_bytes_that_were_not_stored(
+    objects: Objects, tmp_path: Path
+) -> None:
+    writer = SegmentWriter(objects, JOB, ATTEMPT)
+    writer.add(0, OK, True, [("a", "bytes", b"a" * 70_000)])
+    ref = finished(writer)
+    whole = objects.get(f"{FOLDER}/{ref.pack}")
+    _, ((_, _, large),) = read_segment(objects, JOB, ref).stored(0)
+    assert isinstance(large, PackSlice)
+    large.verify(objects)
+    assert b"".join(large.pieces(objects)) == large.read(objects) == whole
+    for damaged in (whole[:-1], whole[:-1] + b"x", bytes(len(whole))):
+        objects.put(f"{FOLDER}/{ref.pack}", damaged)
+        for read in (
+            lambda: large.read(objects), lambda: large.verify(objects), lambda: list(large.pieces(objects)),
+            lambda: large.copy_to(objects, tmp_path / "copy"),
+        ):  # fmt: skip
+            with pytest.raises(IntegrityError, match="packs/att_1"):
+                read()
+        assert not (tmp_path / "copy").exists()
+
+
 def test_another_segment_under_the_same_name_is_refused(objects: Objects) -> None:
     writer = SegmentWriter(objects, JOB, ATTEMPT)
     writer.add(0, OK, True, [])
