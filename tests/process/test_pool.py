@@ -212,6 +212,22 @@ def test_what_a_library_compiles_is_found_by_later_processes_but_not_what_a_dyin
         assert run(other, spec, compile_, name="j.nbi")[0] == {"found": ["f.nbi", "g.nbi", "i.nbi"]}
 
 
+@pytest.mark.parametrize("left", ["cut", "zeros"])
+def test_what_was_compiled_and_is_damaged_since_is_compiled_anew_and_is_no_fault_of_the_bundle(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path, left: str
+) -> None:
+    spec = replace(spec, isolation="spawn", pycache=str(tmp_path / "pycache"))
+    run(pool, spec, "m:pid")
+    whole = {path: path.read_bytes() for path in (tmp_path / "pycache").rglob("*.pyc")}
+    assert {"serve", "m", "enum"} <= {path.name.partition(".")[0] for path in whole}
+    for path, data in whole.items():
+        half = len(data) // 2
+        path.write_bytes(data[:half] + (bytes(len(data) - half) if left == "zeros" else b""))
+    for _ in range(2):  # the first one that finds it removes it, the next one keeps it again
+        assert len(run(pool, spec, "m:pid")) == 2
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
 def test_processes_of_other_specs_are_not_shared_and_the_least_recently_used_goes_first(
     pool: ProcessPool, spec: RunnerSpec
 ) -> None:
