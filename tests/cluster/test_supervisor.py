@@ -488,6 +488,31 @@ def test_a_job_whose_drivers_always_fail_ends_and_says_so(
     assert [e.kind for e in server.records.events(job)].count("driver_failed") == supervising.MAX_FAILURES
 
 
+def test_a_job_for_which_no_thread_can_be_started_is_taken_up_when_there_is_one(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "LONGEST_DELAY_S", 0.05)
+    bundle = write_bundle("def simulate(params, seed):\n    return {'x': seed}")
+    job, start = server.submit(bundle, seeds=[0]), threading.Thread.start
+    refused: list[str] = []
+
+    def refusing(thread: threading.Thread) -> None:
+        if thread.name.startswith("modelops-drive-") and len(refused) < 2:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    supervisor = server.start()
+    wait_for(lambda: len(refused) == 2, "it is tried again")
+    server.wait_for(job, JobState.SUCCEEDED)
+    refused.clear()
+    with supervisor.beginning(new_job_id(), "0" * 64, None) as new:
+        assert new is None, "whoever submits it hears nothing of that; it waits its turn"
+    leases = server.folder / "leases"
+    wait_for(lambda: not supervisor.driven() and not list(leases.iterdir()), "nothing is left")
+
+
 def test_a_job_that_is_set_apart_goes_on_afterwards_and_nothing_is_begun_twice(
     server: Server, write_bundle: Callable[..., Path]
 ) -> None:

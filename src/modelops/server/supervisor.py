@@ -286,10 +286,10 @@ class Supervisor:
                 return None  # the thread that looks around decides
             try:
                 self._leases.reserve(new.job)
-            except StorageError as error:
+                self._begin(new.job, FIRST_EPOCH, new)
+            except ClusterError as error:
                 log.warning("job %s is taken up later: %s", new.job, error, extra={"job": new.job})
                 return None
-            self._begin(new.job, FIRST_EPOCH, new)
             return new
 
     # The thread that looks around.
@@ -421,9 +421,16 @@ class Supervisor:
         thread = threading.Thread(
             target=self._drive, args=(driver, new), name=f"modelops-drive-{job}", daemon=True
         )
-        with self._lock:
+        with self._lock:  # which the thread needs at its end
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._to_release.add(job)
+                raise ClusterError(
+                    f"no thread can be started to drive the job ({error}); see how many threads and processes this "
+                    "user, or this container, may have"
+                ) from error
             self._driven[job] = _Driven(driver, thread)
-            thread.start()
 
     def _release_leases(self) -> None:
         for job in list(self._to_release):
