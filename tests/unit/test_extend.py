@@ -15,7 +15,7 @@ from stored_job import OK, SUMMARIZE, Outcome, StoredJob, model
 from modelops.errors import ConflictError, ModelOpsError, NotFoundError, RequestError
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.give_up import give_up
-from modelops.states import JobState, ReplicateStatus
+from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
 from modelops.store import ChangedMeanwhileError
 from modelops.store.contents import JobContents
 from modelops.store.failures import failures_table
@@ -335,6 +335,23 @@ def test_a_job_whose_result_files_could_not_be_written_is_resumed_to_write_them(
     assert stored.files() == fresh.files()
     with pytest.raises(ConflictError, match="nothing is missing"):
         resume_job(stored.records, stored.objects, stored.job, "me")
+
+
+def test_result_files_of_an_earlier_run_are_none_of_a_run_that_could_not_write_its_own(
+    tmp_path: Path,
+) -> None:
+    stored = StoredJob(tmp_path, SETS, 6)
+    stored.run()
+    assert len(stored.records.result_files(stored.job)) == 3
+    extend_job(stored.records, stored.objects, stored.job, "me", replicates=7)
+    assert stored.records.result_files(stored.job) == ()
+    epoch = stored.take()
+    while stored.records.job(stored.job).state not in FINAL_JOB_STATES:
+        give_up(stored.records, stored.job, epoch, "test")
+    assert stored.records.result_files(stored.job) == ()
+    resume_job(stored.records, stored.objects, stored.job, "me")
+    stored.run()
+    assert len(stored.records.result_files(stored.job)) == 3
 
 
 def test_a_new_run_forgets_time_used_who_cancelled_and_why_it_was_stalled(tmp_path: Path) -> None:

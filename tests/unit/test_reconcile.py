@@ -22,7 +22,7 @@ from modelops.server.reconcile import Held, Mismatch, never_counts, nobody_runs,
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store import LeaseLostError, SegmentWriter
 from modelops.store.contents import JobContents
-from modelops.store.results import replicates_table
+from modelops.store.results import finalize, replicates_table
 from modelops.store.segments import job_folder
 from modelops.store.withdrawal import NOTHING, Withdrawal
 from modelops.study.ids import AttemptId, JobId, attempt_id, epoch_of
@@ -290,6 +290,43 @@ def test_nothing_is_stored_under_an_epoch_that_storage_knows_and_the_records_do_
     assert job.records.job(job.job).epoch > epoch + 3
     assert mend(job, above=above) == []
     assert asked == [epoch + 3]
+
+
+def test_a_job_that_was_cancelled_is_left_so_whatever_its_workers_have_stored_since(tmp_path: Path) -> None:
+    job = StoredJob(tmp_path, SETS, N)
+    job.run(limit=14)
+    job.write(1, range(20, 23))
+    before = job.records.job(job.job)
+    assert before.state is JobState.CANCELLED
+    assert job.records.result_files(job.job)
+    assert mend(job) == []
+    assert (job.records.job(job.job).state, job.records.job(job.job).run) == (JobState.CANCELLED, before.run)
+
+
+def test_what_an_earlier_run_settled_is_no_reason_to_run_what_a_later_one_was_not_to(tmp_path: Path) -> None:
+    job = StoredJob(tmp_path, SETS, N)
+    job.run()
+    extend_job(job.records, job.objects, job.job, "me", replicates=N + 2)
+    job.run(limit=3)
+    assert job.records.job(job.job).state is JobState.CANCELLED
+    assert len(job.missing()) == 5
+    assert mend(job) == []
+    assert (job.records.job(job.job).state, job.records.job(job.job).run) == (JobState.CANCELLED, 2)
+
+
+def test_nothing_is_adopted_while_result_files_are_written(tmp_path: Path) -> None:
+    job, epoch = open_job(tmp_path)
+    job.records.change_state(job.job, JobEvent.STOPPED_EARLY, who="test", why="max_failures", epoch=epoch)
+    orphan = job.write(epoch, range(7, 12))
+    assert mend(job) == []
+    assert job.records.covered(job.job) == Ranges([(0, 7)])
+    files = finalize(JobContents.of(job.objects, job.records, job.job))
+    epoch = job.records.job(job.job).epoch
+    job.records.record_results(job.job, "test", files, epoch=epoch)
+    job.records.change_state(job.job, JobEvent.SOME_SUCCEEDED, who="test", epoch=epoch)
+    assert mend(job) == [], "nor afterwards: it was stopped"
+    resume_job(job.records, job.objects, job.job, "me")
+    assert [f.what for f in mend(job)] == [orphan.name]
 
 
 def test_a_foreign_or_impossible_segment_is_not_adopted(tmp_path: Path) -> None:

@@ -184,6 +184,26 @@ def test_the_flag_comes_with_an_event_once_and_goes_when_the_job_goes_on(tmp_pat
     ]
 
 
+def test_a_job_that_ends_while_it_is_looked_at_is_not_called_stalled(tmp_path: Path) -> None:
+    job, now, drivers = StoredJob(tmp_path, [{"a": 1}], 4), [0.0], Drivers()
+    watch = StallWatch(job.records, drivers, "server", clock=lambda: now[0])
+    drivers.views, drivers.slots = {job.job: LiveView(JobState.RUNNING, counts={"succeeded": 1})}, {}
+    watch.look()
+    read = job.records.jobs
+
+    def and_then_it_ends(**which: Any) -> Any:
+        rows = read(**which)
+        job.run()
+        return rows
+
+    now[0] = 500.0
+    job.records.jobs = and_then_it_ends  # type: ignore[method-assign]
+    watch.look()
+    row = job.records.job(job.job)
+    assert (row.state, row.stalled) == (JobState.SUCCEEDED, "")
+    assert "stalled" not in [event.kind for event in job.records.events(job.job)]
+
+
 def test_a_job_is_flagged_while_the_database_is_away_and_that_is_recorded_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
