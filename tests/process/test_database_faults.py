@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -24,11 +25,11 @@ SPEC = b'{"name": "a study", "bundle": "1"}' * 20
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of some jobs, whose log was written back into its file."""
     path = tmp_path_factory.mktemp("whole") / "modelops.db"
     write(path)
-    return path.read_bytes()
+    return path
 
 
 def write(path: Path) -> None:
@@ -51,14 +52,17 @@ def read(path: Path) -> list[JobId]:
 @given(at=st.floats(0, 1), how=st.sampled_from(["cut", "zero", "garbage"]))
 @example(at=0.0, how="cut")
 @example(at=0.0, how="zero")
+@example(at=1e-5, how="cut")  # one byte is left
 def test_a_file_that_was_cut_or_overwritten_is_named_and_read_only_if_nothing_is_missing(
-    tmp_path_factory: pytest.TempPathFactory, whole: bytes, at: float, how: str
+    tmp_path_factory: pytest.TempPathFactory, whole: Path, at: float, how: str
 ) -> None:
-    path = tmp_path_factory.mktemp("damaged") / "modelops.db"
+    path, data = tmp_path_factory.mktemp("damaged") / "modelops.db", whole.read_bytes()
     write(path)
-    page = int(at * len(whole)) // 4096 * 4096
-    rest = {"cut": b"", "zero": bytes(len(whole) - page), "garbage": os.urandom(len(whole) - page)}[how]
-    path.write_bytes(path.read_bytes()[:page] + rest)
+    byte = int(at * len(data))
+    if how == "garbage":  # of a whole page, or it may be a value like any other
+        byte = byte // 4096 * 4096
+    rest = {"cut": b"", "zero": bytes(len(data) - byte), "garbage": os.urandom(len(data) - byte)}[how]
+    path.write_bytes(path.read_bytes()[:byte] + rest)
     try:
         found = read(path)
     except StorageError as error:
@@ -70,8 +74,26 @@ def test_a_file_that_was_cut_or_overwritten_is_named_and_read_only_if_nothing_is
     assert "a backup" in said
 
 
-def test_the_commands_say_it_with_the_exit_code_of_a_failure(tmp_path: Path, whole: bytes) -> None:
-    (tmp_path / "modelops.db").write_bytes(whole[: len(whole) // 2])
+@pytest.mark.parametrize(
+    "damage", ["created_at = char(0, 0, 0) || substr(created_at, 4)", "state = 'runninh'"]
+)
+def test_a_value_that_nobody_has_written_is_damage_of_the_file_and_no_fault_of_the_program(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "modelops.db"
+    write(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as sql:
+        sql.execute(f"UPDATE jobs SET {damage} WHERE job = 'job_{7:032x}'")
+    said = re.escape(str(path)) + r" is damaged: .*put a backup of it in its place"
+    with contextlib.closing(Records.open(f"sqlite:///{path}")) as records:
+        with pytest.raises(StorageError, match=said):
+            records.jobs()
+        assert records.job(JobId(f"job_{8:032x}")).spec == SPEC
+
+
+def test_the_commands_say_it_with_the_exit_code_of_a_failure(tmp_path: Path, whole: Path) -> None:
+    data = whole.read_bytes()
+    (tmp_path / "modelops.db").write_bytes(data[: len(data) // 2])
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MODELOPS_")}
     done = subprocess.run(
         [COMMAND, "jobs", "list"], env={**environ, "MODELOPS_HOME": str(tmp_path)},

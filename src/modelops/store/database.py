@@ -157,7 +157,13 @@ class Database:
         """One consistent view; waits for no writer on SQLite."""
         with self._as_ours(), self._readers.begin() as connection:
             self._begin(connection, "BEGIN")
-            yield connection
+            try:
+                yield connection
+            except (ValueError, TypeError) as e:  # a time, a state or JSON that nobody of us has written
+                if not self.on_file:
+                    raise
+                count(Counted.DATABASE_ERRORS)
+                raise StorageError(_damaged(Path(self.engine.url.database or ""), str(e))) from e
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -357,7 +363,8 @@ def _lock_beside(url: sa.URL) -> FileLock:
     except OSError as e:
         raise StorageError(f"the folder of the database {path} cannot be made: {e.strerror}") from e
     lock = _lock_file(url)
-    if path.is_file() and not path.stat().st_size and lock.exists() and lock.read_text() == _MADE:
+    # SQLite takes one byte for none: https://sqlite.org/src/file?name=src/os_unix.c, unixFileSize
+    if path.is_file() and path.stat().st_size <= 1 and lock.exists() and lock.read_text() == _MADE:
         raise StorageError(_damaged(path, "it is empty, and once was not"))
     return FileLock(lock, timeout=BUSY_TIMEOUT_S)
 
