@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TRIAL_S = 5.0
 LOOK_S = 0.5  # how often to ask after a child that says nothing
-STALLED_AFTER_S = 5.0  # a child that a signal stopped for this long does not go on
+STALLED_AFTER_S = 5.0  # a child that was stopped, or has finished and stays, for so long does not go on
 _HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # an allocator's; it has handlers for fork
 _HANGING_POOLS = re.compile(r"polars-\d+")  # started when polars is used; importing it starts others
 _FINISHED = b'{"jsonrpc":"2.0","method":"replicate/finished"'
@@ -133,6 +133,7 @@ def run_in_child(
     trial_s = None if not missing else TRIAL_S if timeout_s is None else min(TRIAL_S, timeout_s / 2)
     try:
         end = _forward(channel, ours, child, None if timeout_s is None else before + timeout_s, trial_s)
+        stays = end == "finished" and not child.leaves(ours)
     except BaseException:
         _kill(pid)
         child.wait()
@@ -141,7 +142,7 @@ def run_in_child(
         channel.relay = -1
         os.close(ours)
         os.close(relay)
-    if end in ("timed_out", "stopped", "hung") or channel.ended:
+    if stays or end in ("timed_out", "stopped", "hung") or channel.ended:
         _kill(pid)
     child.wait()
     _kill_left_behind(kept)
@@ -187,6 +188,20 @@ class _Child:
             return "ended"
         stopped = self._stopped_at is not None and perf_counter() - self._stopped_at >= STALLED_AFTER_S
         return "stopped" if stopped else "running"
+
+    def leaves(self, pipe: int) -> bool:
+        """Wait for the end of a child that has told its outcome on this pipe; False: it does not come.
+
+        What the model has left may keep it, as a thread that reads a file of C's, which cannot be flushed then.
+        """
+        deadline = perf_counter() + STALLED_AFTER_S
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        while self.look() == "running" and perf_counter() < deadline:
+            # It is closed with the child; but a process that the model started may hold it open.
+            if poll.poll(50) and not os.read(pipe, 1 << 16):
+                self.wait()
+        return self.exit is not None
 
     def idle_s(self) -> float:
         """Return for how long it has neither used the CPU nor had children that might."""

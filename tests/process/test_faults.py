@@ -364,6 +364,20 @@ def test_a_death_is_seen_though_somebody_else_holds_the_pipe_of_the_fork(bench: 
     assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
 
 
+def test_a_fork_that_has_finished_and_cannot_end_is_not_the_next_replicates_time(bench: Bench) -> None:
+    """A thread that reads a file of C's holds its lock, so what C has not written cannot be flushed at the end."""
+    code = MODEL.format("""
+            libc, (ours, _) = ctypes.CDLL(None), os.pipe()
+            libc.fdopen.restype = ctypes.c_void_p
+            file = ctypes.c_void_p(libc.fdopen(ours, b"r"))
+            threading.Thread(target=libc.getc, args=[file], daemon=True).start()
+            while libc.ftrylockfile(file) == 0: libc.funlockfile(file); time.sleep(0.001)
+            """)
+    spec = bench.spec(code, replicate_timeout_s=20.0, isolation="fork")
+    assert [o.status for o in bench.run(spec)] == [Status.SUCCEEDED] * 4
+    assert bench.pool.starts == 1
+
+
 def test_a_bundle_that_ignores_sigchld_is_forked_all_the_same(bench: Bench) -> None:
     code = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + textwrap.dedent(
         MODEL.format("os._exit(3)")
