@@ -49,7 +49,7 @@ from modelops.store.results import (
     stream_result_file,
     stream_table,
 )
-from modelops.store.segments import FloatRows
+from modelops.store.segments import FloatRows, store_not_needed
 from modelops.study.canonical import canonical_json, param_id
 from modelops.study.ids import JobId, attempt_id, new_job_id
 from modelops.study.index_line import Block, IndexLine
@@ -706,6 +706,14 @@ def test_the_most_frequent_failure_is_named_with_its_first_example_and_its_line_
     failing(alike, dict.fromkeys(range(8), ("", "mark")))
     said = "8 of 8 replicates failed: LinAlgError (lib/helper.py:12)"
     assert most_frequent_failure(alike.contents()) == said
+
+
+def test_replicates_that_were_not_needed_are_none_of_which_some_failed() -> None:
+    job = Job(spec_of(IndexLine.of(1, 8)), SETS[:1])
+    failing(job, dict.fromkeys((0, 1), ("singular", "mark")))
+    job.segments.append(store_not_needed(job.objects, job.job, next(ATTEMPTS), Ranges([(5, 8)])))
+    said = "2 of 5 replicates failed: LinAlgError: singular (lib/helper.py:12)"
+    assert most_frequent_failure(job.contents()) == said
 
 
 def test_where_no_replicate_failed_the_most_frequent_failure_is_of_aggregates_or_none() -> None:

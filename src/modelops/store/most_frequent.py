@@ -47,9 +47,9 @@ def most_frequent_failure(contents: JobContents) -> str:
                 examples[mark] = index, _in_brief(status, errors[row].as_py())
     if counts:
         mark = min(counts, key=lambda m: (-counts[m], examples[m][0]))
-        return _sentence(
-            "replicates", counts.total(), contents.spec.line.size, counts[mark], examples[mark][1]
-        )
+        not_needed = sum(ref.counts.get(ReplicateStatus.NOT_NEEDED, 0) for ref in contents.segments)
+        of = contents.spec.line.size - not_needed
+        return _sentence("replicates", counts.total(), of, counts[mark], examples[mark][1])
     return _of_aggregates(contents)
 
 
