@@ -13,14 +13,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml  # type: ignore[import-untyped]  # it has no types
 from distributed import Scheduler, Worker
 from tests.process.pools import DEADLINE_S, PoolHome, wait_for
 
+from modelops.cluster import crew as crew_module
 from modelops.cluster.certificates import create_certificates
 from modelops.cluster.connected import ConnectedCluster
+from modelops.cluster.crew import Crew
+from modelops.cluster.place import Place
 from modelops.cluster.tls import ensure_certificates
 from modelops.cluster.worker import _leave
 from modelops.study.pools import Membership
@@ -32,6 +37,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 COMMAND = Path(sys.executable).parent / "modelops"
+POD = Path(__file__).parents[2] / "k8s/base/worker/worker.yaml"
+STORES_FOR_LONG = """
+import os, signal, sys, time
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.write(int(sys.argv[4]), b"joined\\n")
+while True:
+    time.sleep(1)
+"""
 
 
 @pytest.fixture
@@ -141,6 +155,34 @@ def test_a_worker_that_is_told_to_end_when_its_scheduler_has_closed_it_has_no_mo
             await _leave(worker)
 
     asyncio.run(end())
+
+
+def test_a_worker_may_store_what_has_ended_for_nearly_as_long_as_its_pod_may_take_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod_s = yaml.safe_load(POD.read_text("utf-8"))["spec"]["template"]["spec"][
+        "terminationGracePeriodSeconds"
+    ]
+    (tmp_path / "stores_for_long.py").write_text(STORES_FOR_LONG)
+    now_s = [0.0]
+    monkeypatch.setattr(crew_module, "PROGRAM", "stores_for_long")
+    monkeypatch.setattr(crew_module, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    crew = Crew(Place("tls://127.0.0.1:1", None, 1), environ={**os.environ, "PYTHONPATH": str(tmp_path)})
+    try:
+        wait_for(lambda: crew._step() or crew.n_ready() == 1, "it has joined")
+        (life,) = crew._mind.lives.values()
+        crew._stop(signal.SIGTERM, None)
+        assert not crew._step()
+        assert life.told_at == 0.0
+        now_s[0] = pod_s - 15.0
+        assert not crew._step()
+        assert not life.killed, "what it stores would be lost"
+        now_s[0] = pod_s - 5.0
+        wait_for(crew._step, "it has ended, and the command with it")
+    finally:
+        for process in crew._running.values():
+            process.kill()
+            process.communicate()
 
 
 def test_a_scheduler_that_is_not_known_or_no_address_is_refused(home: PoolHome) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = "modelops.cli.crew_worker"
 TICK_S: Final = 0.2
+# For what has ended and is being stored: outputs are large, or storage is far. Less than whoever keeps this one gives
+# it (terminationGracePeriodSeconds of k8s/base/worker, TimeoutStopSec of systemd).
+GRACE_S: Final = 50.0
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +45,7 @@ class Crew:
 
     def __init__(self, place: Place, *, environ: Mapping[str, str]) -> None:
         self._place, self._environ = place, environ
-        self._mind = Upkeep(place.slots, began=time.monotonic(), only_workers=True)
+        self._mind = Upkeep(place.slots, began=time.monotonic(), grace_s=GRACE_S, only_workers=True)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._asked = ""
         self._wrong = ""
