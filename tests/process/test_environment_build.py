@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelops.environments import Environment, Environments, Interpreters
@@ -353,6 +354,18 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match="cache"):
         Environments(tmp_path / "cache").resolve(bundle(tmp_path / "one", "six"))
+
+
+def test_workers_of_two_images_share_a_cache_and_keep_their_environments(tmp_path: Path) -> None:
+    """During an upgrade, say: Python is of one version in both, and was compiled twice."""
+    one, other = Environments(tmp_path / "cache"), Environments(tmp_path / "cache")
+    lock = one.resolve(bundle(tmp_path / "one"))
+    here = one.interpreter_for(lock)
+    there = msgspec.structs.replace(here, mark="of another image")
+    first = one.ensure(lock, here)
+    assert other.ensure(lock, there).path != first.path
+    again = one.ensure(lock, here)
+    assert (again.path, again.built, again.damage) == (first.path, False, None)
 
 
 def test_a_replaced_interpreter_is_noticed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelops.environments import Interpreters
@@ -61,6 +62,26 @@ def test_an_interpreter_that_changed_is_probed_again(tmp_path: Path) -> None:
     interpreters.all()
 
     assert (tmp_path / "memory.json").read_bytes() != memory
+
+
+def test_a_program_in_the_place_of_another_is_told_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(path: Path) -> Interpreter:
+        return Interpreter(str(path), "3.12.1", "cpython", "linux-x86_64", "2.36", "abi", str(path))
+
+    monkeypatch.setattr("modelops.environments.interpreters._ask", asked)
+    program = script(tmp_path / "python3.12", "\x7fELF")
+
+    def found() -> Interpreter:
+        (one,) = (i for i in only(tmp_path).all() if i.executable == str(program))
+        return one
+
+    before = found()
+    assert found() == before, "also as it is remembered"
+    os.utime(program, (1, 1))
+    assert found() == msgspec.structs.replace(before, mark=found().mark)
+    assert found() != before
 
 
 def test_launchers_and_broken_programs_are_passed_over_and_launchers_are_not_started(tmp_path: Path) -> None:

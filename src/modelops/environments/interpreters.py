@@ -57,7 +57,11 @@ print("\\n".join([
 
 
 class Interpreter(msgspec.Struct, frozen=True):
-    """One Python of this machine. ``executable`` is absolute and no link; ``glibc`` is empty elsewhere."""
+    """One Python of this machine. ``executable`` is absolute and no link; ``glibc`` is empty elsewhere.
+
+    ``mark``: size and time of the program, which tell it from another one in its place: after an upgrade of this
+    machine, or in a container of another image.
+    """
 
     executable: str
     version: str
@@ -66,6 +70,7 @@ class Interpreter(msgspec.Struct, frozen=True):
     glibc: str
     abi: str
     prefix: str
+    mark: str = ""
 
     @property
     def python_version(self) -> str:
@@ -272,14 +277,20 @@ def _probe(path: Path, remembered: dict[str, _Remembered]) -> Interpreter | None
             return None
         known = remembered.get(str(real))
         if known and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-            return known.found
+            return _marked(known)
         with real.open("rb") as f:
             launcher = f.read(2) == b"#!"  # a shim of pyenv or asdf: slow, and no interpreter itself
     except OSError:
         return None
     found = None if launcher else _ask(real)
-    remembered[str(real)] = _Remembered(stat.st_size, stat.st_mtime_ns, found)
-    return found
+    new = remembered[str(real)] = _Remembered(stat.st_size, stat.st_mtime_ns, found)
+    return _marked(new)
+
+
+def _marked(probed: _Remembered) -> Interpreter | None:
+    if probed.found is None:
+        return None
+    return msgspec.structs.replace(probed.found, mark=f"{probed.size}-{probed.mtime_ns}")
 
 
 def _ask(executable: Path) -> Interpreter | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modelops.environments.interpreters import Interpreter
 
 FORMAT: Final = 2  # 1 had no sha256
-KEY_FORMAT: Final = 1
+KEY_FORMAT: Final = 2
 EMPTY: Final = 'lock-version = "1.0"\ncreated-by = "modelops"\npackages = []\n'
 EnvironmentKey = NewType("EnvironmentKey", str)
 _OWN_TABLE: Final = re.compile(r"^\[tool\.modelops\]\n(?:(?!\[).*\n?)*", re.MULTILINE)
@@ -133,7 +133,8 @@ def environment_key(lock: Lock, interpreter: Interpreter) -> EnvironmentKey:
     """Name the environment: interpreter, platform, locked packages, and the bundle where it is installed.
 
     Comments, order of tables and everything else about the bundle leave the key as it is, so bundles that
-    differ only in code share an environment.
+    differ only in code share an environment. It leads to one program: workers of two images that share a cache, whose
+    Pythons are of one version and not the same program, would take each other's environments for damaged.
     """
     parts = {
         "format": KEY_FORMAT,
@@ -142,6 +143,8 @@ def environment_key(lock: Lock, interpreter: Interpreter) -> EnvironmentKey:
             interpreter.version,
             interpreter.abi,
             interpreter.platform,
+            interpreter.executable,
+            interpreter.mark,
         ],
         "packages": lock.packages,
         "bundle": lock.bundle_digest,
