@@ -563,6 +563,29 @@ def test_metrics_say_how_much_waits(client: Client, service: JobService, bundle:
     assert metric("modelops_workers_unfit_total") >= 0
 
 
+def test_a_job_of_which_nothing_runs_waits_though_it_may_run(
+    client: Client, service: JobService, drivers: Drivers, bundle: str
+) -> None:
+    def waits() -> bool:
+        text = client("GET", "/metrics").data.decode()
+        (line,) = [x for x in text.splitlines() if x.startswith("modelops_queue_wait_seconds ")]
+        return float(line.split()[1]) > 0
+
+    job = client.submit(request_for(bundle))["job"]
+    run_some(service, job, {})
+    assert service.records.job(JobId(job)).state is JobState.RUNNING
+    assert not waits(), "whoever drives it says it"
+    drivers.seen[job] = Seen()
+    assert waits(), "all slots are taken, or there are none"
+    drivers.seen[job] = Seen(running=Ranges([(0, 2)]))
+    assert not waits(), "its first replicates may take hours"
+    drivers.seen[job] = Seen(sleeps_until=1.0)
+    assert not waits(), "they have run, and are tried again later"
+    drivers.seen[job] = Seen()
+    run_some(service, job, {0: ReplicateStatus.SUCCEEDED})
+    assert not waits()
+
+
 def test_each_pool_is_said_to_wait_for_what_its_own_workers_can_run(
     client: Client, drivers: Drivers, service: JobService, bundle: str
 ) -> None:

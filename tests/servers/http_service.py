@@ -67,6 +67,7 @@ class Seen:
     stalled: str = ""
     doing: str = ""
     pools: Sequence[LivePool] = ()
+    sleeps_until: float | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from modelops.server.service import JobService
+    from modelops.store.waiting_work import WaitingWork
 
 
 def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tuple[str, str], int]]) -> str:
@@ -87,7 +88,7 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
                 "modelops_queue_wait_seconds",
                 "gauge",
                 "How long the job has waited that waits longest to run replicates.",
-                [({}, round(waiting.longest_wait_s, 3))],
+                [({}, round(_longest_wait_s(waiting, service), 3))],
             ),
             family(
                 "modelops_scheduler_connected",
@@ -159,3 +160,17 @@ def metrics_text(service: JobService, version: str, requests: Iterable[tuple[tup
             of_processes(totals(), "this server has committed"),
         )
     )
+
+
+def _longest_wait_s(waiting: WaitingWork, service: JobService) -> float:
+    """Return how long the job has waited that waits longest to run replicates.
+
+    A job is running as soon as replicates of it may run: its first may still wait for a worker, or a slot. That is
+    known where it is driven; of other servers each says it of its own.
+    """
+    waits = [0.0, *waiting.waits.values()]
+    for job, seconds in waiting.without_outcome.items():
+        view = service.supervisor.view(job)
+        if view is not None and not view.running and view.sleeps_until is None:
+            waits.append(seconds)
+    return max(waits)

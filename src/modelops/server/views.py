@@ -62,6 +62,7 @@ class Live(Protocol):
 
     ``eta``: seconds left, None if unknown. ``waiting_for``: what the database or the storage said, while one of them is
     away. ``stalled``: why it stands still, if it does. ``doing``: what is done before replicates can run.
+    ``sleeps_until``: when its first delayed retry may run, if there is nothing but such.
     """
 
     @property
@@ -78,6 +79,8 @@ class Live(Protocol):
     def doing(self) -> str: ...  # noqa: D102
     @property
     def pools(self) -> Sequence[LivePool]: ...  # noqa: D102
+    @property
+    def sleeps_until(self) -> float | None: ...  # noqa: D102
 
 
 class Driving(Protocol):

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import schema
+from modelops.study.ids import JobId
 from modelops.study.spec import read_or_why
 
 if TYPE_CHECKING:
@@ -23,13 +24,15 @@ class WaitingWork(msgspec.Struct, frozen=True):
     """At one moment.
 
     ``by_pools``: replicates without an outcome, of jobs that have not ended, by the names of pools that these ask for.
-    ``stalled``: jobs that do not get on though they should. ``longest_wait_s``: since when the job that waits longest
-    to run replicates has waited; 0 if none does.
+    ``stalled``: jobs that do not get on though they should. ``waits``: for how many seconds each job has waited whose
+    turn has not come, or whose environment is not ready. ``without_outcome``: for how many seconds replicates of each
+    job may have run none of which has an outcome; whoever drives it knows whether some do run.
     """
 
     by_pools: dict[tuple[str, ...], int]
     stalled: int
-    longest_wait_s: float
+    waits: dict[JobId, float]
+    without_outcome: dict[JobId, float]
 
     @property
     def replicates(self) -> int:
@@ -55,11 +58,16 @@ def waiting_work(records: Records) -> WaitingWork:
         size, asked = _size_and_pools(row.spec)
         by_pools[asked] += max(0, size - done.get(row.job, 0))
     now = records.now()
-    waits = [(now - row.changed_at).total_seconds() for row in rows if row.state in _WAITS]
+    since = {JobId(row.job): max(0.0, (now - row.changed_at).total_seconds()) for row in rows}
     return WaitingWork(
         by_pools=dict(by_pools),
         stalled=sum(bool(row.stalled) for row in rows),
-        longest_wait_s=max(0.0, *waits) if waits else 0.0,
+        waits={row.job: since[row.job] for row in rows if row.state in _WAITS},
+        without_outcome={
+            row.job: since[row.job]
+            for row in rows
+            if row.state == JobState.RUNNING and not done.get(row.job, 0)
+        },
     )
 
 
