@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 
+from modelops.cluster import certificates
+from modelops.cluster.authority import new_authority
 from modelops.cluster.certificates import (
     ROLES,
     begin_authority,
@@ -206,3 +208,22 @@ def test_the_command_says_until_when_and_warns_in_time(tmp_path: Path) -> None:
     assert "warning: the certificate of worker ends soon" in late.stderr
     refused = run("create", folder)
     assert (refused.returncode, "not empty" in refused.stderr) == (2, True)
+
+
+def test_the_warning_says_what_has_ended_and_how_an_authority_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "new_authority", lambda: new_authority(days=20))
+    create_certificates(tmp_path / "pool", [], days=-1)
+    said = subprocess.run(
+        [COMMAND, "certs", "show", str(tmp_path / "pool")], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1
+    warnings = said.stderr.splitlines()
+    assert (
+        warnings[0]
+        == "warning: the certificate of authority ends soon; 'modelops certs renew --authority' makes another"
+    )
+    assert (
+        warnings[-1] == "warning: the certificate of client has ended; 'modelops certs renew' makes another"
+    )

@@ -100,7 +100,7 @@ def _show(folder: Path, *, as_json: bool) -> bool:
     import datetime
 
     from modelops.cli.show import show_json
-    from modelops.cluster.certificates import list_certificates
+    from modelops.cluster.certificates import AUTHORITY, list_certificates
 
     now = datetime.datetime.now(datetime.UTC)
     found = [(kept, (kept.not_after - now).days) for kept in list_certificates(folder)]
@@ -118,8 +118,10 @@ def _show(folder: Path, *, as_json: bool) -> bool:
             ends = f"until {kept.not_after:%Y-%m-%d}, {days} days"
             typer.echo(f"{kept.role:<10} {ends}" + (f"  {', '.join(kept.hosts)}" if kept.hosts else ""))
             if days < SOON_DAYS:
+                ends = "has ended" if kept.not_after <= now else "ends soon"
+                option = " --authority" if kept.role == AUTHORITY else ""
                 typer.echo(
-                    f"warning: the certificate of {kept.role} ends soon; 'modelops certs renew' makes another",
+                    f"warning: the certificate of {kept.role} {ends}; 'modelops certs renew{option}' makes another",
                     err=True,
                 )
     return any(days < SOON_DAYS for _, days in found)
