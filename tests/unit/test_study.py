@@ -96,6 +96,8 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("no retries", lambda: Retry(max_retries=None), "max_retries cannot be None"),  # type: ignore[arg-type]
     ("seed", lambda: study(seeds=5), "seeds = 5: give a list with one seed per replicate; or seed"),
     ("aggregates", lambda: study(aggregate=True), "aggregate = True: it must be a name or a list"),
+    ("models", lambda: study(model=["a:b"]), "model = .*it must be a name or an entry point, one"),
+    ("number", lambda: study(name=0), "name = 0 must be one line"),
     ("used up", lambda: study(aggregate=iter(["a"])), "it must be a name or a list of names"),
 ]
 

@@ -143,6 +143,7 @@ class Study:
     def __post_init__(self) -> None:
         if not str(self.bundle):
             raise RequestError(f"bundle = {self.bundle!r} is no path; give a folder, a .py file, or a digest")
+        _check_kind("model", self.model, str, "it must be a name or an entry point, one")
         self._check_replicates()
         seconds(self.timeout, "timeout")
         seconds(self.replicate_timeout, "replicate_timeout")
@@ -167,7 +168,7 @@ class Study:
                 raise RequestError(f"aggregate = {list(given)!r} names one twice")
         if self.pools is not None:
             checked_pools("pools", self.pools)
-        if self.name:
+        if self.name is not None and self.name != "":
             _check_name(self.name)
         if not isinstance(self.parameters, ParameterSets | str | Path | None):
             object.__setattr__(self, "parameters", parameter_sets(self.parameters))
