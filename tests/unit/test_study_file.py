@@ -96,6 +96,7 @@ WRONG = [
     ("retry = 3", "retry = 3 must be a table"),
     ("retry = { retries = 3 }", "unknown key 'retries' in retry; did you mean 'max_retries'"),
     ("= 3", "is not valid TOML: .*line 2"),
+    (f"seed = {'9' * 5_000}", "is not valid TOML: .*digits"),
 ]
 
 
@@ -198,7 +199,9 @@ WRONG_FILES = [
     ("a.json", '{"a": 1}', "must hold a list"),
     ("a.jsonl", '{"a": 1}\n{"a": }\n', "a.jsonl, line 2: not valid JSON"),
     ("a.jsonl", '{"a": 1}\n3\n', "parameter set 1 is a int"),
-    ("a.parquet", "no parquet", "is no Parquet file"),
+    ("a.json", '[{"a": ' + "[" * 100_000, "a.json, line 1: not valid JSON"),
+    ("a.csv", "a\n" + "9" * 5_000, "999... is an integer of 5,000 digits"),
+    ("a.parquet", "no parquet", "cannot be read as a Parquet file"),
     ("a.xlsx", "", "can be read from .csv"),
 ]
 
@@ -210,6 +213,19 @@ def test_a_wrong_parameter_file_is_refused_with_its_line(
     (tmp_path / name).write_text(text)
     with pytest.raises(RequestError, match=says):
         read_parameters(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_a_parameter_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    text = "place\nKöln\n" if name == "a.csv" else '{"place": "Köln"}'
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(RequestError, match=f"{name}.*utf-8"):
+        read_parameters(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('\ufeff[{"a": 1}]')
+    assert list(read_parameters(tmp_path / "a.json")) == [{"a": 1}]
 
 
 def test_a_parameter_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:

@@ -46,12 +46,12 @@ def read_parameters(path: str | Path) -> ParameterSets:
         case ".parquet" | ".pq":
             try:
                 return ParameterSets.of_table(pq.read_table(file))
-            except pa.ArrowInvalid as e:
-                raise RequestError(f"{file} is no Parquet file: {e}") from e
+            except (pa.ArrowException, OSError) as e:  # of damage pyarrow says now one, now the other
+                raise RequestError(f"{file} cannot be read as a Parquet file: {e}") from e
         case ".json":
-            return _of_rows(file, [_json(file, file.read_text("utf-8"), 1)])
+            return _of_rows(file, [_json(file, _text(file), 1)])
         case ".jsonl" | ".ndjson":
-            lines = enumerate(file.read_text("utf-8").splitlines(), 1)
+            lines = enumerate(_text(file).splitlines(), 1)
             return _of_rows(file, [[_json(file, line, n) for n, line in lines if line.strip()]])
         case _:
             kinds = ".csv, .tsv, .parquet, .json and .jsonl"
@@ -61,10 +61,16 @@ def read_parameters(path: str | Path) -> ParameterSets:
 def value_of_text(text: str) -> Any:
     """Return what a value written as text is: bool, int, float or text.
 
-    ``value_of_text("1")`` is the integer 1, ``value_of_text("1.0")`` the float.
+    ``value_of_text("1")`` is the integer 1, ``value_of_text("1.0")`` the float. Raises RequestError for an integer of
+    more digits than Python reads.
     """
     if _INT.fullmatch(text):
-        return int(text)
+        try:
+            return int(text)
+        except ValueError as e:
+            raise RequestError(
+                f"{text:.20}... is an integer of {len(text):,} digits, more than can be read; text stands in quotes"
+            ) from e
     if _FLOAT.fullmatch(text):
         return float(text)
     return _WORDS.get(text, text)
@@ -100,10 +106,17 @@ def _read_csv(file: Path) -> ParameterSets:
     return ParameterSets.of_rows({k: v for k, v in row.items() if v != ""} for row in sets)
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise RequestError(f"{file} is not UTF-8: {e}; save it as UTF-8") from e
+
+
 def _json(file: Path, text: str, line: int) -> Any:
     try:
         return json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise RequestError(f"{file}, line {getattr(e, 'lineno', 1) + line - 1}: not valid JSON: {e}") from e
 
 

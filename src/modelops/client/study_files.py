@@ -44,7 +44,10 @@ def load_study(path: str | Path) -> Study:
         raise NotFoundError(f"there is no study file {file}")
     try:
         table = tomllib.loads(file.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # also of an integer of thousands of digits, and of endless brackets
         raise RequestError(f"{file} is not valid TOML: {e}") from e
     if "bundle" not in table:
         raise RequestError(f'{file}: bundle is missing; name one, e.g. bundle = "path/to/bundle"')
