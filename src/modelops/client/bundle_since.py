@@ -23,12 +23,18 @@ def bundle_changed_since(job: Job) -> str:
     """
     first = next(iter(job.events()), None)
     found = _FROM.fullmatch(first.text) if first is not None else None
-    if first is None or found is None or first.who != whoami() or not Path(found[1]).exists():
+    if first is None or found is None or first.who != whoami():
         return ""
     try:
+        if not Path(found[1]).exists():
+            return ""
         same = bundle_digest(Path(found[1])) == job.spec.bundle
     except BundleError:  # it can no longer be a bundle at all
         same = False
+    except OSError as error:  # whatever was asked for has been done
+        return (
+            f"whether the bundle {found[1]} has changed since this job was submitted cannot be seen: {error}"
+        )
     if same:
         return ""
     return (
