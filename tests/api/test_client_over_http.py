@@ -170,6 +170,17 @@ def test_a_large_table_of_parameters_goes_as_a_file_and_is_the_same(
     assert large.source.parameter_set(large.id, mine.param_id).param == 399
 
 
+def test_many_parameter_sets_are_added_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "MAX_BODY_BYTES", 100)
+    with served(Home.at(copy_of_v1(tmp_path / "server")), tmp_path / "here") as source:
+        job = mo.Job(made.JOB, source=source)
+        n = job.spec.line.n_params
+        job.extend(parameters=[{"more": i} for i in range(200)])
+        assert isinstance(source.http, Listening)
+        assert sum(m.startswith("PUT /v1/parameters/") for m in source.http.made) == 1
+        assert (job.spec.line.n_params, job.params(n + 199)) == (n + 200, {"more": 199})
+
+
 def test_ids_may_be_shortened_until_they_are_ambiguous(source: HttpSource, bundle: Path) -> None:
     client = Client(source=source)
     jobs = [client.submit(mo.Study(bundle=bundle)) for _ in range(3)]

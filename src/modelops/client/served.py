@@ -263,24 +263,22 @@ class HttpSource:
 
     def resume(self, job: JobId, *, failed: bool) -> None:
         """Ask for what is missing."""
-        self._begin(job, "resume", {"failed": failed})
+        headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
+        body = msgspec.json.encode({"failed": failed})
+        self.http.request("POST", f"/jobs/{job}/resume", body=body, headers=headers)
 
     def extend(
         self, job: JobId, replicates: int | None, parameters: Sequence[bytes], seeds: Sequence[int] | None
     ) -> None:
         """Ask for more."""
+        from modelops.client.submission import ask_with_parameters
+
         asked: dict[str, Any] = {}
         if replicates is not None:
             asked["replicates"] = replicates
-        if parameters:
-            asked["parameters"] = [msgspec.Raw(canonical) for canonical in parameters]
         if seeds is not None:
             asked["seeds"] = list(seeds)
-        self._begin(job, "extend", asked)
-
-    def _begin(self, job: JobId, what: str, asked: dict[str, Any]) -> None:
-        headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
-        self.http.request("POST", f"/jobs/{job}/{what}", body=msgspec.json.encode(asked), headers=headers)
+        ask_with_parameters(self, f"/jobs/{job}/extend", asked, parameters)
 
     def reconcile(self, job: JobId | None) -> dict[str, Any]:
         """Let the server compare what is recorded, stored and running, of one job or of all; return its report."""

@@ -18,7 +18,7 @@ import msgspec
 from modelops.bundles import job_spec, load_manifest, pack_bundle, take_snapshot
 from modelops.bundles.digest import is_digest
 from modelops.client.entries import refuse_missing_entries
-from modelops.client.http import MissingUploadError
+from modelops.client.http import READ_S, MissingUploadError
 from modelops.client.served import who_asks
 from modelops.client.study_files import completed
 from modelops.errors import NotFoundError
@@ -29,8 +29,9 @@ from modelops.study.wording import shown_path
 from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from modelops.client.http import Answer
     from modelops.client.served import HttpSource
     from modelops.home import Home
     from modelops.study import Study
@@ -91,34 +92,56 @@ def submit(submission: Submission, source: HttpSource) -> JobId:
     RequestError
         The server refuses it; no job was recorded.
     """
+    spec = msgspec.Raw(encode_spec(submission.spec))
+    answer = ask_with_parameters(
+        source, "/jobs", {"spec": spec, "why": submission.why}, submission.canonicals,
+        upload=lambda: _upload_bundle(source, BundleDigest(submission.spec.bundle), submission.snapshot),
+    )  # fmt: skip
+    return JobId(answer.as_type(_Submitted).job)
+
+
+def ask_with_parameters(
+    source: HttpSource,
+    path: str,
+    asked: dict[str, Any],
+    canonicals: Sequence[bytes],
+    upload: Callable[[], None] = lambda: None,
+) -> Answer:
+    """Ask a server for what parameter sets are a part of; many of them go before, as a file.
+
+    Parameters
+    ----------
+    upload
+        Sends what else the server may lack.
+
+    Raises
+    ------
+    RequestError
+        The server refuses it.
+    """
     with temporary_files_are("the parameters of a study"), tempfile.TemporaryFile() as file:
-        body = _body(submission, file)
+        body = _body(asked, canonicals, file)
         headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
+        read_s = UPLOAD_READ_S if file.tell() else READ_S  # very many sets take the server a while
         for _ in range(3):  # the bundle, then the parameters, may be missing
             try:
-                answer = source.http.request("POST", "/jobs", body=body, headers=headers)
+                return source.http.request("POST", path, body=body, headers=headers, read_s=read_s)
             except MissingUploadError as missing:
                 if missing.error == "ParametersMissingError":
                     _put(source, f"/parameters/{_sha256(file)}", file)
                 else:
-                    _upload_bundle(source, BundleDigest(submission.spec.bundle), submission.snapshot)
-            else:
-                return JobId(answer.as_type(_Submitted).job)
-    raise NotFoundError(
-        f"the server loses what is uploaded for bundle {submission.spec.bundle}; its log says more"
-    )
+                    upload()
+    raise NotFoundError("the server loses what is uploaded; its log says more")
 
 
-def _body(submission: Submission, file: IO[bytes]) -> bytes:
-    canonicals = submission.canonicals
-    asked: dict[str, Any] = {"spec": msgspec.Raw(encode_spec(submission.spec)), "why": submission.why}
-    if sum(map(len, canonicals)) <= MAX_BODY_BYTES:
-        asked["parameters"] = [msgspec.Raw(canonical) for canonical in canonicals]
-    else:
+def _body(asked: dict[str, Any], canonicals: Sequence[bytes], file: IO[bytes]) -> bytes:
+    if sum(map(len, canonicals)) > MAX_BODY_BYTES:
         from modelops.store.parameters import pour_canonicals
 
         pour_canonicals(file, canonicals)
-        asked["parameters_sha256"] = _sha256(file)
+        asked = {**asked, "parameters_sha256": _sha256(file)}
+    elif canonicals:
+        asked = {**asked, "parameters": [msgspec.Raw(canonical) for canonical in canonicals]}
     return msgspec.json.encode(asked)
 
 
