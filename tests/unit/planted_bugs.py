@@ -358,6 +358,16 @@ def calls_every_end_a_success(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug
+def records_no_reason_of_an_end(patch: pytest.MonkeyPatch) -> None:
+    change = Course.change
+
+    def wrong(self: Course, event: JobEvent, reason: str = "") -> None:
+        change(self, event, "" if event is JobEvent.SOME_SUCCEEDED else reason)
+
+    patch.setattr(Course, "change", wrong)
+
+
+@bug
 def forgets_the_last_attempt(patch: pytest.MonkeyPatch) -> None:
     init = Dispatcher.__init__
 

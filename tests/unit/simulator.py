@@ -857,6 +857,7 @@ class World:
         assert finished is not None
         state, counts = finished.state, machine.counts()
         check(state in FINAL_JOB_STATES and state is machine.state is store.state, f"ended as {state}")
+        check(store.reason == machine.reason, "another reason is recorded than it gives")
         truth = Counter(store.outcomes.values())
         for status, n in counts.items():
             if status not in WITHOUT_OUTCOME:

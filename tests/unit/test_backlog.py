@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelops.driver.backlog import DELAY_PARTS, next_attempts
+from modelops.driver.backlog import DELAY_PARTS, Backlog, Kind, Work, next_attempts
 from modelops.study.ranges import Ranges
 from modelops.study.spec import RetryPolicy
 
@@ -36,3 +36,21 @@ def test_of_what_was_retried_the_highest_number_counts_and_it_waits_as_long_as_i
 def test_what_waits_for_no_time_is_due_at_once() -> None:
     found, _ = next_attempts([(Ranges([(0, 3)]), 2, 0.0)], Ranges([(1, 5)]), RetryPolicy(initial_delay=0.0))
     assert found == [(Ranges([(1, 3)]), 2, 0.0)]
+
+
+def test_what_could_go_out_is_counted_right_whatever_is_taken_out_of_it() -> None:
+    backlog = Backlog(Kind.SIMULATE)
+    for work in (
+        Work(Kind.SIMULATE, Ranges([(0, 9)])), Work(Kind.SIMULATE, Ranges([(10, 14)]), deaths=1),
+        Work(Kind.SIMULATE, Ranges([(20, 22)]), number=2, errors=1),
+    ):  # fmt: skip
+        backlog.add(work)
+    assert backlog.n_ready == 15
+    backlog.withdraw(Ranges([(5, 13)]))
+    assert backlog.n_ready == 7, "of the last that is left after a death none but a reserved worker may take"
+    taken: list[int] = []
+    while (part := backlog.take(100)) is not None:
+        taken += list(part.ranges)
+    assert sorted(taken) == [0, 1, 2, 3, 4, 20, 21]
+    assert backlog.n_ready == 0
+    assert [list(work.ranges) for work in backlog.suspects] == [[13]]

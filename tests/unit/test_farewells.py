@@ -45,7 +45,7 @@ def told(monkeypatch: Any, *farewell: tuple[list[str], str, int, bool], closed: 
 
 
 def test_jobs_that_end_together_take_one_message_to_all_workers_of_any(monkeypatch: Any) -> None:
-    said = told(monkeypatch, (["b"], "x", 1, True), (["a"], "y", 4, True), (["b"], "x", 3, True))
+    said = told(monkeypatch, (["b"], "x", 3, True), (["a"], "y", 4, True), (["b"], "x", 1, True))
     assert said == [({"x": 3, "y": 4}, ["a", "b"])]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,6 +16,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from stored_job import OK, StoredJob
 
+from modelops.driver.events import CancelAsked
+from modelops.errors import StorageError
 from modelops.server.drive import JobDriver
 from modelops.server.extend import extend_job, resume_job
 from modelops.server.facts import facts_of
@@ -149,6 +153,18 @@ def test_what_did_not_run_keeps_its_reason_through_a_repair(stored: StoredJob) -
     assert driver._reason(row, scope, Ranges(((0, 2),))) == "", "all that is missing runs now"
 
 
+def test_a_cancel_is_not_lost_when_a_driver_begins_anew(stored: StoredJob) -> None:
+    leases: Any = SimpleNamespace(take=stored.records.take_lease)
+    driver = JobDriver(
+        stored.job, 1, leases=leases, records=stored.records, objects=stored.objects, cache=Path(), who="me",
+    )  # fmt: skip
+    driver.cancel("somebody")
+    driver.lose(attempt_id(1, 1))
+    driver._take_again()
+    assert driver.epoch == stored.records.job(stored.job).epoch
+    assert [driver._inbox.get_nowait() for _ in range(driver._inbox.qsize())] == [CancelAsked("somebody")]
+
+
 @pytest.mark.parametrize("how", ["remove", "cut", "zero", "flip"])
 def test_result_files_are_made_again_without_a_new_run(
     stored: StoredJob, fresh: dict[str, bytes], how: str
@@ -218,6 +234,36 @@ def test_a_damaged_segment_without_a_row_is_not_adopted(stored: StoredJob, fresh
     assert kinds(mend(stored)) == {Mismatch.OUTCOMES_MISSING, Mismatch.AGGREGATE_DAMAGED}
     stored.run()
     assert stored.files() == fresh
+
+
+def test_a_segment_without_a_row_is_not_adopted_when_its_large_outputs_are_damaged(
+    stored: StoredJob, fresh: dict[str, bytes]
+) -> None:
+    lost = next(ref for ref in stored.records.segments(stored.job) if ref.pack)
+    forget_row(stored, lost.attempt)
+    damage(stored, f"{job_folder(stored.job)}/{lost.pack}", "flip", 0.9)
+    assert Mismatch.SEGMENT_UNRECORDED not in kinds(mend(stored))
+    assert stored.missing() == Ranges(lost.ranges)
+    stored.run()
+    assert stored.files() == fresh
+
+
+def test_a_volume_that_is_not_mounted_is_no_reason_for_a_driver_to_run_everything_again(
+    stored: StoredJob, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "objects" / "v1")  # what a server that was started meanwhile has made is there
+    before, events = stored.records.segments(stored.job), stored.records.events(stored.job)
+    for deep in (False, True):
+        with pytest.raises(StorageError, match="is its volume mounted"):
+            mend_job(
+                stored.records,
+                stored.objects,
+                stored.job,
+                stored.records.job(stored.job).epoch,
+                "me",
+                deep=deep,
+            )
+    assert (stored.records.segments(stored.job), stored.records.events(stored.job)) == (before, events)
 
 
 def open_job(folder: Path) -> tuple[StoredJob, int]:

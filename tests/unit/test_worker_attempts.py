@@ -97,6 +97,18 @@ def test_a_job_that_has_ended_leaves_nothing() -> None:
     assert names(table.of_job(OTHER, 1)) == [other.attempt]
 
 
+def test_the_end_of_a_run_that_is_heard_late_takes_nothing_from_the_run_after_it() -> None:
+    table, ended, runs, waits = AttemptTable(), *(attempt(n, epoch=2) for n in (1, 2, 3))
+    for x in (ended, runs):
+        assert table.enter(x)
+    table.keep(ended, receipt(ended), None)
+    table.forget(JOB, 1)
+    assert not runs.stop.stopped
+    assert table.enter(waits)
+    table.keep(runs, receipt(runs), None)
+    assert names(table.of_job(JOB, 2)) == [waits.attempt, ended.attempt, runs.attempt]
+
+
 def test_what_is_kept_has_a_bound_and_the_oldest_makes_room() -> None:
     table = AttemptTable(max_kept_bytes=10_000)
     for n in range(1, 100):
