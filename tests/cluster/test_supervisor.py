@@ -521,7 +521,9 @@ def test_a_job_that_is_set_apart_goes_on_afterwards_and_nothing_is_begun_twice(
     wait_for(lambda: n_starts(server.folder) == 2, "both run")
     with supervisor.apart(job) as epoch:
         assert epoch is not None
+        supervisor._look()  # as its thread may at any moment
         server.records.hold(job, epoch)
+        assert supervisor.driven() == []
         assert supervisor.view(job) is None
     wait_for(lambda: len(supervisor.attempts(job)) == 2, "both are adopted")
     (server.folder / "go").touch()

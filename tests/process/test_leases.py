@@ -20,7 +20,7 @@ import pytest
 from modelops.errors import NotFoundError
 from modelops.store import LeaseLostError, Records
 from modelops.store.leases import ClockLeases, FileLeases, leases_for
-from modelops.store.rows import insert_job, new_row
+from modelops.store.rows import hold, insert_job, new_row
 from modelops.study.ids import JobId, new_job_id
 
 if TYPE_CHECKING:
@@ -305,6 +305,33 @@ def test_a_lease_that_is_not_renewed_ends_by_the_clock_of_the_database(
             records.hold(job, 1)
         one.release(job)  # of another's lease nothing is released
         assert one.take(job, "one") is None or records.job(job).epoch == 3
+
+
+def test_whether_a_lease_has_ended_is_judged_when_its_row_can_be_read_and_not_when_that_was_asked(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    with closing(Records.open(postgres.new_database())) as records:
+        job = new_job_id()
+        records.create_job(job, b"")
+        one, two = (ClockLeases(records, tmp_path / name) for name in ("one", "two"))
+        assert one.take(job, "one") == 1
+        got: list[int | None] = []
+        taking = threading.Thread(target=lambda: got.append(two.take(job, "two")))
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        here = f"{waiting} AND datname = current_database()"
+
+        def waits() -> bool:
+            with records.database.reading() as other:
+                return bool(other.exec_driver_sql(here).scalar())
+
+        with records.database.writing() as sql:
+            hold(sql, job, 1)
+            taking.start()
+            while not waits():
+                assert taking.is_alive()
+            sql.exec_driver_sql("UPDATE leases SET expires_at = clock_timestamp()")
+        taking.join()
+        assert got == [2]
 
 
 def test_a_lease_that_has_ended_and_that_nobody_took_can_be_renewed(

@@ -319,6 +319,19 @@ def test_what_was_withdrawn_or_voided_is_never_adopted(tmp_path: Path) -> None:
     assert late.name != later.name
 
 
+def test_failures_that_are_to_be_tried_again_do_not_come_back_from_what_nobody_recorded(
+    stored: StoredJob,
+) -> None:
+    table = replicates_table(JobContents.of(stored.objects, stored.records, stored.job))
+    failed = [k for k, status in enumerate(table["status"].to_pylist()) if status == "failed"]
+    assert failed
+    stored.write(stored.records.job(stored.job).epoch, failed)
+    resume_job(stored.records, stored.objects, stored.job, "me", failed=True)
+    assert stored.missing() == Ranges.of(failed)
+    assert mend(stored) == []
+    assert stored.missing() == Ranges.of(failed)
+
+
 def test_nothing_is_stored_under_an_epoch_that_storage_knows_and_the_records_do_not(tmp_path: Path) -> None:
     """The records come from a backup: drivers after it had epochs that would be given again."""
     job, epoch = open_job(tmp_path)
