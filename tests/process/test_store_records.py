@@ -577,6 +577,50 @@ def test_what_was_committed_survives_kill_9_of_its_writer(url: str) -> None:
     records.close()
 
 
+@pytest.mark.parametrize("moment", ["its row", "its ranges", "the commit", "the answer"])
+def test_a_server_that_dies_in_the_middle_of_a_commit_has_all_of_it_or_nothing(
+    postgres: Postgres, moment: str
+) -> None:
+    died: list[str] = []
+
+    def die() -> None:
+        if not died:
+            died.append(moment)
+            postgres.stop()
+
+    def before_statement(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        table = {"its row": "segments", "its ranges": "segment_ranges"}.get(moment, "none")
+        if statement.startswith(f"INSERT INTO {table} "):
+            die()
+
+    def before_commit(connection: sa.Connection) -> None:
+        raw = connection.connection.driver_connection
+        if raw is not None and moment == "the answer" and not died:
+            raw.commit()
+            raw.cursor().execute("SELECT 1")  # so that there is something to commit of which nothing is heard
+        if moment in ("the commit", "the answer"):
+            die()
+
+    with contextlib.closing(Records.open(postgres.new_database())) as records:
+        records.create_job(JOB, b"{}")
+        epoch, both = records.take_lease(JOB, "me"), [ref("a", (0, 4), (6, 8)), ref("b", (4, 6))]
+        sa.event.listen(records.database.engine, "before_cursor_execute", before_statement)
+        sa.event.listen(records.database.engine, "commit", before_commit)
+        with pytest.raises(StorageError, match=rf":{postgres.port}/.* see whether it is up"):
+            records.commit_segments(JOB, epoch, both)
+        assert died == [moment]
+        postgres.start()
+        while True:
+            try:
+                found = records.segments(JOB)
+                break
+            except StorageError:  # of many that ask, one a second tries
+                continue
+        assert found == (both if moment == "the answer" else [])
+        assert records.commit_segments(JOB, epoch, both) == [True, True]
+        assert records.segments(JOB) == both
+
+
 def test_a_full_disk_under_the_database_is_named_and_nothing_is_half_written(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
