@@ -1,4 +1,4 @@
-"""Floats that come many at once, when a part of the chunk was handed in and the rest given back meanwhile."""
+"""Outcomes, and floats that come many at once, of a chunk of which a part was handed in and the rest given back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from modelops.processes import FloatOutcomes, StopSignal
+from modelops.processes import FloatOutcomes, Outcome, StopSignal
+from modelops.states import ReplicateStatus
 from modelops.store import Objects, read_segment
 from modelops.study.ids import AttemptId, JobId
 from modelops.worker.messages import Chunk
@@ -58,3 +59,41 @@ def test_floats_of_replicates_that_were_given_back_are_somebody_elses() -> None:
         0.5,
         0,
     )
+
+
+class KeepsEach:
+    """A desk of a model that keeps a checkpoint of every replicate."""
+
+    def __init__(self) -> None:
+        self.current: int | None = None
+        self.settled: list[str] = []
+
+    def ended(self, *, succeeded: bool) -> None:
+        assert succeeded
+        self.settled.append(str(self.current))
+
+
+def test_a_part_takes_its_own_outcomes_and_checkpoints_along_and_none_of_those_that_end_later() -> None:
+    objects, desk = Objects.open("memory:///"), KeepsEach()
+    runtime: Any = SimpleNamespace(objects=objects, address="w", host="h")
+    chunk = Chunk(job=JOB, attempt=ATTEMPT, epoch=1, ranges=((0, 6),))
+    spec: Any = SimpleNamespace(until=None)
+    sorter = Sorter(runtime, chunk, spec, stop=StopSignal(), snapshot="", desk=desk)  # type: ignore[arg-type]
+
+    def ends(index: int) -> None:
+        desk.current = index
+        sorter.take(Outcome(index=index, status=ReplicateStatus.SUCCEEDED))
+
+    for index in (0, 1):
+        ends(index)
+    cut = sorter.cut(PART)
+    assert cut is not None
+    handed_in, given_back = cut
+    assert given_back.pairs == ((3, 6),)
+    for index in (2, 3):  # of 3 the process had begun when it was given back
+        ends(index)
+    # Removed once the part is recorded: the outcome of 2 is not by then, and may be lost with its worker.
+    assert handed_in.settled == ["0", "1"]
+    assert [*held(objects, handed_in.writer)] == [0, 1]
+    assert desk.settled == ["2"]
+    assert [*held(objects, sorter.tally.writer)] == [2]
