@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.hands import Adopted, Hands, Heard
-from modelops.study.ids import AttemptId, JobId, attempt_id
+from modelops.study.ids import AttemptId, JobId, attempt_id, part_id
 from modelops.study.ranges import Ranges
 from modelops.worker.messages import Chunk, HeldAttempt, Receipt, TaskError
 
@@ -104,3 +105,16 @@ def test_what_is_recorded_is_acknowledged_once_with_the_next_chunk_for_that_work
     submit(hands, THREE)
     submit(hands, attempt_id(1, 4))
     assert [chunk.acknowledged for chunk in client.chunks] == [(), (), (ONE,), ()]
+
+
+def test_of_a_part_that_is_recorded_the_worker_need_not_keep_the_receipt_while_the_rest_goes_on(
+    hands: Hands, client: Client
+) -> None:
+    submit(hands, ONE)
+    part = msgspec.structs.replace(receipt(part_id(ONE)), part_of=ONE)
+    told = hands.take_in(Heard("w", (held(part.attempt, receipt=part),), is_table=False))
+    assert told == [e.ChunkDone(part)]
+    assert hands.attempts() == {ONE: "w"}
+    hands.acknowledge()
+    submit(hands, TWO)
+    assert [chunk.acknowledged for chunk in client.chunks] == [(), (part.attempt,)]
