@@ -235,7 +235,11 @@ class Server:
             for index, returned, outputs in need(params, "rows", list):
                 aggregate.add(index, returned, outputs)
 
-        self._ready().called(add_rows)
+        try:
+            self._ready().called(add_rows)
+        except RpcError:
+            del self._aggregates[identifier]  # its state may be large, and is of no use any more
+            raise
         return "null"
 
     def _aggregate_finish(self, _: object, params: dict[str, Any]) -> str:

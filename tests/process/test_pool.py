@@ -32,6 +32,7 @@ from modelops.processes import (
     RunnerSpec,
     StopSignal,
 )
+from modelops.processes.aggregate import SPILL_BYTES
 from modelops.processes.process import RunnerProcess
 from modelops.states import ReplicateStatus as Status
 
@@ -101,6 +102,16 @@ CODE = """
         def start(self, params): return {"before": memory(), "bytes": 0}
         def add(self, state, r): return {**state, "bytes": state["bytes"] + len(r["data"])}
         def finish(self, state): return {**state, "grew": memory() - state["before"]}
+    class Counts:
+        def start(self, params): return 0
+        def add(self, state, r): return state + 1
+        def finish(self, state): return state
+    class Breaks(Counts):
+        def add(self, state, r):
+            if state == 2: raise ValueError("the third")
+            return state + 1
+    class Dies(Counts):
+        def add(self, state, r): return state + 1 if state < 2 else os._exit(9)
     def raises(replicates): raise ZeroDivisionError("here")
     def dies(replicates): print("last words", flush=True); os._exit(9)
     def slow(replicates): threading.Event().wait()
@@ -360,12 +371,13 @@ def test_an_aggregate_sees_all_rows_in_order(pool: ProcessPool, spec: RunnerSpec
 def test_an_incremental_aggregate_of_large_outputs_holds_no_more_than_a_few_of_them(
     pool: ProcessPool, spec: RunnerSpec, tmp_path: Path, local: bool
 ) -> None:
-    n, size = 60, 5_000_000
+    n, size, on_disk = 60, 5_000_000, [0]
     path = tmp_path / "pack"
     path.write_bytes(bytes(size))
 
     def source() -> Iterator[Row]:
         for i in range(n):
+            on_disk.append(sum(file.stat().st_size for file in (tmp_path / "pool").glob("*/*/rows/*")))
             data = FileSlice(str(path), 0, size) if local else path.read_bytes()
             yield Row(i, returned_dict=True, outputs=[("data", "bytes", data)])
 
@@ -381,6 +393,30 @@ def test_an_incremental_aggregate_of_large_outputs_holds_no_more_than_a_few_of_t
     assert got["bytes"] == n * size
     assert got["grew"] < 10 * size
     assert peak_here < 10 * size
+    assert max(on_disk) < 3 * SPILL_BYTES
+    assert (max(on_disk) > 0) != local
+
+
+def test_an_aggregate_that_fails_at_large_outputs_says_so_and_nothing_of_them_is_left(
+    pool: ProcessPool, spec: RunnerSpec, tmp_path: Path
+) -> None:
+    n_read = []
+
+    def source() -> Iterator[Row]:
+        for row in rows(20, bytes(SPILL_BYTES // 2)):
+            n_read.append(1)
+            yield row
+
+    for entry, status, said in (
+        ("m:Breaks", Status.FAILED, "the third"),
+        ("m:Dies", Status.CRASHED, "exit code 9"),
+        ("m:Counts", Status.SUCCEEDED, ""),
+    ):
+        n_read.clear()
+        outcome = aggregate(pool, spec, entry, source(), 20)
+        assert (outcome.status, outcome.error.message if outcome.error else "") == (status, said)
+        assert (len(n_read) < 10) != (status is Status.SUCCEEDED)
+        assert not list((tmp_path / "pool").glob("*/*/rows"))
 
 
 def test_an_aggregate_that_looks_incremental_and_is_not_is_told_what_it_lacks(

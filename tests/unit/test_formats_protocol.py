@@ -21,7 +21,7 @@ CONVERSATION = [
 SENT = {
     kind.METHOD: kind
     for kind in vars(wire).values()
-    if isinstance(kind, type) and issubclass(kind, wire.Wire) and kind is not wire.Wire
+    if isinstance(kind, type) and issubclass(kind, wire.Wire) and kind not in (wire.Wire, wire.AggregateTake)
 }
 
 

@@ -1,6 +1,7 @@
 """Feed an aggregate in one process, in frames of bounded size; and call a single function.
 
-Rows are read from their source only as fast as the runner takes them. Large values go by path.
+Rows are read from their source only as fast as the runner takes them. Large values go by path; those that lie in no
+file of this machine are put into one each, until the runner has taken them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from modelops.rpc import (
     AggregateFinish,
     AggregateResult,
     AggregateStart,
+    AggregateTake,
     Answer,
     Failure,
     FunctionCall,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 FRAME_BYTES = 4 * 1024 * 1024  # rows are gathered up to here; a frame stays below the 8 MiB of the protocol
 INLINE_BYTES = 1024 * 1024
+SPILL_BYTES = 32 * 1024 * 1024  # values in files of ours are gathered up to here, twice
 _EncodedRow = tuple[int, str, tuple[Output, ...]]
 
 
@@ -59,6 +62,7 @@ class AggregateRun:
         self._start_timeout_s = start_timeout_s
         self._deadline: float | None = None
         self._spilled = 0
+        self._taking: tuple[int, list[Path]] | None = None  # a request, and our files that it names
         self._requests: set[int] = set()
         self._answers: dict[int, Answer] = {}
         self._failed: Failure | None = None
@@ -86,10 +90,16 @@ class AggregateRun:
             with self._stop.waking(process.wake):
                 if not self._started(process.request(start)):
                     return self._ended()
-                for batch in self._batches(rows, spill):
+                for batch, files in self._batches(rows, spill):
                     if not self._taken():
                         break
-                    process.notify(AggregateAdd(id=aggregate_id, rows=batch))
+                    if not files:
+                        process.notify(AggregateAdd(id=aggregate_id, rows=batch))
+                        continue
+                    if not self._has_taken_files():
+                        break
+                    self._taking = process.request(AggregateTake(id=aggregate_id, rows=batch)), files
+                    self._requests.add(self._taking[0])
                 if not self._taken():
                     return self._ended()
                 finish_id = process.request(AggregateFinish(id=aggregate_id))
@@ -125,6 +135,18 @@ class AggregateRun:
                 return False
         return self._failed is None and not self._process.dead
 
+    def _has_taken_files(self) -> bool:
+        """Wait until the process has taken the last files of ours, and remove them; False: it will not."""
+        if self._taking is not None:
+            request_id, files = self._taking
+            while self._failed is None and request_id not in self._answers:
+                if not self._pump():
+                    return False
+            for file in files:
+                file.unlink()
+            self._taking = None
+        return self._failed is None
+
     def _pump(self) -> bool:
         """Wait for the next thing to happen; False: the process is dead."""
         process = self._process
@@ -143,9 +165,13 @@ class AggregateRun:
             process.kill(Kill("timeout", ""))
         return bool(messages) or not dead
 
-    def _batches(self, rows: Iterable[Row], spill: Path) -> Iterator[tuple[_EncodedRow, ...]]:
+    def _batches(
+        self, rows: Iterable[Row], spill: Path
+    ) -> Iterator[tuple[tuple[_EncodedRow, ...], list[Path]]]:
+        """Yield rows, and the files of ours that some of their values lie in."""
         batch: list[_EncodedRow] = []
-        size = 0
+        files: list[Path] = []
+        size = spilled = 0
         source = iter(rows)
         while True:
             before = time.monotonic()
@@ -154,22 +180,26 @@ class AggregateRun:
                 self._deadline += time.monotonic() - before
             if row is None:
                 break
-            encoded, row_size = self._encode(row, spill)
+            encoded, row_size, own = self._encode(row, spill)
             batch.append(encoded)
+            files += [Path(file.path) for file in own]
             size += row_size
-            if size >= FRAME_BYTES:
-                yield tuple(batch)
-                batch, size = [], 0
+            spilled += sum(file.bytes for file in own)
+            if size >= FRAME_BYTES or spilled >= SPILL_BYTES:
+                yield tuple(batch), files
+                batch, files, size, spilled = [], [], 0, 0
         if batch:
-            yield tuple(batch)
+            yield tuple(batch), files
 
-    def _encode(self, row: Row, spill: Path) -> tuple[_EncodedRow, int]:
-        size = 0
+    def _encode(self, row: Row, spill: Path) -> tuple[_EncodedRow, int, list[FileSlice]]:
+        """Return a row as it is sent, the size of that, and the files that were made for it."""
+        size, own = 0, []
         outputs = []
         for name, kind, data in row.outputs:
             if isinstance(data, bytes):
                 if len(data) > INLINE_BYTES or size + len(data) > 2 * INLINE_BYTES:
                     data = self._spill(data, spill)
+                    own.append(data)
                 else:
                     size += len(data) * 4 // 3 + len(name) + 32
                     outputs.append((name, kind, encode_output(kind, data)))
@@ -178,7 +208,7 @@ class AggregateRun:
             file = SpoolFile(path=data.path, bytes=data.bytes, sha256="", offset=offset)
             size += len(data.path) + len(name) + 64
             outputs.append((name, kind, msgspec.Raw(msgspec.json.encode(file))))
-        return (row.index, "dict" if row.returned_dict else "value", tuple(outputs)), size
+        return (row.index, "dict" if row.returned_dict else "value", tuple(outputs)), size, own
 
     def _spill(self, data: bytes, folder: Path) -> FileSlice:
         self._spilled += 1

@@ -122,6 +122,10 @@ class AggregateAdd(Wire, frozen=True, kw_only=True):
     rows: tuple[tuple[int, str, tuple[Output, ...]], ...]
 
 
+class AggregateTake(AggregateAdd, frozen=True, kw_only=True):
+    """The same as a request: once it is answered, the files that its rows name are not read any more."""
+
+
 class AggregateFinish(Wire, frozen=True, kw_only=True):
     """Ask for the result of an aggregate."""
 
