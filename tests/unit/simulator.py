@@ -782,6 +782,9 @@ class World:
                 named in reason or "until goes by" not in reason or bool(self.store.left),
                 f"{reason!r} does not say: {named}",
             )
+            if self.spec.aggregates and "until goes by" in reason and not self.store.left:
+                lacking = set(range(param)) - set(self.store.aggregated)
+                self.check(not lacking, f"decided sets have no aggregates: {sorted(lacking)}")
             return
 
     def _aggregate_receipt(

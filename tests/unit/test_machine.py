@@ -917,6 +917,35 @@ def test_a_job_whose_rule_meets_no_number_names_the_first_replicate_once_it_is_c
     )
 
 
+def test_a_job_whose_rule_meets_no_number_makes_the_aggregates_of_what_was_decided_and_then_ends() -> None:
+    until = Until(half_width=9.0, of="x", level=0.8, min=2, max=4)
+    machine, first = running(spec(2, 4, until=until, aggregates=("m:a",), fail_fast=False), workers=4)
+    chunks = {s.chunk.ranges[0][0]: s.chunk for s in only(first, c.SubmitChunk)}
+    commands: list[c.Command] = []
+    numbers: dict[int, float | str] = {4: "has none", 0: 1.0, 1: 1.0}
+    for k, number in numbers.items():
+        done = receipt(chunks[k])
+        assert done.segment is not None
+        of = msgspec.structs.replace(done, segment=watched(done.segment, number))
+        machine.handle(e.ChunkDone(of), 1.0)
+        commands += machine.handle(e.Committed(chunks[k].attempt), 1.0)
+    (dropped,) = only(commands, c.CommitNotNeeded)
+    not_needed = committed(dropped.attempt, ((2, 4),), ReplicateStatus.NOT_NEEDED)
+    commands += machine.handle(e.Committed(dropped.attempt, segment=not_needed), 1.0)
+    (order,) = only(commands, c.SubmitAggregates)
+    assert order.chunk.params == ((0, 1),)
+    assert not only(commands, c.ChangeState)
+    attempt = order.chunk.attempt
+    stored = AggregateRef(
+        attempt=attempt, name="", digest="", n_bytes=1, params=((0, 1),), counts={"succeeded": 1}, inputs=()
+    )
+    made = AggregateReceipt(job=JOB, attempt=attempt, worker="w0", host="h", stored=stored)
+    assert not only(machine.handle(e.AggregateDone(made), 1.0), c.ChangeState)
+    (change,) = only(machine.handle(e.Committed(attempt), 1.0), c.ChangeState)
+    assert change.event is JobEvent.STOPPED_EARLY
+    assert change.reason.startswith("until goes by 'x', and replicate 0 of parameter set 1 has none")
+
+
 def test_a_new_driver_stops_what_it_has_run_itself_when_its_parameter_set_needs_no_more() -> None:
     job = spec(2, 5, until=Until(half_width=1.0, of="x", level=0.8, min=2, max=5))
     machine = taken_over(job, segments=[watched(committed("0001-000001", ((0, 2),)), 0.0, 1.0)])

@@ -219,7 +219,7 @@ class Machine(Shown):
             return []
         self._on(event, now)
         if not self.over:
-            if self._course.may_run and self._plan is not None and (reason := self._plan.undecidable()):
+            if self._course.may_run and (reason := self._undecidable()):
                 self._stop_early(reason, now)
             if self._course.may_run and not self._roll_call.is_open:
                 if self._dispatcher.has_work:
@@ -230,6 +230,16 @@ class Machine(Shown):
             self._conclude()
             self._set_retry_timer()
         return self._outbox.fetch()
+
+    def _undecidable(self) -> str:
+        """Say why the rule cannot go on, once all that was decided has its aggregates: no later run would make them."""
+        if self._plan is None or not (reason := self._plan.undecidable()):
+            return ""
+        if self.spec.aggregates:
+            decided = self._plan.needs.decided - self.spec.line.params_of(self._left)
+            if self._ledger.lacks(_AGGREGATE, decided):
+                return ""
+        return reason
 
     def _on(self, event: e.Event, now: float) -> None:
         match event:

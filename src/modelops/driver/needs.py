@@ -169,6 +169,11 @@ class Needs:
         """The parameter sets of which the store has all that they need."""
         return self._closed.snapshot()
 
+    @property
+    def decided(self) -> Ranges:
+        """These, and those of which the store will soon have it."""
+        return self._closed.snapshot() | Ranges((param, param + 1) for param in sorted(self._waiting))
+
     def cut(self, indices: Ranges) -> Ranges:
         """Return those that are not dropped."""
         return self._dropped.lacks(indices)
