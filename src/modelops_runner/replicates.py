@@ -263,17 +263,20 @@ class Replicates:
                     os.write(self._marks, b"%b%d\n" % (self._mark, index))
                 work = partial(self._in_fork, model, args)
                 self._pages.before_fork()
+                self._spool.begin_fork()
                 self._forking = True
                 try:
                     status = forking.run_in_child(self._channel, work, index, timeout_s, missing)
                 except forking.HungForkError as e:
                     self._hazard = str(e)
+                    self._spool.discard_fork()
                     self.mark_end()
                     raise forking.refuse(self._hazard) from None
                 finally:
                     self._forking = False
                 finished += 1
                 if status != "finished":
+                    self._spool.discard_fork()
                     self.mark_end()
                 self.clean()
                 if request_id in self._channel.cancelled or self._channel.ended:

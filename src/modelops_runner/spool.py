@@ -31,7 +31,7 @@ class Spool:
 
     def __init__(self, folder: str, inline_limit: int) -> None:
         self.folder, self.inline_limit = folder, inline_limit
-        self._names = 0
+        self._names = self._fork = 0
         self._written: list[str] = []
 
     def begin(self) -> None:
@@ -44,11 +44,26 @@ class Spool:
             os.unlink(path)
         self._written.clear()
 
+    def begin_fork(self) -> None:
+        """Let the next fork name its files so that they can be told from those of others."""
+        self._fork += 1
+
+    def discard_fork(self) -> None:
+        """Remove the files of the last fork: it has ended before the parent was told of them."""
+        try:
+            for name in os.listdir(self.folder):
+                if name.endswith(f"-{self._fork}.out"):
+                    os.unlink(os.path.join(self.folder, name))
+        except FileNotFoundError:  # a model has removed the folder
+            pass
+
     def new_path(self) -> str:
         """Return a name that no other runner of this folder uses."""
         self._names += 1
         # Forks have the same counter, and pids come again.
-        return os.path.join(self.folder, f"{os.getpid()}-{self._names}-{os.urandom(4).hex()}.out")
+        return os.path.join(
+            self.folder, f"{os.getpid()}-{self._names}-{os.urandom(4).hex()}-{self._fork}.out"
+        )
 
     def output(self, value: object, room: int = INLINE_TOTAL) -> tuple[str, str]:
         """Return the kind of a value and its ``data`` as JSON text, at most ``room`` bytes of it inline."""

@@ -584,6 +584,27 @@ def test_files_of_a_replicate_that_did_not_finish_are_removed(bench: Bench) -> N
     assert not list(bench.pool.folder.glob("*/spool/half"))
 
 
+@pytest.mark.parametrize("isolation", ["fork", "warm"])
+def test_large_outputs_of_a_replicate_that_dies_while_it_hands_them_over_are_removed(
+    bench: Bench, isolation: str
+) -> None:
+    code = """
+    import os
+    class Dies(dict):
+        def items(self):
+            yield "first", bytes(1_000_000)
+            yield "second", bytes(2_000_000)
+            os._exit(3)
+    def model(params, seed): return Dies() if seed == 1 else {"only": bytes(100_000 + seed)}
+    """
+    outcomes = bench.run(bench.spec(code, isolation=isolation))
+    assert [o.status for o in outcomes] == [Status.SUCCEEDED, Status.CRASHED, *[Status.SUCCEEDED] * 2]
+    sizes = [path.stat().st_size for path in bench.pool.folder.glob("*/spool/*")]
+    assert sorted(sizes) == [100_000, 100_002, 100_003]
+    bench.pool.close()
+    shutil.rmtree(bench.pool.folder)
+
+
 def test_a_hard_stop_gives_back_the_running_replicate_and_the_rest(bench: Bench, tmp_path: Path) -> None:
     started = tmp_path / "started"
     spec = bench.spec(MODEL.format("open(params['started'], 'w').close(); threading.Event().wait()"))
