@@ -59,6 +59,7 @@ def test_what_differs_in_a_fresh_process_is_not_seeded() -> None:
 def test_what_differs_only_behind_another_replicate_is_left_over_from_it() -> None:
     check = reproducible({7: ONE}, {TWICE: {7: OTHER}, FRESH: {7: ONE}, REORDERED: {7: OTHER}}, "warm")
     assert 'isolation = "fork"' in check.advice
+    assert 'what the line "isolation" says' in check.advice  # where it cannot be forked that is "spawn"
     spawned = reproducible({7: ONE}, {TWICE: {7: OTHER}, FRESH: {7: ONE}, REORDERED: {7: OTHER}}, "spawn")
     assert "isolation" not in spawned.advice  # it would not help: nothing can be left over there
 

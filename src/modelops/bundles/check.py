@@ -47,7 +47,8 @@ def reproducible(
     else:
         advice = (
             "something of one replicate is left for the next (a module-level variable, a cache, the global "
-            'random state): make it anew in each call, or write isolation = "fork" in [tool.modelops]'
+            'random state): make it anew in each call, or write isolation = "fork" in [tool.modelops], or what the '
+            'line "isolation" says if that is another'
         )
     return failed("reproducible", f"the same seed gives other outputs {what}", advice, **details)
 
