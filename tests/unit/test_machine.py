@@ -423,6 +423,41 @@ def test_three_deaths_alone_condemn_and_say_so() -> None:
     assert machine.counts()[CRASHED] == 1
 
 
+@pytest.mark.parametrize("culprit", range(4))
+def test_of_suspects_that_die_with_their_pod_the_one_is_found_that_takes_it_down(culprit: int) -> None:
+    workers = [f"tls://10.0.0.1:{port}" for port in range(4)]
+    machine, _ = running(spec(1, 4, fail_fast=False), workers=0)
+    held: dict[str, Chunk] = {}
+    condemned: list[Ranges] = []
+
+    def tell(event: e.Event, at: float) -> None:
+        for command in machine.handle(event, at):
+            if isinstance(command, c.SubmitChunk):
+                held[command.worker] = command.chunk
+            elif isinstance(command, c.CommitSynthetic):
+                condemned.append(command.indices)
+                tell(e.Committed(command.attempt), at)
+
+    for pod in range(20):
+        at = 100.0 * pod
+        for worker in workers:
+            tell(e.WorkerJoined(worker, 1), at)
+        while held and all(chunk.ranges[0][0] != culprit for chunk in held.values()):
+            chunk = held.pop(next(iter(held)))
+            tell(e.AttemptBegun(chunk.attempt), at)
+            tell(e.ChunkDone(receipt(chunk)), at)
+            tell(e.Committed(chunk.attempt), at)
+        if not held:
+            break
+        for chunk in held.values():  # all others take longer than the pod lives
+            tell(e.AttemptBegun(chunk.attempt), at)
+        for n, worker in enumerate(workers):
+            held.pop(worker, None)
+            tell(e.WorkerLeft(worker, died=True), at + 5.0 + n / 10)
+    assert condemned == [Ranges([(culprit, culprit + 1)])]
+    assert {status: n for status, n in machine.counts().items() if n} == {SUCCEEDED: 3, CRASHED: 1}
+
+
 def test_deaths_of_one_that_keeps_checkpoints_condemn_only_if_there_are_very_many() -> None:
     machine, commands = running(spec(1, 1), workers=0)
     for n in range(1 + DEADLY_AT_LAST):  # at the first nobody knows whether it was alone

@@ -32,7 +32,7 @@ class Work(NamedTuple):
     """Indices (or, to aggregate, parameter sets) that share a history.
 
     ``number``: of the attempt, by the count of failed ones. ``deaths``: workers that died while they ran it.
-    ``errors``: how often the machinery around it failed.
+    ``errors``: how often the machinery around it failed. ``apart``: no other suspect may run on its host, see `blame`.
     """
 
     kind: Kind
@@ -40,6 +40,7 @@ class Work(NamedTuple):
     number: int = 1
     deaths: int = 0
     errors: int = 0
+    apart: bool = False
 
     @property
     def suspect(self) -> bool:
@@ -92,6 +93,14 @@ class Backlog:
             if queue is None:
                 queue = self._ready[work.number] = RangeQueue()
             queue.add(work.ranges)
+
+    def take_suspect(self, *, beside: bool) -> Work | None:
+        """Take out the next suspect; ``beside`` others on a host, so none that is to be apart. None: there is none."""
+        for i, work in enumerate(self.suspects):
+            if not (beside and work.apart):
+                del self.suspects[i]
+                return work
+        return None
 
     def add_later(self, work: Work, at: float) -> None:
         """Take in what is to be run when the clock shows ``at``."""

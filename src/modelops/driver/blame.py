@@ -3,8 +3,13 @@
 A worker's process died while it ran some work. What ran is cut into eighths; what has been there at two deaths (or at
 one, if it is a single item) is suspect and runs alone (`backlog`, `roster`); what was alone at three is condemned. Jobs
 share workers, so "alone" is what the worker itself says (`AttemptBegun`): what this job has placed there is not all
-that can be to blame. A replicate that has kept a checkpoint since it was begun made progress, so that death is not its
-fault as it seems: only a long row of such deaths condemns it, so that it cannot keep a job alive for ever.
+that can be to blame.
+
+All workers of a pod die at once when it runs out of memory, and with them suspects each of which was alone on its own
+worker. Nobody is blamed for that; from then on each of these runs with no other suspect of its job on its host.
+
+A replicate that has kept a checkpoint since it was begun made progress, so that death is not its fault as it seems:
+only a long row of such deaths condemns it, so that it cannot keep a job alive for ever.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 DEADLY: Final = 3  # worker deaths of a replicate that ran alone
 DEADLY_AT_LAST: Final = 30  # of one that keeps checkpoints in between
+AT_ONCE_S: Final = 2.0  # workers of one pod are told to have died one after the other
 
 
 class Blame:
@@ -34,6 +40,16 @@ class Blame:
         self._strikes: dict[tuple[Kind, int], int] = {}
         self.n_lost = 0
         self._deaths: dict[tuple[Kind, int], int] = {}  # the same, whatever checkpoints it kept
+        self._died_at: dict[str, float] = {}  # by host, when a worker last died that had a suspect
+
+    def in_company(self, host: str, now: float, *, beside: bool) -> bool:
+        """Note that a worker with a suspect died; say whether another suspect was on that host, or died there just now.
+
+        ``beside``: one is there now.
+        """
+        before = self._died_at.get(host)
+        self._died_at[host] = now
+        return beside or (before is not None and now - before <= AT_ONCE_S)
 
     def parts(self, work: Work, *, alone: bool) -> list[Work]:
         """Return what to run again after a worker died while it ran this; nothing if it is condemned."""

@@ -113,12 +113,16 @@ class Dispatcher:
     def _suspects(self) -> Iterator[tuple[Work, Worker]]:
         n = sum(len(backlog.suspects) for backlog in self.backlogs.values())
         for worker in self._roster.reserve(n):
+            beside = self._roster.suspects_beside(worker.name)
+            if any(attempt.work.apart for attempt in beside):
+                continue
             # What is not needed any more is not placed; then it is the turn of the next.
             while not worker.load:
-                held = next((b for b in self.backlogs.values() if b.suspects), None)
-                if held is None:
-                    return
-                yield held.suspects.popleft(), worker
+                taken = (b.take_suspect(beside=bool(beside)) for b in self.backlogs.values())
+                work = next(filter(None, taken), None)
+                if work is None:
+                    break
+                yield work, worker
 
     def _next_work(self) -> Work | None:
         return self._next_aggregates() or self._next_chunk()

@@ -32,7 +32,7 @@ from modelops.driver.pools import Pools
 from modelops.driver.probe import Probe
 from modelops.driver.recall import Recall
 from modelops.driver.roll_call import RollCall
-from modelops.driver.roster import Attempt, Roster
+from modelops.driver.roster import Attempt, Roster, host_of
 from modelops.driver.shown import Shown
 from modelops.states import FAILURES, JobEvent, JobState, ReplicateStatus
 from modelops.study.ids import AttemptId, JobId, attempt_id, epoch_of
@@ -336,10 +336,14 @@ class Machine(Shown):
             self._outbox.write(c.Note("worker_died", text))
         if not self._course.draining:
             self._losses.lost(worker.running.values(), now)
+        beside = bool(self._roster.suspects_beside(name))
         for attempt in worker.running.values():
             work = self._places.give_up(attempt)
             if died:
-                self._after_death(work, alone=attempt.begun and work.suspect)
+                alone = attempt.begun and work.suspect
+                if alone and self._blame.in_company(host_of(name), now, beside=beside) and not work.apart:
+                    work, alone = work._replace(apart=True), False
+                self._after_death(work, alone=alone)
             else:
                 self._places.requeue(work)
         for attempt in worker.waiting.values():

@@ -293,6 +293,11 @@ class Roster:
                 self._sort_in(worker)
         return [w for w in self._reserved.values() if not w.load]
 
+    def suspects_beside(self, name: str) -> list[Attempt]:
+        """Return the suspects that other workers of this one's host hold."""
+        others = [w for w in self._reserved.values() if w.name != name and host_of(w.name) == host_of(name)]
+        return [attempt for w in others for attempt in (*w.running.values(), *w.waiting.values())]
+
     def release_reserved(self) -> None:
         """Let empty reserved workers take plain work again."""
         if not self._reserved:
@@ -329,3 +334,8 @@ class Roster:
 
 def _load(worker: Worker) -> int:
     return worker.load
+
+
+def host_of(name: str) -> str:
+    """Return where a worker is, by its address; workers of one pod have one."""
+    return name.rpartition(":")[0] or name
