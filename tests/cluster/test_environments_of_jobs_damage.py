@@ -29,6 +29,14 @@ from modelops.worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+TAKE = """
+def take():
+    try:
+        os.close(os.open(FLAG, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.rename(sys.prefix, os.path.join(os.path.dirname(sys.prefix), f".aside-{os.getpid()}"))
+"""
 MODEL = """
 import os
 
@@ -199,6 +207,25 @@ def test_damage_that_only_the_worker_meets_is_mended_there_and_told_to_the_job_o
             assert later.runner != context.runner
     finally:
         runtime.close()
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late import", "import of the bundle"])
+def test_what_cannot_be_imported_as_its_environment_is_set_aside_is_no_lack_of_the_bundle(
+    late: bool, private: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Another worker of the cache finds it damaged, and builds it anew."""
+    taken, simulate = "take()\nimport six\n", "def simulate(params, seed):\n    import six\n"
+    if late:
+        taken, simulate = "", "def simulate(params, seed):\n    take()\n    import six\n"
+    bundle = write_bundle(
+        f"import os, sys\nFLAG = {str(tmp_path / 'taken')!r}\n{TAKE}\n{taken}{simulate}"
+        "    return {'six': six.__version__}\n",
+        dependencies='"six==1.17.0", "idna==3.10"',
+    )
+    job = mo.run(study(bundle), cluster=private)
+    assert (tmp_path / "taken").exists()
+    assert job.status().state == JobState.SUCCEEDED, job.status()
+    assert job.results()["six"].to_pylist() == ["1.17.0"] * 20
 
 
 def test_the_line_that_names_the_damage_is_on_stderr_of_modelops_run(

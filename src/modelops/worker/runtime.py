@@ -94,6 +94,17 @@ class WorkerRuntime:
                 attempt.preparing = False
             yield context
 
+    def still_has_environment(self, context: JobContext) -> bool:
+        """Say whether the environment of a job is the one that was made ready for it.
+
+        Whoever finds it damaged, for another job or in another worker of this cache, sets it aside and builds it anew.
+        """
+        try:
+            with self.environments.hold(context.environment):
+                return True
+        except FileNotFoundError:
+            return False
+
     def say_begun(self, attempt: Attempt) -> None:
         """Make sure that the driver knows that a suspect runs now, alone; should it take the worker down, it was it."""
         if attempt.alone:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
-from modelops.errors import RemoteError, StorageError
+from modelops.errors import ProcessError, RemoteError, StorageError
 from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import Chunk, Receipt
@@ -62,11 +62,15 @@ def _simulate(
         with runtime.parts.watching(parts):
             try:
                 _run(runtime, context, sorter, attempt, job_log)
-            except RemoteError as error:
-                if not error.missing_module:
+            except ProcessError as error:
+                if not runtime.still_has_environment(context):
+                    raise _set_aside(str(error)) from error
+                if not isinstance(error, RemoteError) or not error.missing_module:
                     raise
                 sorter.missing_import = missing_import(error.missing_module, error.traceback, snapshot)
             wall_seconds = time.perf_counter() - began
+        if sorter.missing_import is not None and not runtime.still_has_environment(context):
+            raise _set_aside(sorter.missing_import)
         takes_time = wall_seconds >= WORTH_STEPPING_ASIDE_S or sorter.tally.has_files
         if takes_time and not attempt.alone:
             runtime.attempts.step_aside(attempt)
@@ -135,3 +139,8 @@ def _untouched(runtime: WorkerRuntime, attempt: Attempt) -> Receipt:
         parts=attempt.parts,
         unstarted=attempt.ranges,
     )
+
+
+def _set_aside(what: str) -> ProcessError:
+    """Return an error after which a chunk is begun again, some times: what it met is no fault of the bundle."""
+    return ProcessError(f"its environment was set aside, or made anew, while it ran: {what}")
