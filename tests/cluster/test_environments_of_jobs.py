@@ -312,7 +312,7 @@ def get_requires_for_build_wheel(config_settings=None):
     return []
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    fifo = os.environ.get("MODELOPS_TEST_FIFO")
+    fifo = os.environ.get("FIFO_OF_TEST")
     if fifo:
         with open(fifo, "w") as f:
             f.write("building\\n")
@@ -352,7 +352,7 @@ def test_a_build_that_is_killed_with_its_whole_tree_is_retried_at_once(home: Hom
     os.mkfifo(fifo)
     command = [str(COMMAND), "run", str(bundle), "-p", "a=1", "-n", "4", "-w", "1"]
     first = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "MODELOPS_TEST_FIFO": str(fifo)},
+        command, cwd=tmp_path, env={**os.environ, "FIFO_OF_TEST": str(fifo)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

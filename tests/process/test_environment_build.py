@@ -30,7 +30,7 @@ def get_requires_for_build_wheel(config_settings=None):
     return []
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    fifo = os.environ.get("MODELOPS_TEST_FIFO")
+    fifo = os.environ.get("FIFO_OF_TEST")
     if fifo:
         with open(fifo, "w") as f:
             f.write("%d\\n" % os.getpid())
@@ -67,7 +67,7 @@ def bundle(folder: Path, *requirements: str) -> Path:
 
 
 def slow_bundle(folder: Path) -> Path:
-    """Return a bundle with a package beside it whose build blocks while MODELOPS_TEST_FIFO is set."""
+    """Return a bundle with a package beside it whose build blocks while FIFO_OF_TEST is set."""
     package = folder / "libs" / "slow"
     package.mkdir(parents=True)
     (package / "backend.py").write_text(BACKEND)
@@ -155,7 +155,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole_and_the_retry_works_at_o
     file, fifo = tmp_path / "lock.toml", tmp_path / "fifo"
     file.write_text(lock.text)
     os.mkfifo(fifo)
-    builder = start_builder(tmp_path / "cache", file, root, 1, MODELOPS_TEST_FIFO=str(fifo))
+    builder = start_builder(tmp_path / "cache", file, root, 1, FIFO_OF_TEST=str(fifo))
     backend = int(read_line(fifo))
     key = environments.key(lock)
     assert environments.validate(key), "a half-built environment must not look whole"

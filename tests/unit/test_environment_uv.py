@@ -91,3 +91,11 @@ def test_pips_indexes_are_used_when_uv_has_none_of_its_own() -> None:
     environ = uv_environ({"PIP_INDEX_URL": "https://a", "PIP_EXTRA_INDEX_URL": "https://b"})
 
     assert (environ["UV_DEFAULT_INDEX"], environ["UV_INDEX"]) == ("https://a", "https://b")
+
+
+def test_what_builds_a_package_is_not_handed_the_settings_of_the_server() -> None:
+    secrets = {"MODELOPS_TOKEN": "t", "MODELOPS_DATABASE": "postgresql://user:password@host/name"}
+    assert uv_environ({**secrets, "UV_DEFAULT_INDEX": "https://user:key@index"}).items() >= {
+        ("UV_DEFAULT_INDEX", "https://user:key@index")
+    }
+    assert not secrets.keys() & uv_environ(secrets).keys()

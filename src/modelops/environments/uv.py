@@ -33,6 +33,7 @@ _NOT_OURS: Final = frozenset(
         "PYTHONSTARTUP",
     }
 )  # fmt: skip
+_SETTINGS: Final = "MODELOPS_"
 # Settings that decide what a resolution answers, so they are part of a lock's inputs.
 DECIDING: Final = (
     "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX",
@@ -61,12 +62,18 @@ def find_uv() -> Path:
 
 
 def uv_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables for uv: the user's, without those that point it elsewhere.
+    """Return the environment variables for uv: the user's, without those that point it elsewhere, and without ours.
+
+    What builds a package gets them as well, and it is chosen by the bundle: it shall not be handed the server's token
+    or the password of its database, nor print them into the error that a job then shows.
 
     pip's index variables are translated where uv's own are not set: uv does not read them.
     """
     # What the machine trusts, uv should trust, behind a company's proxy too; the user's own word goes first.
-    kept = {"UV_SYSTEM_CERTS": "1", **{k: v for k, v in environ.items() if k not in _NOT_OURS}}
+    kept = {
+        "UV_SYSTEM_CERTS": "1",
+        **{k: v for k, v in environ.items() if k not in _NOT_OURS and not k.startswith(_SETTINGS)},
+    }
     if not kept.keys() & {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} and "PIP_INDEX_URL" in kept:
         kept["UV_DEFAULT_INDEX"] = kept["PIP_INDEX_URL"]
     if not kept.keys() & {"UV_INDEX", "UV_EXTRA_INDEX_URL"} and "PIP_EXTRA_INDEX_URL" in kept:
