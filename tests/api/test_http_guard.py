@@ -137,6 +137,26 @@ def test_the_names_of_the_own_host_are_answered(standing: Client, host: str) -> 
     assert standing("GET", "/v1/server", headers={"Host": host}).status == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Host: evil.example", "Host: localhost", f"Authorization: Bearer {TOKEN}"],
+        ["Host: localhost", "Host: evil.example", f"Authorization: Bearer {TOKEN}"],
+        ["Host: localhost", "Authorization: Bearer wrong", f"Authorization: Bearer {TOKEN}"],
+        ["Host: localhost", f"Authorization: Bearer {TOKEN}", "Authorization: Bearer wrong"],
+        [f"Authorization: Bearer {TOKEN}"],
+    ],
+)
+def test_a_header_that_is_there_twice_or_not_at_all_opens_nothing(
+    standing: Client, headers: list[str]
+) -> None:
+    request = "\r\n".join(["GET /v1/server HTTP/1.1", *headers, "Connection: close", "", ""])
+    with socket.create_connection(("127.0.0.1", standing.port), timeout=30) as raw:
+        raw.sendall(request.encode())
+        answer = raw.makefile("rb").readline().split()
+    assert answer[1] in (b"400", b"401", b"421"), answer
+
+
 def test_a_server_for_others_answers_by_the_names_it_was_given(service: JobService) -> None:
     with serving(service, allowed_hosts=["models.example"]) as client:
         assert client("GET", "/v1/server", headers={"Host": "models.example:8443"}).status == 200

@@ -41,6 +41,7 @@ from modelops.store.segment_body import INLINE_LIMIT_BYTES
 from modelops.store.segment_table import OutputsColumn, open_table
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Ranges
+from modelops.worker.segment_cache import SegmentCache
 from modelops_runner.values import encode
 
 if TYPE_CHECKING:
@@ -308,6 +309,18 @@ def test_no_way_to_read_a_large_output_gives_bytes_that_were_not_stored(
             with pytest.raises(IntegrityError, match="packs/att_1"):
                 read()
         assert not (tmp_path / "copy").exists()
+
+
+def test_a_worker_that_has_read_a_segment_before_sees_only_what_counts_of_it_now(objects: Objects) -> None:
+    writer = SegmentWriter(objects, JOB, ATTEMPT)
+    for k in range(3):
+        writer.add(k, OK, True, [])
+    ref, cache = finished(writer), SegmentCache(objects)
+    kept = msgspec.structs.replace(
+        ref, ranges=((0, 1), (2, 3))
+    )  # of 1 it is known since that it is not needed
+    for which, held in ((ref, [0, 1, 2]), (kept, [0, 2]), (ref, [0, 1, 2])):
+        assert cache.read(JOB, which).index.tolist() == held
 
 
 def test_another_segment_under_the_same_name_is_refused(objects: Objects) -> None:
