@@ -26,6 +26,7 @@ from modelops.server.job_files import known_lock
 from modelops.server.store_ledger import StoreLedger
 from modelops.states import JobEvent, JobState, ReplicateStatus
 from modelops.store import Records
+from modelops.store.leases import FileLeases
 from modelops.store.overview import picture
 from modelops.store.segments import job_folder
 from modelops.store.submissions import record_submission
@@ -529,6 +530,29 @@ def test_a_job_that_is_set_apart_goes_on_afterwards_and_nothing_is_begun_twice(
     (server.folder / "go").touch()
     server.wait_for(job, JobState.SUCCEEDED)
     assert n_starts(server.folder) == 2
+
+
+def test_a_lease_that_could_not_be_given_back_is_not_given_back_once_the_job_is_driven_again(
+    server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = server.submit(write_bundle(WAITS), seeds=[0])
+    supervisor = server.start()
+    wait_for(lambda: n_starts(server.folder) == 1, "it runs")
+    with monkeypatch.context() as away:
+
+        def refuse(_leases: FileLeases, _job: JobId) -> None:
+            raise StorageError("the database does not answer")
+
+        away.setattr(FileLeases, "release", refuse)
+        with supervisor.apart(job) as epoch:
+            assert epoch is not None
+        wait_for(lambda: len(supervisor.attempts(job)) == 1, "it is driven again")
+    supervisor._look()
+    assert FileLeases(server.records, server.folder / "leases").take(job, "another") is None
+    (server.folder / "go").touch()
+    server.wait_for(job, JobState.SUCCEEDED)
+    leases = server.folder / "leases"
+    wait_for(lambda: not list(leases.iterdir()), "when it has ended the lease is given back")
 
 
 def test_a_driver_that_was_cut_off_goes_on_with_what_the_workers_run(

@@ -254,6 +254,7 @@ class Supervisor:
                 one.thread.join()
             with self._taking:
                 epoch = self._leases.take(job, self._who)
+                self._to_release.discard(job)
             try:
                 yield epoch
             finally:
@@ -421,6 +422,7 @@ class Supervisor:
         thread = threading.Thread(
             target=self._drive, args=(driver, new), name=f"modelops-drive-{job}", daemon=True
         )
+        self._to_release.discard(job)  # it may still be there, of the driver before
         with self._lock:  # which the thread needs at its end
             try:
                 thread.start()
@@ -434,12 +436,15 @@ class Supervisor:
 
     def _release_leases(self) -> None:
         for job in list(self._to_release):
-            try:
-                self._leases.release(job)
-            except StorageError as error:  # tried again; it ends by itself, too
-                log.warning("the lease of job %s cannot be released: %s", job, error, extra={"job": job})
-                return
-            self._to_release.discard(job)
+            with self._taking:
+                if job not in self._to_release:
+                    continue  # it is driven again
+                try:
+                    self._leases.release(job)
+                except StorageError as error:  # tried again; it ends by itself, too
+                    log.warning("the lease of job %s cannot be released: %s", job, error, extra={"job": job})
+                    return
+                self._to_release.discard(job)
 
     # The threads that drive.
 
