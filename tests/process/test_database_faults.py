@@ -74,6 +74,24 @@ def test_a_file_that_was_cut_or_overwritten_is_named_and_read_only_if_nothing_is
     assert "a backup" in said
 
 
+def test_a_page_anywhere_that_was_overwritten_is_found_before_anything_is_read_from_it(
+    tmp_path: Path, whole: Path
+) -> None:
+    path, data = tmp_path / "modelops.db", whole.read_bytes()
+    path.write_bytes(data)
+    with contextlib.closing(Records.open(f"sqlite:///{path}")) as records:
+        records.database.look_through()
+    n_pages = len(data) // 4096
+    assert n_pages > 20
+    for page in range(n_pages):
+        path.write_bytes(data[: 4096 * page] + bytes(4096) + data[4096 * (page + 1) :])
+        with (
+            pytest.raises(StorageError, match=re.escape(str(path)) + " is damaged: .* a backup"),
+            contextlib.closing(Records.open(f"sqlite:///{path}")) as records,
+        ):
+            records.database.look_through()
+
+
 @pytest.mark.parametrize(
     "damage", ["created_at = char(0, 0, 0) || substr(created_at, 4)", "state = 'runninh'"]
 )

@@ -66,7 +66,7 @@ _NAMED: Final = {
         QueueFullError, ConflictError, StudyDamagedError,
     )
 }  # fmt: skip
-_ASK_AGAIN: Final = "ask again when that is back; nothing that was recorded is lost"
+_ASK_AGAIN: Final = "ask again when that is back; what was recorded stays as it is"
 _TO_UPLOAD: Final = frozenset({"BundleMissingError", "ParametersMissingError"})
 log = logging.getLogger(__name__)
 Query = Sequence[tuple[str, str | int | float | None]]

@@ -140,6 +140,7 @@ class Server:
             try:
                 records = Records.open(self.home.database_url)
                 opened.callback(records.close)
+                records.database.look_through()
                 objects = Objects.open(self.home.storage)
             except StorageError as error:
                 log.warning("no request can be answered yet: %s", error)

@@ -122,7 +122,7 @@ ADVICE: Final = {
     "in the file 'token' of its run folder",
     403: "ask the operator for a token with that scope ('modelops tokens create')",
     500: "the server's log has more; 'modelops jobs reconcile' looks for damage and repairs it",
-    503: "nothing that was recorded is lost; give the request again in a few seconds",
+    503: "what was recorded stays as it is; give the request again in a few seconds",
 }
 
 
