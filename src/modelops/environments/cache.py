@@ -24,7 +24,7 @@ from modelops.environments.collect import (
 )
 from modelops.environments.failures import Failures
 from modelops.environments.inputs import dependency_inputs
-from modelops.environments.interpreters import Interpreter, Interpreters, fits, write_whole
+from modelops.environments.interpreters import Interpreter, Interpreters, fits
 from modelops.environments.lock import EnvironmentKey, Lock, environment_key, parse_lock
 from modelops.environments.locking import IN_USE, exclusive, share, unused
 from modelops.environments.manifest import (
@@ -46,6 +46,7 @@ from modelops.errors import (
     ResolutionError,
     StorageError,
 )
+from modelops.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

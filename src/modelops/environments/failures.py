@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from modelops.environments.interpreters import write_whole
 from modelops.errors import IndexUnreachableError, ResolutionError
+from modelops.whole_file import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path

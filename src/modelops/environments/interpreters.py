@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from packaging.version import Version
 
 from modelops.errors import BundleError, NoInterpreterError
 from modelops.home import make_private
+from modelops.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -246,18 +246,6 @@ def fits(interpreter: Interpreter, requires_python: str | None, pin: str | None 
         accepted.contains(version, prereleases=True)
         and interpreter.version.split(".")[: len(wanted)] == wanted
     )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file at once, so that a reader sees the old or the new content."""
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-        os.replace(temporary, path)  # noqa: PTH105  both are plain strings
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _stat(path: Path) -> _Stat | None:

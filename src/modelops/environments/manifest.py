@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from modelops.environments.interpreters import Interpreter, write_whole
+from modelops.environments.interpreters import Interpreter
+from modelops.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

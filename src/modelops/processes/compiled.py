@@ -10,14 +10,16 @@ It lies in a file: SHA-256 of the rest, then a MessagePack map of paths and cont
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+from modelops.whole_file import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,13 +78,9 @@ class Compiled:
             return
         if sum(map(len, contents.values())) > MAX_BYTES:
             return
-        new = self._file.with_name(f"{FILE}-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
+        with contextlib.suppress(OSError):  # no room: the next process compiles again
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(_encoded(contents))
-            new.replace(self._file)
-        except OSError:  # no room: the next process compiles again
-            new.unlink(missing_ok=True)
+            write_whole(self._file, _encoded(contents))
 
 
 def _encoded(contents: dict[str, bytes]) -> bytes:
