@@ -105,16 +105,17 @@ class Shown:
     @property
     def running(self) -> Ranges:
         """The indices that workers run, or have ended, and that have no outcome yet."""
-        attempts = self._roster.attempts.values()
-        held = [a.work.ranges for a in attempts if a.work.kind is _SIMULATE and not a.stands]
-        return self._ledger.lacks(_SIMULATE, Ranges(pair for ranges in held for pair in ranges.pairs))
+        return self._held(_SIMULATE)
 
     @property
     def n_aggregating(self) -> int:
         """Of how many parameter sets workers make the aggregates, or have made them and they are not recorded yet."""
+        return len(self._held(_AGGREGATE))
+
+    def _held(self, kind: Kind) -> Ranges:
         attempts = self._roster.attempts.values()
-        held = [a.work.ranges for a in attempts if a.work.kind is _AGGREGATE and not a.stands]
-        return len(self._ledger.lacks(_AGGREGATE, Ranges(pair for ranges in held for pair in ranges.pairs)))
+        held = [a.work.ranges for a in attempts if a.work.kind is kind and not a.stands]
+        return self._ledger.lacks(kind, Ranges(pair for ranges in held for pair in ranges.pairs))
 
     @property
     def longest_s(self) -> tuple[float | None, float | None]:

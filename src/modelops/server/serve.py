@@ -140,8 +140,8 @@ class Server:
             try:
                 records = Records.open(self.home.database_url)
                 opened.callback(records.close)
-                records.database.look_through()
                 objects = Objects.open(self.home.storage)
+                records.database.look_through()  # last: it takes longest, and all of this is tried again
             except StorageError as error:
                 log.warning("no request can be answered yet: %s", error)
                 self._door.explain(str(error))

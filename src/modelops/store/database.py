@@ -167,8 +167,7 @@ class Database:
         with self.reading() as connection:
             said = " ".join(str(connection.scalar(sa.text("PRAGMA integrity_check(1)"))).split())
         if said != "ok":
-            count(Counted.DATABASE_ERRORS)
-            raise StorageError(_damaged(Path(self.engine.url.database or ""), said))
+            raise self._found_damaged(said)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -180,8 +179,11 @@ class Database:
             except (ValueError, TypeError) as e:  # a time, a state or JSON that nobody of us has written
                 if not self.on_file:
                     raise
-                count(Counted.DATABASE_ERRORS)
-                raise StorageError(_damaged(Path(self.engine.url.database or ""), str(e))) from e
+                raise self._found_damaged(str(e)) from e
+
+    def _found_damaged(self, said: str) -> StorageError:
+        count(Counted.DATABASE_ERRORS)
+        return StorageError(_damaged(Path(self.engine.url.database or ""), said))
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
