@@ -39,12 +39,12 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 COMMAND = Path(sys.executable).parent / "modelops"
 POD = Path(__file__).parents[2] / "k8s/base/worker/worker.yaml"
 STORES_FOR_LONG = """
-import os, signal, sys, time
+import os, signal, sys
 
 signal.signal(signal.SIGTERM, lambda *_: None)
 os.write(int(sys.argv[4]), b"joined\\n")
 while True:
-    time.sleep(1)
+    signal.pause()
 """
 
 

@@ -64,12 +64,13 @@ def test_an_interpreter_that_changed_is_probed_again(tmp_path: Path) -> None:
     assert (tmp_path / "memory.json").read_bytes() != memory
 
 
+def asked(path: Path) -> Interpreter:
+    return Interpreter(str(path), "3.12.1", "cpython", "linux-x86_64", "2.36", "abi", str(path))
+
+
 def test_a_program_in_the_place_of_another_is_told_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(path: Path) -> Interpreter:
-        return Interpreter(str(path), "3.12.1", "cpython", "linux-x86_64", "2.36", "abi", str(path))
-
     monkeypatch.setattr("modelops.environments.interpreters._ask", asked)
     program = script(tmp_path / "python3.12", "\x7fELF")
 
@@ -152,9 +153,6 @@ def test_others_are_found_newest_first_and_by_their_version(tmp_path: Path) -> N
 def test_what_was_listed_once_is_looked_at_again_only_when_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(path: Path) -> Interpreter:
-        return Interpreter(str(path), "3.12.1", "cpython", "linux-x86_64", "2.36", "abi", str(path))
-
     monkeypatch.setattr("modelops.environments.interpreters._ask", asked)
     listed: list[str] = []
     list_folder = os.listdir
