@@ -109,7 +109,10 @@ def test_an_archive_is_checked_also_when_its_snapshot_is_in_the_cache(
     folder = tmp_path / "mymodel"
     folder.mkdir()
     with tarfile.open(fileobj=io.BytesIO(archive.data)) as tar:
-        tar.extractall(folder, filter="data")
+        options: dict[str, Any] = (
+            {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        )  # from 3.11.4 on
+        tar.extractall(folder, **options)
     digest, _ = take_snapshot(
         folder, server_home.cache / "bundles"
     )  # by a run on this machine, not by an upload
