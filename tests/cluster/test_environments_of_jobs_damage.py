@@ -209,16 +209,21 @@ def test_damage_that_only_the_worker_meets_is_mended_there_and_told_to_the_job_o
         runtime.close()
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["late import", "import of the bundle"])
-def test_what_cannot_be_imported_as_its_environment_is_set_aside_is_no_lack_of_the_bundle(
-    late: bool, private: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
+READS = "import six\n    open(six.__file__).close()\n"
+TAKEN = {
+    "import of the bundle": "take()\nimport six\ndef simulate(params, seed):\n",
+    "late import": "def simulate(params, seed):\n    take()\n    import six\n",
+    "file of a package": f"import six\ndef simulate(params, seed):\n    take()\n    {READS}",
+}
+
+
+@pytest.mark.parametrize("when", TAKEN)
+def test_what_is_not_there_as_its_environment_is_set_aside_is_no_fault_of_the_bundle(
+    when: str, private: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Another worker of the cache finds it damaged, and builds it anew."""
-    taken, simulate = "take()\nimport six\n", "def simulate(params, seed):\n    import six\n"
-    if late:
-        taken, simulate = "", "def simulate(params, seed):\n    take()\n    import six\n"
     bundle = write_bundle(
-        f"import os, sys\nFLAG = {str(tmp_path / 'taken')!r}\n{TAKE}\n{taken}{simulate}"
+        f"import os, sys\nFLAG = {str(tmp_path / 'taken')!r}\n{TAKE}\n{TAKEN[when]}"
         "    return {'six': six.__version__}\n",
         dependencies='"six==1.17.0", "idna==3.10"',
     )
@@ -226,6 +231,24 @@ def test_what_cannot_be_imported_as_its_environment_is_set_aside_is_no_lack_of_t
     assert (tmp_path / "taken").exists()
     assert job.status().state == JobState.SUCCEEDED, job.status()
     assert job.results()["six"].to_pylist() == ["1.17.0"] * 20
+
+
+@pytest.mark.parametrize("sets", [1, 50], ids=["one", "many"])
+def test_an_aggregate_whose_environment_is_set_aside_is_made_again(
+    sets: int, private: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = write_bundle(
+        f"import os, sys\nFLAG = {str(tmp_path / 'taken')!r}\n{TAKE}\n"
+        "def simulate(params, seed):\n    return {'x': 1.0}\n\n"
+        f"def total(replicates):\n    take()\n    {READS}    return {{'n': float(len(list(replicates)))}}\n",
+        dependencies='"six==1.17.0", "idna==3.10"',
+        table='model = "model:simulate"\naggregate = "model:total"\n',
+    )
+    parameters = [{"a": a} for a in range(sets)]
+    job = mo.run(mo.Study(bundle=bundle, parameters=parameters, replicates=4), cluster=private)
+    assert (tmp_path / "taken").exists()
+    assert job.status().state == JobState.SUCCEEDED, job.status()
+    assert job.aggregates()["n"].to_pylist() == [4.0] * sets
 
 
 def test_the_line_that_names_the_damage_is_on_stderr_of_modelops_run(

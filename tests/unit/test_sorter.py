@@ -41,9 +41,9 @@ def test_floats_of_replicates_that_were_given_back_are_somebody_elses() -> None:
     objects = Objects.open("memory:///")
     runtime: Any = SimpleNamespace(objects=objects, address="w", host="h")
     desk: Any = SimpleNamespace(current=None, settled=[])
-    spec: Any = SimpleNamespace(until=None)
+    context: Any = SimpleNamespace(spec=SimpleNamespace(until=None))
     chunk = Chunk(job=JOB, attempt=ATTEMPT, epoch=1, ranges=((0, 9),))
-    sorter = Sorter(runtime, chunk, spec, stop=StopSignal(), snapshot="", desk=desk)
+    sorter = Sorter(runtime, chunk, context, stop=StopSignal(), desk=desk)
     sorter.take_floats(floats([0, 1, 2]))
     cut = sorter.cut(PART)
     assert cut is not None
@@ -77,8 +77,8 @@ def test_a_part_takes_its_own_outcomes_and_checkpoints_along_and_none_of_those_t
     objects, desk = Objects.open("memory:///"), KeepsEach()
     runtime: Any = SimpleNamespace(objects=objects, address="w", host="h")
     chunk = Chunk(job=JOB, attempt=ATTEMPT, epoch=1, ranges=((0, 6),))
-    spec: Any = SimpleNamespace(until=None)
-    sorter = Sorter(runtime, chunk, spec, stop=StopSignal(), snapshot="", desk=desk)  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(spec=SimpleNamespace(until=None))
+    sorter = Sorter(runtime, chunk, context, stop=StopSignal(), desk=desk)  # type: ignore[arg-type]
 
     def ends(index: int) -> None:
         desk.current = index

@@ -16,6 +16,7 @@ from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
 from modelops.worker.replicates import ReplicateReader
+from modelops.worker.runtime import set_aside
 from modelops.worker.small_sets import MAX_REPLICATES, SmallSets
 from modelops.worker.stored import stored_aggregates, stored_error, stored_outputs
 
@@ -222,6 +223,8 @@ class _AggregateRun:
         if error is None:
             row = _succeeded(param, target, n_succeeded, n, outcome.returned_dict, outcome.outputs)
             self.writer.add(row)
+        elif not self.runtime.still_has_environment(self.context):
+            raise set_aside(f"{error.type}: {error.message}")
         else:
             reason = self._reason(error)
             row = AggregateRow(

@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.environments import Environments
-from modelops.errors import EnvironmentDamagedError, StorageError
+from modelops.errors import EnvironmentDamagedError, ProcessError, StorageError
 from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.store.segments import job_folder
@@ -84,6 +84,8 @@ class WorkerRuntime:
         ------
         ModelOpsError
             The bundle or its environment cannot be had.
+        ProcessError
+            Also for what went wrong in the block because the environment was set aside or made anew meanwhile.
         """
         with contextlib.ExitStack() as held:
             key = (chunk.job, chunk.study, chunk.study_digest)
@@ -92,18 +94,19 @@ class WorkerRuntime:
                 context = self.when_storage_allows(lambda: self._held(key, held), attempt)
             finally:
                 attempt.preparing = False
-            yield context
+            try:
+                yield context
+            except ProcessError as error:
+                if self.still_has_environment(context):
+                    raise
+                raise set_aside(str(error)) from error
 
     def still_has_environment(self, context: JobContext) -> bool:
-        """Say whether the environment of a job is the one that was made ready for it.
+        """Say whether the environment of a job is the one that was made ready for it. Two microseconds.
 
         Whoever finds it damaged, for another job or in another worker of this cache, sets it aside and builds it anew.
         """
-        try:
-            with self.environments.hold(context.environment):
-                return True
-        except FileNotFoundError:
-            return False
+        return self.environments.is_in_place(context.environment)
 
     def say_begun(self, attempt: Attempt) -> None:
         """Make sure that the driver knows that a suspect runs now, alone; should it take the worker down, it was it."""
@@ -198,3 +201,8 @@ class WorkerRuntime:
         self.attempts.stop_all()
         self.pool.close()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def set_aside(what: str) -> ProcessError:
+    """Return an error after which a chunk is begun again, some times: what it met is no fault of the bundle."""
+    return ProcessError(f"its environment was set aside, or made anew, while it ran: {what}")

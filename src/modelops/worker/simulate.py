@@ -6,12 +6,13 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
-from modelops.errors import ProcessError, RemoteError, StorageError
+from modelops.errors import RemoteError, StorageError
 from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import Chunk, Receipt
 from modelops.worker.parts import Parts
-from modelops.worker.sorter import Sorter, missing_import
+from modelops.worker.runtime import set_aside
+from modelops.worker.sorter import Sorter
 from modelops.worker.storage_wait import FIRST_WAIT_S, LONGEST_WAIT_S
 
 if TYPE_CHECKING:
@@ -54,23 +55,20 @@ def _simulate(
     step_aside: Callable[[], None],
 ) -> Receipt:
     desk = runtime.desk(chunk, attempt)
-    snapshot = context.runner.snapshot
-    sorter = Sorter(runtime, chunk, context.spec, stop=attempt.stop, snapshot=snapshot, desk=desk)
+    sorter = Sorter(runtime, chunk, context, stop=attempt.stop, desk=desk)
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log, contextlib.closing(desk):
         parts = Parts(runtime, chunk, attempt, sorter, job_log)
         began = time.perf_counter()
         with runtime.parts.watching(parts):
             try:
                 _run(runtime, context, sorter, attempt, job_log)
-            except ProcessError as error:
-                if not runtime.still_has_environment(context):
-                    raise _set_aside(str(error)) from error
-                if not isinstance(error, RemoteError) or not error.missing_module:
+            except RemoteError as error:
+                if not error.missing_module or not runtime.still_has_environment(context):
                     raise
-                sorter.missing_import = missing_import(error.missing_module, error.traceback, snapshot)
+                sorter.note_missing(error.missing_module, error.traceback)
             wall_seconds = time.perf_counter() - began
-        if sorter.missing_import is not None and not runtime.still_has_environment(context):
-            raise _set_aside(sorter.missing_import)
+        if sorter.set_aside is not None:
+            raise set_aside(sorter.set_aside)
         takes_time = wall_seconds >= WORTH_STEPPING_ASIDE_S or sorter.tally.has_files
         if takes_time and not attempt.alone:
             runtime.attempts.step_aside(attempt)
@@ -139,8 +137,3 @@ def _untouched(runtime: WorkerRuntime, attempt: Attempt) -> Receipt:
         parts=attempt.parts,
         unstarted=attempt.ranges,
     )
-
-
-def _set_aside(what: str) -> ProcessError:
-    """Return an error after which a chunk is begun again, some times: what it met is no fault of the bundle."""
-    return ProcessError(f"its environment was set aside, or made anew, while it ran: {what}")

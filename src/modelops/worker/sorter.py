@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from modelops.processes.stop import StopSignal
     from modelops.study.ids import AttemptId
     from modelops.study.ranges import Range
-    from modelops.study.spec import JobSpec
     from modelops.worker.desk import Desk
+    from modelops.worker.job_context import JobContext
     from modelops.worker.messages import Chunk
     from modelops.worker.runtime import WorkerRuntime
 
@@ -111,20 +111,21 @@ class Sorter:
         self,
         runtime: WorkerRuntime,
         chunk: Chunk,
-        spec: JobSpec,
+        context: JobContext,
         *,
         stop: StopSignal,
-        snapshot: str,
         desk: Desk,
     ) -> None:
-        self._spec = spec
-        self._runtime, self.chunk, self.desk = runtime, chunk, desk
-        self._stop, self._snapshot = stop, snapshot
+        self._context, self._spec = context, context.spec
+        self._runtime, self.chunk, self.desk, self._stop = runtime, chunk, desk, stop
         self._lock = threading.Lock()
         self.indices = Ranges(chunk.ranges)  # what this attempt is to give outcomes of; shrinks by `cut`
         self._given_back = EMPTY
         self.lacking: list[int] = []  # replicates that ended as none of this job can
         self.missing_import: str | None = None
+        self.set_aside: str | None = (
+            None  # what a replicate met because its environment was not there any more
+        )
         self.tally = self._new_tally(chunk.attempt)
 
     def _new_tally(self, attempt: AttemptId) -> Tally:
@@ -163,13 +164,13 @@ class Sorter:
         if outcome.index == desk.current:
             desk.ended(succeeded=outcome.status is ReplicateStatus.SUCCEEDED)
         error = outcome.error
+        if outcome.status in FAILURES and not self._runtime.still_has_environment(self._context):
+            self.set_aside = f"{error.type}: {error.message}" if error is not None else str(outcome.status)
+            self._lacks(outcome.index)
+            return
         if error is not None and error.missing_module:
-            # One error for the job: what the bundle lacks, no replicate can do without.
-            self.missing_import = missing_import(
-                error.missing_module, error.traceback or error.message, self._snapshot
-            )
-            self.lacking.append(outcome.index)
-            self._stop.stop(hard=True)
+            self.note_missing(error.missing_module, error.traceback or error.message)
+            self._lacks(outcome.index)
             return
         watched: float | str = math.nan
         if self._spec.until is not None and outcome.status is ReplicateStatus.SUCCEEDED:
@@ -202,6 +203,18 @@ class Sorter:
                 execution,
                 watched,
             )
+
+    def note_missing(self, module: str, where: str) -> None:
+        """Note the one error of the job: what the bundle lacks, no replicate can do without."""
+        snapshot = Path(self._context.runner.snapshot)
+        advice = line_to_add(module, dependency_inputs(snapshot).listed_in)
+        self.missing_import = (
+            f"No module named '{module}'\n{where.rstrip()}\n{advice} (or the package that provides it)"
+        )
+
+    def _lacks(self, index: int) -> None:
+        self.lacking.append(index)
+        self._stop.stop(hard=True)
 
     def _log_failure(self, outcome: Outcome) -> None:
         """Log the first replicate of an attempt that failed so; the job's records have all."""
@@ -268,9 +281,3 @@ class Sorter:
             old.writer.rename(part)
             old.settled, self.desk.settled = self.desk.settled, []
             return old, rest
-
-
-def missing_import(module: str, where: str, snapshot: str) -> str:
-    """Return the sentence for a module that the bundle's environment does not have."""
-    advice = line_to_add(module, dependency_inputs(Path(snapshot)).listed_in)
-    return f"No module named '{module}'\n{where.rstrip()}\n{advice} (or the package that provides it)"
