@@ -51,6 +51,19 @@ def simulate(params, seed):
 def summarize(replicates):
     return {"total": sum(r["x"] for r in replicates), "n": len(replicates)}
 """
+GATED_MODEL = """
+import os, time
+
+
+def simulate(params, seed, context):
+    while context.replicate == 7 and not os.path.exists(params["gate"]):
+        time.sleep(0.01)
+    return {"x": seed * params["a"], "large": bytes([seed % 256]) * 70_000}
+
+
+def summarize(replicates):
+    return {"total": sum(r["x"] for r in replicates), "n": len(replicates)}
+"""
 TABLE = """
 model = "model:simulate"
 aggregate = "model:summarize"
@@ -188,11 +201,14 @@ def test_damage_at_any_byte_is_found_and_run_again_and_the_results_are_the_same(
 
 @pytest.mark.parametrize("what", ["segment", "pack"])
 def test_damage_while_a_job_runs_is_mended_before_it_ends(
-    cluster: EmbeddedCluster, bundle: Path, what: str
+    cluster: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path, what: str
 ) -> None:
+    """A pack is read by aggregates only: it is damaged while the last replicate of each set waits for that."""
     server = Server(cluster)
     rng = random.Random(7)
-    soon = 12 if what == "segment" else 1  # a pack is read by aggregates only: damage it before they are made
+    gate = tmp_path / "gate"
+    bundle = write_bundle(GATED_MODEL, name="gated", table=TABLE)
+    sets = [{**params, "gate": str(gate)} for params in SETS]
 
     class Vandal(Watcher):
         job: JobId | None = None
@@ -202,17 +218,18 @@ def test_damage_while_a_job_runs_is_mended_before_it_ends(
             self.job = JobId(job.id)
 
         def changed(self, machine: Machine) -> None:
-            if not self.done and self.job and machine.counts()[ReplicateStatus.SUCCEEDED] >= soon:
+            if not self.done and self.job and machine.counts()[ReplicateStatus.SUCCEEDED]:
                 self.done = True
                 ref = server.records.segments(self.job)[0]
                 flip(server, f"{job_folder(self.job)}/{ref.name if what == 'segment' else ref.pack}", rng)
+                gate.touch()
 
     vandal = Vandal()
-    study = mo.Study(bundle=bundle, parameters=SETS, replicates=8, seed=3)
+    study = mo.Study(bundle=bundle, parameters=sets, replicates=8, seed=3)
     job = JobId(mo.run(study, cluster=cluster, watcher=vandal).id)
     assert vandal.done
     assert server.records.job(job).state is JobState.SUCCEEDED
-    fresh = run(bundle, cluster, SETS, 8)
+    fresh = run(bundle, cluster, sets, 8)
     assert server.files(job) == server.files(fresh)
     story = [event for event in server.records.events(job) if event.kind == "mismatch"]
     assert [event.data["kind"] for event in story] == ["segment_damaged"]
