@@ -52,6 +52,9 @@ class Idle(Nobody):
     def driven(self) -> list[JobId]:
         return []
 
+    def goes_on(self, job: JobId) -> bool:
+        return False
+
     def workers(self) -> dict[str, int]:
         return {}
 

@@ -280,6 +280,20 @@ def test_work_of_a_new_job_goes_out_before_it_is_recorded_that_the_job_has_begun
     assert done[:3] == ["submitted", JobEvent.STARTED, JobEvent.ENVIRONMENT_READY]
 
 
+def test_whoever_is_told_of_the_end_of_a_job_finds_that_it_does_not_go_on(
+    server: Server, write_bundle: Callable[..., Path]
+) -> None:
+    """Who asks whether it goes on, and then waits to be told, would otherwise have missed that."""
+    told: list[tuple[bool, bool]] = []
+    (server.folder / "go").touch()
+    job = server.submit(write_bundle(WAITS), replicates=1)
+    driving = server.start(on_recorded=lambda job, ended: told.append((ended, driving.goes_on(job))))
+    server.wait_for(job, JobState.SUCCEEDED)
+    wait_for(lambda: not driving.driven(), "the driver has ended")
+    assert told == [(False, True)] * (len(told) - 1) + [(True, False)]
+    assert not driving.goes_on(job)
+
+
 def test_of_a_job_that_is_not_recorded_no_driver_and_no_lease_is_left(server: Server) -> None:
     supervisor = server.start()
     with pytest.raises(StorageError), supervisor.beginning(new_job_id(), "0" * 64, None) as new:  # noqa: PT012

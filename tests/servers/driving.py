@@ -51,7 +51,7 @@ class Server:
         self.objects = Objects.open(cluster.home.storage)
         self._stack = ExitStack()
 
-    def start(self, max_driven: int = 64, aliases: Aliases = NO_ALIASES) -> Supervisor:
+    def start(self, max_driven: int = 64, aliases: Aliases = NO_ALIASES, **more: Any) -> Supervisor:
         driving = Supervisor(
             records=self.records,
             objects=self.objects,
@@ -61,6 +61,7 @@ class Server:
             who="test",
             max_driven=max_driven,
             aliases=aliases,
+            **more,
         )
         driving.start()
         self._stack.callback(driving.stop)

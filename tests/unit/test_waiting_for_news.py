@@ -85,3 +85,46 @@ def test_a_change_during_the_first_look_is_not_missed() -> None:
         return await asyncio.wait_for(waiting.until("job", enough, 10 * DEADLINE_S), DEADLINE_S)
 
     assert asyncio.run(main()) == {"value": 1}
+
+
+def test_the_end_of_what_is_driven_here_is_waited_for_without_a_look_before_it() -> None:
+    looks: list[str] = []
+
+    async def main() -> list[Any]:
+        state, asked = "running", asyncio.Event()
+
+        async def look(_job: str) -> Any:
+            looks.append(state)
+            return state
+
+        def goes_on(_job: str) -> bool:
+            asked.set()
+            return state == "running"
+
+        waiting = Waiting(look, poll_s=10 * DEADLINE_S, longest_s=10 * DEADLINE_S, goes_on=goes_on)
+        ended: Any = lambda view: view == "succeeded"  # noqa: E731
+        for_end = asyncio.create_task(waiting.until("job", ended, 10 * DEADLINE_S, for_end=True))
+        await asked.wait()
+        assert looks == []
+        state = "succeeded"
+        waiting.poke("job", True)
+        found = [await asyncio.wait_for(for_end, DEADLINE_S)]
+        # Nobody pokes any more: who comes now must look itself.
+        later = waiting.until("job", ended, 10 * DEADLINE_S, for_end=True)
+        return [*found, await asyncio.wait_for(later, DEADLINE_S)]
+
+    assert asyncio.run(main()) == ["succeeded", "succeeded"]
+    assert looks == ["succeeded", "succeeded"]
+
+
+def test_who_has_waited_for_the_end_in_vain_is_told_how_it_stands() -> None:
+    async def main() -> Any:
+        async def look(_job: str) -> Any:
+            return "running"
+
+        waiting = Waiting(look, poll_s=10 * DEADLINE_S, goes_on=lambda _job: True)
+        return await asyncio.wait_for(
+            waiting.until("job", lambda _view: False, 1e-3, for_end=True), DEADLINE_S
+        )
+
+    assert asyncio.run(main()) == "running"

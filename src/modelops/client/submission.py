@@ -119,7 +119,10 @@ def ask_with_parameters(
     RequestError
         The server refuses it.
     """
-    with temporary_files_are("the parameters of a study"), tempfile.TemporaryFile() as file:
+    with (
+        temporary_files_are("the parameters of a study"),
+        tempfile.SpooledTemporaryFile(MAX_BODY_BYTES) as file,
+    ):
         body = _body(asked, canonicals, file)
         headers = {"Idempotency-Key": uuid.uuid4().hex, **who_asks()}
         read_s = UPLOAD_READ_S if file.tell() else READ_S  # very many sets take the server a while

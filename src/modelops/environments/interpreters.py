@@ -27,7 +27,7 @@ from modelops.home import make_private
 from modelops.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 OLDEST: Final = Version("3.9")  # the runner's floor
 PROBE_TIMEOUT_S: Final = 20.0
@@ -35,6 +35,7 @@ SETTLED_NS: Final = (
     2 * 10**9
 )  # a folder that changed so recently may change again within one tick of its mtime
 FORMAT: Final = 1
+_SAY_PLACES: Final = ("HOME", "PYENV_ROOT", "UV_PYTHON_INSTALL_DIR", "XDG_DATA_HOME", "PATH")
 _NAME: Final = re.compile(r"(python(3(\.\d+t?)?)?|pypy3?(\.\d+)?)")
 _log = logging.getLogger(__name__)
 
@@ -101,6 +102,13 @@ class _Listed(NamedTuple):
     paths: list[Path]
 
 
+class _Places(NamedTuple):
+    """Folders of versions, each of which has a ``bin``, and folders with interpreters."""
+
+    versions: tuple[Path, ...]
+    folders: tuple[Path, ...]
+
+
 class _Known(NamedTuple):
     """What a look has found, and all that it went by."""
 
@@ -127,6 +135,8 @@ class Interpreters:
         self._mutex = threading.Lock()  # many threads begin at once; one probes, the others read its memory
         self._environ = os.environ if environ is None else environ
         self._listed: dict[Path, _Listed] = {}
+        self._said: tuple[str | None, ...] = ()
+        self._to_search = _Places((), ())
         self._known = _Known([], [])
 
     def all(self) -> list[Interpreter]:
@@ -184,33 +194,41 @@ class Interpreters:
                     if not Path(entry).is_dir()
                     else self._pythons_in(Path(entry, "bin"), Path(entry))
                 )
-        home = Path(self._environ.get("HOME") or Path.home())
-        pyenv = Path(self._environ.get("PYENV_ROOT") or home / ".pyenv")
-        managed = Path(
-            self._environ.get("UV_PYTHON_INSTALL_DIR")
-            or Path(self._environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "uv" / "python"
-        )
-        for versions in (pyenv / "versions", managed):
-            if versions.is_dir():
-                yield from self._pythons_in(*(v / "bin" for v in sorted(versions.iterdir())))
-        path = self._environ.get("PATH", os.defpath).split(os.pathsep)
-        yield from self._pythons_in(*(Path(p) for p in [*path, "/usr/bin", "/usr/local/bin"] if p))
+        places = self._places()
+        for versions in places.versions:
+            yield from self._pythons_in(*self._listing(versions, lambda name: f"{name}/bin"))
+        yield from self._pythons_in(*places.folders)
+
+    def _places(self) -> _Places:
+        """Return where to look. To make these paths anew takes longer than to look whether all is as it was."""
+        said = tuple(map(self._environ.get, _SAY_PLACES))
+        if self._said != said:
+            home = Path(self._environ.get("HOME") or Path.home())
+            pyenv = Path(self._environ.get("PYENV_ROOT") or home / ".pyenv")
+            managed = Path(
+                self._environ.get("UV_PYTHON_INSTALL_DIR")
+                or Path(self._environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "uv" / "python"
+            )
+            path = self._environ.get("PATH", os.defpath).split(os.pathsep)
+            folders = (Path(p) for p in dict.fromkeys((*path, "/usr/bin", "/usr/local/bin")) if p)
+            self._said, self._to_search = said, _Places((pyenv / "versions", managed), tuple(folders))
+        return self._to_search
 
     def _pythons_in(self, *folders: Path) -> Iterator[Path]:
         for folder in folders:
-            try:
-                paths = self._paths_in(folder)
-            except OSError:
-                continue  # PATH may name folders that are not there
-            yield from paths
+            yield from self._listing(folder, lambda name: name if _NAME.fullmatch(name) else None)
 
-    def _paths_in(self, folder: Path) -> list[Path]:
-        now = os.stat(folder)  # noqa: PTH116  half the time of Path.stat, for every folder of the PATH
-        known = self._listed.get(folder)
-        if known is not None and (known.inode, known.mtime_ns) == (now.st_ino, now.st_mtime_ns):
-            return known.paths
-        names = sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n))  # noqa: PTH208  names are enough
-        paths = [folder / name for name in names]
+    def _listing(self, folder: Path, pick: Callable[[str], str | None]) -> list[Path]:
+        """Return what is picked of the names in a folder, sorted; nothing if there is no such folder."""
+        try:
+            now = os.stat(folder)  # noqa: PTH116  half the time of Path.stat, for every folder of the PATH
+            known = self._listed.get(folder)
+            if known is not None and (known.inode, known.mtime_ns) == (now.st_ino, now.st_mtime_ns):
+                return known.paths
+            names = sorted(os.listdir(folder))  # noqa: PTH208  names are enough
+        except OSError:
+            return []  # PATH may name folders that are not there
+        paths = [folder / picked for name in names if (picked := pick(name)) is not None]
         if time.time_ns() - now.st_mtime_ns > SETTLED_NS:
             self._listed[folder] = _Listed(now.st_ino, now.st_mtime_ns, paths)
         return paths

@@ -102,6 +102,10 @@ class Drivers:
         """Return what the driver of a job sees; None if it is not driven here."""
         return self._supervisor.view(job) if self._supervisor is not None else None
 
+    def goes_on(self, job: JobId) -> bool:
+        """Say whether a job is driven here and its end is not recorded; whoever listens will be told of that."""
+        return self._supervisor is not None and self._supervisor.goes_on(job)
+
     def driven(self) -> Collection[JobId]:
         """Return the jobs that are driven here."""
         return self._supervisor.driven() if self._supervisor is not None else ()

@@ -61,6 +61,7 @@ class _Driven:
     driver: JobDriver
     thread: threading.Thread
     cancel_told: bool = False
+    ended: bool = False  # the job, as its driver has recorded
     release: bool = True  # the lease, when the driver has stopped
 
 
@@ -198,6 +199,12 @@ class Supervisor:
             return False
         held_up = sum(1 for driver in driven if (view := driver.view()) is not None and view.held_up)
         return len(driven) - min(held_up, MAX_HELD_UP) >= self._max_driven
+
+    def goes_on(self, job: JobId) -> bool:
+        """Say whether a job is driven here and its end is not recorded; ``on_recorded`` will be told of that."""
+        with self._lock:
+            one = self._driven.get(job)
+            return one is not None and not one.ended
 
     def driven(self) -> list[JobId]:
         """Return the jobs that are driven here."""
@@ -417,7 +424,7 @@ class Supervisor:
             cache=self._cache,
             who=self._who,
             aliases=self._aliases,
-            on_recorded=lambda ended: self._on_recorded(job, ended),
+            on_recorded=lambda ended: self._recorded(job, ended),
         )
         thread = threading.Thread(
             target=self._drive, args=(driver, new), name=f"modelops-drive-{job}", daemon=True
@@ -478,6 +485,12 @@ class Supervisor:
                     self._to_release.add(job)
             if not self._stopping:
                 self.wake()
+
+    def _recorded(self, job: JobId, ended: bool) -> None:
+        if ended:
+            with self._lock:  # before anybody is told: who asks afterwards must look
+                self._driven[job].ended = True
+        self._on_recorded(job, ended)
 
     def _delay(self, job: JobId, why: str, in_s: float | None = None) -> None:
         """Try it again later, and say so: what it needs is away, and that is no failure of its driver."""

@@ -104,6 +104,9 @@ class Driving(Protocol):
     def view(self, job: JobId) -> Live | None:
         """Return what the driver of a job sees; None if it is not driven here."""
 
+    def goes_on(self, job: JobId) -> bool:
+        """Say whether a job is driven here and its end is not recorded; whoever listens will be told of that."""
+
     def driven(self) -> Collection[JobId]:
         """Return the jobs that are driven here."""
 

@@ -16,6 +16,7 @@ from modelops.server.http.in_time import in_time
 from modelops.server.http.operations import JSON
 from modelops.server.http.problems import TooLargeError, TooSlowError
 from modelops.server.http.waiting import Waiting
+from modelops.study.ids import JobId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -58,7 +59,9 @@ class Api:
     ) -> None:
         self.service, self.keys = service, keys
         self.version, self.requests, self.schema = version, requests, schema
-        self.waiting = Waiting(self.look, longest_s=longest_wait_s)
+        self.waiting = Waiting(
+            self.look, longest_s=longest_wait_s, goes_on=lambda job: service.supervisor.goes_on(JobId(job))
+        )
         service.supervisor.listen(self.waiting.poke)
         self._quick = anyio.CapacityLimiter(QUICK_THREADS)
         self._submit = anyio.CapacityLimiter(SUBMIT_THREADS)

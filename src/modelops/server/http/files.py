@@ -94,23 +94,26 @@ async def send_written(api: Api, write: Callable[[IO[bytes]], None], media_type:
     """
     file = cast("IO[bytes]", SpooledTemporaryFile(max_size=IN_MEMORY_BYTES))  # noqa: SIM115  closed by the reader
 
-    def written() -> int:
-        with temporary_files_are("an answer"):
-            write(file)
-            return file.seek(0, 2)
-
-    try:
-        n_bytes = await api.slow(written)
-    except BaseException:
-        file.close()
-        raise
-
     def read(at: int, length: int) -> bytes:
         file.seek(at)
         return file.read(length)
 
+    def written() -> tuple[int, bytes]:
+        with temporary_files_are("an answer"):
+            write(file)
+            return file.seek(0, 2), read(0, PIECE_BYTES)
+
+    try:
+        n_bytes, first = await api.slow(written)
+    except BaseException:
+        file.close()
+        raise
+    if n_bytes == len(first):  # nearly always: no other thread need be waited for
+        file.close()
+        return Response(first, media_type=media_type)
+
     async def read_on(at: int, length: int) -> bytes:
-        return await api.quick(read, at, length)
+        return first if at == 0 else await api.quick(read, at, length)
 
     return _sent(read_on, 0, n_bytes, media_type, {}, 200, file)
 

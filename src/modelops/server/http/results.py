@@ -18,6 +18,8 @@ from modelops.store.results import stream_table
 from modelops.store.segments import PackSlice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelops.server.http.api import Api
     from modelops.server.http.operations import Call
     from modelops.store import Objects
@@ -114,17 +116,15 @@ async def output(api: Api, call: Call) -> Response:
     """Send what a model returned for a replicate, as it is stored."""
     given = call.given
     name = None if given.name is msgspec.UNSET else given.name
-    returned_dict, outputs = await api.slow(
-        api.service.output, given.job, param_of(given.param), given.replicate, name
-    )
-    return await _send_outputs(api, returned_dict, outputs)
+    param, replicate = param_of(given.param), given.replicate
+    return await _send_outputs(api, lambda: api.service.output(given.job, param, replicate, name))
 
 
 async def aggregate(api: Api, call: Call) -> Response:
     """Send an aggregate of a parameter set, as it is stored."""
     given = call.given
-    found = await api.slow(api.service.aggregate, given.job, param_of(given.param), given.target or None)
-    return await _send_outputs(api, *found)
+    param, target = param_of(given.param), given.target or None
+    return await _send_outputs(api, lambda: api.service.aggregate(given.job, param, target))
 
 
 async def log(api: Api, call: Call) -> Response:
@@ -159,15 +159,18 @@ async def file(api: Api, call: Call) -> Response:
     )
 
 
-async def _send_outputs(api: Api, returned_dict: bool, outputs: list[StoredOutput]) -> Response:
-    for name, _, data in outputs:
-        if isinstance(data, PackSlice) and data.length > MAX_OUTPUT_BYTES:
-            raise RequestError(
-                f"the output {name!r} has {data.length} bytes, more than one answer can hold; copy the job's files "
-                "with 'modelops jobs sync' and read it there"
-            )
-    objects = api.service.objects
-    return await send_written(api, lambda into: write_outputs(objects, returned_dict, outputs, into), MSGPACK)
+async def _send_outputs(api: Api, find: Callable[[], tuple[bool, list[StoredOutput]]]) -> Response:
+    def write(into: IO[bytes]) -> None:
+        returned_dict, outputs = find()
+        for name, _, data in outputs:
+            if isinstance(data, PackSlice) and data.length > MAX_OUTPUT_BYTES:
+                raise RequestError(
+                    f"the output {name!r} has {data.length} bytes, more than one answer can hold; copy the job's "
+                    "files with 'modelops jobs sync' and read it there"
+                )
+        write_outputs(api.service.objects, returned_dict, outputs, into)
+
+    return await send_written(api, write, MSGPACK)
 
 
 def write_outputs(

@@ -40,15 +40,22 @@ class Waiting:
     look
         Returns a job as it is now. What other servers and drivers did is seen at the next look, so at most
         ``poll_s`` late; of what happens here `poke` tells.
+    goes_on
+        Says whether a job is driven here and has not ended, so that `poke` will tell of its end: then whoever waits
+        for that needs no look before.
     longest_s
         Nobody waits longer, whatever is asked for: clients and what stands between have time limits of their own, and
         asking again costs little.
     """
 
     def __init__(
-        self, look: Callable[[str], Awaitable[JobView]], poll_s: float = POLL_S, longest_s: float = LONGEST_S
+        self,
+        look: Callable[[str], Awaitable[JobView]],
+        poll_s: float = POLL_S,
+        longest_s: float = LONGEST_S,
+        goes_on: Callable[[str], bool] = lambda _job: False,
     ) -> None:
-        self._look, self._poll_s, self._longest_s = look, poll_s, longest_s
+        self._look, self._poll_s, self._longest_s, self._goes_on = look, poll_s, longest_s, goes_on
         self._watched: dict[str, _Watched] = {}
 
     def poke(self, job: str, ended: bool = True) -> None:
@@ -75,16 +82,16 @@ class Waiting:
         watched = self._join(job, for_end)
         try:
             coming = watched.next  # of what is found from now on, nothing is missed
-            view = await self._look(job)
+            view = None if for_end and self._goes_on(job) else await self._look(job)
             async with asyncio.timeout(min(wait_s, self._longest_s)):
-                while not enough(view):
+                while view is None or not enough(view):
                     view = await asyncio.shield(coming)
                     coming = watched.next
         except TimeoutError:
             pass
         finally:
             self._leave(job, watched, for_end)
-        return view
+        return await self._look(job) if view is None else view
 
     def _join(self, job: str, for_end: bool) -> _Watched:
         watched = self._watched.get(job)
