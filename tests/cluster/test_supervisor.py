@@ -287,11 +287,11 @@ def test_whoever_is_told_of_the_end_of_a_job_finds_that_it_does_not_go_on(
     told: list[tuple[bool, bool]] = []
     (server.folder / "go").touch()
     job = server.submit(write_bundle(WAITS), replicates=1)
-    driving = server.start(on_recorded=lambda job, ended: told.append((ended, driving.goes_on(job))))
+    supervisor = server.start(on_recorded=lambda job, ended: told.append((ended, supervisor.goes_on(job))))
     server.wait_for(job, JobState.SUCCEEDED)
-    wait_for(lambda: not driving.driven(), "the driver has ended")
+    wait_for(lambda: not supervisor.driven(), "the driver has ended")
     assert told == [(False, True)] * (len(told) - 1) + [(True, False)]
-    assert not driving.goes_on(job)
+    assert not supervisor.goes_on(job)
 
 
 def test_of_a_job_that_is_not_recorded_no_driver_and_no_lease_is_left(server: Server) -> None:
