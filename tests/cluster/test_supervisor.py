@@ -287,7 +287,9 @@ def test_whoever_is_told_of_the_end_of_a_job_finds_that_it_does_not_go_on(
     told: list[tuple[bool, bool]] = []
     (server.folder / "go").touch()
     job = server.submit(write_bundle(WAITS), replicates=1)
-    supervisor = server.start(on_recorded=lambda job, ended: told.append((ended, supervisor.goes_on(job))))
+    supervisor: Supervisor = server.start(
+        on_recorded=lambda job, ended: told.append((ended, supervisor.goes_on(job)))
+    )
     server.wait_for(job, JobState.SUCCEEDED)
     wait_for(lambda: not supervisor.driven(), "the driver has ended")
     assert told == [(False, True)] * (len(told) - 1) + [(True, False)]
