@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from driving import DriverProcess, submitted, wait_for
@@ -17,6 +17,7 @@ from modelops.client.job import Job
 from modelops.client.run import Watcher
 from modelops.states import JobState, ReplicateStatus
 from modelops.store import Records
+from modelops.worker import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,6 +148,37 @@ def test_a_driver_that_slept_past_its_lease_writes_nothing_more(
         assert len(taken) == 2
         assert [x for x in events if x.who == owner and x.number > taken[1]] == []
         assert records.counts(job) == {ReplicateStatus.SUCCEEDED: N}
+    assert starts(tmp_path) == Counter(range(N))
+
+
+def test_what_was_adopted_is_not_stopped_by_the_driver_that_had_it_before(
+    cluster: EmbeddedCluster, study: mo.Study, tmp_path: Path
+) -> None:
+    """One that slept past its lease does not know, and its clock may say that the job has used up its time."""
+
+    def told(dask_worker: Any) -> list[bool]:
+        return [x.stop.stopped or x.recalled for x in tasks.runtime_of(dask_worker).attempts]
+
+    job, database = submitted(study, cluster.home), cluster.home.database_url
+    with DriverProcess(cluster) as first:
+        wait_for(lambda: len(starts(tmp_path)) == 6, "two replicates hang")
+        first.wait_until_running(job, sorted(starts(tmp_path))[4:])
+        first.kill()
+    with DriverProcess(cluster) as second:
+        second.wait_until_running(job, sorted(starts(tmp_path))[4:])
+        for worker, lines in cluster.client.run(tasks.attempts, job, 2).items():
+            before = cluster.client.run(told, workers=[worker])
+            assert before[worker] == [False]
+            for held in lines:
+                assert cluster.client.run(tasks.stop, job, held.attempt, 1, workers=[worker]) == {
+                    worker: False
+                }
+                assert cluster.client.run(tasks.recall, job, held.attempt, 1, workers=[worker]) == {
+                    worker: False
+                }
+            assert cluster.client.run(told, workers=[worker]) == before
+        (tmp_path / "go").touch()
+        assert wait_until_final(job, database) == JobState.SUCCEEDED
     assert starts(tmp_path) == Counter(range(N))
 
 

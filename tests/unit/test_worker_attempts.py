@@ -214,6 +214,22 @@ def test_an_attempt_that_runs_gives_back_what_has_not_begun_when_it_is_recalled(
     assert not runs.stop.stopped
 
 
+def test_a_driver_that_was_replaced_stops_and_recalls_nothing_whether_it_runs_or_waits() -> None:
+    table, runs, waits = AttemptTable(), attempt(1, epoch=1), attempt(2, epoch=2)
+    table.enter(runs)
+    table.of_job(JOB, 2)  # the driver that has adopted it
+    for x in (runs, waits):
+        assert not table.stop(JOB, x.attempt, epoch=1)
+        assert not table.recall(JOB, x.attempt, epoch=1)
+    assert not runs.stop.stopped
+    assert not runs.stop.gives_back
+    assert table.enter(waits)
+    assert not table.stop(JOB, runs.attempt, epoch=2)
+    assert runs.stop.stopped
+    assert not table.recall(JOB, waits.attempt)  # whoever looks after records has no epoch
+    assert waits.stop.gives_back
+
+
 def begins(table: AttemptTable, one: Attempt) -> threading.Event:
     """Let an attempt begin in a thread of its own; the event says that it has."""
     begun = threading.Event()

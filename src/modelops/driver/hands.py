@@ -412,7 +412,7 @@ class Hands:
             if withheld:
                 self._put(e.AttemptRecalled(attempt))
 
-        self._call(command.worker, tasks.stop, command.attempt, told, command.soon)
+        self._call(command.worker, tasks.stop, command.attempt, told, self._epoch, command.soon)
 
     def recall(self, command: c.RecallAttempt) -> None:
         """Take an attempt back that has not begun."""
@@ -420,7 +420,7 @@ class Hands:
         def told(attempt: AttemptId, recalled: bool) -> None:
             self._put(e.AttemptRecalled(attempt) if recalled else e.AttemptBegun(attempt))
 
-        self._call(command.worker, tasks.recall, command.attempt, told)
+        self._call(command.worker, tasks.recall, command.attempt, told, self._epoch)
 
     def _told_of_begin(self, attempt: AttemptId, begun: bool) -> None:
         self._put(e.AttemptBegun(attempt) if begun else e.AttemptWaits(attempt))

@@ -35,7 +35,7 @@ def ask_workers(pool: Pool, *, within_s: float = ANSWER_WITHIN_S) -> dict[str, l
 def stop_attempt(pool: Pool, job: JobId, attempt: AttemptId, worker: str) -> None:
     """Tell a worker to stop an attempt."""
     try:
-        pool.client.run(tasks.stop, job, attempt, workers=[worker], wait=False)
+        pool.client.run(tasks.stop, job, attempt, None, workers=[worker], wait=False)
     except (ClusterError, OSError, ValueError) as error:
         log.info(
             "could not ask %s to stop %s: %s", worker, attempt, error, extra={"job": job, "attempt": attempt}

@@ -129,7 +129,7 @@ class AttemptTable:
 
     def _may_begin(self, attempt: Attempt) -> bool:
         stopped = (attempt.job, attempt.attempt) in self._stopped_before_start
-        return not stopped and attempt.epoch >= self._epochs.get(attempt.job, 0)
+        return not stopped and not self._is_replaced(attempt.job, attempt.epoch)
 
     def _has_room(self, attempt: Attempt) -> bool:
         if attempt.alone:
@@ -229,9 +229,15 @@ class AttemptTable:
                 *(held for held in self._kept.values() if held.job == job),
             ]
 
-    def stop(self, job: JobId, attempt: AttemptId, *, soon: bool = False) -> bool:
-        """Stop it now; True if it has not begun: then it never will. ``soon``: what runs has little time to end."""
+    def stop(self, job: JobId, attempt: AttemptId, *, epoch: int | None = None, soon: bool = False) -> bool:
+        """Stop it now; True if it has not begun: then it never will. ``soon``: what runs has little time to end.
+
+        ``epoch``: of the driver that wants it. One that slept past its lease does not know yet that another one has
+        adopted what runs here; it changes nothing. None: not a driver.
+        """
         with self._lock:
+            if self._is_replaced(job, epoch):
+                return False
             running = self._running.get((job, attempt))
             if running is None and (job, attempt) not in self._kept:
                 self._not_to_begin((job, attempt))
@@ -245,9 +251,14 @@ class AttemptTable:
         with self._lock:
             return (job, attempt) in self._running or (job, attempt) in self._kept
 
-    def recall(self, job: JobId, attempt: AttemptId) -> bool:
-        """Make sure that an attempt does not begin here; False if it has: what of it has not is given back soon."""
+    def recall(self, job: JobId, attempt: AttemptId, *, epoch: int | None = None) -> bool:
+        """Make sure that an attempt does not begin here; False if it has: what of it has not is given back soon.
+
+        ``epoch``: as of `stop`.
+        """
         with self._lock:
+            if self._is_replaced(job, epoch):
+                return False
             running = self._running.get((job, attempt))
             if running is None and (job, attempt) not in self._kept:
                 self._not_to_begin((job, attempt))
@@ -256,6 +267,9 @@ class AttemptTable:
             running.recalled = True
             running.stop.give_back()
         return False
+
+    def _is_replaced(self, job: JobId, epoch: int | None) -> bool:
+        return epoch is not None and epoch < self._epochs.get(job, 0)
 
     def _not_to_begin(self, key: tuple[JobId, AttemptId]) -> None:
         self._stopped_before_start[key] = None

@@ -16,7 +16,7 @@ from modelops.states import ReplicateStatus
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Range, Ranges
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,12 +97,15 @@ async def attempts(job: JobId, epoch: int, dask_worker: Worker) -> list[HeldAtte
     return runtime_of(dask_worker).attempts.of_job(job, epoch)
 
 
-async def stop(job: JobId, attempt: AttemptId, soon: bool = False, *, dask_worker: Worker) -> bool:
+async def stop(
+    job: JobId, attempt: AttemptId, epoch: int | None, soon: bool = False, *, dask_worker: Worker
+) -> bool:
     """Stop an attempt, or make sure that it will not start, and say so (True). On the event loop, beside the task.
 
+    ``epoch``: of the driver that asks; one that was replaced stops nothing. None: whoever looks after records.
     ``soon``: nobody needs what it does.
     """
-    return runtime_of(dask_worker).attempts.stop(job, attempt, soon=soon)
+    return runtime_of(dask_worker).attempts.stop(job, attempt, epoch=epoch, soon=soon)
 
 
 async def has_begun(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
@@ -110,9 +113,12 @@ async def has_begun(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool
     return runtime_of(dask_worker).attempts.has_begun(job, attempt)
 
 
-async def recall(job: JobId, attempt: AttemptId, dask_worker: Worker) -> bool:
-    """Make sure that an attempt does not begin here, and say so; False if it has, then the rest of it comes back."""
-    return runtime_of(dask_worker).attempts.recall(job, attempt)
+async def recall(job: JobId, attempt: AttemptId, epoch: int, dask_worker: Worker) -> bool:
+    """Make sure that an attempt does not begin here, and say so; False if it has, then the rest of it comes back.
+
+    Nothing comes back to a driver of an ``epoch`` that is over.
+    """
+    return runtime_of(dask_worker).attempts.recall(job, attempt, epoch=epoch)
 
 
 async def forget(ended: Mapping[JobId, int], dask_worker: Worker) -> None:
