@@ -18,7 +18,7 @@ import modelops as mo
 from modelops.driver import loop, machine
 from modelops.driver.hands import Hands
 from modelops.errors import StorageError
-from modelops.server import aside
+from modelops.server import aside, setbacks
 from modelops.server import supervisor as supervising
 from modelops.server.drive import JobDriver
 from modelops.server.extend import resume_job
@@ -485,7 +485,7 @@ def test_a_second_cancel_waits_for_no_worker_that_does_not_answer(
 def test_a_job_whose_drivers_always_fail_ends_and_says_so(
     server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "LONGEST_DELAY_S", 0.0)
+    monkeypatch.setattr(setbacks, "LONGEST_DELAY_S", 0.0)
     job = server.submit(write_bundle(WAITS), seeds=[0])
     real = JobDriver.run
 
@@ -502,13 +502,13 @@ def test_a_job_whose_drivers_always_fail_ends_and_says_so(
     server.wait_for(other, JobState.SUCCEEDED)
     server.wait_for(job, JobState.FAILED)
     assert "RuntimeError('a bug')" in server.records.job(job).reason
-    assert [e.kind for e in server.records.events(job)].count("driver_failed") == supervising.MAX_FAILURES
+    assert [e.kind for e in server.records.events(job)].count("driver_failed") == setbacks.MAX_FAILURES
 
 
 def test_a_job_for_which_no_thread_can_be_started_is_taken_up_when_there_is_one(
     server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "LONGEST_DELAY_S", 0.05)
+    monkeypatch.setattr(setbacks, "LONGEST_DELAY_S", 0.05)
     bundle = write_bundle("def simulate(params, seed):\n    return {'x': seed}")
     job, start = server.submit(bundle, seeds=[0]), threading.Thread.start
     refused: list[str] = []

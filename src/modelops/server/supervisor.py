@@ -13,13 +13,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from modelops.errors import ClusterError, IntegrityError, ModelOpsError, NotFoundError, StorageError
+from modelops.errors import ClusterError, IntegrityError, ModelOpsError, StorageError
 from modelops.logs import about
+from modelops.server import setbacks
 from modelops.server.aside import Aside
 from modelops.server.beginning import Beginning
 from modelops.server.drive import JobDriver
 from modelops.server.give_up import abandon, give_up
 from modelops.server.live import LiveView
+from modelops.server.setbacks import Setback
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store.leases import RENEW_EVERY_S
 from modelops.store.rows import LeaseLostError
@@ -48,11 +50,6 @@ LOOK_EVERY_S: Final = 1.0
 REST: Final = 2.0  # times as long as a look took
 LONGEST_REST_S: Final = 0.5
 STOP_WITHIN_S: Final = 20.0
-MAX_FAILURES: Final = 5  # of the drivers of one job in a row, before the job is ended
-GOOD_RUN_S: Final = 300.0  # a driver that lived so long did not fail in a row with the one before
-LONGEST_DELAY_S: Final = 60.0
-LOST_DELAY_S: Final = 2.0
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 8.0  # for what a driver needs and is away
 FIRST_EPOCH: Final = 1
 
 
@@ -63,14 +60,6 @@ class _Driven:
     cancel_told: bool = False
     ended: bool = False  # the job, as its driver has recorded
     release: bool = True  # the lease, when the driver has stopped
-
-
-@dataclass
-class _Failures:
-    count: int
-    not_before: float
-    said: str = ""  # by the driver that failed last
-    delay_s: float = 0.0  # the last, if what it needs was away
 
 
 class Supervisor:
@@ -119,7 +108,7 @@ class Supervisor:
         self._driven: dict[JobId, _Driven] = {}
         self._aside, self._crowded = Aside(records, aliases), False
         self._apart: set[JobId] = set()
-        self._failures: dict[JobId, _Failures] = {}
+        self._setbacks: dict[JobId, Setback] = {}
         self._unreadable: dict[
             JobId, float
         ] = {}  # jobs that cannot be driven here, until they are looked at again
@@ -175,11 +164,11 @@ class Supervisor:
             one = self._driven.get(job)
         if one is not None:
             return one.driver.view()
-        failures = self._failures.get(job)
-        if failures is not None and failures.said:
-            in_s = max(0.0, failures.not_before - time.monotonic())
+        setback = self._setbacks.get(job)
+        if setback is not None and setback.said:
+            in_s = max(0.0, setback.not_before - time.monotonic())
             return LiveView(
-                JobState.QUEUED, doing=f"tried again in {in_s:.0f} s, as its driver failed: {failures.said}"
+                JobState.QUEUED, doing=f"tried again in {in_s:.0f} s, as its driver failed: {setback.said}"
             )
         return self._aside.view(job)
 
@@ -356,7 +345,7 @@ class Supervisor:
                     raise
                 except ModelOpsError as error:  # of this job; the others do not wait for it
                     log.warning("job %s cannot be taken up: %s", job.job, error, extra={"job": job.job})
-                    self._delay(job.job, str(error), LONGEST_DELAY_S)
+                    self._delay(job.job, str(error), setbacks.LONGEST_DELAY_S)
             elif job.cancel_by is not None and not one.cancel_told:
                 one.cancel_told = True
                 one.driver.wake()
@@ -382,8 +371,8 @@ class Supervisor:
                 driven[job].driver.stop()
 
     def _take_up(self, job: OpenJob, now: float) -> None:
-        failures = self._failures.get(job.job)
-        if failures is not None and now < failures.not_before:
+        setback = self._setbacks.get(job.job, Setback())
+        if now < setback.not_before:
             return
         if job.cancel_by is None and now < self._unreadable.get(job.job, 0.0):
             return
@@ -396,7 +385,7 @@ class Supervisor:
                 why and job.cancel_by is None
             ):  # a newer version may be able to drive it: its lease is left alone
                 log.warning("job %s is not driven: %s", job.job, why, extra={"job": job.job})
-                self._unreadable[job.job] = now + LONGEST_DELAY_S
+                self._unreadable[job.job] = now + setbacks.LONGEST_DELAY_S
                 return
             epoch = self._leases.take(job.job, self._who)
             if epoch is None:
@@ -406,10 +395,10 @@ class Supervisor:
                 abandon(self._records, job.job, epoch, job.cancel_by or self._who, f"cancelled; {why}")
                 self._to_release.add(job.job)
                 return
-            if failures is not None and failures.count >= MAX_FAILURES:
-                failures.count -= 1  # one more try, to write its result files
+            if setback.is_hopeless:
+                self._setbacks[job.job] = setback.once_more()  # to write its result files
                 if give_up(self._records, job.job, epoch, self._who) in FINAL_JOB_STATES:
-                    del self._failures[job.job]  # should it begin again, something may be otherwise
+                    del self._setbacks[job.job]  # should it begin again, something may be otherwise
                     self._to_release.add(job.job)
                     return
             self._begin(job.job, epoch)
@@ -477,7 +466,7 @@ class Supervisor:
             log.exception("the driver of job %s failed", job, extra={"job": job})
             self._failed(job, driver.epoch, error, began)
         else:
-            self._failures.pop(job, None)
+            self._setbacks.pop(job, None)
         finally:
             with self._lock:
                 one = self._driven.pop(job)
@@ -494,20 +483,13 @@ class Supervisor:
 
     def _delay(self, job: JobId, why: str, in_s: float | None = None) -> None:
         """Try it again later, and say so: what it needs is away, and that is no failure of its driver."""
-        before = self._failures.get(job, _Failures(0, 0.0))
-        in_s = in_s or min(LONGEST_WAIT_S, 2 * before.delay_s or FIRST_WAIT_S)
-        self._failures[job] = _Failures(before.count, time.monotonic() + in_s, why, in_s)
+        before = self._setbacks.get(job, Setback())
+        self._setbacks[job] = before.put_off(why, time.monotonic(), in_s)
 
     def _failed(self, job: JobId, epoch: int, error: Exception, began: float) -> None:
-        now = time.monotonic()
-        before = self._failures.get(job)
-        # What a driver found damaged or gone it has tried to mend: once more, in case somebody just puts it back.
-        lost = isinstance(error, IntegrityError | NotFoundError)
-        weight = MAX_FAILURES // 2 + 1 if lost else 1
-        count = weight + (before.count if before is not None and now - began < GOOD_RUN_S else 0)
-        delay_s = LOST_DELAY_S if lost else min(LONGEST_DELAY_S, 0.5 * 2.0**count)
         text = str(error) if isinstance(error, ModelOpsError) else repr(error)
-        self._failures[job] = _Failures(count, now + delay_s, text)
+        before = self._setbacks.get(job, Setback())
+        self._setbacks[job] = before.failed(error, text, began, time.monotonic())
         try:
             self._records.add_event(
                 job, self._who, "driver_failed", f"{type(error).__name__}: {text}", epoch=epoch
