@@ -1321,6 +1321,20 @@ def test_a_driver_that_takes_a_running_job_over_tells_what_workers_still_hold_of
     assert note.text.startswith(f"{held} that an earlier driver had begun; whatever")
 
 
+def test_receipts_of_what_is_recorded_or_held_twice_are_not_told_as_replicates_that_workers_hold() -> None:
+    segments = [committed("0001-000001", ((0, 2),))]
+    machine = Machine(spec(1, 5), JOB, epoch=2, state=JobState.RUNNING, adopt=True, segments=segments)
+    machine.start(0.0)
+    machine.handle(e.EnvironmentReady(), 0.0)
+    commands = [c for n in range(2) for c in machine.handle(e.WorkerJoined(f"w{n}", 1), 0.0)]
+    (timer, *_) = [t for t in only(commands, c.SetTimer) if t.name == "taken_over"]
+    recorded, runs = e.Found(attempt_id(1, 1), Ranges([(0, 2)])), Ranges([(2, 4)])
+    machine.handle(e.AttemptsFound("w0", (recorded, e.Found(attempt_id(1, 2), runs))), 1.0)
+    machine.handle(e.AttemptsFound("w1", (e.Found(attempt_id(1, 3), runs),)), 1.0)
+    (note,) = only(machine.handle(e.TimerRang("taken_over"), timer.at), c.Note)
+    assert note.text.startswith("workers hold 2 replicates that an earlier driver had begun; whatever")
+
+
 def test_what_is_behind_a_chunk_of_the_same_job_on_its_worker_is_pending_until_it_begins() -> None:
     machine, commands = running(spec(1, 100_000, fail_fast=False))
     now = 0.0

@@ -31,8 +31,9 @@ class Losses:
 
     def __init__(self, outbox: Outbox, *, took_over: bool) -> None:
         self._outbox, self._takes_over, self._asked = outbox, took_over, False
-        self._n_attempts = self._n_held = 0
+        self._n_attempts = 0
         self._pairs: list[Range] = []  # of indices; one may be lost twice in a moment, and is one replicate
+        self._held: list[Range] = []
         self._workers: list[str] = []
 
     def lost(self, attempts: Iterable[Attempt], now: float) -> None:
@@ -71,17 +72,17 @@ class Losses:
             self._takes_over, self._asked = False, True
             self._outbox.set_timer(TAKEN_OVER, now + TAKE_OVER_S)
 
-    def held(self, n_replicates: int) -> None:
-        """Note that a worker holds so many that an earlier driver has submitted."""
-        self._n_held += n_replicates
+    def held(self, indices: Ranges) -> None:
+        """Note what a worker holds of what an earlier driver has submitted and nobody has recorded yet."""
+        self._held += indices.pairs
 
     def tell_of_before(self) -> None:
         """Write to the job's story what workers held as this driver took it over."""
         if not self._asked:
             return
         self._asked = False
-        if self._n_held:
-            n = counted(self._n_held, "replicate")
+        if self._held:
+            n = counted(len(Ranges(self._held)), "replicate")
             held, rest = f"workers hold {n} that an earlier driver had begun", "whatever else it had running"
         else:
             held, rest = (

@@ -96,7 +96,8 @@ class RollCall:
             if epoch_of(found.attempt) <= self._after_epoch:
                 self._outbox.order(c.StopAttempt(found.attempt, worker))
             elif found.attempt not in self._roster.attempts:
-                self._losses.held(len(found.indices))
+                # A receipt that is recorded already is kept until the job goes on.
+                self._losses.held(self._ledger.lacks(Kind.SIMULATE, found.indices))
                 self._adopt(worker, found, draining=draining)
 
     def _adopt(self, worker: str, found: Found, *, draining: bool) -> None:
