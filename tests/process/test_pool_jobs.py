@@ -31,6 +31,9 @@ COMMAND = Path(sys.executable).parent / "modelops"
 MODEL = """
 import os, time
 
+def n_lines(log):
+    return len(open(log).readlines()) if os.path.exists(log) else 0
+
 def simulate(params, seed):
     try:
         os.close(os.open(params["log"] + ".first", os.O_CREAT | os.O_EXCL))
@@ -38,6 +41,8 @@ def simulate(params, seed):
         pass
     else:
         raise ValueError("not yet")
+    while n_lines(params["log"]) >= int(open(params["most"]).read()):
+        time.sleep(0.01)
     with open(params["log"], "a") as file:
         file.write(f"{seed}\\n")
     time.sleep(0.4)
@@ -45,18 +50,28 @@ def simulate(params, seed):
 """
 
 
-def command(pool: PoolHome, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [COMMAND, *arguments], env=pool.environ, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.stderr == ""
-    return done.returncode, done.stdout
+def command(pool: PoolHome, *arguments: str, meanwhile: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [COMMAND, *arguments], env=pool.environ, stdout=pipe, stderr=pipe, text=True
+    ) as one:
+        meanwhile()
+        said, warned = one.communicate(timeout=120)
+    assert warned == ""
+    return one.returncode, said
 
 
 def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended(
     tmp_path: Path, shared_cache: Path, write_bundle: Callable[..., Path]
 ) -> None:
-    log = tmp_path / "log"
+    log, most = tmp_path / "log", tmp_path / "most"
+
+    def allow(n: int) -> None:
+        """Let so many replicates begin; the next waits."""
+        (tmp_path / "new").write_text(str(n))
+        (tmp_path / "new").replace(most)
+
+    allow(6)
     bundle = write_bundle(MODEL)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "cache").symlink_to(shared_cache)
@@ -64,8 +79,8 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         pool = PoolHome.at(tmp_path / "home")
         stack.callback(pool.close)
         records = stack.enter_context(contextlib.closing(Records.open(pool.home.database_url)))
-        study = mo.Study(bundle=bundle, parameters=[{"log": str(log)}], replicates=16, seed=7,
-                         retry=mo.Retry(on="failed", initial_delay=0))  # fmt: skip
+        study = mo.Study(bundle=bundle, parameters=[{"log": str(log), "most": str(most)}], replicates=16,
+                         seed=7, retry=mo.Retry(on="failed", initial_delay=0))  # fmt: skip
         job = prepare_job(study, pool.home, records, Objects.open(pool.home.storage)).job
 
         def n_done() -> int:
@@ -74,11 +89,15 @@ def test_each_replicate_runs_once_though_the_server_is_killed_and_the_pool_ended
         pool.ensure()
         wait_for(lambda: n_done() >= 3, "the job is under way")
         os.kill(pool.pid(SERVER), signal.SIGKILL)
-        at_kill = n_done()
-        wait_for(lambda: n_done() >= at_kill + 3, "another server drives it")
-        assert n_done() < 16
+        allow(12)
+        wait_for(lambda: n_done() >= 9, "another server drives it")
 
-        code, said = command(pool, "down", "--json")
+        def let_one_end() -> None:
+            told = pool.home.logs / "worker-0.log"
+            wait_for(lambda: "told to end" in told.read_text(), "the worker is told to end")
+            allow(16)
+
+        code, said = command(pool, "down", "--json", meanwhile=let_one_end)
         answer = json.loads(said)
         assert (code, answer["ran"]) == (0, True)
         assert [(j["job"], j["state"]) for j in answer["unfinished"]] == [(job, "running")]
