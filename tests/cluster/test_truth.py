@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from driving import submitted
 
 import modelops as mo
 from modelops.client.run import Watcher
@@ -28,6 +29,7 @@ from modelops.store.segments import job_folder
 from modelops.study.canonical import canonical_json
 from modelops.study.ids import AttemptId, JobId
 from modelops.study.ranges import Ranges
+from modelops.worker import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,6 +236,39 @@ def test_damage_while_a_job_runs_is_mended_before_it_ends(
     story = [event for event in server.records.events(job) if event.kind == "mismatch"]
     assert [event.data["kind"] for event in story] == ["segment_damaged"]
     server.records.close()
+
+
+def test_what_was_withdrawn_does_not_count_again_while_a_worker_keeps_its_receipt(
+    server: Server, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A worker keeps a receipt until its next chunk, and with the last replicates of a job there is none."""
+    gate = tmp_path / "gate"
+    bundle = write_bundle(GATED_MODEL, name="gated", table=TABLE)
+    sets: list[dict[str, Any]] = [{"a": 1, "gate": str(gate)}]
+    study = mo.Study(bundle=bundle, parameters=sets, replicates=8, seed=3)
+    job = submitted(study, server.cluster.home)
+
+    def n_done() -> int:
+        return server.records.counts(job).get(ReplicateStatus.SUCCEEDED, 0)
+
+    def kept() -> set[AttemptId]:
+        tables = server.cluster.client.run(tasks.attempts, job, 0).values()
+        return {x.attempt for table in tables for x in table if x.state == "ended"}
+
+    try:
+        server.supervisor.wake()
+        server.until(lambda: n_done() == 7, job)
+        lost = next(ref for ref in server.records.segments(job) if ref.attempt in kept())
+        server.objects.delete(f"{job_folder(job)}/{lost.name}")
+        assert [f.kind for f in server.reconciler.run(job)] == [Mismatch.SEGMENT_DAMAGED]
+        server.until(lambda: n_done() == 7, job)
+        assert server.reconciler.run(job) == []
+    finally:
+        gate.touch()
+    assert server.ended(job) is JobState.SUCCEEDED
+    assert server.n_attempts(job) == 8 + len(Ranges(lost.ranges))
+    assert server.files(job) == server.files(run(bundle, server.cluster, sets, 8))
+    assert [e.kind for e in server.records.events(job)].count("mismatch") == 1
 
 
 def test_a_job_that_somebody_calls_ended_while_it_runs_goes_on(server: Server, bundle: Path) -> None:

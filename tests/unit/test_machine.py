@@ -898,6 +898,17 @@ def test_a_new_driver_stops_what_an_earlier_run_began_and_runs_that_anew() -> No
     )
 
 
+def test_a_new_driver_runs_again_what_was_withdrawn_though_a_worker_keeps_its_receipt() -> None:
+    """It says that damaged bytes are stored, and would make them count once more."""
+    attempt = attempt_id(1, 7)
+    machine = taken_over(spec(1, 1), withdrawn=frozenset({attempt}))
+    commands = machine.handle(e.AttemptsFound("w0", (e.Found(attempt, Ranges([(0, 1)])),)), 1.0)
+    (submit,) = only(commands, c.SubmitChunk)
+    assert submit.chunk.ranges == ((0, 1),)
+    kept = Chunk(job=JOB, attempt=attempt, epoch=1, ranges=((0, 1),))
+    assert machine.handle(e.ChunkDone(receipt(kept)), 2.0) == []
+
+
 def test_a_new_driver_stops_what_has_its_outcome_and_waits_five_seconds_for_an_answer() -> None:
     machine = taken_over(spec(1, 2), segments=[committed("0001-000001", ((0, 1),))])
     assert only(machine.handle(e.TimerRang("roll_call"), 5.0), c.SubmitChunk)

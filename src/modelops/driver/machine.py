@@ -41,7 +41,7 @@ from modelops.study.ranges import EMPTY, Ranges
 from modelops.study.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from modelops.study.pools import Aliases
     from modelops.study.spec import JobSpec
@@ -78,6 +78,8 @@ class Machine(Shown):
         Whether to ask workers for attempts of an earlier driver before anything is submitted.
     after_epoch
         Attempts of epochs up to this are of earlier runs of the job, and are stopped, not adopted.
+    withdrawn
+        Attempts whose outcomes were made not to count, and never will again.
     aliases, pools_waited
         For the names of pools, see `pools`.
     replicates_per_chunk
@@ -99,6 +101,7 @@ class Machine(Shown):
         leave: Ranges | None = None,
         adopt: bool = False,
         after_epoch: int = 0,
+        withdrawn: Container[AttemptId] = (),
         aliases: Aliases = NO_ALIASES,
         pools_waited: Mapping[str, float] | None = None,
         replicates_per_chunk: int | None = None,
@@ -182,6 +185,7 @@ class Machine(Shown):
         self._roll_call = RollCall(
             wanted=adopt,
             after_epoch=after_epoch,
+            withdrawn=withdrawn,
             roster=self._roster,
             ledger=self._ledger,
             places=self._places,

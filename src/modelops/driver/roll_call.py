@@ -4,7 +4,8 @@ Nothing is submitted while answers are missing, for a few seconds at most. A wor
 later, may hold what somebody else runs by then: of two attempts the first to finish wins.
 
 Attempts of an earlier run of the job are none to adopt. What they did was not recorded before that run ended, and the
-new one may be there because it is to count no more: failures that are tried again.
+new one may be there because it is to count no more: failures that are tried again. Nor are those whose outcomes were
+withdrawn, as what they stored is damaged: a worker may still keep their receipts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from modelops.driver.roster import Attempt
 from modelops.study.ids import epoch_of
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from modelops.driver.backlog import Backlog
     from modelops.driver.events import Found
     from modelops.driver.ledger import Ledger
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from modelops.driver.places import Places
     from modelops.driver.probe import Probe
     from modelops.driver.roster import Roster
+    from modelops.study.ids import AttemptId
 
 ROLL_CALL_S: Final = 5.0  # then what did not answer is begun anew
 
@@ -33,7 +37,7 @@ ROLL_CALL_S: Final = 5.0  # then what did not answer is begun anew
 class RollCall:
     """Asks workers for their attempts. Not ``wanted``: takes every worker that it does not know as empty.
 
-    ``after_epoch``: attempts of epochs up to this are of earlier runs.
+    ``after_epoch``: attempts of epochs up to this are of earlier runs. ``withdrawn``: these count no more.
     One that was cut off and is back is always asked: it has gone on with what it held.
     """
 
@@ -42,6 +46,7 @@ class RollCall:
         *,
         wanted: bool,
         after_epoch: int,
+        withdrawn: Container[AttemptId],
         roster: Roster,
         ledger: Ledger,
         places: Places,
@@ -53,7 +58,7 @@ class RollCall:
     ) -> None:
         self._wanted, self._roster, self._ledger, self._places = wanted, roster, ledger, places
         self._backlog, self._probe, self._outbox, self._needs = backlog, probe, outbox, needs
-        self._losses, self._after_epoch = losses, after_epoch
+        self._losses, self._after_epoch, self._withdrawn = losses, after_epoch, withdrawn
         self._missing: dict[str, int] = {}  # workers that have not answered, and their slots
         self._cut_off: set[str] = set()
 
@@ -93,7 +98,7 @@ class RollCall:
         if worker not in self._roster.workers:
             return
         for found in attempts:
-            if epoch_of(found.attempt) <= self._after_epoch:
+            if epoch_of(found.attempt) <= self._after_epoch or found.attempt in self._withdrawn:
                 self._outbox.order(c.StopAttempt(found.attempt, worker))
             elif found.attempt not in self._roster.attempts:
                 # A receipt that is recorded already is kept until the job goes on.

@@ -212,15 +212,23 @@ class JobDriver:
         )  # fmt: skip
         self._ahead = ledger.ahead
 
-        def look() -> tuple[list[SegmentRef], list[AggregateRef], list[tuple[Ranges, int, float]], Scope]:
+        def look() -> tuple[
+            list[SegmentRef],
+            list[AggregateRef],
+            list[tuple[Ranges, int, float]],
+            Scope,
+            frozenset[AttemptId],
+        ]:
             if self.epoch == 1:  # nobody has driven it before, so there is nothing to go on from
-                return [], [], [], Scope(None, 0)
-            return records.segments(job), records.aggregates(job), records.retried(job), records.scope(job)
+                return [], [], [], Scope(None, 0), frozenset()
+            segments, aggregates = records.segments(job), records.aggregates(job)
+            withdrawn = records.withdrawn(job).attempts
+            return segments, aggregates, records.retried(job), records.scope(job), withdrawn
 
         known = self._patiently(lambda: (*look(), self._pools_waited(spec)))
         if known is None:
             return ledger, None
-        recorded, aggregates, retried, scope, waited = known
+        recorded, aggregates, retried, scope, withdrawn, waited = known
         segments = self._patiently(lambda: with_watched(self._objects, job, spec, recorded))
         if segments is None:
             return ledger, None
@@ -240,6 +248,7 @@ class JobDriver:
             leave=None if scope.only is None else spec.line.all() - scope.only,
             adopt=self.epoch > 1,
             after_epoch=scope.after_epoch,
+            withdrawn=withdrawn,
             aliases=self._aliases,
             pools_waited=waited,
         )
