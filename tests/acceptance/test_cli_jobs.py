@@ -336,8 +336,8 @@ def test_a_run_that_is_killed_goes_on(start: Callable[..., Started], bundle: Pat
     running = start("run", bundle, "-p", "a=1", "-p", f"gate={gate}", "--seeds", "0,1,2,4,5")
     running.until("succeeded")
     os.killpg(running.process.pid, signal.SIGKILL)
-    gate.touch()
     (job,) = mo.Client().jobs(["running"])
+    gate.touch()
     assert job.wait(DEADLINE_S).counts == {"succeeded": 5}
 
 
