@@ -137,9 +137,10 @@ def test_a_driver_that_slept_past_its_lease_writes_nothing_more(
             second.wait_until_running(job, hanging)
             (tmp_path / "go").touch()
             assert wait_until_final(job, database) == JobState.SUCCEEDED
+            n_said = first.n_said
             first.send(signal.SIGCONT)
             # It has the receipts as well, and learns at its first write that the job is another's.
-            first.wait_until(lambda line: not line, "it drives nothing")
+            first.wait_until(lambda line: not line, "it drives nothing", after=n_said)
             first.stop()
     with closing(Records.open(database)) as records:
         events = records.events(job)

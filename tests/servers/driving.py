@@ -153,12 +153,19 @@ class DriverProcess:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def wait_until(self, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """Wait for a line that is so, and return it."""
+    @property
+    def n_said(self) -> int:
+        """How many lines it has said."""
+        return len(self._said)
+
+    def wait_until(
+        self, condition: Callable[[dict[str, Any]], bool], what: str, *, after: int = 0
+    ) -> dict[str, Any]:
+        """Wait for a line that is so, beyond so many, and return it."""
         with self._news:
-            found = self._news.wait_for(lambda: any(map(condition, self._said)), DEADLINE_S)
+            found = self._news.wait_for(lambda: any(map(condition, self._said[after:])), DEADLINE_S)
             assert found, f"not within {DEADLINE_S} s: {what}; {self._said[-3:]}"
-            return next(line for line in self._said if condition(line))
+            return next(line for line in self._said[after:] if condition(line))
 
     def wait_until_running(self, job: JobId, indices: list[int]) -> None:
         """Wait until its driver knows that workers hold just these."""
