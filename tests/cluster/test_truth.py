@@ -271,6 +271,18 @@ def test_what_was_withdrawn_does_not_count_again_while_a_worker_keeps_its_receip
     assert [e.kind for e in server.records.events(job)].count("mismatch") == 1
 
 
+def test_a_study_that_workers_cannot_read_is_stored_again_and_what_they_met_before_ends_nothing(
+    server: Server, bundle: Path
+) -> None:
+    """A worker keeps how a chunk of an earlier driver has ended, also if that was for damage which is mended."""
+    study = mo.Study(bundle=bundle, parameters=SETS, replicates=4, seed=3)
+    job = submitted(study, server.cluster.home)
+    flip(server, f"{job_folder(job)}/study.json", random.Random(7))
+    assert server.ended(job) is JobState.SUCCEEDED, server.records.job(job).reason
+    assert server.files(job) == server.files(run(bundle, server.cluster, SETS, 4))
+    assert server.records.mismatches()["study_damaged"] >= 1
+
+
 def test_a_job_that_somebody_calls_ended_while_it_runs_goes_on(server: Server, bundle: Path) -> None:
     job = run(bundle, server.cluster, SETS, 2)
     extend_job(server.records, server.objects, job, "me", parameters=[canonical_json({"a": 5, "slow": 2})])

@@ -62,6 +62,20 @@ def submit(hands: Hands, attempt: AttemptId) -> None:
     hands.simulate(c.SubmitChunk(chunk, "w"))
 
 
+@pytest.mark.parametrize("error_type", ["IntegrityError", "NotFoundError", "BundleError"])
+def test_damage_that_an_earlier_driver_met_is_no_error_of_this_one(hands: Hands, error_type: str) -> None:
+    error = TaskError(error_type=error_type, message="study.json is damaged", final=True)
+    events = hands.take_in(Heard("w", (held(ONE, error=error), held(TWO)), asked=True))
+    found, *more = events
+    assert isinstance(found, e.AttemptsFound)
+    if error_type == "BundleError":
+        assert [f.attempt for f in found.attempts] == [ONE, TWO]
+        assert [type(event) for event in more] == [e.ChunkErred]
+        return
+    assert ([f.attempt for f in found.attempts], more) == ([TWO], [])
+    assert hands.attempts() == {TWO: "w"}
+
+
 def test_an_attempt_that_was_adopted_is_lost_when_its_worker_has_it_no_more(hands: Hands) -> None:
     (found,) = hands.take_in(Heard("w", (held(ONE), held(TWO)), asked=True))
     assert found == e.AttemptsFound(

@@ -24,7 +24,7 @@ from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.begins import Begins
 from modelops.driver.farewells import say_farewell
-from modelops.errors import ClusterError
+from modelops.errors import ClusterError, IntegrityError, NotFoundError
 from modelops.study.ids import AttemptId
 from modelops.study.ranges import Ranges
 from modelops.worker import tasks
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from modelops.study.pools import Membership
 
 log = logging.getLogger(__name__)
+DAMAGE: Final = (IntegrityError.__name__, NotFoundError.__name__)
 POLL_EVERY_S: Final = 5.0
 SAY_EVERY_S: Final = 60.0  # that storage is away from workers
 STORAGE_AWAY, STORAGE_BACK = "storage_away", "storage_back"  # kinds of events
@@ -192,7 +193,10 @@ class Hands:
     def _heard(self, news: Heard) -> list[e.Event]:
         events: list[e.Event] = []
         if news.asked:
-            found = [h for h in news.held if h.attempt not in self._holders]
+            unknown = [h for h in news.held if h.attempt not in self._holders]
+            found = [h for h in unknown if not _met_damage(h)]
+            # It may be mended since. What is run again in their place meets it again if it is not.
+            self._received += [(news.worker, h.attempt) for h in unknown if _met_damage(h)]
             events.append(
                 e.AttemptsFound(
                     news.worker, tuple(e.Found(h.attempt, Ranges(h.ranges), h.attempt_number) for h in found)
@@ -485,3 +489,8 @@ class Hands:
 def _whole(held: HeldAttempt) -> AttemptId:
     """Return the attempt that was submitted: what is announced may be a part of it."""
     return (held.receipt.part_of if held.receipt is not None else None) or held.attempt
+
+
+def _met_damage(held: HeldAttempt) -> bool:
+    """Say whether an attempt has ended because stored bytes were not what was recorded."""
+    return held.error is not None and held.error.final and held.error.error_type in DAMAGE

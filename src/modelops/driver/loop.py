@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelops.driver import commands as c
 from modelops.driver import events as e
-from modelops.driver.hands import STORAGE_AWAY, Adopted, Hands, Heard, Said
+from modelops.driver.hands import DAMAGE, STORAGE_AWAY, Adopted, Hands, Heard, Said
 from modelops.driver.idle_workers import IdleWorkers
 from modelops.driver.writer import WRITES, Ledger, RecordUse, Writer
 from modelops.errors import (
@@ -29,7 +29,6 @@ from modelops.errors import (
     IntegrityError,
     InternalError,
     ModelOpsError,
-    NotFoundError,
     StorageError,
 )
 from modelops.states import FINAL_JOB_STATES, JobState
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DriverLoop", "Ledger"]
 log = logging.getLogger(__name__)
-DAMAGE: Final = (IntegrityError.__name__, NotFoundError.__name__)
 MAX_EVENTS_AT_ONCE: Final = 256
 SHOW_EVERY_S: Final = 0.05
 RECORD_USE_EVERY_S: Final = 5.0
