@@ -227,6 +227,20 @@ def test_a_segment_without_a_row_is_adopted_when_it_is_whole(
     assert (stored.n_ran, stored.files()) == (ran, fresh)
 
 
+def test_a_segment_without_a_row_is_adopted_without_execution_data_that_are_damaged(
+    stored: StoredJob, fresh: dict[str, bytes]
+) -> None:
+    ref = stored.records.segments(stored.job)[0]
+    forget_row(stored, ref.attempt)
+    damage(stored, f"{job_folder(stored.job)}/{ref.execution}", "cut")
+    assert kinds(mend(stored)) >= {Mismatch.SEGMENT_UNRECORDED, Mismatch.EXECUTION_DAMAGED}
+    (adopted,) = [x for x in stored.records.segments(stored.job) if x.attempt == ref.attempt]
+    assert adopted == msgspec.structs.replace(ref, execution=None)
+    assert mend(stored) == [], "a second look finds nothing"
+    stored.run()
+    assert stored.files() == fresh
+
+
 def test_a_damaged_segment_without_a_row_is_not_adopted(stored: StoredJob, fresh: dict[str, bytes]) -> None:
     lost = stored.records.segments(stored.job)[0]
     forget_row(stored, lost.attempt)
