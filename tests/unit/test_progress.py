@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from modelops.cli.job_views import show_status
 from modelops.cli.tables import show_failures
 from modelops.cli.up import _line
 from modelops.client.progress import ProgressBar
@@ -77,6 +78,21 @@ def test_what_a_model_reports_is_seen_as_numbers_and_text(given: Any, seen: Any)
     assert found == {"loss": seen, "$odd": 1}
     assert type(found["loss"]) is type(seen)
     assert str(Reported(0, 2, 0.5, found)).encode()
+
+
+def test_what_a_model_says_stays_in_its_line_and_leaves_the_terminal_alone() -> None:
+    """Else it could wipe *failed* from the screen, and write what it likes there."""
+    odd = "bad\x1b[2K\rjob: succeeded\u202e"
+    assert str(Reported(0, 2, 0.5, {"a\n": odd})) == (
+        r"parameter set 0, replicate 2: 50% a\n=bad\x1b[2K\rjob: succeeded\u202e"
+    )
+    assert show_status("job", JobStatus(JobState.FAILED, {}, {}, f"{odd}\n\tand more"))[0] == (
+        "job: failed: bad\\x1b[2K\\rjob: succeeded\\u202e\n\tand more"
+    )
+    printed = io.StringIO()
+    kind = {"count": 3, "status": "failed", "error_type": "ValueError", "message": odd}
+    show_failures(Console(file=printed), cast("Any", None), [kind])
+    assert printed.getvalue() == "\n3 x failed: ValueError: bad\\x1b[2K\\rjob: succeeded\\u202e\n"
 
 
 @pytest.mark.parametrize("loss", [math.nan, np.float64(math.nan), np.float32(math.nan)])

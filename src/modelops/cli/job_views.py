@@ -10,7 +10,7 @@ import msgspec
 from modelops.client.reported import reported_values
 from modelops.errors import RequestError, StudyDamagedError
 from modelops.states import OUTCOMES, ReplicateStatus
-from modelops.study.wording import shown_name
+from modelops.study.wording import shown_name, shown_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -74,7 +74,7 @@ def show_status(job: str, status: JobStatus) -> list[str]:
     if status.unknown_since is not None:
         return [first, status.reason]
     if status.reason:
-        first += f": {status.reason}"
+        first += f": {shown_text(status.reason)}"
     lines = [first, f"replicates: {counts_text(status.counts)}"]
     if status.aggregates:
         lines.append(f"aggregates: {counts_text(status.aggregates)}")
@@ -102,7 +102,7 @@ def show_record(job: Job, events: Sequence[JobEventRecord], n_events: int) -> li
             f"  {n_before:,} before these; 'modelops jobs show {job.id} --events {len(events)}' shows all"
         )
     for event in events[n_before:]:
-        text = f": {event.text}" if event.text else ""
+        text = f": {shown_text(event.text)}" if event.text else ""
         lines.append(f"  {event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.who}  {event.kind}{text}")
     return lines
 

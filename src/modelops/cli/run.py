@@ -193,13 +193,14 @@ def _show(job: Job, folder: Path, files: list[Path], report: str) -> None:
     from rich.console import Console
 
     from modelops.cli.tables import show_aggregate_failures, show_failures, show_table
+    from modelops.study.wording import shown_text
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # nobody's window: let no cell be folded
     status = job.status()
     counts = ", ".join(f"{n:,} {s}" for s, n in status.counts.items() if n)
-    reason = f": {status.reason.rstrip()}" if status.reason else ""
+    reason = f": {shown_text(status.reason.rstrip())}" if status.reason else ""
     console.print(
         f"job {job.id} {status.state} ({counts}){reason}", markup=False, highlight=False, soft_wrap=True
     )

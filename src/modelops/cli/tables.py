@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from modelops.study.wording import shown_text
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
@@ -79,7 +81,7 @@ def show_aggregate_failures(console: Console, summary: list[dict[str, Any]], *, 
 
 
 def _show_example(console: Console, head: str, entry: dict[str, Any]) -> None:
-    console.print(f"\n{head}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{shown_text(head)}", style="red", markup=False, highlight=False, soft_wrap=True)
     for part in ("traceback", "stderr"):
         if entry.get(part):
             console.print(entry[part].rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from modelops.states import FINAL_JOB_STATES, OUTCOMES, AggregateStatus, JobState, ReplicateStatus
+from modelops.study.wording import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,9 @@ class Reported:
     def __str__(self) -> str:
         done = [] if self.fraction is None else [f"{self.fraction:.0%}"]
         values = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.values.items()]
-        return f"parameter set {self.param}, replicate {self.replicate}: {' '.join([*done, *values])}"
+        # A model says what it likes: its line stays one, and leaves the terminal alone.
+        said = shown_name(" ".join([*done, *values]))
+        return f"parameter set {self.param}, replicate {self.replicate}: {said}"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ def shown_name(text: str) -> str:
     return "".join(_spelt(c) if unicodedata.category(c) in _UNSEEN else c for c in spelt_out(text))
 
 
+def shown_text(text: str) -> str:
+    """Return text of several lines likewise, for a terminal: tabs and ends of lines stay."""
+    if text.isprintable():
+        return text
+    return "\n".join("\t".join(map(shown_name, line.split("\t"))) for line in text.split("\n"))
+
+
 def counted(n: int, noun: str) -> str:
     """Return ``1 replicate``, ``2 replicates``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
