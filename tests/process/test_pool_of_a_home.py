@@ -7,9 +7,11 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 from tests.process.pools import ALL, PoolHome, wait_for
@@ -137,6 +139,42 @@ def test_whoever_is_killed_comes_back_and_the_others_go_on(pool: PoolHome) -> No
     wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
     assert pool.stop()
     assert pool.pids() == dict.fromkeys(ALL)
+
+
+def test_a_port_that_somebody_else_may_have_by_now_is_told_no_token(pool: PoolHome) -> None:
+    address = pool.ensure()
+    pids = pool.wait_until_up()
+    os.kill(pids[KEEPER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
+    os.kill(pids[SERVER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(SERVER) is None, "the server is dead")
+    with socket.create_server(("127.0.0.1", urlsplit(address.url).port or 0)):
+        beginning = pool.run.hold(KEEPER)  # as one does that has not begun to listen yet
+        assert beginning is not None
+        found = find_server(pool.home)
+        beginning.release()
+        assert found is None
+        elsewhere = pool.ensure()
+        assert elsewhere.url != address.url
+    pids = pool.wait_until_up()
+
+    # Its own port a keeper has until the server listens there again.
+    os.kill(pids[SERVER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(SERVER) != pids[SERVER], "the server is dead")
+    assert find_server(pool.home) == elsewhere
+    pool.wait_until_up()
+
+    # One that took over a server does not have it.
+    os.kill(pids[KEEPER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
+    assert pool.ensure() == elsewhere
+    pids = pool.wait_until_up()
+    os.kill(pids[KEEPER], signal.SIGSTOP)
+    wait_for(lambda: pool_status(pool.home).roles[0].state == "stopped", "the keeper is stopped")
+    os.kill(pids[SERVER], signal.SIGKILL)
+    wait_for(lambda: pool.run.holder(SERVER) is None, "the server is dead")
+    assert find_server(pool.home) is None
+    os.kill(pids[KEEPER], signal.SIGCONT)
 
 
 def test_what_killed_processes_left_behind_misleads_nobody(pool: PoolHome) -> None:

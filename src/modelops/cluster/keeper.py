@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from modelops.cluster import handles, spawn
 from modelops.cluster.handles import Handle
-from modelops.cluster.run_folder import SERVER, RunFolder
+from modelops.cluster.run_folder import LISTENER, SERVER, RunFolder
 from modelops.cluster.tls import ensure_certificates
 from modelops.cluster.upkeep import UNSEEN, Finish, Kill, Life, Start, Tell, Upkeep
 from modelops.errors import ModelOpsError, RequestError, describe_exit
@@ -91,7 +91,7 @@ class Keeper:
         self._tidy()
 
     def _tidy(self) -> None:
-        self.run.remove(WANTED, STATUS, *(f"{role}.json" for role in self.run.roles()))
+        self.run.remove(WANTED, STATUS, LISTENER, *(f"{role}.json" for role in self.run.roles()))
 
     def _step(self) -> bool:
         """Hear what happened, do what is to be done; True when all has ended."""
@@ -255,7 +255,9 @@ class Keeper:
                 listener.close()
                 refused = error
                 continue
-            self.run.write("ports.json", {**self.run.read("ports.json"), SERVER: listener.getsockname()[1]})
+            port = listener.getsockname()[1]
+            self.run.write("ports.json", {**self.run.read("ports.json"), SERVER: port})
+            self.run.write(LISTENER, {"pid": os.getpid(), "port": port})
             return listener
         raise refused
 

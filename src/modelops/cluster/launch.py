@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from modelops.cluster import spawn
 from modelops.cluster.handles import Handle
-from modelops.cluster.run_folder import KEEPER, SERVER, RunFolder, ServerAddress
+from modelops.cluster.run_folder import KEEPER, LISTENER, SERVER, RunFolder, ServerAddress
 from modelops.errors import ClusterError, ModelOpsError, StorageError
 from modelops.logs import gave_up_with, tail
 
@@ -67,9 +67,9 @@ def find_server(home: Home) -> ServerAddress | None:
     if run is None:
         return None
     said = run.read("server.json")
-    # A keeper holds the port while it starts the server anew: whoever asks just then waits.
     pid = run.holder(SERVER)
-    if "url" not in said or (run.holder(KEEPER) is None and (pid is None or said.get("pid") != pid)):
+    is_said = pid is not None and said.get("pid") == pid
+    if "url" not in said or not (is_said or _is_kept(run, said["url"])):
         return None
     _check_version(run, said)
     return ServerAddress(said["url"], run.token())
@@ -135,6 +135,16 @@ def stop_pool(home: Home, *, environ: Mapping[str, str] = os.environ) -> bool:
         if left:
             raise ClusterError(f"these processes could not be ended: {left}")
         return ran
+
+
+def _is_kept(run: RunFolder, url: str) -> bool:
+    """Say whether the keeper listens where the server was: whoever asks while that is started anew waits there.
+
+    A keeper that has only just begun, or has found a server and taken it over, does not. Then the port may be anybody's
+    once the server is dead, and whoever listens there would be told the token.
+    """
+    said = run.read(LISTENER)
+    return said.get("pid") is not None and said == {"pid": run.holder(KEEPER), "port": urlsplit(url).port}
 
 
 def is_healthy(url: str, timeout_s: float = HEALTH_S) -> bool:

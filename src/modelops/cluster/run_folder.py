@@ -38,6 +38,7 @@ SCHEDULER: Final = "scheduler"
 _LINUX: Final = sys.platform.startswith("linux")
 _FLOCK: Final = struct.Struct("hhqqi4x" if _LINUX else "qqihh")
 UP_LOCK: Final = "up.lock"
+LISTENER: Final = "listener.json"  # where a keeper listens for the server, and which keeper
 
 
 @dataclass(frozen=True)
