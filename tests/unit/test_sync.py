@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from modelops.client.status import JobFile, JobFiles
-from modelops.client.sync import LIST, refuse_own_folder, sync_files
+from modelops.client.sync import LIST, Synced, refuse_own_folder, sync_files
 from modelops.errors import IntegrityError, RequestError, StorageError
 from modelops.home import Home
 from modelops.study.ids import JobId
@@ -68,6 +68,20 @@ def test_the_second_time_only_what_is_new_is_copied(tmp_path: Path) -> None:
     assert (second.copied, second.final, second.n_bytes) == (("results/r.parquet",), True, 4)
     assert files.asked == ["results/r.parquet"]
     assert contents(tmp_path / "to") == files.contents
+
+
+def test_copies_one_after_another_add_up(tmp_path: Path) -> None:
+    """As ``jobs sync --follow --json`` tells them."""
+    source: Any = Files(a=b"1", b=b"22")
+    sync_files(source, JOB, tmp_path)  # by an earlier command
+    source.contents |= {"c": b"333", "d": b"4444"}
+    whole = sync_files(source, JOB, tmp_path)
+    del source.contents["c"], source.contents["a"]
+    source.contents["e"] = b"55555"
+    whole = whole.then(sync_files(source, JOB, tmp_path))
+    source.final = True
+    whole = whole.then(sync_files(source, JOB, tmp_path))
+    assert whole == Synced(tmp_path, ("d", "e"), ("b",), ("a", "c"), 12, final=True)
 
 
 @pytest.mark.parametrize(

@@ -344,18 +344,19 @@ def sync(
 
     following = _followed(job, follow=follow)
     found = following.job
-    synced = following.ask(lambda: found.sync(folder)) if follow else found.sync(folder)
+    synced = whole = following.ask(lambda: found.sync(folder)) if follow else found.sync(folder)
     while follow and not synced.final:
         if following.look(LOOK_S).unknown_since is not None:
             continue
         if not as_json and synced.copied:
             typer.echo(_synced_text(synced))
         synced = following.ask(lambda: found.sync(folder))
+        whole = whole.then(synced)
     if as_json:
         show_json(
             {
-                "job": found.id, "folder": str(folder), "copied": synced.copied, "removed": synced.removed,
-                "unchanged": len(synced.unchanged), "bytes": synced.n_bytes, "final": synced.final,
+                "job": found.id, "folder": str(folder), "copied": whole.copied, "removed": whole.removed,
+                "unchanged": len(whole.unchanged), "bytes": whole.n_bytes, "final": whole.final,
             }
         )  # fmt: skip
         return

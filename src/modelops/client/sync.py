@@ -54,6 +54,20 @@ class Synced:
     n_bytes: int
     final: bool
 
+    def then(self, later: Synced) -> Synced:
+        """Return what this copy and a later one into the same folder did together."""
+        copied = dict.fromkeys((*self.copied, *later.copied))
+        for name in later.removed:
+            copied.pop(name, None)
+        return Synced(
+            folder=self.folder,
+            copied=tuple(copied),
+            unchanged=tuple(name for name in later.unchanged if name not in copied),
+            removed=tuple(dict.fromkeys((*self.removed, *later.removed))),
+            n_bytes=self.n_bytes + later.n_bytes,
+            final=later.final,
+        )
+
 
 class _Listed(msgspec.Struct, frozen=True):
     """``modelops-sync.json``: what was or is being copied from which job, digests by name; ``final``: all of it."""
