@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -19,6 +21,7 @@ from volumes import Volume, can_mount
 
 from modelops.errors import ProcessExitedError, RemoteError, StartFailedError, StorageError
 from modelops.processes import AggregateOutcome, ProcessPool, Row, SpooledFile, StopSignal
+from modelops.processes.cgroup import find_home, make_cgroup
 from modelops.processes.pool import STARTS
 from modelops.processes.process import RunnerProcess
 from modelops.states import ReplicateStatus as Status
@@ -239,6 +242,46 @@ def test_too_much_memory_is_seen_by_the_watch_where_there_is_no_cgroup(tmp_path:
     found = re.fullmatch(r"limit 200.0 MiB, peak (\d+)\.\d MiB", error.message)
     assert found is not None
     assert 200 <= int(found[1]) < 1200
+
+
+WORKER_IN_A_CONTAINER = """
+import os, sys
+from pathlib import Path
+from tests.process.pool_bench import Bench
+from modelops.processes import ProcessPool
+
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+with ProcessPool(Path(sys.argv[2], "pool"), slots=1) as pool:
+    bench = Bench(pool, Path(sys.argv[2]))
+    for outcome in bench.run(bench.spec(sys.argv[3], isolation=sys.argv[4])):
+        print(outcome.status, outcome.error.message if outcome.error else "")
+"""
+
+
+@pytest.mark.parametrize("isolation", ["warm", "fork", "spawn"])
+def test_too_much_memory_for_the_workers_container_is_said_by_the_kernel_too(
+    tmp_path: Path, isolation: str
+) -> None:
+    """As in a pod, where nobody can make a cgroup, for a study without a limit of memory."""
+    home = find_home()
+    if home is None:
+        pytest.skip("no memory cgroup can be made on this machine")
+    container = make_cgroup(home, limit_bytes=300 << 20)
+    model = textwrap.dedent(MODEL).format(GREEDY)
+    try:
+        worker = subprocess.run(
+            [sys.executable, "-c", WORKER_IN_A_CONTAINER, container.path, tmp_path, model, isolation],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    finally:
+        assert container.remove()
+    said = worker.stdout.splitlines()
+    assert [line.split()[0] for line in said] == ["succeeded", "out_of_memory", "succeeded", "succeeded"]
+    limit = re.escape("limit 300.0 MiB of all that runs in the worker's container or machine, peak ")
+    assert re.fullmatch(f"out_of_memory {limit}[0-9.]+ MiB( of its own)?", said[1])
 
 
 def test_a_kill_that_was_not_for_memory_is_no_out_of_memory(bench: Bench) -> None:

@@ -259,6 +259,11 @@ class AggregateRun:
                 out_of_memory(process, returncode=returncode), stderr=process.drain.tail(None)
             )
             return AggregateOutcome(status=ReplicateStatus.OUT_OF_MEMORY, error=error)
+        elif killed is None and process.surroundings.has_killed(returncode):
+            message = process.surroundings.message(process.exit_peak())
+            error = out_of_memory(process, returncode=returncode, message=message)
+            error = msgspec.structs.replace(error, stderr=process.drain.tail(None))
+            return AggregateOutcome(status=ReplicateStatus.OUT_OF_MEMORY, error=error)
         else:
             status, kind = ReplicateStatus.CRASHED, "ProcessExited"
             how = how if killed is None else f"{how}: {killed.text}"

@@ -36,8 +36,15 @@ class MemoryCgroup:
 
     def oom_kills(self) -> int:
         """Return how many processes the kernel has killed in it for want of memory."""
+        return self._events().get("oom_kill", 0)
+
+    def counts_kills(self) -> bool:
+        """Say whether the kernel counts them."""
+        return "oom_kill" in self._events()
+
+    def _events(self) -> dict[str, int]:
         name = "memory.oom_control" if self.version == 1 else "memory.events"
-        return flat_keyed(_read(self.path / name)).get("oom_kill", 0)
+        return flat_keyed(_read(self.path / name))
 
     def peak_bytes(self) -> int | None:
         """Return the highest use so far; None where the kernel does not tell (v2 before Linux 5.19)."""
@@ -107,6 +114,24 @@ def candidate_homes(self_cgroup: str, mountinfo: str) -> list[CgroupHome]:
         if folder != Path(mount):
             homes.append(CgroupHome(Path(mount), version))
     return homes
+
+
+def surrounding_cgroup() -> MemoryCgroup | None:
+    """Return the cgroup that we are in ourselves, as of a container, with its limit; None: nothing counts there."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        candidates = candidate_homes(_read(Path("/proc/self/cgroup")), _read(Path("/proc/self/mountinfo")))
+        for home in candidates:
+            limit = "memory.limit_in_bytes" if home.version == 1 else "memory.max"
+            text = _read(home.path / limit).strip()
+            group = MemoryCgroup(
+                home.path, home.version, min(memory, int(text)) if text.isdigit() else memory
+            )
+            if group.counts_kills():
+                return group
+    except (OSError, ValueError):
+        pass  # no Linux, or a kernel that speaks otherwise: then it does not say for what it kills
+    return None
 
 
 def find_home() -> CgroupHome | None:

@@ -114,12 +114,16 @@ def error_of(error: ErrorObject, stderr: str, exit_: int | None = None) -> Repli
 
 
 def out_of_memory(
-    process: RunnerProcess, error: ReplicateError | None = None, *, returncode: int | None = None
+    process: RunnerProcess,
+    error: ReplicateError | None = None,
+    *,
+    returncode: int | None = None,
+    message: str = "",
 ) -> ReplicateError:
     """Return the error that names limit and peak; ``error``: what the bundle's code made of it."""
     return ReplicateError(
         type="OutOfMemory",
-        message=process.memory_message(),
+        message=message or process.memory_message(),
         traceback=error.traceback if error else "",
         stderr=error.stderr if error else "",
         fingerprint=fingerprint("OutOfMemory", f"{error.file}:{error.line}" if error else ""),
@@ -437,6 +441,14 @@ class ChunkRun:
             error = error_of(raised, process.drain.tail(finished.index), finished.exit)
             if process.new_oom_kills():  # the kernel took a child of the model, and the model failed by it
                 status, error = ReplicateStatus.OUT_OF_MEMORY, out_of_memory(process, error)
+            elif (
+                status is ReplicateStatus.CRASHED
+                and finished.error is None  # its fork has ended, and nobody has ended it
+                and process.surroundings.has_killed(finished.exit)
+            ):
+                message = process.surroundings.message()
+                error = out_of_memory(process, error, returncode=finished.exit, message=message)
+                status = ReplicateStatus.OUT_OF_MEMORY
         self._on_outcome(
             Outcome(
                 index=finished.index,
@@ -513,6 +525,11 @@ class ChunkRun:
                 exit=returncode,
             )
             return ReplicateStatus.TIMED_OUT, error
+        if killed is None and process.surroundings.has_killed(returncode):
+            message = process.surroundings.message(process.exit_peak())
+            return ReplicateStatus.OUT_OF_MEMORY, out_of_memory(
+                process, returncode=returncode, message=message
+            )
         message = how if killed is None else f"{how}: {killed.text}"
         error = ReplicateError(
             type="ProcessExited",

@@ -5,6 +5,10 @@ A cgroup enforces the limit where the machine lets us make one; elsewhere the wa
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from modelops.processes.cgroup import CgroupHome, MemoryCgroup, make_cgroup
@@ -14,6 +18,56 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 READ_EVERY_S = 0.1
+LOOK_EVERY_S = 0.5
+LATELY_S = (
+    30.0  # a process that was killed may take long to give back its memory, and only then it is seen as dead
+)
+
+
+class Surroundings:
+    """The cgroup that the worker itself is in: a container has less memory than its processes together may ask for.
+
+    The kernel counts whom it has killed there, and does not name them. So it is looked at again and again while runners
+    work: one that ended by SIGKILL, just when the kernel has killed for memory, was killed for memory.
+    """
+
+    def __init__(self, cgroup: MemoryCgroup | None) -> None:
+        self._cgroup = cgroup
+        self._lock = threading.Lock()
+        self._kills = cgroup.oom_kills() if cgroup is not None else 0
+        self._looked_at, self._killed_at = time.monotonic(), -math.inf
+
+    def look(self, now: float) -> None:
+        """Look whether the kernel has killed, if it was not looked at just now."""
+        if now - self._looked_at >= LOOK_EVERY_S:
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        if self._cgroup is None:
+            return
+        with self._lock:
+            kills = self._cgroup.oom_kills()
+            if kills > self._kills and now - self._looked_at < LATELY_S:  # else nobody knows when
+                self._killed_at = now
+            self._kills, self._looked_at = kills, now
+
+    def has_killed(self, returncode: int | None) -> bool:
+        """Say whether a process that has just ended like this, and by none of us, was killed for want of memory."""
+        if returncode != -signal.SIGKILL:
+            return False
+        now = time.monotonic()
+        self._look(now)
+        return now - self._killed_at < LATELY_S
+
+    def message(self, peak_bytes: int | None = None) -> str:
+        """Return the sentence with limit and peak for a process that was; ``peak_bytes``: its own, if that is known."""
+        group = self._cgroup
+        if group is None:
+            return f"limit unknown, {_peak(peak_bytes)}"
+        peak = _peak(group.peak_bytes()) if peak_bytes is None else f"{_peak(peak_bytes)} of its own"
+        return (
+            f"limit {_mib(group.limit_bytes)} of all that runs in the worker's container or machine, {peak}"
+        )
 
 
 class ProcessMemory:
@@ -68,7 +122,11 @@ class ProcessMemory:
         peak = peak_bytes
         if peak is None:
             peak = (self._fork_peak or None) if self._cgroup is None else self._cgroup.peak_bytes()
-        return f"limit {_mib(self._limit_bytes or 0)}, peak {_mib(peak) if peak is not None else 'unknown'}"
+        return f"limit {_mib(self._limit_bytes or 0)}, {_peak(peak)}"
+
+
+def _peak(n: int | None) -> str:
+    return f"peak {_mib(n) if n is not None else 'unknown'}"
 
 
 def _mib(n: int) -> str:

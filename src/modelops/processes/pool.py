@@ -23,10 +23,11 @@ from modelops.counters import Counted, count
 from modelops.errors import OUT_OF_MEMORY, ProcessError, ProcessExitedError, StartFailedError, StorageError
 from modelops.processes.aggregate import AggregateRun, call_function
 from modelops.processes.aggregates import make_aggregates, make_table
-from modelops.processes.cgroup import CgroupHome, find_home
+from modelops.processes.cgroup import CgroupHome, find_home, surrounding_cgroup
 from modelops.processes.chunk import ChunkRun, ForkRefusedError, PartEnd
 from modelops.processes.context import Conversation
 from modelops.processes.frames import FRAME_BYTES, first_frame
+from modelops.processes.memory import Surroundings
 from modelops.processes.outcome import RunEnd, after, indices, part
 from modelops.processes.pool_folder import PoolFolder
 from modelops.processes.process import Kill, RunnerProcess
@@ -99,7 +100,8 @@ class ProcessPool:
         self._numbers = itertools.count(1)
         self._closed = False
         self._reaper = Reaper(hold=(self._home.lock_fd,))
-        self._watch = Watch(stalled_after_s=stalled_after_s)
+        self._surroundings = Surroundings(surrounding_cgroup())
+        self._watch = Watch(stalled_after_s=stalled_after_s, at_each_look=self._surroundings.look)
         self._unforkable: dict[RunnerSpec, str] = {}
         self.starts = 0
 
@@ -397,6 +399,7 @@ class ProcessPool:
                 reaper=reaper,
                 watch=self._watch,
                 cgroups=self._cgroups,
+                surroundings=self._surroundings,
                 folder=folder,
                 log_path=self._home.log_of_process(number),
                 sink=log,

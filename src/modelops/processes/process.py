@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from modelops.processes.cgroup import CgroupHome
+    from modelops.processes.memory import Surroundings
     from modelops.processes.outcome import LogSink, RunnerSpec
     from modelops.processes.reaper import Child, Reaper
     from modelops.rpc.messages import Wire
@@ -92,6 +93,7 @@ class RunnerProcess:
         reaper: Reaper,
         watch: Watch,
         cgroups: CgroupHome | None,
+        surroundings: Surroundings,
         folder: Path,
         log_path: Path,
         sink: LogSink | None = None,
@@ -116,6 +118,7 @@ class RunnerProcess:
         self._compiled = Compiled(folder / "cache", spec.pycache)
         self._compiled.take()
         self._memory = ProcessMemory(spec.memory_bytes, cgroups)
+        self.surroundings = surroundings
         self._watched: Watched | None = None
         self._child = self._spawn(log_path, sink)
 
@@ -277,6 +280,7 @@ class RunnerProcess:
             self._too_large,
             lambda: self.kill(Kill("stalled", "the process was stopped (SIGSTOP) and did not go on")),
         )
+        self.surroundings.look(time.monotonic())  # so that what was before does not count
         self._watch.add(watched)
         try:
             yield

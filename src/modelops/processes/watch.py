@@ -43,10 +43,15 @@ class Watched:
 
 
 class Watch:
-    """The watching thread."""
+    """The watching thread. ``at_each_look`` is called with the time of each look, on ``time.monotonic``."""
 
-    def __init__(self, *, stalled_after_s: float = STALLED_AFTER_S) -> None:
-        self._stalled_after_s = stalled_after_s
+    def __init__(
+        self,
+        *,
+        stalled_after_s: float = STALLED_AFTER_S,
+        at_each_look: Callable[[float], None] = lambda _now: None,
+    ) -> None:
+        self._stalled_after_s, self._at_each_look = stalled_after_s, at_each_look
         self._changed = threading.Condition()
         self._watched: list[Watched] = []
         self._closed = False
@@ -75,6 +80,7 @@ class Watch:
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
+                self._at_each_look(now)
                 for watched in self._watched:
                     self._look(watched, now)
                 memory = any(w.limit_bytes is not None for w in self._watched)
