@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import pytest
 
 import modelops as mo
 from modelops.bundles import snapshot_changed
@@ -11,7 +15,7 @@ from modelops.cluster.embedded import EmbeddedCluster
 from modelops.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from modelops.home import Home
@@ -117,6 +121,72 @@ def test_a_bundle_that_is_changed_again_fails_the_job_with_the_names_of_the_file
     )
     after = mo.run(study(bundle, 3), cluster=cluster)
     assert after.results()["x"].to_pylist() == ["7"] * 3
+
+
+@pytest.fixture
+def far_cluster(home: Home, tmp_path: Path) -> Iterator[EmbeddedCluster]:
+    """Workers with bundles of their own, as on other hosts: nothing happens to those of who drives the job."""
+    far = EmbeddedCluster(home, n_workers=2)
+    far._settings = replace(far._settings, cache=tmp_path / "far")
+    with far:
+        yield far
+
+
+CHANGES_IN_AN_AGGREGATE = """
+import os
+
+def simulate(params, seed):
+    return {"x": seed}
+
+def summarize(replicates):
+    with open("data.csv") as f:
+        x = int(f.read())
+    path = os.path.realpath("data.csv")
+    os.chmod(path, 0o644)
+    with open(path, "w") as f:
+        f.write("666")
+    return {"x": x}
+"""
+
+
+def test_a_bundle_that_is_changed_where_the_models_run_is_run_again_from_a_fresh_one(
+    far_cluster: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    once = tmp_path / "done"
+    bundle = vandal(
+        write_bundle, f"not os.path.exists({str(once)!r}) and not open({str(once)!r}, 'x').close()"
+    )
+
+    job = mo.run(study(bundle), cluster=far_cluster)
+
+    assert once.exists()
+    assert job.status().counts == {"succeeded": 40}
+    assert job.results()["x"].to_pylist() == [7] * 40
+    assert kinds(job).count("results_voided") == kinds(job).count("repaired") == 1
+    (event,) = [e for e in job.events() if e.kind == "results_voided"]
+    assert f"changed: data.csv on {socket.gethostname()}" in event.text
+
+
+@pytest.mark.parametrize("where", ["model", "aggregate"])
+def test_a_bundle_that_is_changed_each_time_where_it_runs_fails_the_job(
+    far_cluster: EmbeddedCluster, write_bundle: Callable[..., Path], where: str
+) -> None:
+    if where == "model":
+        bundle = vandal(write_bundle, "True")
+        job = mo.run(study(bundle), cluster=far_cluster)
+    else:
+        bundle = write_bundle(CHANGES_IN_AN_AGGREGATE)
+        (bundle / "data.csv").write_text("7")
+        asked = mo.Study(
+            bundle=bundle, parameters=[{"a": 1}, {"a": 2}], replicates=4, aggregate="model:summarize"
+        )
+        job = mo.run(asked, cluster=far_cluster)
+
+    status = job.status()
+    assert status.state == JobState.FAILED
+    assert "changed: data.csv" in status.reason
+    assert set(status.counts) == {"not_run"}
+    assert kinds(job).count("results_voided") == 2
 
 
 def test_modules_that_warm_processes_took_from_a_changed_bundle_are_not_used_again(

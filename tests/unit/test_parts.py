@@ -26,12 +26,15 @@ def parts(error: Exception, attempt: Attempt) -> Parts:
 
     tally = SimpleNamespace(attempt="0001-000001-p1", ended=[(0, 2)], writer=SimpleNamespace(finish=finish))
     runtime: Any = SimpleNamespace(
-        when_storage_allows=lambda act, _attempt: act(), announce=lambda _topic, _message: None
+        when_storage_allows=lambda act, _attempt: act(),
+        announce=lambda _topic, _message: None,
+        look_at_bundle=lambda _context, _said_as, _attempt: None,
     )
     sorter: Any = SimpleNamespace(cut=lambda _part: (tally, Ranges([(3, 6)])))
     log: Any = SimpleNamespace(split=lambda _part, _ended: SimpleNamespace(store=lambda: None))
     chunk = Chunk(job=JOB, attempt=ATTEMPT, epoch=1, ranges=((0, 6),))
-    return Parts(runtime, chunk, attempt, sorter, log)
+    context: Any = None
+    return Parts(runtime, chunk, attempt, sorter, log, context)
 
 
 @pytest.mark.parametrize("error", [IntegrityError("a file was changed"), StorageError("full")])

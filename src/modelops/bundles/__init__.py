@@ -4,7 +4,7 @@ from modelops.bundles.files import bundle_digest
 from modelops.bundles.job import job_spec
 from modelops.bundles.manifest import Manifest, load_manifest
 from modelops.bundles.pack import pack_bundle, unpack_bundle
-from modelops.bundles.snapshot import snapshot_changed, snapshot_mark, take_snapshot
+from modelops.bundles.snapshot import disown_snapshot, snapshot_changed, snapshot_mark, take_snapshot
 
 __all__ = [
     "Manifest",
@@ -13,6 +13,7 @@ __all__ = [
     "load_manifest",
     "pack_bundle",
     "snapshot_changed",
+    "disown_snapshot",
     "snapshot_mark",
     "take_snapshot",
     "unpack_bundle",

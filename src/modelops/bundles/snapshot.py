@@ -7,11 +7,11 @@ whether anybody wrote into the snapshot since.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,7 @@ def take_snapshot(bundle: Path, cache: Path) -> tuple[BundleDigest, Path]:
     raise BundleError(f"{bundle} kept changing while it was copied; submit again when nothing writes to it")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _written_into(cache: Path) -> Iterator[None]:
     try:
         yield
@@ -102,7 +102,7 @@ def _copy(found: Found, folder: Path) -> Entry:
     return entry
 
 
-@contextmanager
+@contextlib.contextmanager
 def staging(cache: Path) -> Iterator[Path]:
     """Give an empty folder beside the snapshots, and remove it if it was not published."""
     make_private(cache)
@@ -160,6 +160,13 @@ def snapshot_mark(snapshot: Path) -> str:
     except FileNotFoundError:
         return ""
     return f"{stats.st_ino}-{stats.st_mtime_ns}"
+
+
+def disown_snapshot(snapshot: Path, mark: str) -> None:
+    """Let nobody take the snapshot of this mark, which was changed, for whole; it stays where it is until it is needed."""
+    with FileLock(snapshot.with_name(f"{snapshot.name}.lock")):
+        if snapshot_mark(snapshot) == mark:
+            _stats_file(snapshot).unlink(missing_ok=True)
 
 
 def check_snapshot(snapshot: Path) -> None:
@@ -227,18 +234,18 @@ def _write_stats(snapshot: Path) -> None:
 
 def _stats(snapshot: Path) -> dict[str, tuple[int, int, int, int]]:
     found: dict[str, tuple[int, int, int, int]] = {}
-    for folder, folders, files in os.walk(snapshot):
-        if "__pycache__" in folders:
-            folders.remove("__pycache__")
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        for name in (*files, *links):
-            path = Path(folder) / name
-            stats = path.lstat()
-            mode = stat.S_IFMT(stats.st_mode) | stat.S_IMODE(stats.st_mode)
-            found[path.relative_to(snapshot).as_posix()] = (
-                stats.st_ino,
-                stats.st_size,
-                stats.st_mtime_ns,
-                mode,
-            )
+    folders = [""]  # texts, as this is done after every chunk
+    while folders:
+        below = folders.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(f"{snapshot}/{below}") as entries:
+            for entry in entries:
+                path = below + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != "__pycache__":
+                        folders.append(f"{path}/")
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # somebody is just removing it
+                    stats = entry.stat(follow_symlinks=False)
+                    mode = stat.S_IFMT(stats.st_mode) | stat.S_IMODE(stats.st_mode)
+                    found[path] = (stats.st_ino, stats.st_size, stats.st_mtime_ns, mode)
     return found

@@ -25,8 +25,10 @@ from modelops.server.undecided import with_watched
 from modelops.server.workers import ask_workers
 from modelops.states import FINAL_JOB_STATES, JobEvent, JobState
 from modelops.store.answers import since_text
+from modelops.store.bundle_changes import said_changed
 from modelops.store.rows import LeaseLostError
 from modelops.store.runs import Scope
+from modelops.study.ids import epoch_of
 from modelops.study.pools import NO_ALIASES
 from modelops.study.ranges import Ranges
 from modelops.study.spec import decode_spec
@@ -415,6 +417,11 @@ class JobDriver:
         self._on_stage(text)
 
     def _bundle_changes(self) -> list[str]:
+        """Return how the bundle differs from what it was when this run began: where models ran, or else here."""
+        if said := said_changed(self._objects, self.job):
+            before = max(self._records.scope(self.job).after_epoch, self._records.voided_epoch(self.job))
+            if lines := {line for attempt in said if epoch_of(attempt) > before for line in said[attempt]}:
+                return sorted(lines)
         return [] if self._files is None else self._files.changes()
 
     # From any thread.

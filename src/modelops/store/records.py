@@ -365,6 +365,13 @@ class Records(DrivingRecords, Runs):
             append_event(sql, job, self._clock(), who, VOIDED, why, {"replicates": int(n), "epoch": epoch})
         return int(n)
 
+    def voided_epoch(self, job: JobId) -> int:
+        """Return the epoch in which a job's results were last made to count no more; 0 if they never were."""
+        e = schema.events.c
+        query = sa.select(e.data).where(e.job == job, e.kind == VOIDED).order_by(e.number.desc()).limit(1)
+        with self._database.reading() as sql:
+            return int((sql.scalar(query) or {}).get("epoch", 0))
+
     def segments(self, job: JobId) -> list[SegmentRef]:
         """Return the committed segments of a job, by their smallest index."""
         with self._database.reading() as sql:

@@ -63,6 +63,7 @@ def _aggregate(
 
         run = runtime.when_storage_allows(make, attempt)
         wall_seconds = time.perf_counter() - began
+        runtime.look_at_bundle(context, chunk.attempt, attempt)
         runtime.when_storage_allows(job_log.store, attempt)
     if run is None:
         return _receipt(runtime, chunk, stopped=True)
@@ -223,7 +224,7 @@ class _AggregateRun:
         if error is None:
             row = _succeeded(param, target, n_succeeded, n, outcome.returned_dict, outcome.outputs)
             self.writer.add(row)
-        elif not self.runtime.still_has_environment(self.context):
+        elif not self.runtime.still_has_files(self.context):
             raise set_aside(f"{error.type}: {error.message}")
         else:
             reason = self._reason(error)

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelops.bundles import Manifest, load_manifest, snapshot_mark
+from modelops.bundles import Manifest, disown_snapshot, load_manifest, snapshot_changed, snapshot_mark
 from modelops.errors import BundleEnvironmentError, IntegrityError
 from modelops.processes import RunnerSpec
 from modelops.store.fetch import fetch_snapshot
@@ -45,6 +45,13 @@ class JobContext:
         """Whether the bundle's folder is still the one that was there when this was loaded. Two microseconds."""
         return snapshot_mark(Path(self.runner.snapshot)) == self.snapshot_mark
 
+    def snapshot_changes(self) -> list[str]:
+        """Return how the bundle's folder differs from what it was; it is made anew then for what comes next."""
+        snapshot = Path(self.runner.snapshot)
+        if changes := snapshot_changed(snapshot):
+            disown_snapshot(snapshot, self.snapshot_mark)
+        return changes
+
     def sets(self, indices: Ranges) -> list[AnySet]:
         """Return the ``sets`` of a ``replicates/run`` request for these indices, in order of index."""
         return replicate_sets(self.spec, self.parameters, indices)
@@ -69,6 +76,7 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     lock = read_lock(objects, job)
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
+    manifest = load_manifest(snapshot)  # before what takes long: somebody may clean the cache meanwhile
 
     def say() -> None:
         needed = f"{runtime.host} has needed {SLOW_S:.0f} s for the environment until now"
@@ -82,7 +90,6 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     except BundleEnvironmentError as error:
         error.add_note(f"on {runtime.host}")  # the driver knows this worker by its address
         raise
-    manifest = load_manifest(snapshot)
     runner = RunnerSpec(
         python=str(environment.python),
         environment_key=environment.key,

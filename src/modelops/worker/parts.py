@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from modelops.worker.attempts import Attempt
+    from modelops.worker.job_context import JobContext
     from modelops.worker.job_log import JobLog
     from modelops.worker.messages import Chunk
     from modelops.worker.runtime import WorkerRuntime
@@ -42,8 +43,15 @@ class Parts:
     """What one chunk hands in while it goes on."""
 
     def __init__(
-        self, runtime: WorkerRuntime, chunk: Chunk, attempt: Attempt, sorter: Sorter, log: JobLog
+        self,
+        runtime: WorkerRuntime,
+        chunk: Chunk,
+        attempt: Attempt,
+        sorter: Sorter,
+        log: JobLog,
+        context: JobContext,
     ) -> None:
+        self._context = context
         self._runtime, self._chunk, self._attempt = runtime, chunk, attempt
         self._sorter, self._log = sorter, log
         self._began = time.monotonic()
@@ -106,6 +114,7 @@ class Parts:
         runtime, job = self._runtime, self._chunk.job
         log = self._log.split(tally.attempt, Ranges(tally.ended))
         try:
+            runtime.look_at_bundle(self._context, tally.attempt, self._attempt)
             runtime.when_storage_allows(log.store, self._attempt)
             segment = runtime.when_storage_allows(tally.writer.finish, self._attempt)
         except StorageError as error:

@@ -14,6 +14,7 @@ from modelops.environments import Environments
 from modelops.errors import EnvironmentDamagedError, ProcessError, StorageError
 from modelops.processes import ProcessPool
 from modelops.store import Objects
+from modelops.store.bundle_changes import say_changed
 from modelops.store.segments import job_folder
 from modelops.worker.attempts import AttemptTable
 from modelops.worker.desk import Desk, SettledCheckpoints
@@ -26,7 +27,7 @@ from modelops.worker.topics import BEGUN_TOPIC, CHECKPOINT_TOPIC, PROGRESS_TOPIC
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from modelops.study.ids import JobId
+    from modelops.study.ids import AttemptId, JobId
     from modelops.worker.attempts import Attempt
     from modelops.worker.messages import AggregateChunk, Chunk
     from modelops.worker.settings import WorkerSettings
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     _Key = tuple[JobId, str, str]  # a job, the object with its spec, and that object's digest
 
 T = TypeVar("T")
+SET_ASIDE: Final = "its environment, or bundle, was set aside or made anew"
 TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
 
 
@@ -85,7 +87,7 @@ class WorkerRuntime:
         ModelOpsError
             The bundle or its environment cannot be had.
         ProcessError
-            Also for what went wrong in the block because the environment was set aside or made anew meanwhile.
+            Also for what went wrong in the block because environment or bundle were set aside or made anew meanwhile.
         """
         with contextlib.ExitStack() as held:
             key = (chunk.job, chunk.study, chunk.study_digest)
@@ -97,16 +99,36 @@ class WorkerRuntime:
             try:
                 yield context
             except ProcessError as error:
-                if self.still_has_environment(context):
+                # Nothing of the chunk counts, so nothing is to be said of what was changed.
+                changed = context.snapshot_changes()
+                if (self.still_has_files(context) and not changed) or str(error).startswith(SET_ASIDE):
                     raise
                 raise set_aside(str(error)) from error
 
-    def still_has_environment(self, context: JobContext) -> bool:
-        """Say whether the environment of a job is the one that was made ready for it. Two microseconds.
+    def still_has_files(self, context: JobContext) -> bool:
+        """Say whether environment and bundle of a job are those that were made ready for it. Four microseconds.
 
-        Whoever finds it damaged, for another job or in another worker of this cache, sets it aside and builds it anew.
+        Whoever finds one damaged, for another job or in another worker of this cache, sets it aside and makes it anew.
         """
-        return self.environments.is_in_place(context.environment)
+        return self.environments.is_in_place(context.environment) and context.has_its_snapshot
+
+    def look_at_bundle(self, context: JobContext, said_as: AttemptId, attempt: Attempt) -> None:
+        """Let the job know if its bundle was changed while an attempt ran, before anything of that is stored.
+
+        On each machine models have a copy of the bundle, which who drives the job does not see.
+
+        Raises
+        ------
+        ProcessError
+            Somebody else has found that, and it was made anew, or will be: only what this attempt did does not count.
+        """
+        if not context.has_its_snapshot:
+            raise set_aside("its files may have been changed")
+        changes = [f"{line} on {self.host}" for line in context.snapshot_changes()]
+        if changes:
+            self.when_storage_allows(
+                lambda: say_changed(self.objects, context.job, said_as, changes), attempt
+            )
 
     def say_begun(self, attempt: Attempt) -> None:
         """Make sure that the driver knows that a suspect runs now, alone; should it take the worker down, it was it."""
@@ -205,4 +227,4 @@ class WorkerRuntime:
 
 def set_aside(what: str) -> ProcessError:
     """Return an error after which a chunk is begun again, some times: what it met is no fault of the bundle."""
-    return ProcessError(f"its environment was set aside, or made anew, while it ran: {what}")
+    return ProcessError(f"{SET_ASIDE} while it ran: {what}")

@@ -57,18 +57,19 @@ def _simulate(
     desk = runtime.desk(chunk, attempt)
     sorter = Sorter(runtime, chunk, context, stop=attempt.stop, desk=desk)
     with JobLog(runtime.objects, chunk.job, chunk.attempt) as job_log, contextlib.closing(desk):
-        parts = Parts(runtime, chunk, attempt, sorter, job_log)
+        parts = Parts(runtime, chunk, attempt, sorter, job_log, context)
         began = time.perf_counter()
         with runtime.parts.watching(parts):
             try:
                 _run(runtime, context, sorter, attempt, job_log)
             except RemoteError as error:
-                if not error.missing_module or not runtime.still_has_environment(context):
+                if not error.missing_module or not runtime.still_has_files(context):
                     raise
                 sorter.note_missing(error.missing_module, error.traceback)
             wall_seconds = time.perf_counter() - began
         if sorter.set_aside is not None:
             raise set_aside(sorter.set_aside)
+        runtime.look_at_bundle(context, chunk.attempt, attempt)
         takes_time = wall_seconds >= WORTH_STEPPING_ASIDE_S or sorter.tally.has_files
         if takes_time and not attempt.alone:
             runtime.attempts.step_aside(attempt)

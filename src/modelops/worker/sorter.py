@@ -124,7 +124,7 @@ class Sorter:
         self.lacking: list[int] = []  # replicates that ended as none of this job can
         self.missing_import: str | None = None
         self.set_aside: str | None = (
-            None  # what a replicate met because its environment was not there any more
+            None  # what a replicate met because its environment, or bundle, was not there any more
         )
         self.tally = self._new_tally(chunk.attempt)
 
@@ -164,7 +164,7 @@ class Sorter:
         if outcome.index == desk.current:
             desk.ended(succeeded=outcome.status is ReplicateStatus.SUCCEEDED)
         error = outcome.error
-        if outcome.status in FAILURES and not self._runtime.still_has_environment(self._context):
+        if outcome.status in FAILURES and not self._runtime.still_has_files(self._context):
             self.set_aside = f"{error.type}: {error.message}" if error is not None else str(outcome.status)
             self._lacks(outcome.index)
             return
