@@ -8,9 +8,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelops.processes.cgroup import CgroupHome, candidate_homes, flat_keyed
+from modelops.processes.cgroup import CgroupHome, MemoryCgroup, candidate_homes, flat_keyed
 from modelops.processes.environ import THREAD_LIMITS, runner_environ
 from modelops.processes.frames import first_frame
+from modelops.processes.memory import Surroundings
 from modelops.processes.outcome import AnySet, after, indices, one_by_one
 from modelops.rpc import ReplicateSet
 
@@ -26,6 +27,17 @@ def test_v1_cgroups_are_made_below_the_workers_own() -> None:
     homes = candidate_homes(V1_SELF, V1_MOUNTS)
     assert homes[0] == CgroupHome(Path("/sys/fs/cgroup/memory/jobs/a"), 1)
     assert CgroupHome(Path("/sys/fs/cgroup/unified"), 2) in homes
+
+
+def test_each_kill_for_memory_beside_a_runner_explains_one_end_by_sigkill(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom 1\noom_kill 3\n")
+    around = Surroundings(MemoryCgroup(tmp_path, 2, 1 << 30))
+    assert not around.has_killed(-9), "what was before does not count"
+    events.write_text("oom 2\noom_kill 4\n")
+    assert not around.has_killed(-11)
+    assert [around.has_killed(-9), around.has_killed(-9)] == [True, False]
+    assert not Surroundings(None).has_killed(-9)
 
 
 def test_v2_cgroups_are_made_below_or_beside_the_workers_own() -> None:

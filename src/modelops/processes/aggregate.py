@@ -259,7 +259,7 @@ class AggregateRun:
                 out_of_memory(process, returncode=returncode), stderr=process.drain.tail(None)
             )
             return AggregateOutcome(status=ReplicateStatus.OUT_OF_MEMORY, error=error)
-        elif killed is None and process.surroundings.has_killed(returncode):
+        elif process.taken_for_memory():
             message = process.surroundings.message(process.exit_peak())
             error = out_of_memory(process, returncode=returncode, message=message)
             error = msgspec.structs.replace(error, stderr=process.drain.tail(None))

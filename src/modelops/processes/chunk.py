@@ -525,7 +525,7 @@ class ChunkRun:
                 exit=returncode,
             )
             return ReplicateStatus.TIMED_OUT, error
-        if killed is None and process.surroundings.has_killed(returncode):
+        if process.taken_for_memory():
             message = process.surroundings.message(process.exit_peak())
             return ReplicateStatus.OUT_OF_MEMORY, out_of_memory(
                 process, returncode=returncode, message=message

@@ -36,6 +36,7 @@ class Surroundings:
         self._lock = threading.Lock()
         self._kills = cgroup.oom_kills() if cgroup is not None else 0
         self._looked_at, self._killed_at = time.monotonic(), -math.inf
+        self._unexplained = 0  # kills by which nobody is known to have ended
 
     def look(self, now: float) -> None:
         """Look whether the kernel has killed, if it was not looked at just now."""
@@ -47,17 +48,25 @@ class Surroundings:
             return
         with self._lock:
             kills = self._cgroup.oom_kills()
-            if kills > self._kills and now - self._looked_at < LATELY_S:  # else nobody knows when
-                self._killed_at = now
+            if kills > self._kills:
+                known = now - self._looked_at < LATELY_S  # else nobody knows when
+                still = self._unexplained if now - self._killed_at < LATELY_S else 0
+                self._unexplained, self._killed_at = (still + kills - self._kills, now) if known else (0, now)
             self._kills, self._looked_at = kills, now
 
     def has_killed(self, returncode: int | None) -> bool:
-        """Say whether a process that has just ended like this, and by none of us, was killed for want of memory."""
+        """Say whether a process that has just ended like this, and by none of us, was killed for want of memory.
+
+        One kill explains one end.
+        """
         if returncode != -signal.SIGKILL:
             return False
         now = time.monotonic()
         self._look(now)
-        return now - self._killed_at < LATELY_S
+        with self._lock:
+            explained = self._unexplained > 0 and now - self._killed_at < LATELY_S
+            self._unexplained -= explained
+        return explained
 
     def message(self, peak_bytes: int | None = None) -> str:
         """Return the sentence with limit and peak for a process that was; ``peak_bytes``: its own, if that is known."""

@@ -298,6 +298,15 @@ class RunnerProcess:
         """Say whether somebody was killed for its memory since this was last asked."""
         return self._memory.new_kills()
 
+    def taken_for_memory(self) -> bool:
+        """Say whether it has ended because there was no more memory for all that runs here. Asked once."""
+        # Of one whose reaper was killed nothing is known but that it has ended with it.
+        return (
+            self.killed is None
+            and self.exit_peak() is not None
+            and self.surroundings.has_killed(self.returncode())
+        )
+
     def memory_message(self) -> str:
         """Return the sentence with limit and peak for a process that took too much."""
         killed = self.killed
@@ -510,6 +519,8 @@ class RunnerProcess:
             )
         if (killed is not None and killed.kind == "memory") or self.new_oom_kills():
             tail = f"{OUT_OF_MEMORY}{self.memory_message()}\n{tail}"
+        elif self.taken_for_memory():
+            tail = f"no more memory: {self.surroundings.message(self.exit_peak())}\n{tail}"
         elif killed is not None and killed.text:
             tail = f"{killed.text}\n{tail}"
         return ProcessExitedError(doing, returncode, tail)
