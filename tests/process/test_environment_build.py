@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from modelops.environments import Environment, Environments, Interpreters
-from modelops.environments.uv import start_time
+from modelops.environments.uv import find_uv, start_time
 from modelops.errors import InternalError, NoInterpreterError, ResolutionError, StorageError
 
 DEADLINE_S = 120.0
@@ -379,3 +379,18 @@ def test_a_replaced_interpreter_is_noticed(tmp_path: Path) -> None:
     environment.python.symlink_to(copy)
 
     assert [d.path for d in environments.validate(environment.key)] == ["bin/python"]
+
+
+@pytest.mark.parametrize("what", ["scratch", "envs"])
+def test_that_somebody_cleans_the_cache_while_it_is_written_is_no_fault_of_the_dependencies(
+    tmp_path: Path, what: str
+) -> None:
+    """Else it would be remembered, and end a job, as what can never be installed."""
+    cache, uv = tmp_path / "cache", tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\n[ "$2" = sync ] && rm -rf "{cache / what}"\nexec "{find_uv()}" "$@"\n')
+    uv.chmod(0o755)
+    root = slow_bundle(tmp_path / "bundle")
+    lock = Environments(cache).resolve(root)
+    with pytest.raises(StorageError, match=r"was removed while environment .* was being built"):
+        Environments(cache, uv=uv).ensure(lock, bundle_root=root)
+    assert Environments(cache).ensure(lock, bundle_root=root).built

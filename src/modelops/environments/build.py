@@ -27,7 +27,7 @@ from modelops.environments.manifest import (
     write_manifest,
 )
 from modelops.environments.resolve import copy_bundle
-from modelops.errors import EnvironmentDamagedError, InternalError, ResolutionError
+from modelops.errors import EnvironmentDamagedError, InternalError, ResolutionError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def build_environment(
     Raises
     ------
     ResolutionError, IndexUnreachableError, StorageError
-        uv failed; see `modelops.environments.uv.explain`.
+        uv failed; see `modelops.environments.uv.explain`. Or somebody removed what it works in.
     EnvironmentDamagedError
         What was installed does not match the packages' RECORD, even after a fresh download.
     """
@@ -101,6 +101,11 @@ def build_environment(
             install(*copy)
         except ResolutionError as e:
             # What uv cannot unpack from its own cache, it can after a fresh download.
+            if not (work.is_dir() and root.is_dir()):
+                raise StorageError(
+                    f"{root if work.is_dir() else work} was removed while {what} was being built; look for what cleans "
+                    "the cache of this machine"
+                ) from e
             broken = [name for name in _names(lock) if f"({name}==" in e.uv_output]
             if "Failed to install" not in e.uv_output or not broken:
                 raise
