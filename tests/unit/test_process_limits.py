@@ -37,6 +37,9 @@ def test_each_kill_for_memory_beside_a_runner_explains_one_end_by_sigkill(tmp_pa
     events.write_text("oom 2\noom_kill 4\n")
     assert not around.has_killed(-11)
     assert [around.has_killed(-9), around.has_killed(-9)] == [True, False]
+    events.unlink()
+    events.mkdir()  # cannot be read
+    assert not around.has_killed(-9)
     assert not Surroundings(None).has_killed(-9)
 
 

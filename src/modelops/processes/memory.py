@@ -47,7 +47,12 @@ class Surroundings:
         if self._cgroup is None:
             return
         with self._lock:
-            kills = self._cgroup.oom_kills()
+            try:
+                kills = self._cgroup.oom_kills()
+            except (
+                OSError
+            ):  # too many open files, say; what looks at limits goes on, and this is read the next time
+                return
             if kills > self._kills:
                 known = now - self._looked_at < LATELY_S  # else nobody knows when
                 still = self._unexplained if now - self._killed_at < LATELY_S else 0
