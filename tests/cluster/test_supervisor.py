@@ -510,14 +510,14 @@ def test_drivers_that_fail_after_a_good_while_do_not_add_up_to_the_end_of_a_job(
     server: Server, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job of weeks may lose more drivers than would end it if they failed in a row."""
-    monkeypatch.setattr(supervising, "LONGEST_DELAY_S", 0.0)
-    monkeypatch.setattr(supervising, "GOOD_RUN_S", 0.0)  # each lives for as long as that
+    monkeypatch.setattr(setbacks, "LONGEST_DELAY_S", 0.0)
+    monkeypatch.setattr(setbacks, "GOOD_RUN_S", 0.0)  # each lives for as long as that
     job = server.submit(write_bundle("def simulate(params, seed):\n    return {'x': seed}"), seeds=[0])
     real = JobDriver.run
     failed: list[JobId] = []
 
     def run(self: JobDriver, pool: object) -> JobState:
-        if len(failed) <= supervising.MAX_FAILURES:
+        if len(failed) <= setbacks.MAX_FAILURES:
             failed.append(self.job)
             raise RuntimeError("a bug")
         return real(self, pool)  # type: ignore[arg-type]
@@ -525,7 +525,7 @@ def test_drivers_that_fail_after_a_good_while_do_not_add_up_to_the_end_of_a_job(
     monkeypatch.setattr(JobDriver, "run", run)
     server.start()
     server.wait_for(job, JobState.SUCCEEDED)
-    assert len(failed) == supervising.MAX_FAILURES + 1
+    assert len(failed) == setbacks.MAX_FAILURES + 1
 
 
 def test_a_job_for_which_no_thread_can_be_started_is_taken_up_when_there_is_one(
