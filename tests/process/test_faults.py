@@ -277,7 +277,7 @@ def test_too_much_memory_for_the_workers_container_is_said_by_the_kernel_too(
             check=True,
         )
     finally:
-        assert container.remove()
+        assert container.remove(timeout_s=DEADLINE_S)
     said = worker.stdout.splitlines()
     assert [line.split()[0] for line in said] == ["succeeded", "out_of_memory", "succeeded", "succeeded"]
     limit = re.escape("limit 300.0 MiB of all that runs in the worker's container or machine, peak ")
