@@ -206,7 +206,7 @@ def test_every_request_carries_the_token_and_no_url_does(server: Scripted, http:
         ((422, {"detail": "wrong", "advice": "mend it"}), RequestError, "wrong; mend it"),
         ((409, {"detail": "it runs", "error": "ConflictError"}), RequestError, "it runs"),
         ((429, {"detail": "full", "error": "QueueFullError"}), QueueFullError, "full"),
-        ((401, {"detail": "unknown token"}), RequestError, "MODELOPS_TOKEN"),
+        ((401, {"detail": "unknown token"}), RequestError, "modelops up"),
         ((500, {"title": "Internal error"}), InternalError, "log of the test's server"),
         ((507, {"detail": "disk full", "error": "ClusterError"}), ClusterError, "disk full"),
         ((418, b"<html>a proxy"), RequestError, "a proxy"),
@@ -235,6 +235,18 @@ def test_who_is_refused_by_a_server_elsewhere_hears_who_makes_tokens_and_where_t
         f"the server https://there does not accept the token: it is revoked; {asks}", str(refused.value)
     )
     assert "this machine" not in str(refused.value)
+
+
+def test_who_is_refused_by_the_server_of_this_machine_hears_how_to_get_one_that_knows_the_token(
+    server: Scripted,
+) -> None:
+    """As when the file of the token was removed while it ran; MODELOPS_TOKEN is for servers elsewhere."""
+    server.last = (401, {"detail": "it is wrong"})
+    here = Address(server.address.url, "secret", "the server of this machine", "it is away")
+    with contextlib.closing(Http(lambda: here)) as http, pytest.raises(RequestError) as refused:
+        http.get("/jobs")
+    assert "it is wrong; 'modelops down', then 'modelops up', starts one that does" in str(refused.value)
+    assert "MODELOPS_TOKEN" not in str(refused.value)
 
 
 def test_a_transfer_that_is_cut_goes_on_where_it_was(

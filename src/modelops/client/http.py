@@ -83,7 +83,7 @@ class Address(NamedTuple):
     token: str
     name: str
     advice: str
-    no_entry: str = "set MODELOPS_TOKEN to one of its own"
+    no_entry: str = "'modelops down', then 'modelops up', starts one that does; unfinished jobs go on"
 
 
 class Problem(msgspec.Struct, frozen=True):
