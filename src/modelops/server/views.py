@@ -127,8 +127,9 @@ class Driving(Protocol):
 
 
 # After a restart of the server the workers go on; until a driver has asked them, nobody here knows with what.
+# A job that another server or a local run drives is never taken up here.
 _UNDRIVEN: Final = {
-    JobState.RUNNING: "taking the job up; which of the pending replicates run is not known yet",
+    JobState.RUNNING: "this server does not drive it, or not yet; which of the pending replicates run is not known",
 }
 
 
