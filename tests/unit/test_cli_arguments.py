@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from modelops.cli.app import app
 from modelops.cli.job_views import show_list
@@ -22,6 +24,7 @@ from modelops.cli.jobs import extend
 from modelops.cli.run import default_folder, expected_folder, refuse_unwritable
 from modelops.cli.show import utc_text
 from modelops.client.served import Summary
+from modelops.client.status import JobStatus
 from modelops.client.study_arguments import (
     axes_of_texts,
     axis_of_text,
@@ -33,6 +36,7 @@ from modelops.client.study_arguments import (
 )
 from modelops.client.study_files import load_study
 from modelops.errors import NotFoundError, RequestError
+from modelops.states import JobState
 from modelops.study.parameter_sets import ParameterSets
 from modelops.study.sampling import grid
 from modelops.study.wording import shown_name
@@ -283,3 +287,19 @@ def test_a_home_that_is_a_file_is_one_sentence(words: list[str], tmp_path: Path)
     assert said.returncode != 0
     assert "Traceback" not in said.stderr
     assert said.stderr.startswith("error: "), said.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("running", "the cancel is recorded"), ("cancelling", ""), ("cancelled", "")]
+)
+def test_a_job_that_still_runs_after_a_cancel_is_said_to_be_going_to_end(
+    state: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when no server drives it just then: *running* alone would look as if nothing had been asked."""
+    status = JobStatus(JobState(state), {"pending": 3}, {}, "")
+    job = SimpleNamespace(id="job_1", cancel=lambda *, at_once: None, status=lambda: status)
+    monkeypatch.setattr("modelops.cli.jobs._steerable", lambda _: job)
+    done = CliRunner().invoke(app, ["jobs", "cancel", "job_1"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"job_1: {state}")
+    assert done.stderr.partition(";")[0].strip() == said

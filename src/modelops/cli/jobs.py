@@ -205,9 +205,13 @@ def cancel(
 
     Exit code: 0 it is being cancelled, 2 it has ended already, 5 the server cannot be reached.
     """
+    from modelops.states import JobState
+
     found = _steerable(job)
     found.cancel(at_once=at_once)
-    _told(found, wait=wait, as_json=as_json)
+    status = _told(found, wait=wait, as_json=as_json)
+    if not status.final and status.state != JobState.CANCELLING:
+        typer.echo("the cancel is recorded; whoever drives the job hears of it within seconds", err=True)
 
 
 @jobs_app.command()
