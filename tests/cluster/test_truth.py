@@ -201,6 +201,23 @@ def test_damage_at_any_byte_is_found_and_run_again_and_the_results_are_the_same(
     assert server.records.mismatches()["segment_damaged"] >= 1
 
 
+def test_damage_that_is_met_while_other_damage_is_repaired_is_run_again_by_the_same_run(
+    server: Server, bundle: Path
+) -> None:
+    """The look of every minute reads nothing; the aggregate that it has made again does."""
+    job = run(bundle, server.cluster, SETS[:1], 8)
+    before, ran = server.files(job), server.n_attempts(job)
+    (aggregate,) = server.records.aggregates(job)
+    lost = next(ref for ref in server.records.segments(job) if ref.pack)
+    server.objects.delete(f"{job_folder(job)}/{aggregate.name}")
+    flip(server, f"{job_folder(job)}/{lost.pack}", random.Random(7))
+    assert [f.kind for f in server.reconciler.run(job, deep=False)] == [Mismatch.AGGREGATE_DAMAGED]
+    assert server.ended(job) is JobState.SUCCEEDED, server.records.job(job).reason
+    assert server.files(job) == before
+    assert server.n_attempts(job) - ran == len(Ranges(lost.ranges))
+    assert server.reconciler.run(job) == []
+
+
 @pytest.mark.parametrize("what", ["segment", "pack"])
 def test_damage_while_a_job_runs_is_mended_before_it_ends(
     cluster: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path, what: str

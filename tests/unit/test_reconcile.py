@@ -125,6 +125,24 @@ def test_what_is_damaged_is_run_again_and_nothing_else(
     assert short in said.text
 
 
+def test_a_repaired_run_runs_what_is_found_damaged_meanwhile_too(
+    stored: StoredJob, fresh: dict[str, bytes]
+) -> None:
+    """A look of every minute sees that a segment is gone; that another one is damaged sees who reads it."""
+    gone, flipped = stored.records.segments(stored.job)[:2]
+    ran = stored.n_ran
+    damage(stored, f"{job_folder(stored.job)}/{gone.name}", "remove")
+    damage(stored, f"{job_folder(stored.job)}/{flipped.name}", "flip")
+    mend(stored, deep=False)
+    assert stored.records.scope(stored.job).only == Ranges(gone.ranges)
+    assert kinds(mend(stored)) == {Mismatch.SEGMENT_DAMAGED}
+    assert stored.records.scope(stored.job).only == Ranges((*gone.ranges, *flipped.ranges))
+    stored.run()
+    assert stored.n_ran - ran == len(Ranges((*gone.ranges, *flipped.ranges)))
+    assert stored.files() == fresh
+    assert mend(stored) == []
+
+
 def test_a_repaired_run_leaves_alone_what_the_user_did_not_want(stored: StoredJob, tmp_path: Path) -> None:
     cancelled = StoredJob(tmp_path / "cancelled", SETS, N)
     cancelled.run(limit=14)

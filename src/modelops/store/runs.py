@@ -168,14 +168,18 @@ class Runs:
 
     def scope(self, job: JobId) -> Scope:
         """Return what the job's current run may run, and take over."""
-        e = schema.events.c
-        query = sa.select(e.data).where(e.job == job, e.number == self.run_began(job))
+        e, began = schema.events.c, self.run_began(job)
+        query = sa.select(e.data).where(e.job == job, e.number == began)
+        withdrawn = sa.select(e.data).where(e.job == job, e.kind == WITHDRAWN, e.number > began)
         with self._database.reading() as sql:
             data = sql.scalar(query) or {}
-        only = data.get("only")
-        return Scope(
-            None if only is None else Ranges((lo, hi) for lo, hi in only), data.get("after_epoch", 0)
-        )
+            lost = list(sql.scalars(withdrawn)) if "only" in data else []
+        if "only" not in data:
+            return Scope(None, data.get("after_epoch", 0))
+        # It runs what it finds damaged itself, too. What its end finds is owed to the next run.
+        found = (each for each in lost if each.get("state") != JobState.FINALIZING)
+        pairs = [*data["only"], *(pair for each in found for pair in each.get("ranges", ()))]
+        return Scope(Ranges((lo, hi) for lo, hi in pairs), data.get("after_epoch", 0))
 
     def owed(self, job: JobId) -> Ranges | None:
         """Return the indices that were withdrawn when this run only had its end before it; None: nothing was."""
