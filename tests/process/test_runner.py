@@ -1238,6 +1238,7 @@ const rpc = require("vscode-jsonrpc/node");
 const { spawn } = require("child_process");
 const [argv, hello, run] = JSON.parse(process.argv[2]);
 const child = spawn(argv[0], argv.slice(1), { stdio: ["pipe", "pipe", "ignore"] });
+const ended = new Promise((tell) => child.on("exit", tell));  // it may end before its last answer is read
 const connection = rpc.createMessageConnection(
   new rpc.StreamMessageReader(child.stdout), new rpc.StreamMessageWriter(child.stdin));
 const seen = [];
@@ -1249,7 +1250,7 @@ connection.listen();
   const result = await connection.sendRequest("replicates/run", run);
   const unknown = await connection.sendRequest("no/such").catch((e) => e.code);
   await connection.sendRequest("shutdown");
-  child.on("exit", (code) => console.log(JSON.stringify({ early, info, result, unknown, seen, code })));
+  console.log(JSON.stringify({ early, info, result, unknown, seen, code: await ended }));
 })();
 """
 
