@@ -228,11 +228,14 @@ def test_full_and_read_only_volumes_stop_a_job_for_as_long_as_they_are_so(
             placed(tmp_path, bundle, shared_cache, MODELOPS_STORAGE=storage, MODELOPS_DATABASE=url)
         )
         where, free, kind = str(objects.path), "free some space", "storage_away"
+        # Begun again is the one for which there is no room, in a chunk that has outcomes and in the next: 2 for each
+        # worker. And each time that as many were stored as make room for another (ten): 1 more, of 36 at most 3.
+        n_again = 2 * 2 + 3
         for fault in (
             Fault("objects full", objects.fill, objects.free, where, free, kind),
             Fault("read-only", objects.forbid_writing, objects.allow_writing, where, "allow writing", kind),
             Fault("database full", database.fill, database.free, str(database.path), free, "store_lost"),
-            Fault("state full", state.fill, state.free, str(state.path), "free s", kind, again=4),
+            Fault("state full", state.fill, state.free, str(state.path), "free s", kind, again=n_again),
         ):
             suffer(place, fault)
 
