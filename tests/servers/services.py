@@ -107,13 +107,16 @@ class Postgres:
         """End it: ``SIGKILL`` is a crash, ``SIGQUIT`` an immediate end, ``SIGINT`` a quick and clean one."""
         if self._process is not None:
             if number == signal.SIGKILL:
-                # Its children end by themselves when they see that the first process is gone.
+                self._process.send_signal(signal.SIGSTOP)  # it begins no others then
+                _wait_until_it_is(self._process.pid, "T")
                 children = _children(self._process.pid)
                 self._process.kill()
                 self._process.wait()
                 for child in children:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
+                for child in children:  # while one has the shared memory, no other server starts
+                    _wait_until_it_is(child, "Z")
                 (self._folder / "data" / "postmaster.pid").unlink(missing_ok=True)
             else:
                 self._process.send_signal(number)
@@ -286,6 +289,19 @@ def _wait_for(answers: Callable[[], bool], process: subprocess.Popen[bytes], log
         assert process.poll() is None, log.read_text(errors="replace")[-3000:]
         assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
         threading.Event().wait(0.02)
+
+
+def _wait_until_it_is(pid: int, state: str) -> None:
+    """Wait until a process is in this state (``T``: stopped, ``Z``: ended), or gone."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        try:
+            found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if found in (state, "Z"):
+            return
+        threading.Event().wait(0.002)
 
 
 def _children(pid: int) -> list[int]:
