@@ -148,7 +148,15 @@ def test_a_port_that_somebody_else_may_have_by_now_is_told_no_token(pool: PoolHo
     wait_for(lambda: pool.run.holder(KEEPER) is None, "the keeper is dead")
     os.kill(pids[SERVER], signal.SIGKILL)
     wait_for(lambda: pool.run.holder(SERVER) is None, "the server is dead")
-    with socket.create_server(("127.0.0.1", urlsplit(address.url).port or 0)):
+    with contextlib.ExitStack() as stack:
+
+        def taken() -> bool:
+            with contextlib.suppress(OSError):  # the kernel is still ending the server
+                stack.enter_context(socket.create_server(("127.0.0.1", urlsplit(address.url).port or 0)))
+                return True
+            return False
+
+        wait_for(taken, "somebody else has its port")
         beginning = pool.run.hold(KEEPER)  # as one does that has not begun to listen yet
         assert beginning is not None
         found = find_server(pool.home)

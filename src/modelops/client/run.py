@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from modelops.client.beside import Beside
 from modelops.client.job import Job
 from modelops.errors import RequestError
 from modelops.home import Home
@@ -206,15 +208,18 @@ class Interrupts:
         self._driver: JobDriver | None = None
         self._presses = 0
         self._before: dict[int, object] = {}
+        self._beside = Beside()
 
     def __enter__(self) -> Self:
+        self._beside.__enter__()
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
+        self._beside.__exit__(*error)
 
     def drive(self, driver: JobDriver) -> None:
         """Send Ctrl-C to this driver from now on."""
@@ -224,5 +229,5 @@ class Interrupts:
         if self._driver is None:
             raise KeyboardInterrupt
         self._presses += 1
-        self._watcher.cancelling(hard=self._presses > 1)
+        self._beside.do(partial(self._watcher.cancelling, hard=self._presses > 1))
         self._driver.cancel("Ctrl-C")

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
+from modelops.client.beside import Beside
 from modelops.client.following import Following
 from modelops.errors import ModelOpsError
 
@@ -78,8 +79,8 @@ class Cancels:
     """Ctrl-C once: cancel the job and keep what is finished; twice: at once; a third time: leave.
 
     Only the main thread gets signals; in any other thread this does nothing. Before there is a job, Ctrl-C is a
-    KeyboardInterrupt as everywhere else. Cancelling happens in a thread: the one that was interrupted may be in the
-    middle of a request.
+    KeyboardInterrupt as everywhere else. Telling and cancelling happen in threads: the one that was interrupted may be
+    in the middle of a request, or of writing to the terminal.
     """
 
     def __init__(self, watcher: Watcher) -> None:
@@ -87,6 +88,7 @@ class Cancels:
         self._job: Job | None = None
         self._before: dict[int, object] = {}
         self._threads: list[threading.Thread] = []
+        self._beside = Beside()
         self._at_once = 0.0
         self._failed: ModelOpsError | None = None
         self.pressed = 0
@@ -95,13 +97,15 @@ class Cancels:
         )
 
     def __enter__(self) -> Self:
+        self._beside.__enter__()
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
+        self._beside.__exit__(*error)
         for thread in self._threads:
             thread.join(AT_ONCE_S)
 
@@ -109,7 +113,7 @@ class Cancels:
         """Cancel this job from now on; also if Ctrl-C was pressed while it was submitted."""
         self._job = job
         if self.pressed:
-            self._cancel()
+            self._cancel(job, at_once=self.pressed > 1)
 
     def leave(self) -> bool:
         """Say whether Ctrl-C was pressed twice, and it is time to go. Raises what kept the job from being cancelled."""
@@ -121,14 +125,14 @@ class Cancels:
         if self.pressed > 1 or (self._job is None and (self.pressed or not self.holding)):
             raise KeyboardInterrupt
         self.pressed += 1
-        self._watcher.cancelling(hard=self.pressed > 1)
+        at_once = self.pressed > 1
+        self._beside.do(partial(self._watcher.cancelling, hard=at_once))
         self._at_once = time.monotonic() + AT_ONCE_S
         if self._job is not None:
-            self._cancel()
+            self._beside.do(partial(self._cancel, self._job, at_once=at_once))
 
-    def _cancel(self) -> None:
-        assert self._job is not None
-        cancel = partial(self._job.cancel, at_once=self.pressed > 1)
+    def _cancel(self, job: Job, *, at_once: bool) -> None:
+        cancel = partial(job.cancel, at_once=at_once)
         thread = threading.Thread(target=_into(cancel, self._fail), name="modelops-cancel", daemon=True)
         self._threads.append(thread)
         thread.start()
