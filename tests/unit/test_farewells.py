@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from modelops.driver import farewells
 from modelops.driver.farewells import say_farewell
 from modelops.study.ids import JobId
+from modelops.worker import tasks
+from modelops.worker.plugin import ModelOpsWorker
 
 
 class Asked:
@@ -61,3 +66,13 @@ def test_nobody_is_told_without_workers_or_after_the_client_was_closed(monkeypat
 
 def test_a_worker_that_cannot_be_reached_costs_nobody_else_anything(monkeypatch: Any) -> None:
     assert len(told(monkeypatch, (["gone"], "x", 1, False), (["a"], "y", 1, True))) == 2
+
+
+@pytest.mark.parametrize("plugins", [{}, {"modelops": ModelOpsWorker(settings=None)}])  # type: ignore[arg-type]
+def test_a_worker_that_is_starting_or_ending_has_nothing_to_forget_and_says_so_to_whoever_asks(
+    plugins: dict[str, Any],
+) -> None:
+    worker: Any = SimpleNamespace(plugins=plugins, address="tls://here:1")
+    asyncio.run(tasks.forget({JobId("job_1"): 1}, worker))
+    with pytest.raises(OSError, match="tls://here:1 runs nothing"):  # as of one that is gone, for `Hands`
+        asyncio.run(tasks.attempts(JobId("job_1"), 1, worker))

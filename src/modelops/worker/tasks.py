@@ -123,13 +123,19 @@ async def recall(job: JobId, attempt: AttemptId, epoch: int, dask_worker: Worker
 
 async def forget(ended: Mapping[JobId, int], dask_worker: Worker) -> None:
     """Keep no receipt of jobs that their drivers of these epochs have ended, and run nothing more of them."""
+    try:
+        runtime = runtime_of(dask_worker)
+    except ConnectionError:  # it keeps nothing, and nobody waits for an answer
+        return
     for job, epoch in ended.items():
-        runtime_of(dask_worker).attempts.forget(job, epoch)
+        runtime.attempts.forget(job, epoch)
 
 
 def runtime_of(worker: Worker) -> WorkerRuntime:
-    """Return what the plugin keeps on a worker."""
-    plugin = worker.plugins["modelops"]
-    if not isinstance(plugin, ModelOpsWorker):
+    """Return what the plugin keeps on a worker. Raises ConnectionError for one that is just starting or ending."""
+    plugin = worker.plugins.get("modelops")
+    if plugin is not None and not isinstance(plugin, ModelOpsWorker):
         raise InternalError(f"the worker's plugin 'modelops' is a {type(plugin).__name__}")
+    if plugin is None or not hasattr(plugin, "runtime"):
+        raise ConnectionError(f"the worker {worker.address} runs nothing just now: it is starting or ending")
     return plugin.runtime
