@@ -42,6 +42,11 @@ def vandal(write_bundle: Callable[..., Path], when: str) -> Path:
     return bundle
 
 
+def vandal_once(write_bundle: Callable[..., Path], once: Path) -> Path:
+    """Write a bundle whose model changes it once; the file ``once`` says that it has."""
+    return vandal(write_bundle, f"not os.path.exists({str(once)!r}) and not open({str(once)!r}, 'x').close()")
+
+
 def kinds(job: mo.Job) -> list[str]:
     return [event.kind for event in job.events()]
 
@@ -79,9 +84,7 @@ def test_replicates_of_a_changed_bundle_run_again_from_a_fresh_one(
     warned: list[str],
 ) -> None:
     once = tmp_path / "done"
-    bundle = vandal(
-        write_bundle, f"not os.path.exists({str(once)!r}) and not open({str(once)!r}, 'x').close()"
-    )
+    bundle = vandal_once(write_bundle, once)
 
     job = mo.run(study(bundle), cluster=cluster)
 
@@ -153,9 +156,7 @@ def test_a_bundle_that_is_changed_where_the_models_run_is_run_again_from_a_fresh
     far_cluster: EmbeddedCluster, write_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     once = tmp_path / "done"
-    bundle = vandal(
-        write_bundle, f"not os.path.exists({str(once)!r}) and not open({str(once)!r}, 'x').close()"
-    )
+    bundle = vandal_once(write_bundle, once)
 
     job = mo.run(study(bundle), cluster=far_cluster)
 

@@ -9,11 +9,11 @@ from modelops.bundles.snapshot import disown_snapshot, snapshot_changed, snapsho
 __all__ = [
     "Manifest",
     "bundle_digest",
+    "disown_snapshot",
     "job_spec",
     "load_manifest",
     "pack_bundle",
     "snapshot_changed",
-    "disown_snapshot",
     "snapshot_mark",
     "take_snapshot",
     "unpack_bundle",
