@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from modelops.errors import describe_exit
-from modelops.processes.chunk import DRAIN_S, error_of, out_of_memory, output_of
+from modelops.processes.chunk import DRAIN_S, error_of, no_more_memory, out_of_memory, output_of
 from modelops.processes.outcome import (
     AggregateOutcome,
     FileSlice,
@@ -260,9 +260,9 @@ class AggregateRun:
             )
             return AggregateOutcome(status=ReplicateStatus.OUT_OF_MEMORY, error=error)
         elif process.taken_for_memory():
-            message = process.surroundings.message(process.exit_peak())
-            error = out_of_memory(process, returncode=returncode, message=message)
-            error = msgspec.structs.replace(error, stderr=process.drain.tail(None))
+            error = msgspec.structs.replace(
+                no_more_memory(process, returncode), stderr=process.drain.tail(None)
+            )
             return AggregateOutcome(status=ReplicateStatus.OUT_OF_MEMORY, error=error)
         else:
             status, kind = ReplicateStatus.CRASHED, "ProcessExited"

@@ -131,6 +131,12 @@ def out_of_memory(
     )
 
 
+def no_more_memory(process: RunnerProcess, returncode: int | None) -> ReplicateError:
+    """Return the error of a process that ended because all that runs beside it took the machine's memory, too."""
+    message = process.surroundings.message(process.exit_peak())
+    return out_of_memory(process, returncode=returncode, message=message)
+
+
 class ForkRefusedError(ProcessError):
     """Forking this bundle's process is not safe; the text says why.
 
@@ -526,10 +532,7 @@ class ChunkRun:
             )
             return ReplicateStatus.TIMED_OUT, error
         if process.taken_for_memory():
-            message = process.surroundings.message(process.exit_peak())
-            return ReplicateStatus.OUT_OF_MEMORY, out_of_memory(
-                process, returncode=returncode, message=message
-            )
+            return ReplicateStatus.OUT_OF_MEMORY, no_more_memory(process, returncode)
         message = how if killed is None else f"{how}: {killed.text}"
         error = ReplicateError(
             type="ProcessExited",
