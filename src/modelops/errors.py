@@ -207,6 +207,20 @@ class ProcessTimeoutError(ProcessError):
     """A runner process did not answer in time and was killed."""
 
 
+class SetAsideError(ProcessError):
+    """Environment or bundle were set aside or made anew under a runner; what it met is no fault of the bundle.
+
+    ``met``: what went wrong because of that.
+    """
+
+    def __init__(self, met: str) -> None:
+        super().__init__(met)
+        self.met = met
+
+    def __str__(self) -> str:
+        return f"its environment, or bundle, was set aside or made anew while it ran: {self.met}"
+
+
 class ProtocolError(ProcessError):
     """The other side broke the rules of the protocol."""
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -207,18 +205,13 @@ class Interrupts:
         self._watcher = watcher
         self._driver: JobDriver | None = None
         self._presses = 0
-        self._before: dict[int, object] = {}
-        self._beside = Beside()
+        self._beside = Beside(self._pressed)
 
     def __enter__(self) -> Self:
         self._beside.__enter__()
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
         self._beside.__exit__(*error)
 
     def drive(self, driver: JobDriver) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from functools import partial
@@ -86,9 +85,8 @@ class Cancels:
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._job: Job | None = None
-        self._before: dict[int, object] = {}
         self._threads: list[threading.Thread] = []
-        self._beside = Beside()
+        self._beside = Beside(self._pressed)
         self._at_once = 0.0
         self._failed: ModelOpsError | None = None
         self.pressed = 0
@@ -98,13 +96,9 @@ class Cancels:
 
     def __enter__(self) -> Self:
         self._beside.__enter__()
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._pressed) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us before
         self._beside.__exit__(*error)
         for thread in self._threads:
             thread.join(AT_ONCE_S)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from modelops.bundles.missing import line_to_add
 from modelops.environments import dependency_inputs
-from modelops.errors import StorageError
+from modelops.errors import SetAsideError, StorageError
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store.aggregate_segments import AggregateRow, AggregateWriter
 from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import AggregateReceipt, ErrorExample, FailureCount
 from modelops.worker.replicates import ReplicateReader
-from modelops.worker.runtime import set_aside
 from modelops.worker.small_sets import MAX_REPLICATES, SmallSets
 from modelops.worker.stored import stored_aggregates, stored_error, stored_outputs
 
@@ -225,7 +224,7 @@ class _AggregateRun:
             row = _succeeded(param, target, n_succeeded, n, outcome.returned_dict, outcome.outputs)
             self.writer.add(row)
         elif not self.runtime.still_has_files(self.context):
-            raise set_aside(f"{error.type}: {error.message}")
+            raise SetAsideError(f"{error.type}: {error.message}")
         else:
             reason = self._reason(error)
             row = AggregateRow(

@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from modelops.environments import Environments
-from modelops.errors import EnvironmentDamagedError, ProcessError, StorageError
+from modelops.errors import EnvironmentDamagedError, ProcessError, SetAsideError, StorageError
 from modelops.processes import ProcessPool
 from modelops.store import Objects
 from modelops.store.bundle_changes import say_changed
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     _Key = tuple[JobId, str, str]  # a job, the object with its spec, and that object's digest
 
 T = TypeVar("T")
-SET_ASIDE: Final = "its environment, or bundle, was set aside or made anew"
 TRIES: Final = 5  # somebody may remove or rebuild an environment between its validation and its use
 
 
@@ -86,8 +85,8 @@ class WorkerRuntime:
         ------
         ModelOpsError
             The bundle or its environment cannot be had.
-        ProcessError
-            Also for what went wrong in the block because environment or bundle were set aside or made anew meanwhile.
+        SetAsideError
+            For what went wrong in the block because environment or bundle were set aside or made anew meanwhile.
         """
         with contextlib.ExitStack() as held:
             key = (chunk.job, chunk.study, chunk.study_digest)
@@ -98,12 +97,14 @@ class WorkerRuntime:
                 attempt.preparing = False
             try:
                 yield context
+            except SetAsideError:
+                raise
             except ProcessError as error:
                 # Nothing of the chunk counts, so nothing is to be said of what was changed.
                 changed = context.snapshot_changes()
-                if (self.still_has_files(context) and not changed) or str(error).startswith(SET_ASIDE):
+                if self.still_has_files(context) and not changed:
                     raise
-                raise set_aside(str(error)) from error
+                raise SetAsideError(str(error)) from error
 
     def still_has_files(self, context: JobContext) -> bool:
         """Say whether environment and bundle of a job are those that were made ready for it. Four microseconds.
@@ -119,11 +120,11 @@ class WorkerRuntime:
 
         Raises
         ------
-        ProcessError
+        SetAsideError
             Somebody else has found that, and it was made anew, or will be: only what this attempt did does not count.
         """
         if not context.has_its_snapshot:
-            raise set_aside("its files may have been changed")
+            raise SetAsideError("its files may have been changed")
         changes = [f"{line} on {self.host}" for line in context.snapshot_changes()]
         if changes:
             self.when_storage_allows(
@@ -223,8 +224,3 @@ class WorkerRuntime:
         self.attempts.stop_all()
         self.pool.close()
         shutil.rmtree(self.root, ignore_errors=True)
-
-
-def set_aside(what: str) -> ProcessError:
-    """Return an error after which a chunk is begun again, some times: what it met is no fault of the bundle."""
-    return ProcessError(f"{SET_ASIDE} while it ran: {what}")

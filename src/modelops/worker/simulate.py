@@ -6,12 +6,11 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
-from modelops.errors import RemoteError, StorageError
+from modelops.errors import RemoteError, SetAsideError, StorageError
 from modelops.study.ranges import Ranges
 from modelops.worker.job_log import JobLog
 from modelops.worker.messages import Chunk, Receipt
 from modelops.worker.parts import Parts
-from modelops.worker.runtime import set_aside
 from modelops.worker.sorter import Sorter
 from modelops.worker.storage_wait import FIRST_WAIT_S, LONGEST_WAIT_S
 
@@ -68,7 +67,7 @@ def _simulate(
                 sorter.note_missing(error.missing_module, error.traceback)
             wall_seconds = time.perf_counter() - began
         if sorter.set_aside is not None:
-            raise set_aside(sorter.set_aside)
+            raise SetAsideError(sorter.set_aside)
         runtime.look_at_bundle(context, chunk.attempt, attempt)
         takes_time = wall_seconds >= WORTH_STEPPING_ASIDE_S or sorter.tally.has_files
         if takes_time and not attempt.alone:
