@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,29 @@ def test_columns_of_many_numbers_give_the_canonical_form_of_every_row(column: li
     sets = ParameterSets.of_rows([{"x": value, "%s": i} for i, value in enumerate(column)])
     assert sets.canonical() == [canonical_json(row) for row in sets]
     assert sets.canonical(1, len(column) - 1) == sets.canonical()[1:-1]
+    row = {"all": column, "again": tuple(column)}
+    assert ParameterSets.of_rows([row]).canonical() == [canonical_json(row)]
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ([1, [2.0, object()]], "[1][1]': a object cannot be a parameter"),
+        (({"$a": 1},), "[0]': a name must not begin with '$'"),
+        ("\ud800", "text that is not valid Unicode"),
+        (["fine", "\ud800"], "text that is not valid Unicode"),
+        (LOOP, "has no canonical form"),
+    ],
+)
+def test_what_no_parameter_can_be_is_named_where_it_is(value: Any, named: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(named)):
+        canonical_json({"y": value})
+    with pytest.raises(RequestError, match=f"parameter 'y.*{re.escape(named)}"):
+        ParameterSets.of_rows([{"y": value}]).canonical()
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "%s", 'q"']), scalars), max_size=5))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from modelops.errors import ConflictError, RequestError
 from modelops.store import columns
 from modelops.store.parameters import ID_BYTES, ROW_GROUP, Sets, pour_sets
-from modelops.study.canonical import canonical_json, id_bytes, parse_canonical
+from modelops.study.canonical import canonical_json, id_bytes, parse_canonical, write_plain
 from modelops.study.parameter_sets import Listed, ParameterSets, check_names, refuse_duplicates
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _canonical(text: bytes) -> tuple[bytes, Sequence[str]]:
     plain = text.decode()
     if "$" not in plain:  # no tags: what json writes is canonical, and quick
         value = json.loads(plain, parse_constant=_refuse)
-        if type(value) is dict and _written(value) == plain:
+        if type(value) is dict and write_plain(value) == plain:
             return text, list(value)
     parsed = json.loads(plain, object_hook=_untagged, parse_constant=_refuse)
     if not isinstance(parsed, dict):
@@ -264,10 +264,6 @@ def _untagged(value: dict[str, Any]) -> Any:
     if len(value) != 1 or value["$float"] not in ("nan", "inf", "-inf"):
         raise ValueError(f'{value!r} is no number; write {{"$float": "nan"}}, "inf" or "-inf"')
     return float(value["$float"])
-
-
-def _written(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _refuse(constant: str) -> Any:

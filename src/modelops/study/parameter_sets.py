@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from json.encoder import encode_basestring
 from typing import Any, overload
 
 import msgspec
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from modelops.errors import RequestError
-from modelops.study.canonical import RESERVED, canonical_json, param_ids
+from modelops.study.canonical import RESERVED, canonical_json, canonical_value, param_ids
 
 ROW_GROUP = 65_536
 AT_ONCE = 4_096  # sets whose texts are put together in one piece
@@ -277,9 +278,19 @@ def _texts(name: str, values: Sequence[Any]) -> list[str]:
     return [
         float.__repr__(v) if type(v) is float and -_INF < v < _INF
         else int.__repr__(v) if type(v) is int
-        else _slow_text(name, v)
+        else encode_basestring(v) if type(v) is str and v.isascii()
+        else _WORDS[v] if v is None or type(v) is bool
+        else _listed(name, v) if type(v) is list or type(v) is tuple
+        else canonical_value(v, name)
         for v in values
     ]  # fmt: skip
+
+
+def _listed(name: str, values: Sequence[Any]) -> str:
+    try:
+        return f"[{','.join(_texts(name, values))}]"
+    except (RequestError, RecursionError):
+        return canonical_value(values, name)  # which names the place in it
 
 
 def _msgspec_writes_as_python(values: Sequence[Any]) -> bool:
@@ -291,12 +302,8 @@ def _msgspec_writes_as_python(values: Sequence[Any]) -> bool:
     return kinds == {int} and min(values) >= -(2**63) and max(values) < 2**63
 
 
+_WORDS = {None: "null", False: "false", True: "true"}
 _INF = float("inf")  # NaN and the infinities fail the comparison, and are tagged in the slow way
-
-
-def _slow_text(name: str, value: Any) -> str:
-    whole = canonical_json({name: value}).decode()
-    return whole[len(canonical_json({name: 0}).decode()) - 2 : -1]
 
 
 def _has_missing(values: Sequence[Any] | npt.NDArray[Any]) -> bool:
