@@ -91,6 +91,13 @@ def test_two_chunks_wait_only_where_storing_one_may_take_as_long_as_running_it(
     assert queue_depth(meter) == depth
 
 
+def test_a_segment_holds_no_more_than_who_reads_it_can_hold_easily() -> None:
+    for large, small, size in ((0, 100, 50_000), (0, 600, 10_485), (0, 10**9, 1), (10**6, 600, 33)):
+        measured = Meter()
+        measured.record(1_000, 1_000 * 50e-6, 1_000 * large, 1_000 * small)
+        assert chunk_size(measured, 100_000, 2) == min(size, chunk_size(meter(50e-6), 100_000, 2))
+
+
 @pytest.mark.parametrize(("n_measured", "slots", "size"), [(1, 2, 1), (8, 2, 4), (24, 2, 12), (24, 100, 1)])
 def test_before_it_is_sure_a_chunk_takes_at_most_what_each_slot_has_done(
     n_measured: int, slots: int, size: int

@@ -129,13 +129,17 @@ def model(param: int, replicate: int) -> Outcome:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32), group=st.sampled_from([1, 4, 7, 100]))
-def test_the_files_do_not_depend_on_chunks_order_or_attempts(seed: int, group: int) -> None:
+@given(seed=st.integers(0, 2**32), group=st.sampled_from([1, 4, 7, 100]), wide=st.booleans())
+def test_the_files_do_not_depend_on_chunks_order_or_attempts(seed: int, group: int, wide: bool) -> None:
     rng = random.Random(seed)
     files = []
     with pytest.MonkeyPatch.context() as patch:
         for module in (replicate_rows, view_writer):
             patch.setattr(module, "ROW_GROUP", group)
+        if wide:
+            patch.setattr(replicate_rows, "FEW_ROWS", 0)
+            patch.setattr(view_writer, "FEWEST_ROWS", 1)
+            patch.setattr(view_writer, "CELLS", 8)  # 4 outputs: two rows
         patch.setattr(gather, "CACHE_BYTES", rng.choice([0, 1 << 20]))
         for shuffled in (False, True):
             job = Job(spec_of(IndexLine.of(5, 6)), SETS)
@@ -362,6 +366,39 @@ def test_row_groups_have_65536_rows_and_large_arrays_do_not_fill_memory() -> Non
     file = pq.ParquetFile(io.BytesIO(job.files()["replicates.parquet"]))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [65_536, n - 65_536]
     assert file.read(columns=["x"])["x"].to_pylist() == [r / 2 for r in range(n)]
+
+
+def test_wide_rows_make_small_groups_and_the_first_that_succeeded_says_how_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(view_writer, "CELLS", 1 << 16)
+
+    def answer(_: int, r: int) -> Outcome:
+        if r < 3:
+            return ReplicateStatus.FAILED
+        return {f"o{i}": r / (i + 1) for i in range(30 if r == 3 else 2)}
+
+    def rows_of(n: int, sizes: tuple[int, ...]) -> list[int]:
+        job = Job(spec_of(IndexLine.of(1, n)), SETS[:1])
+        at = 0
+        for size in sizes:
+            job.run(range(at, min(n, at + size)), answer)
+            at += size
+        file = pq.ParquetFile(io.BytesIO(job.files()["replicates.parquet"]))
+        assert file.read(columns=["o1"])["o1"].to_pylist() == [None] * 3 + [r / 2 for r in range(3, n)]
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+    assert rows_of(5_000, (5_000,)) == [2_048, 2_048, 904]  # 2 ** 16 // 30 is 2,184
+    assert rows_of(5_000, (2, 1, 700, 5_000)) == [2_048, 2_048, 904]
+    assert rows_of(4_096, (4_096,)) == [4_096]
+
+
+@pytest.mark.parametrize(
+    ("n_outputs", "rows"),
+    [(0, 65_536), (16, 65_536), (17, 32_768), (50, 16_384), (500, 2_048), (10**6, 1_024)],
+)
+def test_how_many_rows_a_group_has(n_outputs: int, rows: int) -> None:
+    assert view_writer.rows_at_once(n_outputs) == rows
 
 
 # Failures

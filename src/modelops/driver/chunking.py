@@ -21,6 +21,9 @@ TARGET_WHILE_UNSURE_S: Final = 0.1
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
 LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
+SEGMENT_BYTES: Final = (
+    6 << 20
+)  # of its small outputs, compressed: whoever reads a segment holds several times as much
 MUCH_TO_STORE_BYTES: Final = 8 << 20  # by one replicate
 WORTH_STORING_BESIDE_S: Final = 0.5  # what runs for longer is not waited for by a disk
 WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and committing it costs
@@ -43,17 +46,18 @@ class Meter:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._items = 0.0
-        self._bytes = 0.0
+        self._bytes = self._small_bytes = 0.0
         self.n_measured = 0
         self.seconds_per_item: float | None = None  # expected, never 0; None before the first measurement
         self.longest_s: float | None = None  # of those that were measured together, likewise
         self.handover_s = 0.0  # what a chunk costs beside its work; see `handed_over`
         self._handovers: deque[float] = deque(maxlen=RECENT_HANDOVERS)
 
-    def record(self, n: int, seconds: float, n_bytes: int = 0) -> None:
-        """Note that ``n`` items took ``seconds``, and that their large outputs have ``n_bytes``."""
+    def record(self, n: int, seconds: float, n_bytes: int = 0, small_bytes: int = 0) -> None:
+        """Note that ``n`` items took ``seconds``, and how many bytes their large and their small outputs have."""
         if n > 0:
             self._bytes = MEMORY * self._bytes + n_bytes
+            self._small_bytes = MEMORY * self._small_bytes + small_bytes
             self._seconds = MEMORY * self._seconds + max(0.0, seconds)
             self._items = MEMORY * self._items + n
             self.n_measured += n
@@ -73,6 +77,13 @@ class Meter:
         """How many bytes of large outputs an item is expected to have."""
         return self._bytes / self._items if self._items else 0.0
 
+    def fit(self, size: int) -> int:
+        """Return how many of ``size`` items one segment should hold, at least 1: by the bytes of their outputs."""
+        for n_bytes, room in ((self._bytes, LARGE_BYTES), (self._small_bytes, SEGMENT_BYTES)):
+            if n_bytes:
+                size = min(size, int(room * self._items / n_bytes))
+        return max(1, size)
+
 
 def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     """Return how many of ``remaining`` items (1 or more) go into the next chunk; at least 1."""
@@ -90,9 +101,7 @@ def chunk_size(meter: Meter, remaining: int, slots: int) -> int:
     slots = max(1, slots)
     share = max(remaining / slots, min(WORTH_SHARING_S / cost, -(-remaining // slots)))
     worth = max(int(WORTH_SENDING_S / cost), min(int(far_s / cost), -(-remaining // slots)))
-    size = max(1, worth, int(min(target_s / cost, share)))
-    n_bytes = meter.bytes_per_item
-    return max(1, min(size, int(LARGE_BYTES / n_bytes))) if n_bytes else size
+    return meter.fit(max(worth, int(min(target_s / cost, share))))
 
 
 def queue_depth(meter: Meter) -> int:

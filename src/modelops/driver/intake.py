@@ -124,7 +124,7 @@ class Intake:
         stored = receipt.stored
         made = Ranges(stored.params) if stored else EMPTY
         if stored is not None:
-            self._meters[_AGGREGATE].record(len(made), receipt.wall_seconds)
+            self._meters[_AGGREGATE].record(len(made), receipt.wall_seconds, small_bytes=stored.n_bytes)
             commit = Commit(work.of(made), c.CommitAggregates(stored), [], late)
             self._commit_if_new(receipt.attempt, commit)
         if not late and (back := work.ranges - made):
@@ -135,8 +135,9 @@ class Intake:
         seconds = receipt.model_seconds
         if n >= 16:  # in smaller chunks, starting a process outweighs all else
             seconds = max(seconds, receipt.wall_seconds)
-        n_bytes = receipt.segment.pack_bytes if receipt.segment is not None else 0
-        self._meters[_SIMULATE].record(n, seconds, n_bytes)
+        segment = receipt.segment
+        large, small = (segment.pack_bytes, segment.n_bytes) if segment is not None else (0, 0)
+        self._meters[_SIMULATE].record(n, seconds, large, small)
 
     def _retry(self, work: Work, failed: Ranges, now: float) -> None:
         if not failed:

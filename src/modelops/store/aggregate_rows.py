@@ -12,11 +12,11 @@ import pyarrow as pa
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import columns
 from modelops.store.aggregate_segments import AGGREGATE_OUTCOMES
-from modelops.store.gather import Cover, Stored, cells_of
+from modelops.store.gather import Cover, Stored, cells_of, first_outputs
 from modelops.store.order import places
 from modelops.store.segment_table import OutputsColumn, read_aggregates
 from modelops.store.segments import job_folder
-from modelops.store.view_writer import ROW_GROUP, Group
+from modelops.store.view_writer import FEW_ROWS, ROW_GROUP, Group, rows_at_once
 from modelops.store.views import Cells, column_names
 from modelops.study.ranges import Ranges
 
@@ -75,8 +75,21 @@ class AggregateRows:
 
     def groups(self) -> Iterator[Group]:
         """Yield the rows, in order of parameter sets; none if the job has no aggregate."""
-        contents, n_params = self._contents, self._contents.spec.line.n_params
-        covers = {
+        n_params = self._contents.spec.line.n_params
+        covers, size = self._covers(), self._rows_at_once(n_params)
+        for lo in range(0, n_params if covers else 0, size):
+            yield self._group(np.arange(lo, min(lo + size, n_params), dtype=np.int64), covers)
+
+    def _rows_at_once(self, n_params: int) -> int:
+        if n_params <= FEW_ROWS:
+            return ROW_GROUP
+        first = np.arange(min(n_params, ROW_GROUP), dtype=np.int64)
+        n_outputs = sum(len(first_outputs(cover, first)) for cover in self._covers().values())
+        return min(ROW_GROUP, rows_at_once(n_outputs))
+
+    def _covers(self) -> dict[str, Cover[_Loaded]]:
+        contents = self._contents
+        return {
             target: Cover(
                 [ref.params for ref in contents.aggregates],
                 lambda i, target=target: self._load(contents.aggregates[i], target),  # type: ignore[misc]
@@ -84,8 +97,6 @@ class AggregateRows:
             )
             for target in self._prefixes
         }
-        for lo in range(0, n_params if covers else 0, ROW_GROUP):
-            yield self._group(np.arange(lo, min(lo + ROW_GROUP, n_params), dtype=np.int64), covers)
 
     def _group(self, params: npt.NDArray[np.int64], covers: dict[str, Cover[_Loaded]]) -> Group:
         contents, n = self._contents, len(params)

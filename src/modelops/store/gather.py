@@ -1,9 +1,9 @@
 """From committed segments to the cells of a table: which stored row lies where, in bounded memory.
 
-Tables are made of groups of at most 65,536 rows in result order. A group needs some rows of some
-segments; segments are loaded when a group asks for them and kept, while they fit a budget, until all their rows
-were asked for. What cannot be a column (arrays, lists, tables, whatever is in a pack) is dropped when a segment
-is loaded; only the reason stays.
+Tables are made of groups of at most 65,536 rows in result order, fewer where rows are wide. A group needs some
+rows of some segments; segments are loaded when a group asks for them and kept, while they fit a budget, until all
+their rows were asked for. What cannot be a column (arrays, lists, tables, whatever is in a pack) is dropped when a
+segment is loaded; only the reason stays.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from modelops.study.ranges import Range
 
 CACHE_BYTES: Final = 24 << 20
+_LOOK: Final = 1_024  # rows; most often the first one has succeeded
 _LONGEST_TAGGED: Final = 512  # bytes; of what a column can hold only {"$np":["U",...]} is a longer object
 _KINDS: Final = ("json", FLOAT, "npy0")
 T = TypeVar("T")
@@ -262,3 +263,25 @@ class Cover(Generic[T]):
         while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._size(self._kept.popitem(last=False)[1])
         return table
+
+
+def first_outputs(cover: Cover[Any], keys: npt.NDArray[np.int64]) -> Sequence[str]:
+    """Return the outputs of the first of these rows that succeeded; none if none did.
+
+    ``cover``: of tables whose outputs are in ``stored``.
+    """
+    for lo in range(0, len(keys), _LOOK):
+        part = keys[lo : lo + _LOOK]
+        first = len(part)
+        names: Sequence[str] | None = None
+        for table, at in cover.find(part):
+            stored = table.stored
+            if not len(stored.key):
+                continue
+            of = np.minimum(np.searchsorted(stored.key, part[at]), len(stored.key) - 1)
+            good = np.flatnonzero((stored.key[of] == part[at]) & stored.succeeded[of])
+            if len(good) and at[good[0]] < first:
+                first, names = int(at[good[0]]), stored.names_of(int(of[good[0]]))
+        if names is not None:
+            return names
+    return ()

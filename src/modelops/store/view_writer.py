@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROW_GROUP: Final = 65_536
+FEWEST_ROWS: Final = 1_024
+FEW_ROWS: Final = 4_096  # of which it is not worth to know how wide they are
+CELLS: Final = 1 << 20  # outputs of a group: some 10 MB, of which several are held at a time
 PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the same bytes
     "version": "2.6",
     "compression": "zstd",
@@ -32,6 +35,12 @@ PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the sam
     "write_statistics": True,
     "store_schema": True,
 }
+
+
+def rows_at_once(n_outputs: int) -> int:
+    """Return how many rows a group has whose first succeeded row has so many outputs: a power of two."""
+    fit = CELLS // max(1, n_outputs)
+    return max(FEWEST_ROWS, min(ROW_GROUP, 1 << max(0, fit.bit_length() - 1)))
 
 
 class Group(NamedTuple):
