@@ -137,8 +137,8 @@ def test_the_files_do_not_depend_on_chunks_order_or_attempts(seed: int, group: i
         for module in (replicate_rows, view_writer):
             patch.setattr(module, "ROW_GROUP", group)
         if wide:
-            patch.setattr(replicate_rows, "FEW_ROWS", 0)
-            patch.setattr(view_writer, "FEWEST_ROWS", 1)
+            for module in (replicate_rows, view_writer):
+                patch.setattr(module, "FEWEST_ROWS", 1)
             patch.setattr(view_writer, "CELLS", 8)  # 4 outputs: two rows
         patch.setattr(gather, "CACHE_BYTES", rng.choice([0, 1 << 20]))
         for shuffled in (False, True):
@@ -390,12 +390,25 @@ def test_wide_rows_make_small_groups_and_the_first_that_succeeded_says_how_wide(
 
     assert rows_of(5_000, (5_000,)) == [2_048, 2_048, 904]  # 2 ** 16 // 30 is 2,184
     assert rows_of(5_000, (2, 1, 700, 5_000)) == [2_048, 2_048, 904]
-    assert rows_of(4_096, (4_096,)) == [4_096]
+    assert rows_of(256, (256,)) == [256]
+
+
+def test_long_texts_make_small_groups_and_what_is_no_column_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_writer, "CELLS", 1 << 16)
+
+    def rows_with(value: Any) -> list[int]:
+        job = Job(spec_of(IndexLine.of(1, 1_000)), SETS[:1])
+        job.run(range(1_000), lambda _p, r: {"x": r, "y": value})
+        file = pq.ParquetFile(io.BytesIO(job.files()["replicates.parquet"]))
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+    assert rows_with("short") == rows_with([0.5] * 4_000) == rows_with(np.arange(4_000)) == [1_000]
+    assert rows_with("t" * 32 * 200) == [256, 256, 256, 232]  # 2 ** 16 // 202 is 324
 
 
 @pytest.mark.parametrize(
     ("n_outputs", "rows"),
-    [(0, 65_536), (16, 65_536), (17, 32_768), (50, 16_384), (500, 2_048), (10**6, 1_024)],
+    [(0, 65_536), (16, 65_536), (17, 32_768), (50, 16_384), (500, 2_048), (10**6, 256)],
 )
 def test_how_many_rows_a_group_has(n_outputs: int, rows: int) -> None:
     assert view_writer.rows_at_once(n_outputs) == rows

@@ -12,11 +12,11 @@ import pyarrow as pa
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import columns
 from modelops.store.aggregate_segments import AGGREGATE_OUTCOMES
-from modelops.store.gather import Cover, Stored, cells_of, first_outputs
+from modelops.store.gather import Cover, Stored, cells_of, first_weight
 from modelops.store.order import places
 from modelops.store.segment_table import OutputsColumn, read_aggregates
 from modelops.store.segments import job_folder
-from modelops.store.view_writer import FEW_ROWS, ROW_GROUP, Group, rows_at_once
+from modelops.store.view_writer import FEWEST_ROWS, ROW_GROUP, Group, rows_at_once
 from modelops.store.views import Cells, column_names
 from modelops.study.ranges import Ranges
 
@@ -75,21 +75,8 @@ class AggregateRows:
 
     def groups(self) -> Iterator[Group]:
         """Yield the rows, in order of parameter sets; none if the job has no aggregate."""
-        n_params = self._contents.spec.line.n_params
-        covers, size = self._covers(), self._rows_at_once(n_params)
-        for lo in range(0, n_params if covers else 0, size):
-            yield self._group(np.arange(lo, min(lo + size, n_params), dtype=np.int64), covers)
-
-    def _rows_at_once(self, n_params: int) -> int:
-        if n_params <= FEW_ROWS:
-            return ROW_GROUP
-        first = np.arange(min(n_params, ROW_GROUP), dtype=np.int64)
-        n_outputs = sum(len(first_outputs(cover, first)) for cover in self._covers().values())
-        return min(ROW_GROUP, rows_at_once(n_outputs))
-
-    def _covers(self) -> dict[str, Cover[_Loaded]]:
-        contents = self._contents
-        return {
+        contents, n_params = self._contents, self._contents.spec.line.n_params
+        covers = {
             target: Cover(
                 [ref.params for ref in contents.aggregates],
                 lambda i, target=target: self._load(contents.aggregates[i], target),  # type: ignore[misc]
@@ -97,6 +84,9 @@ class AggregateRows:
             )
             for target in self._prefixes
         }
+        size = _rows_at_once(covers.values(), n_params)
+        for lo in range(0, n_params if covers else 0, size):
+            yield self._group(np.arange(lo, min(lo + size, n_params), dtype=np.int64), covers)
 
     def _group(self, params: npt.NDArray[np.int64], covers: dict[str, Cover[_Loaded]]) -> Group:
         contents, n = self._contents, len(params)
@@ -155,6 +145,14 @@ class AggregateRows:
         pack = f"{job_folder(contents.job)}/{ref.pack}"
         stored = Stored(param, status == _CODE[AggregateStatus.SUCCEEDED], OutputsColumn(table, pack))
         return _Loaded(stored, status, n_succeeded, n_replicates, table["reason"], table["error"])
+
+
+def _rows_at_once(covers: Iterable[Cover[_Loaded]], n_params: int) -> int:
+    """Return how many rows go into a group; few are one, whatever they have."""
+    if n_params <= FEWEST_ROWS:
+        return ROW_GROUP
+    first = np.arange(min(n_params, ROW_GROUP), dtype=np.int64)
+    return min(ROW_GROUP, rows_at_once(sum(first_weight(cover, first) for cover in covers)))
 
 
 def _held(

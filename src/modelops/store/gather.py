@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES: Final = 24 << 20
 _LOOK: Final = 1_024  # rows; most often the first one has succeeded
+_CELL_BYTES: Final = 32  # a longer text counts as so many outputs more
 _LONGEST_TAGGED: Final = 512  # bytes; of what a column can hold only {"$np":["U",...]} is a longer object
 _KINDS: Final = ("json", FLOAT, "npy0")
 T = TypeVar("T")
@@ -81,6 +82,11 @@ class Stored:
         kinds = self._one_kind or [self._outputs.kinds[k] for k in self._kind[chosen].tolist()]
         return Piece(where, self._name[chosen], self.names, kinds, data)
 
+    def weight(self, row: int) -> int:
+        """Return how much a row takes, as a number of outputs: those that may become columns, long texts more."""
+        _, sizes = columns.starts_and_sizes(self.pick(np.array([row]), np.zeros(1, np.int64)).data)
+        return int((1 + sizes // _CELL_BYTES).sum())
+
     def _may_be_columns(self, counts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Say which outputs to keep; note the reasons of the others, where the row counts."""
         o = self._outputs
@@ -128,6 +134,10 @@ class StoredFloats:
     def names_of(self, _row: int) -> Sequence[str]:
         """Return the outputs of a row, in the order of the model's dict."""
         return self._floats.names
+
+    def weight(self, _row: int) -> int:
+        """Return how many outputs a row has."""
+        return len(self._floats.names)
 
     def pick(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> FloatPiece:
         """Return the outputs of these rows, which lie at these rows of a group. Both ascend."""
@@ -234,8 +244,13 @@ class Cover(Generic[T]):
         self._kept: OrderedDict[int, T] = OrderedDict()
         self._kept_bytes = 0
 
-    def find(self, keys: npt.NDArray[np.int64]) -> Iterator[tuple[T, npt.NDArray[np.int64]]]:
-        """Yield each table that holds some of the keys, with their positions in ``keys``, ascending."""
+    def find(
+        self, keys: npt.NDArray[np.int64], *, once_more: bool = False
+    ) -> Iterator[tuple[T, npt.NDArray[np.int64]]]:
+        """Yield each table that holds some of the keys, with their positions in ``keys``, ascending.
+
+        ``once_more``: these keys will be asked for again.
+        """
         if not len(self._lo):
             return
         nearest = np.maximum(np.searchsorted(self._lo, keys, side="right") - 1, 0)
@@ -248,7 +263,7 @@ class Cover(Generic[T]):
         for lo, hi in pairwise(edges):
             if lo < hi:
                 i = int(which[lo])
-                self._left[i] -= hi - lo
+                self._left[i] -= 0 if once_more else hi - lo
                 yield self._get(i), at[lo:hi]
 
     def _get(self, i: int) -> T:
@@ -265,23 +280,22 @@ class Cover(Generic[T]):
         return table
 
 
-def first_outputs(cover: Cover[Any], keys: npt.NDArray[np.int64]) -> Sequence[str]:
-    """Return the outputs of the first of these rows that succeeded; none if none did.
+def first_weight(cover: Cover[Any], keys: npt.NDArray[np.int64]) -> int:
+    """Return how much the first of these rows takes that succeeded, see `Stored.weight`; 0 if none did.
 
-    ``cover``: of tables whose outputs are in ``stored``.
+    ``cover``: of tables whose outputs are in ``stored``; the keys can be asked for afterwards as if for the first time.
     """
     for lo in range(0, len(keys), _LOOK):
         part = keys[lo : lo + _LOOK]
-        first = len(part)
-        names: Sequence[str] | None = None
-        for table, at in cover.find(part):
+        first, weight = len(part), 0
+        for table, at in cover.find(part, once_more=True):
             stored = table.stored
             if not len(stored.key):
                 continue
             of = np.minimum(np.searchsorted(stored.key, part[at]), len(stored.key) - 1)
             good = np.flatnonzero((stored.key[of] == part[at]) & stored.succeeded[of])
             if len(good) and at[good[0]] < first:
-                first, names = int(at[good[0]]), stored.names_of(int(of[good[0]]))
-        if names is not None:
-            return names
-    return ()
+                first, weight = int(at[good[0]]), stored.weight(int(of[good[0]]))
+        if first < len(part):
+            return weight
+    return 0

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from modelops.states import OUTCOMES, STORED, ReplicateStatus
 from modelops.store import columns
-from modelops.store.gather import Cover, Stored, StoredFloats, cells_of, first_outputs
+from modelops.store.gather import Cover, Stored, StoredFloats, cells_of, first_weight
 from modelops.store.order import ResultOrder, Rows
 from modelops.store.segment_table import OutputsColumn, SegmentTable
-from modelops.store.view_writer import FEW_ROWS, ROW_GROUP, Group, rows_at_once
+from modelops.store.view_writer import FEWEST_ROWS, ROW_GROUP, Group, rows_at_once
 from modelops.store.views import column_names
 from modelops.study.seeds import seed_key, seeds_at
 
@@ -111,9 +111,13 @@ def replicate_groups(contents: JobContents, progress: Callable[[int, int], None]
     order = ResultOrder(contents.spec.line)
     shown = order.numbers_of(contents.spec.line.all() - contents.no_rows)
     n_done = 0
-    cover = _cover(contents)
+    cover: Cover[_Loaded] = Cover(
+        [ref.ranges for ref in contents.segments],
+        lambda i: _Loaded(contents.read(i)),
+        lambda loaded: loaded.n_bytes,
+    )
     _, rest, running = replicate_statuses(contents)
-    for numbers in _in_groups(shown, _rows_at_once(contents, order, shown)):
+    for numbers in _in_groups(shown, _rows_at_once(cover, order, shown)):
         rows = order.at(numbers)
         codes = np.where(in_ranges(contents.running, rows.index), running, rest)
         pieces, first_at, first = [], len(codes), None
@@ -136,20 +140,12 @@ def replicate_groups(contents: JobContents, progress: Callable[[int, int], None]
             progress(n_done, len(shown))
 
 
-def _cover(contents: JobContents) -> Cover[_Loaded]:
-    return Cover(
-        [ref.ranges for ref in contents.segments],
-        lambda i: _Loaded(contents.read(i)),
-        lambda loaded: loaded.n_bytes,
-    )
-
-
-def _rows_at_once(contents: JobContents, order: ResultOrder, shown: Ranges) -> int:
-    """Return how many rows go into a group; of few rows all, whatever they have."""
-    if len(shown) <= FEW_ROWS:
+def _rows_at_once(cover: Cover[_Loaded], order: ResultOrder, shown: Ranges) -> int:
+    """Return how many rows go into a group; few are one, whatever they have."""
+    if len(shown) <= FEWEST_ROWS:
         return ROW_GROUP
     first = next(_in_groups(shown, ROW_GROUP))
-    return min(ROW_GROUP, rows_at_once(len(first_outputs(_cover(contents), order.at(first).index))))
+    return min(ROW_GROUP, rows_at_once(first_weight(cover, order.at(first).index)))
 
 
 def _in_groups(numbers: Ranges, size: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROW_GROUP: Final = 65_536
-FEWEST_ROWS: Final = 1_024
-FEW_ROWS: Final = 4_096  # of which it is not worth to know how wide they are
-CELLS: Final = 1 << 20  # outputs of a group: some 10 MB, of which several are held at a time
+FEWEST_ROWS: Final = 256
+CELLS: Final = 1 << 20  # outputs of a group: some 10 MB, or 30 of texts, of which several are held at a time
 PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the same bytes
     "version": "2.6",
     "compression": "zstd",
@@ -37,9 +36,9 @@ PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the sam
 }
 
 
-def rows_at_once(n_outputs: int) -> int:
-    """Return how many rows a group has whose first succeeded row has so many outputs: a power of two."""
-    fit = CELLS // max(1, n_outputs)
+def rows_at_once(weight: int) -> int:
+    """Return how many rows a group has: a power of two. ``weight``: of the first succeeded row, see `Stored.weight`."""
+    fit = CELLS // max(1, weight)
     return max(FEWEST_ROWS, min(ROW_GROUP, 1 << max(0, fit.bit_length() - 1)))
 
 
