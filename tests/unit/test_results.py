@@ -29,6 +29,7 @@ from modelops.store import (
     SegmentWriter,
     StoredError,
     columns,
+    failures,
     gather,
     parameter_view,
     replicate_rows,
@@ -415,6 +416,43 @@ def test_how_many_rows_a_group_has(n_outputs: int, rows: int) -> None:
 
 
 # Failures
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), at_once=st.sampled_from([1, 3, 7, 2_048]))
+def test_failures_are_the_same_however_few_rows_and_segments_are_held_at_a_time(
+    seed: int, at_once: int
+) -> None:
+    rng = random.Random(seed)
+    extended = IndexLine((Block(0, 0, 3, 0, 4), Block(12, 0, 3, 4, 2), Block(18, 3, 2, 0, 6)))
+    outcomes = {
+        k: rng.choice([{"x": 1.0}, ReplicateStatus.FAILED, ReplicateStatus.CRASHED]) for k in range(30)
+    }
+    by_place: dict[tuple[int, int], int] = {extended.locate(k): k for k in range(30)}
+    job, indices = Job(spec_of(extended), SETS), list(range(30))
+    rng.shuffle(indices)
+    ran = indices[: rng.randint(0, 30)]
+    for lo in range(0, len(ran), 5):
+        job.run(ran[lo : lo + 5], lambda p, r: outcomes[by_place[p, r]])
+    contents = job.contents(rest=rng.choice([ReplicateStatus.PENDING, ReplicateStatus.CANCELLED]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failures, "ROWS_AT_ONCE", at_once)
+        patch.setattr(gather, "CACHE_BYTES", rng.choice([0, 1 << 20]))
+        table = failures_table(contents)
+        with io.BytesIO() as file:
+            stream_table(contents, "failures", file)
+            streamed = pa.ipc.open_stream(file.getvalue()).read_all()
+    assert streamed.equals(table)
+    assert streamed.schema.metadata == table.schema.metadata
+    expected: list[tuple[int, int, str, str | None]] = []
+    for (p, r), k in sorted(by_place.items()):
+        if k in ran and not isinstance(outcomes[k], dict):
+            expected.append((p, r, str(outcomes[k]), f"bad {k}"))
+        elif k not in ran and contents.rest != ReplicateStatus.PENDING:
+            expected.append((p, r, "cancelled", None))
+    rows = table.to_pylist()
+    assert [(row["param"], row["replicate"], row["status"], row["message"]) for row in rows] == expected
+    assert all((row["attempts"] == 1) is (row["message"] is not None) for row in rows)
 
 
 def test_failures_tell_what_happened_and_the_others_are_left_out() -> None:

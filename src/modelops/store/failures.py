@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow as pa
 from modelops.errors import IntegrityError
 from modelops.states import FAILURES, STORED, ReplicateStatus
 from modelops.store import columns
+from modelops.store.gather import Cover
 from modelops.store.order import places
 from modelops.store.replicate_rows import replicate_statuses, row_seeds
 from modelops.store.segment_table import open_execution
@@ -18,9 +19,12 @@ from modelops.study.ranges import Ranges
 from modelops.study.seeds import seed_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy.typing as npt
 
     from modelops.store.contents import JobContents
+    from modelops.study.ranges import Range
     from modelops.worker.messages import SegmentRef
 
 FAILURES_SCHEMA: Final = pa.schema(
@@ -62,6 +66,8 @@ _ERROR_FIELDS: Final = (
     ("stderr", "stderr"),
     ("fingerprint", "fingerprint"),
 )
+_ERRORS: Final = pa.schema([FAILURES_SCHEMA.field(name) for name in (*dict(_ERROR_FIELDS), "attempts")])
+ROWS_AT_ONCE: Final = 2_048
 
 
 def failures_table(contents: JobContents) -> pa.Table:
@@ -70,19 +76,51 @@ def failures_table(contents: JobContents) -> pa.Table:
     Replicates that failed have an error. Those that are pending do not appear; once the job has ended,
     those that were cancelled or not run do, without an error, unless they are `JobContents.no_rows`.
     """
-    tables = list(_failed(contents))
-    has_ended = contents.rest != ReplicateStatus.PENDING
-    if has_ended:
-        tables += _not_run(contents)
-    schema = FAILURES_SCHEMA.with_metadata(contents.remarks(of_rows=has_ended) or None)
-    if not tables:
+    schema, groups = failures_schema(contents), list(failure_groups(contents))
+    if not groups:
         return schema.empty_table()
-    return (
-        pa.concat_tables(tables)
-        .sort_by([("param", "ascending"), ("replicate", "ascending")])
-        .combine_chunks()
-        .replace_schema_metadata(schema.metadata)
+    return pa.concat_tables(groups).combine_chunks().replace_schema_metadata(schema.metadata)
+
+
+def failures_schema(contents: JobContents) -> pa.Schema:
+    """Return the columns of `failures_table`, and what is to be said of it."""
+    return FAILURES_SCHEMA.with_metadata(contents.remarks(of_rows=_has_ended(contents)) or None)
+
+
+def failure_groups(contents: JobContents) -> Iterator[pa.Table]:
+    """Yield the rows of `failures_table`, some at a time: all errors of a job may be more than memory holds."""
+    failed = [
+        number
+        for number, ref in enumerate(contents.segments)
+        if any(n for status, n in ref.counts.items() if status in FAILURES)
+    ]
+    ranges = [contents.segments[number].ranges for number in failed]
+    cover: Cover[_Failed] = Cover(
+        ranges, lambda nth: _read_failed(contents, failed[nth]), lambda read: read.errors.nbytes
     )
+    one_each = (np.array([pairs[0][0]], np.int64) for pairs in ranges if pairs)
+    found = [read.key for one in one_each for read, _ in cover.find(one, once_more=True)]
+    if _has_ended(contents):
+        covered = Ranges(pair for ref in contents.segments for pair in ref.ranges)
+        missing = contents.spec.line.all() - covered - contents.running - contents.no_rows
+        found.append(_indices(missing.pairs))
+    indices = np.concatenate([np.zeros(0, np.int64), *found])
+    rows = places(contents.spec.line, indices)
+    indices = indices[np.lexsort((rows.replicate, rows.param))]
+    _, rest, _ = replicate_statuses(contents)
+    for lo in range(0, len(indices), ROWS_AT_ONCE):
+        part = indices[lo : lo + ROWS_AT_ONCE]
+        codes, row = np.full(len(part), rest, np.int64), np.full(len(part), -1, np.int64)
+        parts: list[pa.Table] = []
+        n = 0
+        for read, at in cover.find(part):
+            of = np.searchsorted(read.key, part[at])
+            codes[at], row[at] = read.codes[of], np.arange(n, n + len(at))
+            parts.append(read.errors.take(columns.fixed(of, pa.int64())))
+            n += len(at)
+        errors = pa.concat_tables(parts or [_ERRORS.empty_table()]).combine_chunks()
+        errors = errors.take(columns.fixed(row, pa.int64(), row >= 0))  # the others have none
+        yield _table(contents, part, codes, {f.name: columns.only_chunk(errors, f.name) for f in _ERRORS})
 
 
 def failure_summary(failures: pa.Table, command: Callable[[dict[str, Any]], str] | None = None) -> pa.Table:
@@ -108,31 +146,32 @@ def failure_summary(failures: pa.Table, command: Callable[[dict[str, Any]], str]
     return columns.table(found, SUMMARY_SCHEMA)
 
 
-def _failed(contents: JobContents) -> Iterator[pa.Table]:
-    for number, ref in enumerate(contents.segments):
-        if not any(n for status, n in ref.counts.items() if status in FAILURES):
-            continue
-        segment = contents.read(number)
-        bad = np.flatnonzero(~np.isin(segment.status, _NO_FAILURE))
-        at = columns.fixed(bad, pa.int64())
-        error = columns.only_chunk(segment.table, "error").take(at)
-        named = {theirs: error.field(ours) for theirs, ours in _ERROR_FIELDS}
-        present = columns.bool_values(error.is_valid())
-        named = {k: _masked(v, present) for k, v in named.items()}
-        named["attempts"] = _attempts(contents, ref, segment.index[bad])
-        yield _table(contents, segment.index[bad], segment.status[bad].astype(np.int64), named)
+class _Failed(NamedTuple):
+    """The rows of a segment that failed. ``key``: their indices, sorted; ``codes``: of their statuses."""
+
+    key: npt.NDArray[np.int64]
+    codes: npt.NDArray[np.int64]
+    errors: pa.Table
 
 
-def _not_run(contents: JobContents) -> list[pa.Table]:
-    covered = Ranges(pair for ref in contents.segments for pair in ref.ranges)
-    missing = contents.spec.line.all() - covered - contents.running - contents.no_rows
-    if not missing:
-        return []
-    indices = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in missing.pairs])
-    _, rest, _ = replicate_statuses(contents)
-    none = {theirs: pa.nulls(len(indices), pa.string()) for theirs, _ in _ERROR_FIELDS}
-    none["attempts"] = pa.nulls(len(indices), pa.int32())
-    return [_table(contents, indices, np.full(len(indices), rest, np.int64), none)]
+def _read_failed(contents: JobContents, number: int) -> _Failed:
+    segment = contents.read(number)
+    bad = np.flatnonzero(~np.isin(segment.status, _NO_FAILURE))
+    index = segment.index[bad]
+    error = columns.only_chunk(segment.table, "error").take(columns.fixed(bad, pa.int64()))
+    present = columns.bool_values(error.is_valid())
+    named = {theirs: _masked(error.field(ours), present) for theirs, ours in _ERROR_FIELDS}
+    named["attempts"] = _attempts(contents, contents.segments[number], index)
+    errors = pa.Table.from_arrays([named[f.name] for f in _ERRORS], schema=_ERRORS)
+    return _Failed(index, segment.status[bad].astype(np.int64), errors)
+
+
+def _has_ended(contents: JobContents) -> bool:
+    return contents.rest != ReplicateStatus.PENDING
+
+
+def _indices(pairs: Iterable[Range]) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(lo, hi, dtype=np.int64) for lo, hi in pairs)])
 
 
 def _table(contents: JobContents, indices: Any, codes: Any, named: dict[str, pa.Array]) -> pa.Table:

@@ -19,7 +19,7 @@ from modelops.garbage import give_back_now
 from modelops.store.aggregate_failures import aggregate_failures
 from modelops.store.aggregate_rows import AggregateRows
 from modelops.store.attempts import write_attempts
-from modelops.store.failures import failures_table
+from modelops.store.failures import failure_groups, failures_schema
 from modelops.store.objects import IN_MEMORY_BYTES, pieces_of
 from modelops.store.replicate_rows import replicate_fields, replicate_groups
 from modelops.store.result_file import ResultFile
@@ -81,8 +81,9 @@ def stream_table(contents: JobContents, name: str, file: IO[bytes]) -> None:
             kinds = aggregate_failures(contents)
             open_sink(kinds.schema).write(kinds)
         case _:
-            failures = failures_table(contents)
-            open_sink(failures.schema).write(failures)
+            sink = open_sink(failures_schema(contents))
+            for group in failure_groups(contents):
+                sink.write(group)
     sinks[0].close()
 
 
