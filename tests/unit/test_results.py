@@ -425,9 +425,8 @@ def test_failures_are_the_same_however_few_rows_and_segments_are_held_at_a_time(
 ) -> None:
     rng = random.Random(seed)
     extended = IndexLine((Block(0, 0, 3, 0, 4), Block(12, 0, 3, 4, 2), Block(18, 3, 2, 0, 6)))
-    outcomes = {
-        k: rng.choice([{"x": 1.0}, ReplicateStatus.FAILED, ReplicateStatus.CRASHED]) for k in range(30)
-    }
+    kinds: list[Outcome] = [{"x": 1.0}, ReplicateStatus.FAILED, ReplicateStatus.CRASHED]
+    outcomes = {k: rng.choice(kinds) for k in range(30)}
     by_place: dict[tuple[int, int], int] = {extended.locate(k): k for k in range(30)}
     job, indices = Job(spec_of(extended), SETS), list(range(30))
     rng.shuffle(indices)
