@@ -36,7 +36,7 @@ from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import overview, submissions
 from modelops.store.aggregate_value import stored_aggregate
 from modelops.store.contents import JobContents
-from modelops.store.job_log import read_log
+from modelops.store.job_log import log_texts
 from modelops.store.objects import IN_MEMORY_BYTES
 from modelops.store.parameters import Parameters, put_parameters, write_parameters
 from modelops.store.results import stream_result_file
@@ -384,9 +384,9 @@ class JobService:
         with _found():
             return stored_aggregate(contents, param, target or targets[0])
 
-    def printed(self, job: str, param: int | str | None, replicate: int | None) -> str:
-        """Return what the bundle printed: of one replicate, one parameter set, or the whole job."""
-        return read_log(self.contents(job), param, replicate)
+    def printed(self, job: str, param: int | str | None, replicate: int | None) -> Iterator[str]:
+        """Yield what the bundle printed: of one replicate, one parameter set, or the whole job."""
+        return log_texts(self.contents(job), param, replicate)
 
     # Acting
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -17,32 +18,33 @@ if TYPE_CHECKING:
 
     from modelops.store.contents import JobContents
 
+ATTEMPTS_AT_ONCE: Final = 4  # whose text is held; each has 64 MiB at most
+
 
 def log_lines(contents: JobContents) -> Iterator[LogLine]:
     """Yield what was printed, attempt by attempt; ``index`` None is the import and what came between replicates."""
-    objects = contents.objects
-    for name in objects.list(f"{job_folder(contents.job)}/logs"):
-        data = objects.get(name)
-        try:
-            text = zlib.decompress(data) if name.endswith(".zz") else data
-            lines = [msgspec.json.decode(line, type=LogLine) for line in text.splitlines()]
-        except (zlib.error, msgspec.DecodeError) as e:
-            raise IntegrityError(f"{name} is damaged: {e}; what was printed by that attempt is lost") from e
-        yield from lines
+    for name in _names(contents):
+        yield from _lines_of(contents, name)
 
 
 def read_log(contents: JobContents, param: int | str | None, replicate: int | None) -> str:
-    """Return the text of one replicate, of one parameter set, or of the whole job, with a heading for each replicate.
+    """Return what `log_texts` yields, in one."""
+    return "".join(log_texts(contents, param, replicate))
+
+
+def log_texts(contents: JobContents, param: int | str | None, replicate: int | None) -> Iterator[str]:
+    """Yield the text of one replicate, of one parameter set, or of the whole job, with a heading for each replicate.
+
+    In the order of the replicates; what several attempts have printed is held one or two attempts at a time.
 
     Raises
     ------
     NotFoundError
-        The job has no such parameter set or replicate.
+        The job has no such parameter set or replicate; at the call.
     """
     line = contents.spec.line
     if param is None:
-        texts = sorted(log_lines(contents), key=lambda x: -1 if x.index is None else x.index)
-        return "".join(_headed(contents, x) for x in texts)
+        return _all_in_order(contents)
     ordinal = _ordinal(contents, param)
     if replicate is not None:
         try:
@@ -51,11 +53,33 @@ def read_log(contents: JobContents, param: int | str | None, replicate: int | No
             raise NotFoundError(
                 f"job {contents.job} has no replicate {replicate} of parameter set {param}: they are numbered from 0"
             ) from None
-        return "".join(x.text for x in log_lines(contents) if x.index == wanted_index)
+        return (x.text for x in log_lines(contents) if x.index == wanted_index)
     wanted = line.of_param(ordinal)
-    return "".join(
-        _headed(contents, x) for x in log_lines(contents) if x.index is not None and x.index in wanted
-    )
+    return (_headed(contents, x) for x in log_lines(contents) if x.index is not None and x.index in wanted)
+
+
+def _all_in_order(contents: JobContents) -> Iterator[str]:
+    names = _names(contents)
+    read = lru_cache(maxsize=ATTEMPTS_AT_ONCE)(lambda nth: _lines_of(contents, names[nth]))
+    places: list[tuple[int, int, int]] = []
+    for nth in range(len(names)):
+        places += ((-1 if x.index is None else x.index, nth, row) for row, x in enumerate(read(nth)))
+    places.sort()
+    for _, nth, row in places:
+        yield _headed(contents, read(nth)[row])
+
+
+def _names(contents: JobContents) -> list[str]:
+    return list(contents.objects.list(f"{job_folder(contents.job)}/logs"))
+
+
+def _lines_of(contents: JobContents, name: str) -> list[LogLine]:
+    data = contents.objects.get(name)
+    try:
+        text = zlib.decompress(data) if name.endswith(".zz") else data
+        return [msgspec.json.decode(line, type=LogLine) for line in text.splitlines()]
+    except (zlib.error, msgspec.DecodeError) as e:
+        raise IntegrityError(f"{name} is damaged: {e}; what was printed by that attempt is lost") from e
 
 
 def _ordinal(contents: JobContents, param: int | str) -> int:

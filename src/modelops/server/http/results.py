@@ -136,8 +136,13 @@ async def log(api: Api, call: Call) -> Response:
             "a replicate alone names nothing: give the parameter set that the replicate belongs to"
         )
     param = param_of(given.param) if given.param else None
-    text = await api.slow(api.service.printed, given.job, param, replicate)
-    return Response(text.encode("utf-8", "replace"), media_type=TEXT)
+
+    def write(file: IO[bytes]) -> None:
+        file.writelines(
+            t.encode("utf-8", "replace") for t in api.service.printed(given.job, param, replicate)
+        )
+
+    return await send_written(api, write, TEXT)
 
 
 async def lock(api: Api, call: Call) -> Response:
