@@ -138,8 +138,7 @@ def test_the_files_do_not_depend_on_chunks_order_or_attempts(seed: int, group: i
         for module in (replicate_rows, view_writer):
             patch.setattr(module, "ROW_GROUP", group)
         if wide:
-            for module in (replicate_rows, view_writer):
-                patch.setattr(module, "FEWEST_ROWS", 1)
+            patch.setattr(view_writer, "FEWEST_ROWS", 1)
             patch.setattr(view_writer, "CELLS", 8)  # 4 outputs: two rows
         patch.setattr(gather, "CACHE_BYTES", rng.choice([0, 1 << 20]))
         for shuffled in (False, True):
@@ -217,7 +216,7 @@ def test_rows_say_what_the_study_asked_and_what_the_model_answered() -> None:
 def test_a_column_that_turns_out_mixed_in_the_last_row_is_left_out_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replicate_rows, "ROW_GROUP", 4)
+    monkeypatch.setattr(view_writer, "ROW_GROUP", 4)
     job = Job(spec_of(IndexLine.of(1, 20)), SETS[:1])
     job.run(range(20), lambda _, r: {"x": 1.0 if r < 19 else 1, "y": r, **({"new": True} if r == 19 else {})})
     table = replicates_table(job.contents())
@@ -352,7 +351,7 @@ def test_finalizing_a_damaged_job_is_refused_and_leaves_the_old_file() -> None:
 
 
 def test_progress_reaches_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicate_rows, "ROW_GROUP", 4)
+    monkeypatch.setattr(view_writer, "ROW_GROUP", 4)
     job = Job(spec_of(IndexLine.of(1, 10)), SETS[:1])
     job.run(range(10), lambda p, r: {"x": r})
     seen: list[tuple[int, int]] = []
@@ -412,7 +411,7 @@ def test_long_texts_make_small_groups_and_what_is_no_column_does_not(monkeypatch
     [(0, 65_536), (16, 65_536), (17, 32_768), (50, 16_384), (500, 2_048), (10**6, 256)],
 )
 def test_how_many_rows_a_group_has(n_outputs: int, rows: int) -> None:
-    assert view_writer.rows_at_once(n_outputs) == rows
+    assert view_writer.rows_at_once(10**6, lambda: n_outputs) == rows
 
 
 # Failures

@@ -21,9 +21,7 @@ TARGET_WHILE_UNSURE_S: Final = 0.1
 SURE_AFTER: Final = 32
 WORTH_SHARING_S: Final = 0.05  # shorter chunks than this are cut only so that every slot has one
 LARGE_BYTES: Final = 32 << 20  # of large outputs in a chunk; one that is alone is stored without a copy
-SEGMENT_BYTES: Final = (
-    6 << 20
-)  # of its small outputs, compressed: whoever reads a segment holds several times as much
+SEGMENT_BYTES: Final = 6 << 20  # of small outputs, compressed; who reads them holds several times as much
 MUCH_TO_STORE_BYTES: Final = 8 << 20  # by one replicate
 WORTH_STORING_BESIDE_S: Final = 0.5  # what runs for longer is not waited for by a disk
 WORTH_SENDING_S: Final = 0.02  # about what handing over a chunk, storing and committing it costs

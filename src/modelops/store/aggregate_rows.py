@@ -12,11 +12,11 @@ import pyarrow as pa
 from modelops.states import AggregateStatus, ReplicateStatus
 from modelops.store import columns
 from modelops.store.aggregate_segments import AGGREGATE_OUTCOMES
-from modelops.store.gather import Cover, Stored, cells_of, first_weight
+from modelops.store.gather import Cover, Stored, cells_of, first_weight, held_rows
 from modelops.store.order import places
 from modelops.store.segment_table import OutputsColumn, read_aggregates
 from modelops.store.segments import job_folder
-from modelops.store.view_writer import FEWEST_ROWS, ROW_GROUP, Group, rows_at_once
+from modelops.store.view_writer import ROW_GROUP, Group, rows_at_once
 from modelops.store.views import Cells, column_names
 from modelops.study.ranges import Ranges
 
@@ -84,7 +84,8 @@ class AggregateRows:
             )
             for target in self._prefixes
         }
-        size = _rows_at_once(covers.values(), n_params)
+        first = np.arange(min(n_params, ROW_GROUP), dtype=np.int64)
+        size = rows_at_once(n_params, lambda: sum(first_weight(cover, first) for cover in covers.values()))
         for lo in range(0, n_params if covers else 0, size):
             yield self._group(np.arange(lo, min(lo + size, n_params), dtype=np.int64), covers)
 
@@ -99,7 +100,7 @@ class AggregateRows:
         for nth, (target, prefix) in enumerate(self._prefixes.items()):
             pieces, first_row, first = [], n, None
             for loaded, at in covers[target].find(params):
-                of, rows = _held(loaded.stored.key, params, at)
+                of, rows = held_rows(loaded.stored.key, params, at)
                 codes[nth, rows] = loaded.status[of]
                 n_succeeded[rows], n_replicates[rows] = loaded.n_succeeded[of], loaded.n_replicates[of]
                 known[rows] = True
@@ -145,25 +146,6 @@ class AggregateRows:
         pack = f"{job_folder(contents.job)}/{ref.pack}"
         stored = Stored(param, status == _CODE[AggregateStatus.SUCCEEDED], OutputsColumn(table, pack))
         return _Loaded(stored, status, n_succeeded, n_replicates, table["reason"], table["error"])
-
-
-def _rows_at_once(covers: Iterable[Cover[_Loaded]], n_params: int) -> int:
-    """Return how many rows go into a group; few are one, whatever they have."""
-    if n_params <= FEWEST_ROWS:
-        return ROW_GROUP
-    first = np.arange(min(n_params, ROW_GROUP), dtype=np.int64)
-    return min(ROW_GROUP, rows_at_once(sum(first_weight(cover, first) for cover in covers)))
-
-
-def _held(
-    key: npt.NDArray[np.int64], params: npt.NDArray[np.int64], at: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the stored rows, and rows of the group, of those parameter sets that ``key`` holds."""
-    if not len(key):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    of = np.minimum(np.searchsorted(key, params[at]), len(key) - 1)
-    held = key[of] == params[at]
-    return of[held], at[held]
 
 
 def _statuses(codes: npt.NDArray[np.int64], rest: ReplicateStatus) -> pa.Array:

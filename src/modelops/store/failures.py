@@ -11,7 +11,7 @@ from modelops.errors import IntegrityError
 from modelops.states import FAILURES, STORED, ReplicateStatus
 from modelops.store import columns
 from modelops.store.gather import Cover
-from modelops.store.order import places
+from modelops.store.order import indices_in, places
 from modelops.store.replicate_rows import replicate_statuses, row_seeds
 from modelops.store.segment_table import open_execution
 from modelops.store.segments import job_folder
@@ -19,12 +19,11 @@ from modelops.study.ranges import Ranges
 from modelops.study.seeds import seed_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
     from modelops.store.contents import JobContents
-    from modelops.study.ranges import Range
     from modelops.worker.messages import SegmentRef
 
 FAILURES_SCHEMA: Final = pa.schema(
@@ -103,7 +102,7 @@ def failure_groups(contents: JobContents) -> Iterator[pa.Table]:
     if _has_ended(contents):
         covered = Ranges(pair for ref in contents.segments for pair in ref.ranges)
         missing = contents.spec.line.all() - covered - contents.running - contents.no_rows
-        found.append(_indices(missing.pairs))
+        found.append(indices_in(missing.pairs))
     indices = np.concatenate([np.zeros(0, np.int64), *found])
     rows = places(contents.spec.line, indices)
     indices = indices[np.lexsort((rows.replicate, rows.param))]
@@ -168,10 +167,6 @@ def _read_failed(contents: JobContents, number: int) -> _Failed:
 
 def _has_ended(contents: JobContents) -> bool:
     return contents.rest != ReplicateStatus.PENDING
-
-
-def _indices(pairs: Iterable[Range]) -> npt.NDArray[np.int64]:
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(lo, hi, dtype=np.int64) for lo, hi in pairs)])
 
 
 def _table(contents: JobContents, indices: Any, codes: Any, named: dict[str, pa.Array]) -> pa.Table:

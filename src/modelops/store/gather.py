@@ -263,7 +263,8 @@ class Cover(Generic[T]):
         for lo, hi in pairwise(edges):
             if lo < hi:
                 i = int(which[lo])
-                self._left[i] -= 0 if once_more else hi - lo
+                if not once_more:
+                    self._left[i] -= hi - lo
                 yield self._get(i), at[lo:hi]
 
     def _get(self, i: int) -> T:
@@ -280,6 +281,17 @@ class Cover(Generic[T]):
         return table
 
 
+def held_rows(
+    key: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], at: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return which rows of a table, and which of a group, are those of ``keys[at]`` that the sorted ``key`` holds."""
+    if not len(key):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    of = np.minimum(np.searchsorted(key, keys[at]), len(key) - 1)
+    held = key[of] == keys[at]
+    return of[held], at[held]
+
+
 def first_weight(cover: Cover[Any], keys: npt.NDArray[np.int64]) -> int:
     """Return how much the first of these rows takes that succeeded, see `Stored.weight`; 0 if none did.
 
@@ -289,13 +301,10 @@ def first_weight(cover: Cover[Any], keys: npt.NDArray[np.int64]) -> int:
         part = keys[lo : lo + _LOOK]
         first, weight = len(part), 0
         for table, at in cover.find(part, once_more=True):
-            stored = table.stored
-            if not len(stored.key):
-                continue
-            of = np.minimum(np.searchsorted(stored.key, part[at]), len(stored.key) - 1)
-            good = np.flatnonzero((stored.key[of] == part[at]) & stored.succeeded[of])
-            if len(good) and at[good[0]] < first:
-                first, weight = int(at[good[0]]), stored.weight(int(of[good[0]]))
+            of, rows = held_rows(table.stored.key, part, at)
+            good = np.flatnonzero(table.stored.succeeded[of])
+            if len(good) and rows[good[0]] < first:
+                first, weight = int(rows[good[0]]), table.stored.weight(int(of[good[0]]))
         if first < len(part):
             return weight
     return 0

@@ -16,7 +16,7 @@ import numpy as np
 from modelops.study.ranges import Ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -120,6 +120,11 @@ def _rows_of_band(band: _Band, numbers: npt.NDArray[np.int64]) -> Rows:
     column = np.array([(b.base, b.p0, b.r0, b.n_replicates) for b in band.blocks], np.int64)[block].T
     offset = within - starts[block]
     return Rows(param, column[2] + offset, column[0] + (param - column[1]) * column[3] + offset)
+
+
+def indices_in(pairs: Iterable[Range]) -> npt.NDArray[np.int64]:
+    """Return the indices of some ranges, one range after another."""
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(lo, hi, dtype=np.int64) for lo, hi in pairs)])
 
 
 def places(line: IndexLine, indices: npt.NDArray[np.int64]) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ import pyarrow as pa
 from modelops.store import columns
 from modelops.store.parameters import ID_BYTES, ROW_GROUP
 from modelops.store.views import ARROW_TYPES
+from modelops.study.canonical import write_plain
 from modelops.study.seeds import seed_keys_of
 
 if TYPE_CHECKING:
@@ -271,4 +271,4 @@ def _text(value: str) -> bytes:
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return write_plain(value).encode()

@@ -13,7 +13,7 @@ from modelops.store import columns
 from modelops.store.gather import Cover, Stored, StoredFloats, cells_of, first_weight
 from modelops.store.order import ResultOrder, Rows
 from modelops.store.segment_table import OutputsColumn, SegmentTable
-from modelops.store.view_writer import FEWEST_ROWS, ROW_GROUP, Group, rows_at_once
+from modelops.store.view_writer import ROW_GROUP, Group, rows_at_once
 from modelops.store.views import column_names
 from modelops.study.seeds import seed_key, seeds_at
 
@@ -117,7 +117,11 @@ def replicate_groups(contents: JobContents, progress: Callable[[int, int], None]
         lambda loaded: loaded.n_bytes,
     )
     _, rest, running = replicate_statuses(contents)
-    for numbers in _in_groups(shown, _rows_at_once(cover, order, shown)):
+
+    def weigh() -> int:
+        return first_weight(cover, order.at(next(_in_groups(shown, ROW_GROUP))).index)
+
+    for numbers in _in_groups(shown, rows_at_once(len(shown), weigh)):
         rows = order.at(numbers)
         codes = np.where(in_ranges(contents.running, rows.index), running, rest)
         pieces, first_at, first = [], len(codes), None
@@ -138,14 +142,6 @@ def replicate_groups(contents: JobContents, progress: Callable[[int, int], None]
         n_done += len(numbers)
         if progress is not None:
             progress(n_done, len(shown))
-
-
-def _rows_at_once(cover: Cover[_Loaded], order: ResultOrder, shown: Ranges) -> int:
-    """Return how many rows go into a group; few are one, whatever they have."""
-    if len(shown) <= FEWEST_ROWS:
-        return ROW_GROUP
-    first = next(_in_groups(shown, ROW_GROUP))
-    return min(ROW_GROUP, rows_at_once(first_weight(cover, order.at(first).index)))
 
 
 def _in_groups(numbers: Ranges, size: int) -> Iterator[npt.NDArray[np.int64]]:

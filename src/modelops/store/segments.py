@@ -23,6 +23,7 @@ from modelops.errors import IntegrityError, InternalError
 from modelops.states import STORED, ReplicateStatus
 from modelops.store import columns
 from modelops.store.objects import COPY_BYTES, Objects
+from modelops.store.order import indices_in
 from modelops.store.segment_body import (
     Body,
     Floats,
@@ -309,7 +310,7 @@ def _durations_of(seconds: npt.NDArray[np.float64]) -> Durations:
 def store_not_needed(objects: Objects, job: JobId, attempt: AttemptId, indices: Ranges) -> SegmentRef:
     """Store a segment that says of these replicates, and of no others, that they are not needed."""
     n = len(indices)
-    index = np.concatenate([np.arange(lo, hi, dtype=np.int64) for lo, hi in indices.pairs])
+    index = indices_in(indices.pairs)
     codes = np.full(n, OUTCOME_CODE[ReplicateStatus.NOT_NEEDED], np.uint8)
     named = {
         "index": columns.fixed(index, pa.int64()),

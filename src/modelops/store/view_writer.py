@@ -36,10 +36,15 @@ PARQUET_OPTIONS: Final[dict[str, Any]] = {  # pinned: the same rows give the sam
 }
 
 
-def rows_at_once(weight: int) -> int:
-    """Return how many rows a group has: a power of two. ``weight``: of the first succeeded row, see `Stored.weight`."""
-    fit = CELLS // max(1, weight)
-    return max(FEWEST_ROWS, min(ROW_GROUP, 1 << max(0, fit.bit_length() - 1)))
+def rows_at_once(n_rows: int, weigh: Callable[[], int]) -> int:
+    """Return how many rows a group has, of a table of so many: a power of two. Few are one group, whatever they have.
+
+    ``weigh`` returns the weight of the first row that succeeded, see `Stored.weight`.
+    """
+    if n_rows <= FEWEST_ROWS:
+        return ROW_GROUP
+    fit = max(1, CELLS // max(1, weigh()))
+    return min(ROW_GROUP, max(FEWEST_ROWS, 1 << (fit.bit_length() - 1)))
 
 
 class Group(NamedTuple):

@@ -20,7 +20,7 @@ from modelops.study.ids import ParamId
 
 _PERSON = b"modelops.parm.1"
 _NEW_HASH = blake2b(digest_size=16, person=_PERSON).copy  # two thirds of the price of making each anew
-# `json.dumps` makes one for each call, which is half of its price.
+# Of None, bool, int, finite floats, text, lists and dicts. `json.dumps` makes such an encoder for each call.
 write_plain = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 ).encode
