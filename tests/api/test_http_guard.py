@@ -309,6 +309,55 @@ def test_a_connection_that_asks_for_nothing_is_closed_after_a_while(
     assert client.get("/v1/server")
 
 
+@pytest.mark.parametrize("before", [b"", WHOLE], ids=["at first", "later"])
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (HALF_A_HEAD, b"x"),
+        (b"GET /", b"x"),
+        (HALF_A_HEAD + b"\r\n", b"Y: x\r\n"),
+        (b"x", b"x"),
+        (b"", b"x: y\r\n"),
+    ],
+    ids=["value", "path", "headers", "method", "no request"],
+)
+def test_a_head_without_end_is_refused_before_it_takes_memory(
+    client: Client, before: bytes, begin: bytes, more: bytes
+) -> None:
+    sent = 0
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as one:
+        one.sendall(before)
+        if before:
+            assert one.recv(12) == b"HTTP/1.1 200"
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            one.sendall(begin)
+            while sent < 64 << 20:
+                one.sendall(more * (8192 // len(more)))
+                sent += 8192
+        assert sent < 32 << 20  # what sockets hold, and no more
+        answers = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := one.recv(1 << 16):
+                answers += piece
+        assert b"HTTP/1.1 400" in answers or not answers  # a reset takes the answer along
+    assert client.get("/v1/server")
+
+
+def test_a_large_body_behind_a_head_and_a_request_behind_that_are_taken(client: Client) -> None:
+    body = b'{"x": "' + b"y" * (1 << 20) + b'"}'
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += "Content-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as one:
+        one.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body + WHOLE)
+        answers = b""
+        while answers.count(b"HTTP/1.1") < 2 or not answers.endswith(b'"ok"}'):
+            piece = one.recv(1 << 16)
+            assert piece, answers
+            answers += piece
+    assert answers.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answers
+
+
 def test_who_waits_for_news_asks_for_something(
     client: Client, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

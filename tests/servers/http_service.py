@@ -217,6 +217,7 @@ def serving(service: JobService, token: str = TOKEN, **options: Any) -> Iterator
         lifespan="off",
         ws="none",
         http=Connection,
+        loop="uvloop",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,

@@ -95,8 +95,8 @@ class Server:
         if certificate is not None:
             https["ssl_context_factory"] = lambda _config, _default: certificate.context
         config = uvicorn.Config(
-            self._attendance, lifespan="off", ws="none", http=Connection, log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=GRACE_S, backlog=512, **https,
+            self._attendance, lifespan="off", ws="none", http=Connection, loop="uvloop", log_config=None,
+            access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S, backlog=512, **https,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)
         with self._stack:

@@ -1,7 +1,8 @@
 """Connections that ask for nothing: they are closed after a while, and there are never so many that files run out.
 
-Who connects has shown no token yet, and may send half a request and wait. Each such connection costs an open file;
-without any left the server could answer nobody, nor read its database.
+Who connects has shown no token yet, and may send half a request and wait, or a head without end. Each such connection
+costs an open file, and the memory of what it has sent; without any left the server could answer nobody, nor read its
+database.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import resource
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,17 +22,20 @@ HEAD_WITHIN_S: Final = 30.0  # from the connection, or the answer before, to the
 SILENT_SHARE: Final = 1 / 4  # of the files that may be open
 SHARE: Final = 3 / 4  # likewise, of all connections
 MOST_SILENT: Final = 2_000
+MAX_HEAD_BYTES: Final = 64 << 10
 
 _silent: WeakKeyDictionary[ServerState, dict[Connection, None]] = WeakKeyDictionary()
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """One connection of a client. *Silent* while no request of it is being answered; then it is not waited for long."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._others = _silent.setdefault(self.server_state, {})  # that are silent, the longest first
         self._timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of a request whose head has not ended
+        self._in_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin, if there is room; the one that has been silent for longest makes some."""
@@ -47,7 +51,20 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take in what came."""
         super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
         self._look()
+
+    def on_message_begin(self) -> None:
+        """Take in the first bytes of a request."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer a request."""
+        self._in_head = False
+        super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
