@@ -976,6 +976,23 @@ def test_files_made_with_what_was_made_ahead_are_the_same(
     assert replicates_table(job.contents(made_view=view)).equals(replicates_table(job.contents()))
 
 
+def test_what_few_sets_need_is_made_at_once_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(spec_of(IndexLine.of(5, 2)), SETS)
+    job.run(range(10), model)
+    few = Ahead(job.objects, job.job, job.spec)
+    few.begin_with_few()
+    few.begin_with_few()
+    few.consider(0.0)
+    view = few.view()
+    assert view is not None
+    assert few.view() is None
+    assert replicates_table(job.contents(made_view=view)).equals(replicates_table(job.contents()))
+    monkeypatch.setattr("modelops.server.ahead.FEW", 4)
+    more = Ahead(job.objects, job.job, job.spec)
+    more.begin_with_few()
+    assert more.view() is None
+
+
 def test_nothing_is_made_ahead_for_a_job_of_few_sets_nor_of_lost_parameters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -74,6 +74,7 @@ class DriverLoop:
     events were handled, at most every 50 ms, for progress bars. ``on_waiting`` is told what database or storage said
     when one of them does not do its part, here or on a worker. ``used_s``: of the job's timeout, by earlier drivers.
     ``study``: the object with the job's spec, ``study_digest``: its SHA-256.
+    ``when_idle``: called once, as soon as there is nothing to do but to wait.
     ``inbox``: what is told to the loop; may hold something before it runs. ``raises_damage``: stop driving, and raise,
     when a worker has met damaged bytes; otherwise the machine hears of it.
     """
@@ -91,6 +92,7 @@ class DriverLoop:
     used_s: float = 0.0
     study: str = "study.json"
     study_digest: str = ""
+    when_idle: Callable[[], None] | None = None
     inbox: queue.SimpleQueue[News] = field(default_factory=queue.SimpleQueue)
     raises_damage: bool = False
     lease_lost: bool = False
@@ -199,6 +201,9 @@ class DriverLoop:
         if self._writer.away:
             until = min(until, self._writer.retry_at)
         until = min(until, self._note_use_at)
+        if self.when_idle is not None and self.inbox.empty():
+            act, self.when_idle = self.when_idle, None
+            act()
         try:
             return self.inbox.get(timeout=max(0.0, until - now))
         except queue.Empty:

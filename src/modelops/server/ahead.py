@@ -1,7 +1,8 @@
-"""What result files need of very many parameter sets, made while the last replicates run.
+"""What result files need of the parameter sets, made while replicates run.
 
 To parse a million sets and to derive their seeds takes a second of one core, and is a function of the study only. The
-job would wait for it at its end; a little before, it costs half of that, and workers on other machines nothing.
+job would wait for it at its end; a little before, it costs half of that, and workers on other machines nothing. Of a few
+sets it takes a millisecond, which a job of one replicate would notice.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from modelops.study.spec import JobSpec
 
 BEFORE_END_S: Final = 10.0  # not sooner: it takes 30 bytes and more of memory for each set
+FEW: Final = 256  # sets, of which that is nothing
 
 
 class Ahead:
@@ -29,6 +31,11 @@ class Ahead:
         self._thread: threading.Thread | None = None
         self._made: ParameterView | None = None
 
+    def begin_with_few(self) -> None:
+        """Begin if the job has few sets only."""
+        if self._thread is None and self._spec.line.n_params <= FEW:
+            self._begin()
+
     def consider(self, left_s: float | None) -> None:
         """Begin if the job is expected to take so many seconds only, and has very many sets."""
         if (
@@ -37,8 +44,7 @@ class Ahead:
             and left_s <= BEFORE_END_S
             and self._spec.line.n_params > ROW_GROUP
         ):
-            self._thread = threading.Thread(target=self._make, name="modelops-ahead", daemon=True)
-            self._thread.start()
+            self._begin()
 
     def view(self) -> ParameterView | None:
         """Return it, once; None if it was not made, or could not be: who makes it then hears why."""
@@ -46,6 +52,10 @@ class Ahead:
             self._thread.join()
         made, self._made = self._made, None
         return made
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._make, name="modelops-ahead", daemon=True)
+        self._thread.start()
 
     def _make(self) -> None:
         from modelops.store.parameter_view import ParameterView

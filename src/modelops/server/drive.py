@@ -265,6 +265,7 @@ class JobDriver:
             on_waiting=self._on_waiting,
             max_s_without_worker=self._max_s_without_worker,
             used_s=row.used_s,
+            when_idle=ledger.ahead.begin_with_few,
             study=row.study,
             study_digest=sha256(row.spec).hexdigest(),
             inbox=self._inbox,
