@@ -10,12 +10,11 @@ Usage: python bench/aggregate_memory.py [REPLICATES] [MEGABYTES]
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
 import modelops as mo
-from measuring import arguments, describe, peak_bytes
+from measuring import arguments, describe, folder_on_disk, peak_bytes
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -60,7 +59,7 @@ def main() -> None:
     n = int(said[0]) if said else 200
     megabytes = int(said[1]) if len(said) > 1 else 10
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         bundle = Path(folder, "summed")
         bundle.mkdir()
         (bundle / "pyproject.toml").write_text(PYPROJECT)

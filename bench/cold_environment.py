@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from measuring import arguments, describe, show
+from measuring import arguments, describe, folder_on_disk, show
 from modelops.environments import Environments
 from modelops.environments.uv import find_uv, uv_environ
 
@@ -23,7 +22,7 @@ def main() -> None:
     said = arguments(__doc__)
     requirements = said or ["numpy", "pandas", "pyarrow"]
     uv, environ = find_uv(), uv_environ(os.environ)
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         root = Path(folder)
         bundle = root / "bundle"
         bundle.mkdir()

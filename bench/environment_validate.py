@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
-from measuring import arguments, describe
+from measuring import arguments, describe, folder_on_disk
 from modelops.environments import Environments
 from modelops.environments.manifest import read_manifest, survey, write_manifest
 
@@ -22,7 +21,7 @@ N_FILES, N_FOLDERS, REPEATS = 5_000, 400, 20
 
 def main() -> None:
     arguments(__doc__)
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         environments = Environments(Path(folder) / "cache")
         bundle = Path(folder) / "bundle"
         bundle.mkdir()

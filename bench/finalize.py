@@ -9,14 +9,13 @@ import argparse
 import json
 import random
 import resource
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from measuring import describe
+from measuring import describe, folder_on_disk
 from modelops.states import ReplicateStatus
 from modelops.store import Execution, Objects, SegmentWriter
 from modelops.store.contents import JobContents
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--params", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         objects, job = Objects.open(Path(folder)), new_job_id()
         refs = write_job(objects, job, args.params, args.rows, args.segment)
         spec = JobSpec(

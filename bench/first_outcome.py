@@ -13,13 +13,12 @@ Usage: python bench/first_outcome.py [REPEATS]
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import modelops as mo
-from measuring import arguments, describe, show
+from measuring import arguments, describe, folder_on_disk, show
 from modelops.client.prepare import prepare_job
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.environments import Environments
@@ -48,7 +47,7 @@ def main() -> None:
     said = arguments(__doc__)
     repeats = int(said[0]) if said else 7
     first, second, by_hand = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         bundle = Path(folder, "plain")
         bundle.mkdir()
         (bundle / "pyproject.toml").write_text(PYPROJECT)

@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
-from measuring import arguments, describe, show
+from measuring import arguments, describe, folder_on_disk, show
 from modelops.environments import Environment, Environments
 from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec
 
@@ -32,7 +31,7 @@ def main() -> None:
     repeats = int(said[0]) if said else 3
     cpu: dict[str, list[float]] = {"ours": [], IMPORT: [], RUN: []}
     clock: dict[str, list[float]] = {"ours": [], IMPORT: [], RUN: []}
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         environments = Environments(Path(folder, "cache"))
         environment = environments.ensure(environments.resolve(BUNDLE))
         ours(environment, Path(folder))

@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 import resource
 import struct
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measuring import arguments, describe, show
+from measuring import arguments, describe, folder_on_disk, show
 from modelops.environments import Environments
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def main() -> None:
     n_workers = int(said[0]) if said else 100
     repeats = int(said[1]) if len(said) > 1 else 5
     firsts, lasts, cpu = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         root = Path(folder)
         bundle = root / "bundle"
         bundle.mkdir()

@@ -15,13 +15,12 @@ import os
 import resource
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
-from measuring import arguments, describe
+from measuring import arguments, describe, folder_on_disk
 from modelops.environments import Environment, Environments
 from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec
 
@@ -57,7 +56,7 @@ def main() -> None:
     said = arguments(__doc__)
     repeats = int(said[0]) if said else 5
     rows: dict[str, list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         bundle = Path(folder, "bundle")
         bundle.mkdir()
         (bundle / "requirements.txt").write_text("numpy\npandas\n")

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import modelops as mo
-from measuring import arguments, describe, peak_bytes, show
+from measuring import arguments, describe, folder_on_disk, peak_bytes, show
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -73,7 +72,7 @@ def main() -> None:
     megabytes = int(said[1]) if len(said) > 1 else 50
     repeats = int(said[2]) if len(said) > 2 else 3
     ours, synced, two, plain = [], [], [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         bundle = Path(folder, "large")
         bundle.mkdir()
         (bundle / "pyproject.toml").write_text(PYPROJECT)

@@ -8,7 +8,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from modelops.home import Home
 
 
 def arguments(doc: str | None) -> list[str]:
@@ -18,6 +21,17 @@ def arguments(doc: str | None) -> list[str]:
         print((doc or "").strip())
         sys.exit(0)
     return said
+
+
+def folder_on_disk() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that goes away again, where ModelOps keeps its data: elsewhere syncing may cost nothing.
+
+    The folder for temporary files is in memory on many machines.
+    """
+    place = Home.from_environ(os.environ).data
+    while not place.is_dir():
+        place = place.parent
+    return tempfile.TemporaryDirectory(prefix=".modelops-bench-", dir=place)
 
 
 def show(what: str, measured: list[float], unit: str = " s") -> float:

@@ -16,14 +16,13 @@ import importlib.metadata
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import modelops as mo
-from measuring import arguments, describe
+from measuring import arguments, describe, folder_on_disk
 from serving import served
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def of_parsl() -> float:
     os.environ["PATH"] = (
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of its own programs
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         executor = executors.HighThroughputExecutor(
             max_workers_per_node=2,
             address="127.0.0.1",

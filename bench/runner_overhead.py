@@ -10,14 +10,13 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 import msgspec
 
-from measuring import arguments, describe
+from measuring import arguments, describe, folder_on_disk
 from modelops.rpc import Answer, Initialize, Peer, ReplicateSet, ReplicatesRun
 from modelops_runner.launch import runner_argv
 
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def measure(python: str) -> tuple[float, list[float]]:
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         paths = {name: Path(folder, name) for name in ("snapshot", "workdir", "tmpdir", "spool")}
         for path in paths.values():
             path.mkdir()

@@ -19,7 +19,6 @@ import gc
 import math
 import random
 import resource
-import tempfile
 import time
 from array import array
 from collections import Counter
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from measuring import arguments, describe
+from measuring import arguments, describe, folder_on_disk
 from modelops.driver import commands as c
 from modelops.driver import events as e
 from modelops.driver.machine import Machine
@@ -352,7 +351,7 @@ def _found(attempt: AttemptId, submitted: c.SubmitChunk | c.SubmitAggregates) ->
 
 def commit_s(segments: list[SegmentRef]) -> float:
     """Return the CPU seconds that the records (SQLite, on disk) take for a segment, 20 in one transaction."""
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         records = Records.open(f"sqlite:///{folder}/modelops.db")
         records.create_job(JOB, b"{}")
         epoch = records.take_lease(JOB, "bench")

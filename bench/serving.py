@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import modelops as mo
+from measuring import folder_on_disk
 from modelops.cluster.launch import start_pool, stop_pool
 from modelops.cluster.status import pool_status
 from modelops.home import Home
@@ -50,7 +50,7 @@ def noop_bundle(folder: Path) -> Path:
 @contextlib.contextmanager
 def served(n_workers: int = 2) -> Iterator[tuple[Home, Path]]:
     """Start `modelops up` for a home of its own and run one small job; yield the home and the bundle."""
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         home = Home.at(Path(folder, "home"))
         os.environ["MODELOPS_HOME"] = str(home.data)
         os.environ.pop("MODELOPS_SERVER", None)

@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import random
-import tempfile
 import time
 from pathlib import Path
 
 import modelops as mo
-from measuring import arguments, describe, show
+from measuring import arguments, describe, folder_on_disk, show
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -50,7 +49,7 @@ def main() -> None:
     repeats = int(said[2]) if len(said) > 2 else 3
     n = int(slots * per_slot_s / (MEDIAN_S * math.exp(SIGMA**2 / 2)))
     ours, dask, pool = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_on_disk() as folder:
         bundle = Path(folder, "sleepy")
         bundle.mkdir()
         (bundle / "pyproject.toml").write_text(PYPROJECT)
