@@ -13,12 +13,11 @@ Usage: python bench/model_time.py [SECONDS_OF_WORK_PER_CORE]
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import time
 from pathlib import Path
 
 import modelops as mo
-from measuring import CpuOfTree, arguments, describe
+from measuring import CpuOfTree, arguments, describe, folder_on_disk
 from modelops.client.run import Watcher
 from modelops.cluster.embedded import EmbeddedCluster
 from modelops.home import Home
@@ -65,8 +64,8 @@ def report(what: str, model_s: float, cpu: CpuOfTree, wall_s: float) -> tuple[fl
 
 def main() -> None:
     said = arguments(__doc__)
-    seconds = float(said[0]) if said else 40.0
-    with tempfile.TemporaryDirectory() as folder:
+    seconds = float(said[0]) if said else 60.0
+    with folder_on_disk() as folder:
         bundle = Path(folder, "busy")
         bundle.mkdir()
         (bundle / "pyproject.toml").write_text(PYPROJECT)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from distributed import Scheduler
+
+from modelops.cluster.announce import AnnounceWorkers
 
 if TYPE_CHECKING:
     from modelops.cluster.embedded import EmbeddedCluster
@@ -28,3 +32,20 @@ def test_workers_are_listed_while_dask_refreshes_what_it_knows_of_the_scheduler(
         assert all(cluster.workers() for _ in range(30))
     finally:
         client.loop.add_callback(refreshing.cancel)
+
+
+def test_the_scheduler_does_not_look_for_times_that_nobody_has_set(cluster: EmbeddedCluster) -> None:
+    scheduler = cluster.client.cluster.scheduler
+    assert not {"idle-timeout", "no-workers-timeout"} & scheduler.periodic_callbacks.keys()
+    assert scheduler.check_idle() is None or scheduler.idle_since
+
+
+def test_a_time_that_is_set_is_looked_for() -> None:
+    async def timers(**options: Any) -> set[str]:
+        async with Scheduler(
+            dashboard=False, dashboard_address=":0", host="127.0.0.1", plugins=[AnnounceWorkers()], **options
+        ) as scheduler:
+            return {name for name, timer in scheduler.periodic_callbacks.items() if timer.is_running()}
+
+    assert "idle-timeout" in asyncio.run(timers(idle_timeout="1h"))
+    assert "idle-timeout" not in asyncio.run(timers())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from modelops.cluster.needless_timers import stop_needless_timers
 from modelops.cluster.versions import VERSIONS, ours
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ class AnnounceWorkers(SchedulerPlugin):
     name = "modelops-announce-workers"
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Leave the versions where `Client.get_metadata` finds them, also a client of another version."""
+        """Leave the versions where `Client.get_metadata` finds them, also a client of another version.
+
+        And let it rest while nothing happens.
+        """
         scheduler.set_metadata([VERSIONS], msgspec.to_builtins(ours()))
+        stop_needless_timers(scheduler)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Announce a worker with the number of its threads."""

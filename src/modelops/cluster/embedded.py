@@ -71,6 +71,7 @@ class EmbeddedCluster:
                     memory_limit=0,
                     local_directory=str(self._settings.scratch),
                     silence_logs=logging.CRITICAL,
+                    scheduler_sync_interval="10m",  # nobody looks at what the cluster would know by that
                 )
             )
             self.client = self._stack.enter_context(Client(cluster, set_as_default=False))

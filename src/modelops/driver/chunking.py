@@ -127,7 +127,7 @@ def queue_size(meter: Meter, remaining: int, slots: int) -> int:
         return 0
     size = min(remaining, chunk_size(meter, remaining, slots))
     chunk_s = cost * size
-    if chunk_s <= WORTH_WAITING_S and (chunk_s <= WORTH_SHARING_S or remaining * cost >= 4 * chunk_s * slots):
+    if chunk_s <= WORTH_WAITING_S and (chunk_s <= WORTH_SHARING_S or remaining * cost >= 2 * chunk_s * slots):
         return size
     if meter.handover_s <= WORTH_SHARING_S:
         return 0

@@ -262,12 +262,15 @@ class ChunkRun:
         """Let outcomes gather: to wake up for each would cost more than to take it in.
 
         At most for half the time that the rest is expected to take, so that the end of a chunk is not noticed late;
-        and a little when messages come faster than that.
+        and a little when messages come faster than that. Not at the end of a chunk that comes by the sheet, as its
+        runner sends next to no messages anyway.
         """
         n_left = len(self._indices) - self._n
         if not n_left or not self._n:
             return
         each_s = self._model_s / self._n
+        if n_left <= self._sheet_holds / 2 < math.inf and SHORT_PAUSE_S < n_left * each_s <= PAUSE_S:
+            return
         each_bytes = max(1, self._process.n_received_bytes - self._received_before) / self._n
         n_gathered = min(n_left / 2, GATHERED_BYTES / each_bytes, self._sheet_holds / 2)
         seconds = min(self._longest_pause_s, each_s * n_gathered)
