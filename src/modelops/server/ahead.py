@@ -1,8 +1,8 @@
 """What result files need of the parameter sets, made while replicates run.
 
 To parse a million sets and to derive their seeds takes a second of one core, and is a function of the study only. The
-job would wait for it at its end; a little before, it costs half of that, and workers on other machines nothing. Of a few
-sets it takes a millisecond, which a job of one replicate would notice.
+job would wait for it at its end; a little before, it costs half of that, and workers on other machines nothing. Of a
+few sets it takes a millisecond, which a job of one replicate would notice.
 """
 
 from __future__ import annotations
