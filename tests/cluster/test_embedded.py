@@ -35,6 +35,7 @@ def test_workers_are_listed_while_dask_refreshes_what_it_knows_of_the_scheduler(
 
 
 def test_the_scheduler_does_not_look_for_times_that_nobody_has_set(cluster: EmbeddedCluster) -> None:
+    assert cluster.client.cluster is not None
     scheduler = cluster.client.cluster.scheduler
     assert not {"idle-timeout", "no-workers-timeout"} & scheduler.periodic_callbacks.keys()
     assert scheduler.check_idle() is None or scheduler.idle_since

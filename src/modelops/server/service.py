@@ -31,7 +31,7 @@ from modelops.server.extend import extend_job, resume_job
 from modelops.server.parameters import canonical_forms, pour_uploaded, texts_of_file
 from modelops.server.submission import check_count, check_entries, check_extension, check_spec, check_why
 from modelops.server.uploads import Uploads
-from modelops.server.views import spec_of, view_of
+from modelops.server.views import view_of
 from modelops.states import FINAL_JOB_STATES, JobState
 from modelops.store import overview, submissions
 from modelops.store.aggregate_value import stored_aggregate
@@ -44,7 +44,7 @@ from modelops.store.rows import ChangedMeanwhileError, Submission, new_row
 from modelops.store.segments import job_folder
 from modelops.study.ids import JobId, new_job_id
 from modelops.study.ranges import EMPTY
-from modelops.study.spec import encode_spec
+from modelops.study.spec import encode_spec, recorded_spec
 from modelops.volumes import temporary_files_are
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class JobService:
 
     def spec(self, job: str) -> JobSpec:
         """Return the frozen record of what a job is. Raises NotFoundError."""
-        return spec_of(self.records.job(JobId(job)).spec, job)
+        return recorded_spec(self.records.job(JobId(job)).spec, job)
 
     def parameter_set(self, job: str, param: int | str) -> ParameterSet:
         """Return a parameter set by its ordinal or its id. Raises NotFoundError."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from modelops.errors import ModelOpsError, StorageError
 from modelops.server.stalled import Seen, Watched, look, no_worker_of
-from modelops.server.views import known_spec
 from modelops.states import OPEN_JOB_STATES, JobState, ReplicateStatus
+from modelops.study.spec import read_or_why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -145,12 +145,12 @@ class StallWatch:
         out = {}
         for row in self._rows:
             view = views.get(row.job) or self._asleep(row.job)
-            if view is not None and (spec := known_spec(row.spec)[0]) is not None:
+            if view is not None and (spec := read_or_why(row.spec)[0]) is not None:
                 seen = _of_driven(row, spec, view, n_workers, running.get(row.job, 0), sum(running.values()))
                 seen = replace(seen, n_refused=n_refused)
             elif (kept := self._driving.view(row.job)) is not None and kept.needs_worker:
                 seen = _of_waiting(row, no_worker_of([pool.name for pool in kept.pools]))
-            elif why := known_spec(row.spec)[1]:
+            elif why := read_or_why(row.spec)[1]:
                 seen = _of_waiting(row, why)
             elif not self._driving.connected():
                 seen = _of_waiting(row, "the scheduler does not answer")

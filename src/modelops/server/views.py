@@ -8,7 +8,6 @@ the job's state makes of it.
 from __future__ import annotations
 
 from datetime import datetime
-from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -17,7 +16,7 @@ import msgspec
 from modelops.states import FINAL_JOB_STATES, JobState, ReplicateStatus
 from modelops.store.contents import rest_of
 from modelops.study.index_line import IndexLine
-from modelops.study.spec import JobSpec, read_or_why, recorded_spec
+from modelops.study.spec import JobSpec, read_or_why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -203,7 +202,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
     """Put together what is committed and what its driver says; ``live`` must have been asked first."""
     row = picture.row
-    known, unreadable = known_spec(row.spec)
+    known, unreadable = read_or_why(row.spec)
     spec = known or _NOTHING_KNOWN
     size = sum(picture.counts.values()) if unreadable else spec.line.size
     if row.state in FINAL_JOB_STATES:
@@ -240,13 +239,6 @@ def view_of(picture: Picture, live: Live | None, n_workers: int) -> JobView:
     return msgspec.structs.replace(view, tag=blake2b(said, digest_size=8).hexdigest())
 
 
-@lru_cache(maxsize=128)
-def spec_of(data: bytes, job: str) -> JobSpec:
-    """Return a recorded spec; those of jobs that are watched are read once."""
-    return recorded_spec(data, job)
-
-
-known_spec = lru_cache(maxsize=128)(read_or_why)
 _NOTHING_KNOWN: Final = JobSpec(name="", bundle="", bundle_name="", model="", line=IndexLine(()))
 
 

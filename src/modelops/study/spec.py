@@ -7,7 +7,8 @@ A job that was extended has another spec, in an object of its own, see `modelops
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -201,10 +202,22 @@ def decode_spec(data: bytes) -> JobSpec:
 
 
 def _decoded(data: bytes, which: str) -> JobSpec:
-    form = msgspec.json.decode(data, type=_Head).format
-    if form > FORMAT:
+    found = (_small if len(data) <= SMALL_BYTES else _large)(data)
+    if isinstance(found, int):
         raise RequestError(
-            f"{which} was written by a newer ModelOps (study format {form}, this one reads "
+            f"{which} was written by a newer ModelOps (study format {found}, this one reads "
             f"up to {FORMAT}); upgrade modelops"
         )
-    return msgspec.json.decode(data, type=JobSpec)
+    return found
+
+
+def _parsed(data: bytes) -> JobSpec | int:
+    """Return the study, or its format if that is newer."""
+    form = msgspec.json.decode(data, type=_Head).format
+    return form if form > FORMAT else msgspec.json.decode(data, type=JobSpec)
+
+
+# Of a job that goes on the same bytes are read again and again; a list of a million seeds is 16 MB of them.
+SMALL_BYTES: Final = 64 << 10
+_small = lru_cache(maxsize=256)(_parsed)
+_large = lru_cache(maxsize=4)(_parsed)
