@@ -2,7 +2,7 @@
 
 from modelops.bundles.files import bundle_digest
 from modelops.bundles.job import job_spec
-from modelops.bundles.manifest import Manifest, load_manifest
+from modelops.bundles.manifest import Manifest, load_manifest, manifest_of_snapshot
 from modelops.bundles.pack import pack_bundle, unpack_bundle
 from modelops.bundles.snapshot import disown_snapshot, snapshot_changed, snapshot_mark, take_snapshot
 
@@ -12,6 +12,7 @@ __all__ = [
     "disown_snapshot",
     "job_spec",
     "load_manifest",
+    "manifest_of_snapshot",
     "pack_bundle",
     "snapshot_changed",
     "snapshot_mark",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from modelops.bundles.script import script_metadata, top_level_functions
+from modelops.bundles.snapshot import snapshot_mark
 from modelops.bundles.target_data import read_target_data
 from modelops.bundles.toml import parse_toml, read_text
 from modelops.bundles.wire import OF_A_DEPENDENCY, Wire, find_wire, wire_of_dependency
@@ -119,6 +121,17 @@ def load_manifest(bundle: Path) -> Manifest:
         f"{bundle} is no bundle: it has no pyproject.toml. Write one with a [tool.modelops] table, "
         "or start from 'modelops bundle init'"
     )
+
+
+def manifest_of_snapshot(snapshot: Path) -> Manifest:
+    """Read what a snapshot says of itself, once for as long as it is the same one. Raises as `load_manifest`."""
+    mark = snapshot_mark(snapshot)
+    return _of_marked(snapshot, mark) if mark else load_manifest(snapshot)
+
+
+@lru_cache(maxsize=8)
+def _of_marked(snapshot: Path, _mark: str) -> Manifest:
+    return load_manifest(snapshot)
 
 
 def _folder_manifest(bundle: Path, text: str) -> Manifest:

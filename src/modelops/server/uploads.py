@@ -13,7 +13,7 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, Final
 
-from modelops.bundles import load_manifest
+from modelops.bundles import load_manifest, manifest_of_snapshot
 from modelops.bundles.digest import is_digest
 from modelops.bundles.pack import MAX_BYTES, MAX_FILES, check_archive, unpack_bundle
 from modelops.bundles.snapshot import is_whole_snapshot
@@ -124,7 +124,7 @@ class Uploads:
 
     def manifest(self, digest: str) -> Manifest:
         """Return what a stored bundle says of itself. Raises NotFoundError."""
-        return load_manifest(fetch_snapshot(self._objects, _digest(digest), self._snapshots))
+        return manifest_of_snapshot(fetch_snapshot(self._objects, _digest(digest), self._snapshots))
 
     # Parameter files
 

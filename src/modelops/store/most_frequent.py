@@ -54,6 +54,8 @@ def most_frequent_failure(contents: JobContents) -> str:
 
 
 def _of_aggregates(contents: JobContents) -> str:
+    if not any(ref.counts.get(AggregateStatus.FAILED) for ref in contents.aggregates):
+        return ""
     failed = [
         kind for kind in aggregate_failures(contents).to_pylist() if kind["status"] == AggregateStatus.FAILED
     ]

@@ -7,7 +7,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelops.bundles import Manifest, disown_snapshot, load_manifest, snapshot_changed, snapshot_mark
+from modelops.bundles import (
+    Manifest,
+    disown_snapshot,
+    manifest_of_snapshot,
+    snapshot_changed,
+    snapshot_mark,
+)
 from modelops.errors import BundleEnvironmentError, IntegrityError
 from modelops.processes import RunnerSpec
 from modelops.store.fetch import fetch_snapshot
@@ -76,7 +82,9 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     lock = read_lock(objects, job)
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
-    manifest = load_manifest(snapshot)  # before what takes long: somebody may clean the cache meanwhile
+    manifest = manifest_of_snapshot(
+        snapshot
+    )  # before what takes long: somebody may clean the cache meanwhile
 
     def say() -> None:
         needed = f"{runtime.host} has needed {SLOW_S:.0f} s for the environment until now"
