@@ -47,6 +47,7 @@ MAX_WAITING: Final = (
 )
 WORTH_SLEEPING_S: Final = 10.0  # to take it up again costs more than to drive it on for a shorter time
 LOOK_EVERY_S: Final = 1.0
+AFTER_END_S: Final = 0.02  # who waits for a job's end, and asks for its results, comes first
 REST: Final = 2.0  # times as long as a look took
 LONGEST_REST_S: Final = 0.5
 STOP_WITHIN_S: Final = 20.0
@@ -106,6 +107,7 @@ class Supervisor:
         )  # while a lease is taken, which can take as long as the database wants
         self._lock = threading.Lock()
         self._driven: dict[JobId, _Driven] = {}
+        self._pressing = False  # something new, and not only the end of a job
         self._aside, self._crowded = Aside(records, aliases), False
         self._apart: set[JobId] = set()
         self._setbacks: dict[JobId, Setback] = {}
@@ -149,6 +151,7 @@ class Supervisor:
 
     def wake(self) -> None:
         """Look around now: there is a new job, a cancel or a resume."""
+        self._pressing = True
         self._news.set()
 
     def abandon(self, job: JobId, who: str) -> None:
@@ -308,7 +311,9 @@ class Supervisor:
                 log.exception("looking for jobs failed")
             # With thousands of jobs a look takes a while, and each submission asks for one: others need the time, too.
             time.sleep(min(LONGEST_REST_S, REST * (time.monotonic() - began)))
-            self._news.wait(pause_s)
+            if self._news.wait(pause_s) and not self._pressing:
+                time.sleep(AFTER_END_S)
+            self._pressing = False
             self._news.clear()
 
     def _look(self) -> None:
@@ -473,7 +478,7 @@ class Supervisor:
                 if one.release:
                     self._to_release.add(job)
             if not self._stopping:
-                self.wake()
+                self._news.set()
 
     def _recorded(self, job: JobId, ended: bool) -> None:
         if ended:
