@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import http.client
+import json
 import logging
 import socket
 import threading
@@ -341,6 +342,49 @@ def test_a_head_without_end_is_refused_before_it_takes_memory(
                 answers += piece
         assert b"HTTP/1.1 400" in answers or not answers  # a reset takes the answer along
     assert client.get("/v1/server")
+
+
+def everything(client: Client, sent: bytes) -> bytes:
+    """Return all that a server answers until it closes the connection."""
+    answers = b""
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as one:
+        one.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := one.recv(1 << 16):
+                answers += piece
+    return answers
+
+
+BAD_CHUNK = (
+    b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost localhost\r\n\r\n",
+        b"GET /health HTTP/9\r\nHost: localhost\r\n\r\n",
+        BAD_CHUNK,
+    ],
+    ids=["TLS", "greeting", "header", "version", "chunk"],
+)
+def test_what_is_no_request_is_refused_as_a_problem(client: Client, sent: bytes) -> None:
+    head, _, body = everything(client, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"application/problem+json" in head
+    assert json.loads(body)["error"] == "MalformedRequestError"
+    assert client.get("/v1/server")
+
+
+def test_what_comes_behind_a_request_takes_nothing_from_its_answer(client: Client) -> None:
+    answers = everything(client, WHOLE + b"\0\0\0 nonsense\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answers.count(b"HTTP/1.1") == 1
+    assert answers.endswith(b'{"status":"ok"}')
 
 
 def test_a_large_body_behind_a_head_and_a_request_behind_that_are_taken(client: Client) -> None:

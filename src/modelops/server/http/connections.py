@@ -13,9 +13,12 @@ from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from modelops.server.http.problems import MalformedRequestError, problem_response
+
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 HEAD_WITHIN_S: Final = 30.0  # from the connection, or the answer before, to the end of a request's head
@@ -53,7 +56,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(f"the head of a request has at most {MAX_HEAD_BYTES:,} bytes")
         self._look()
 
     def on_message_begin(self) -> None:
@@ -65,6 +68,19 @@ class Connection(HttpToolsProtocol):
         """Begin to answer a request."""
         self._in_head = False
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, as a problem; what came behind a whole request takes nothing from its answer."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not (cycle.more_body or cycle.response_complete):
+            cycle.keep_alive = False  # then the connection is closed
+            return
+        refusal = problem_response(MalformedRequestError(msg))
+        head = [b"%s: %s\r\n" % header for header in refusal.raw_headers]
+        self.transport.write(
+            b"".join([b"HTTP/1.1 400 Bad Request\r\n", *head, b"connection: close\r\n\r\n", refusal.body])
+        )
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
