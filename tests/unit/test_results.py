@@ -987,10 +987,12 @@ def test_what_few_sets_need_is_made_at_once_and_once(monkeypatch: pytest.MonkeyP
     assert view is not None
     assert few.view() is None
     assert replicates_table(job.contents(made_view=view)).equals(replicates_table(job.contents()))
-    monkeypatch.setattr("modelops.server.ahead.FEW", 4)
-    more = Ahead(job.objects, job.job, job.spec)
-    more.begin_with_few()
-    assert more.view() is None
+    for limit, most in (("FEW", 4), ("FEW_BYTES", 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"modelops.server.ahead.{limit}", most)
+            more = Ahead(job.objects, job.job, job.spec)
+            more.begin_with_few()
+            assert more.view() is None
 
 
 def test_nothing_is_made_ahead_for_a_job_of_few_sets_nor_of_lost_parameters(

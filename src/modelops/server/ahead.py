@@ -7,6 +7,7 @@ few sets it takes a millisecond, which a job of one replicate would notice.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BEFORE_END_S: Final = 10.0  # not sooner: it takes 30 bytes and more of memory for each set
 FEW: Final = 256  # sets, of which that is nothing
+FEW_BYTES: Final = 1 << 20  # if they take no more than this, as long as the job runs
 
 
 class Ahead:
@@ -32,9 +34,9 @@ class Ahead:
         self._made: ParameterView | None = None
 
     def begin_with_few(self) -> None:
-        """Begin if the job has few sets only."""
+        """Begin if the job has few and small sets only."""
         if self._thread is None and self._spec.line.n_params <= FEW:
-            self._begin()
+            self._begin(most_bytes=FEW_BYTES)
 
     def consider(self, left_s: float | None) -> None:
         """Begin if the job is expected to take so many seconds only, and has very many sets."""
@@ -53,16 +55,21 @@ class Ahead:
         made, self._made = self._made, None
         return made
 
-    def _begin(self) -> None:
-        self._thread = threading.Thread(target=self._make, name="modelops-ahead", daemon=True)
+    def _begin(self, most_bytes: float = math.inf) -> None:
+        self._thread = threading.Thread(
+            target=self._make, args=(most_bytes,), name="modelops-ahead", daemon=True
+        )
         self._thread.start()
 
-    def _make(self) -> None:
+    def _make(self, most_bytes: float) -> None:
         from modelops.store.parameter_view import ParameterView
         from modelops.store.parameters import Parameters
 
         try:
-            made = ParameterView(Parameters(self._objects, self._job, self._spec.parameters))
+            parameters = Parameters(self._objects, self._job, self._spec.parameters)
+            if parameters.n_bytes > most_bytes:
+                return
+            made = ParameterView(parameters)
         except ModelOpsError:  # damage and storage that is away are met again, and then dealt with
             return
         made.derive_keys(self._spec)

@@ -217,6 +217,12 @@ class Parameters:
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes they take, about, when they have been read."""
+        groups = self._file.metadata
+        return sum(groups.row_group(number).total_byte_size for number in range(groups.num_row_groups))
+
     def __getitem__(self, param: int) -> ParameterSet:
         if not 0 <= param < len(self):
             raise IndexError(param)
