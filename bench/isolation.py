@@ -74,14 +74,15 @@ def main() -> None:
         version = "import numpy, pandas; print(f'numpy {numpy.__version__}, pandas {pandas.__version__}')"
         subprocess.run([environment.python, "-W", "ignore", "-c", version], check=True)
     print(f"{'':32} {'ms':>9} {'CPU ms':>9}  every repeat, CPU ms")
-    medians = {}
+    medians: dict[str, tuple[float, float]] = {}
     for name, measured in rows.items():
         wall, cpu = (statistics.median(column) for column in zip(*measured, strict=True))
-        medians[name] = cpu
+        medians[name] = wall, cpu
         print(f"{name:32} {wall:9.3f} {cpu:9.3f}  {' '.join(f'{c:.3f}' for _, c in measured)}")
+    above, above_cpu = (f - w for f, w in zip(medians["fork"], medians["warm"], strict=True))
     print(
-        f"fork costs {medians['fork'] - medians['warm']:.2f} ms of CPU above warm (goal: at most 5 ms), "
-        f"spawn {medians['spawn'] / medians['fork']:.0f} times as much as fork"
+        f"fork costs {above:.2f} ms above warm (goal: at most 5 ms), {above_cpu:.2f} ms of CPU; "
+        f"spawn {medians['spawn'][0] / medians['fork'][0]:.0f} times as much as fork"
     )
     describe("msgspec")
 
