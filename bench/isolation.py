@@ -24,7 +24,7 @@ from measuring import arguments, describe, folder_on_disk
 from modelops.environments import Environment, Environments
 from modelops.processes import Outcome, ProcessPool, ReplicateSet, RunnerSpec
 
-N = {"warm": 4_000, "fork": 200, "spawn": 4}  # replicates
+N = {"warm": 4_000, "fork": 1_000, "spawn": 4}  # replicates
 MODEL = """
 import numpy, pandas
 OUT = {f"output_{i}": i / 7 for i in range(5)}
