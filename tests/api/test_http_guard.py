@@ -402,6 +402,33 @@ def test_a_large_body_behind_a_head_and_a_request_behind_that_are_taken(client: 
     assert b"application/problem+json" in answers
 
 
+def test_a_head_without_end_behind_who_waits_takes_no_memory(
+    client: Client, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    take = connections.Connection.data_received
+
+    def counted(connection: connections.Connection, data: bytes) -> None:
+        nonlocal taken
+        taken += len(data)
+        take(connection, data)
+
+    job = client.submit(request_for(bundle))
+    tag = client.get(f"/v1/jobs/{job['job']}")["tag"]
+    head = f"GET /v1/jobs/{job['job']}?tag={tag}&wait_s=1 HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Authorization: Bearer {TOKEN}\r\n\r\n"
+    monkeypatch.setattr(connections.Connection, "data_received", counted)
+    with (
+        socket.create_connection(("127.0.0.1", client.port), timeout=30) as one,
+        contextlib.suppress(ConnectionResetError, BrokenPipeError),
+    ):
+        one.sendall(head.encode() + HALF_A_HEAD)
+        for _ in range(8192):
+            one.sendall(b"x" * 8192)
+    assert connections.MAX_HEAD_BYTES < taken < 1 << 20
+    assert client.get("/v1/server")
+
+
 def test_who_waits_for_news_asks_for_something(
     client: Client, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

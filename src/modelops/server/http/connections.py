@@ -74,6 +74,7 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not (cycle.more_body or cycle.response_complete):
             cycle.keep_alive = False  # then the connection is closed
+            self.flow.pause_reading()  # until then nothing more is taken in
             return
         refusal = problem_response(MalformedRequestError(msg))
         head = [b"%s: %s\r\n" % header for header in refusal.raw_headers]
