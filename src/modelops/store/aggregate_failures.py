@@ -33,6 +33,11 @@ _COLUMNS: Final = ("param", "target", "status", "reason", "error")
 
 
 def aggregate_failures(contents: JobContents) -> pa.Table:
+    """Return a row per kind, as `kinds_of_failure` does."""
+    return columns.table(kinds_of_failure(contents), SUMMARY_SCHEMA)
+
+
+def kinds_of_failure(contents: JobContents) -> list[dict[str, Any]]:
     """Return one row per kind, the most frequent first; the example is of the lowest parameter set.
 
     A kind of failure is an entry point with a fingerprint (type and place); what was skipped is one kind for each
@@ -58,8 +63,7 @@ def aggregate_failures(contents: JobContents) -> pa.Table:
         if row["param"] < known["param"]:
             kinds[key] = known = {**example, "count": known["count"]}
         known["count"] += 1
-    found = sorted(kinds.values(), key=lambda kind: (-kind["count"], kind["param"], kind["aggregate"]))
-    return columns.table(found, SUMMARY_SCHEMA)
+    return sorted(kinds.values(), key=lambda kind: (-kind["count"], kind["param"], kind["aggregate"]))
 
 
 def _bad_rows(contents: JobContents) -> Iterator[dict[str, Any]]:

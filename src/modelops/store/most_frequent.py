@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from modelops.states import FAILURES, OUTCOMES, AggregateStatus, ReplicateStatus
 from modelops.store import columns
-from modelops.store.aggregate_failures import aggregate_failures
+from modelops.store.aggregate_failures import kinds_of_failure
 
 if TYPE_CHECKING:
     from modelops.store.contents import JobContents
@@ -54,11 +54,7 @@ def most_frequent_failure(contents: JobContents) -> str:
 
 
 def _of_aggregates(contents: JobContents) -> str:
-    if not any(ref.counts.get(AggregateStatus.FAILED) for ref in contents.aggregates):
-        return ""
-    failed = [
-        kind for kind in aggregate_failures(contents).to_pylist() if kind["status"] == AggregateStatus.FAILED
-    ]
+    failed = [kind for kind in kinds_of_failure(contents) if kind["status"] == AggregateStatus.FAILED]
     if not failed:
         return ""
     n_all = len(contents.spec.line.params_of(contents.spec.line.all())) * len(contents.spec.aggregates)
