@@ -82,9 +82,8 @@ def load_job_context(runtime: WorkerRuntime, job: JobId, study: str, digest: str
     lock = read_lock(objects, job)
     snapshot = fetch_snapshot(objects, BundleDigest(spec.bundle), cache / "bundles")
     mark = snapshot_mark(snapshot)
-    manifest = manifest_of_snapshot(
-        snapshot
-    )  # before what takes long: somebody may clean the cache meanwhile
+    # Before what takes long: somebody may clean the cache meanwhile.
+    manifest = manifest_of_snapshot(snapshot)
 
     def say() -> None:
         needed = f"{runtime.host} has needed {SLOW_S:.0f} s for the environment until now"
